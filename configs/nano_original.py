@@ -1,0 +1,14 @@
+"""nano as its PyTorch original was, to the letter: attention scores divided by sqrt(n_embd).
+
+python main.py --config nano_original
+"""
+
+import dataclasses
+
+from gpt_jax.config import Config, load_config
+
+
+def get_config() -> Config:
+    nano = load_config("nano")
+    model = dataclasses.replace(nano.model, attention_scale=nano.model.n_embd**-0.5)
+    return dataclasses.replace(nano, run_dir="runs/nano_original", model=model)

@@ -1,0 +1,174 @@
+"""Checkpoints: written by orbax, in the background, and trusted only with their sha256 manifest.
+
+A checkpoint is a folder `checkpoints/STEP` that orbax commits whole, and beside it a manifest
+`STEP.json` with the size and sha256 of every file in it, written last and removed first. A folder
+without a manifest is what a kill left behind: it is never read and is cleared on the next start.
+(Orbax itself loads a checkpoint with a flipped bit without a word.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt_jax.config import FORMAT
+from gpt_jax.errors import UserError
+from gpt_jax.files import write_atomically
+
+FOLDER = "checkpoints"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or can't be written."""
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run, one at a time, and keeps the newest few."""
+
+    def __init__(self, run_dir: Path, keep: int):
+        """Clears what a kill left behind; keeps the newest `keep` checkpoints from now on."""
+        self._folder = (run_dir / FOLDER).absolute()
+        self._keep = keep
+        self._worker = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future | None = None
+        self._folder.mkdir(exist_ok=True)
+        whole = set(steps(run_dir))
+        for path in self._folder.iterdir():
+            if path.is_dir() and not (path.name.isdigit() and int(path.name) in whole):
+                shutil.rmtree(path)
+
+    def save(self, step: int, state: Any, config: dict[str, Any]) -> None:
+        """Starts saving a tree of arrays; returns once the arrays may be overwritten (donated).
+
+        Raises:
+          CheckpointError: this save could not start, or the one before it failed.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self.wait()
+        path = self._folder / f"{step:08d}"
+        try:
+            # A checkpoint of this step that failed its manifest may still lie there.
+            manifest_path(path).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+            response = ocp.save_async(str(path), state, custom_metadata={"config": config})
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot save checkpoint {path}: {error}") from error
+        self._pending = self._worker.submit(self._commit, path, step, response)
+
+    def _commit(self, path: Path, step: int, response: Any) -> None:
+        response.result()
+        manifest = {"format": FORMAT, "step": step, "files": describe_files(path)}
+        write_atomically(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
+        for old in steps(self._folder.parent)[: -self._keep]:
+            old_path = self._folder / f"{old:08d}"
+            manifest_path(old_path).unlink()
+            shutil.rmtree(old_path)
+
+    def wait(self) -> None:
+        """Waits until the save under way is whole on the disk.
+
+        Raises:
+          CheckpointError: it failed; the checkpoints before it are untouched.
+        """
+        pending, self._pending = self._pending, None
+        try:
+            if pending:
+                pending.result()
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot save a checkpoint in {self._folder}: {error}; the last sound one is "
+                f"{max(steps(self._folder.parent), default='none')}"
+            ) from error
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def describe_files(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns {relative path: {"bytes", "sha256"}} for every file below a folder."""
+    files = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            files[file.relative_to(path).as_posix()] = {
+                "bytes": file.stat().st_size,
+                "sha256": digest,
+            }
+    return files
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Returns the steps of a run's checkpoints, ascending, sound or not."""
+    names = (path.stem for path in (run_dir / FOLDER).glob("*.json"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def damage(path: Path) -> str:
+    """Returns what is wrong with a checkpoint, by its manifest; "" where it is sound."""
+    try:
+        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+        written, expected = manifest["format"], manifest["files"]
+        if written > FORMAT:
+            return f"written by a newer gpt_jax (format {written}; this one reads {FORMAT})"
+        if not expected:
+            return "its manifest names no files"
+        found = describe_files(path)
+        for name in sorted({*expected, *found}):
+            if name not in found:
+                return f"{name} is missing"
+            if name not in expected:
+                return f"{name} does not belong to it"
+            if found[name] != expected[name]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"its manifest can't be read ({error})"
+    return ""
+
+
+def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
+    """Loads the newest sound checkpoint of a run.
+
+    Args:
+      run_dir: the run's folder.
+      target: a tree of jax.ShapeDtypeStruct with shardings: what to load, and onto which devices.
+
+    Returns:
+      (its step, the state, one message for each newer checkpoint that is damaged); step 0 and None
+      for the state where nothing has been saved yet.
+
+    Raises:
+      CheckpointError: there are checkpoints and none is sound, or the sound one does not fit.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    messages = []
+    for step in reversed(steps(run_dir)):
+        path = (run_dir / FOLDER / f"{step:08d}").absolute()
+        if problem := damage(path):
+            messages.append(f"checkpoint {path} is damaged: {problem}")
+            continue
+        try:
+            saved = ocp.load(str(path), target)
+        except Exception as error:  # orbax raises many kinds; all mean the same to a user
+            detail = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
+        # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
+        return step, jax.tree.map(lambda x: x.copy(), saved), messages
+    if messages:
+        raise CheckpointError("; ".join(messages) + "; no sound checkpoint is left")
+    return 0, None, []

@@ -1,0 +1,395 @@
+"""Settings: frozen dataclasses, their rules, and their way to and from JSON and the command line.
+
+Every setting is declared once, here, with its default, its meaning and its rule. Nothing in this
+module imports jax or touches a device, so a mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.errors import UserError
+
+FORMAT = 1  # of a run folder; a reader refuses a newer one
+
+
+class ConfigError(UserError):
+    """A setting, or a set of settings, that breaks a rule."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    rule: tuple[Callable[[Any], bool], str] | None = None,
+    *,
+    advice: str = "",
+    internal: bool = False,
+) -> Any:
+    """Declares a field of a config.
+
+    Args:
+      default: its default value.
+      help: what it means, with its unit.
+      rule: (test, what the test asks for in words), for a value that is not None.
+      advice: what to try when the rule is broken.
+      internal: found by the program, so not offered on the command line.
+    """
+    metadata = {"help": help, "rule": rule, "advice": advice, "internal": internal}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+POSITIVE_INT = (lambda x: x >= 1, "a whole number of at least 1")
+POSITIVE = (lambda x: math.isfinite(x) and x > 0, "a finite number above 0")
+NOT_NEGATIVE = (lambda x: math.isfinite(x) and x >= 0, "a finite number of at least 0")
+BELOW_ONE = (lambda x: 0 <= x < 1, "a number in [0, 1)")
+FRACTION = (lambda x: 0 < x < 1, "a number between 0 and 1, both excluded")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the model; with its parameters, all that is needed to compute logits."""
+
+    n_layer: int = setting(3, "transformer blocks", POSITIVE_INT)
+    n_head: int = setting(4, "attention heads; must divide n_embd", POSITIVE_INT)
+    n_embd: int = setting(128, "width of the embedding", POSITIVE_INT)
+    block_size: int = setting(64, "longest context, in tokens", POSITIVE_INT)
+    dropout: float = setting(0.2, "share of activations dropped in training, in [0, 1)", BELOW_ONE)
+    attention_scale: float | None = setting(
+        None,
+        "factor on attention scores; none is the standard 1/sqrt(n_embd / n_head)",
+        POSITIVE,
+        advice="leave it at none for the standard",
+    )
+    vocab_size: int = setting(
+        0,
+        "different tokens; 0 until the tokenizer says",
+        (lambda x: x >= 0, "a whole number of at least 0"),
+        internal=True,
+    )
+
+    def __post_init__(self):
+        _check_fields(self, "model.")
+        if self.n_embd % self.n_head:
+            below = self.n_embd // self.n_head * self.n_head
+            tries = " or ".join(str(n) for n in (below, below + self.n_head) if n)
+            raise ConfigError(
+                f"model.n_embd={self.n_embd} must be divisible by model.n_head={self.n_head}; "
+                f"try n_embd={tries}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read."""
+
+    corpus: str = setting("oz", "name of a corpus (oz, python-manual) or path of a UTF-8 text file")
+    fallback_corpus: str | None = setting(
+        None, "corpus to train on when `corpus` cannot be downloaded; none makes that an error"
+    )
+    train_fraction: float = setting(
+        0.8, "first part of the text, for training; the rest is for validation", FRACTION
+    )
+
+    def __post_init__(self):
+        _check_fields(self, "data.")
+        if not self.corpus:
+            raise ConfigError("data.corpus is empty; give a name (oz, python-manual) or a path")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter 2019) at a constant learning rate."""
+
+    learning_rate: float = setting(3e-4, "step size of AdamW, constant", POSITIVE)
+    weight_decay: float = setting(
+        0.01, "decoupled decay: a step shrinks weights by learning_rate * this", NOT_NEGATIVE
+    )
+    beta1: float = setting(0.9, "decay of the gradient's running mean, in [0, 1)", BELOW_ONE)
+    beta2: float = setting(0.999, "decay of the squared gradient's mean, in [0, 1)", BELOW_ONE)
+
+    def __post_init__(self):
+        _check_fields(self, "optim.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and what is recorded."""
+
+    batch_size: int = setting(
+        32, "sequences in an optimizer step, over all devices together", POSITIVE_INT
+    )
+    steps: int = setting(500, "optimizer steps in all", POSITIVE_INT)
+    log_interval: int = setting(10, "steps in one compiled call and one log row", POSITIVE_INT)
+    eval_interval: int = setting(50, "steps between evaluations", POSITIVE_INT)
+    eval_batches: int = setting(50, "random batches of each split in an evaluation", POSITIVE_INT)
+    checkpoint_interval: int = setting(100, "steps between checkpoints", POSITIVE_INT)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept", POSITIVE_INT)
+
+    def __post_init__(self):
+        _check_fields(self, "train.")
+
+    @property
+    def chunk_steps(self) -> int:
+        """Steps in one compiled call: log_interval, or less where an interval asks for it.
+
+        Every evaluation and checkpoint falls on a chunk's end, so a resumed run executes the very
+        same calls as one that was never interrupted.
+        """
+        return math.gcd(self.log_interval, self.eval_interval, self.checkpoint_interval)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How text is written."""
+
+    prompt: str | None = setting(
+        None, "text to continue; none takes the first line of the validation text"
+    )
+    max_new_tokens: int = setting(300, "tokens to write", POSITIVE_INT)
+    temperature: float = setting(
+        1.0, "divides the logits; below 1 is safer, above wilder, 0 is greedy", NOT_NEGATIVE
+    )
+    top_k: int | None = setting(
+        None, "choose among the k likeliest tokens only; none is all", POSITIVE_INT
+    )
+    top_p: float | None = setting(
+        None,
+        "choose among the likeliest tokens that hold this much probability, in (0, 1]; none is all",
+        (lambda x: 0 < x <= 1, "a number in (0, 1]"),
+    )
+    num_samples: int = setting(1, "texts to write from one prompt", POSITIVE_INT)
+    window: typing.Literal["exact", "refill"] = setting(
+        "exact",
+        "past block_size: `exact` sees the last block_size tokens for every token; `refill` drops "
+        "half the context whenever it is full: an approximation, and several times as fast",
+    )
+
+    def __post_init__(self):
+        _check_fields(self, "sample.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    run_dir: str = setting("runs/nano", "folder of the run, made if missing")
+    seed: int = setting(
+        0,
+        "of initialisation, batches, dropout and samples",
+        (lambda x: 0 <= x < 2**32, "a whole number in [0, 2**32)"),
+    )
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+
+    def __post_init__(self):
+        _check_fields(self)
+        if not self.run_dir:
+            raise ConfigError("run_dir is empty; give a folder such as runs/nano")
+
+
+# --- one setting at a time ------------------------------------------------------------------------
+
+
+def settings(config_type: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """Yields (dotted name, type, field) for every setting, depth first."""
+    hints = typing.get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from settings(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, hints[field.name], field
+
+
+def get(config: Any, name: str) -> Any:
+    """Returns the value of a dotted setting."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns `config` with dotted settings replaced, and every rule checked.
+
+    Two settings belong to a config's own corpus. `data.fallback_corpus` does not outlive a corpus
+    asked for by name (what the user names is never swapped for another), and `sample.prompt` does
+    not outlive a change of corpus.
+
+    Raises:
+      ConfigError: a name is unknown or a value breaks a rule.
+    """
+    values = dict(values)
+    if "data.corpus" in values:
+        values.setdefault("data.fallback_corpus", None)
+        if values["data.corpus"] != config.data.corpus:
+            values.setdefault("sample.prompt", None)
+    known = {name for name, _, _ in settings(Config)}
+    nested = to_dict(config)
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"unknown setting {name!r}{suggest(name, known)}")
+        *groups, last = name.split(".")
+        target = nested
+        for group in groups:
+            target = target[group]
+        target[last] = value
+    return from_dict(nested)
+
+
+def parse(text: str, hint: Any, name: str) -> Any:
+    """Turns a command line's text into a value of type `hint`, or raises ConfigError."""
+    if type(None) in typing.get_args(hint):
+        if text.lower() == "none":
+            return None
+        hint = _strip_optional(hint)
+    if hint is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"{name} takes a whole number, not {text!r}") from None
+    if hint is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"{name} takes a number, not {text!r}") from None
+    return text
+
+
+def suggest(word: str, known: typing.Iterable[str]) -> str:
+    """Returns '; did you mean ...?' where something known is close to `word`, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _strip_optional(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
+
+
+def _check_fields(config: Any, prefix: str = "") -> None:
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        if field.metadata:
+            value = getattr(config, field.name)
+            _check_value(prefix + field.name, value, hints[field.name], field.metadata)
+
+
+def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
+    if value is None and type(None) in typing.get_args(hint):
+        return
+    hint = _strip_optional(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")
+        return
+    accepted = (int, float) if hint is float else hint
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        kind = {int: "a whole number", float: "a number", str: "a text"}[hint]
+        raise ConfigError(f"{name}={value!r} must be {kind}")
+    if metadata["rule"] and not metadata["rule"][0](value):
+        advice = f"; {metadata['advice']}" if metadata["advice"] else ""
+        raise ConfigError(f"{name}={value!r} must be {metadata['rule'][1]}{advice}")
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the settings as nested dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Any, config_type: type = Config, prefix: str = "") -> Any:
+    """Returns the Config of nested dicts; a setting left out keeps its default.
+
+    Raises:
+      ConfigError: a name is unknown, a value has another type or breaks a rule.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'the config'} must be settings, not {values!r:.60}"
+        )
+    hints = typing.get_type_hints(config_type)
+    kwargs = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise ConfigError(f"unknown setting {prefix + str(name)!r}{suggest(str(name), hints)}")
+        nested = dataclasses.is_dataclass(hints[name])
+        kwargs[name] = from_dict(value, hints[name], f"{prefix}{name}.") if nested else value
+    return config_type(**kwargs)
+
+
+# --- config files ---------------------------------------------------------------------------------
+
+
+def config_dir() -> Path:
+    """Returns the folder of the named configs: the repository's, or the installed package's."""
+    package = Path(__file__).parent
+    repository = package.parent / "configs"
+    return repository if repository.is_dir() else package / "configs"
+
+
+def list_configs() -> dict[str, str]:
+    """Returns {name: first line of the file's docstring} without running any of the files."""
+    found = {}
+    for path in sorted(config_dir().glob("[a-z]*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[path.stem] = docstring.partition("\n")[0]
+    return found
+
+
+def load_config(name: str | os.PathLike[str]) -> Config:
+    """Returns the config of a name in `configs/`, or of the path of a Python file.
+
+    The file is code and is run: it must define `get_config() -> Config`.
+
+    Raises:
+      ConfigError: there is no such config, or the file fails or returns something else.
+    """
+    name = os.fspath(name)
+    path = Path(name)
+    if os.sep not in name and path.suffix != ".py":
+        path = config_dir() / f"{name}.py"
+        if not path.is_file():
+            names = list(list_configs())
+            raise ConfigError(
+                f"unknown config {name!r}{suggest(name, names)}; there are {', '.join(names)}, "
+                "or give the path of a file"
+            )
+    if not path.is_file():
+        raise ConfigError(f"config file {name} does not exist")
+    spec = importlib.util.spec_from_file_location("gpt_jax_config", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"config file {name} must be a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except UserError as error:
+        raise ConfigError(f"config file {path}: {error}") from error
+    except Exception as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"config file {path} fails: {type(error).__name__}: {detail}") from error
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"config file {path}: get_config() must return a gpt_jax Config, not {config!r:.60}"
+        )
+    return config

@@ -1,0 +1,252 @@
+"""Corpora: named texts and the user's own files, found, downloaded once and brought to form.
+
+Everything here ends in a `Corpus`: a text and a record of where it came from. Nothing here knows
+tokens or devices; `data.py` is next on the way to the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.errors import UserError
+from gpt_jax.files import write_atomically
+
+OZ_FILE = "wizard_of_oz.txt"
+OZ_URL = "https://www.gutenberg.org/cache/epub/55/pg55.txt"  # GPT_JAX_OZ_URL names a mirror
+OZ_SHA256 = "5fbceadaf1cbc51bd8bf30e5ebe60ed99d67ebda266120ba3f6379d6ecf106c2"
+OZ_CHARACTERS = 207_799
+OZ_VOCABULARY = 73
+MAX_DOWNLOAD_BYTES = 20_000_000
+TRIES = 3
+TIMEOUT_SECONDS = (5, 10)  # to connect; between two packets
+TOTAL_SECONDS = 60
+
+
+class CorpusError(UserError):
+    """A corpus that can't be had or can't be used."""
+
+
+class DownloadError(CorpusError):
+    """A corpus that could not be downloaded; another may serve in its place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A text and its record.
+
+    Attributes:
+      name: what `data.corpus` says: a name, or the absolute path of a file.
+      text: the whole text.
+      source: where it was read from, for people.
+      notes: what differs from what one would expect, a sentence each.
+      requested: the name asked for, where another corpus had to serve; else the same as name.
+    """
+
+    name: str
+    text: str
+    source: str
+    notes: tuple[str, ...] = ()
+    requested: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Of the text as UTF-8."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """Returns what a run's config.json keeps of the corpus."""
+        return {
+            "name": self.name,
+            "requested": self.requested or self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "characters": len(self.text),
+            "vocabulary": len(set(self.text)),
+        }
+
+
+def load_corpus(
+    name: str,
+    fallback: str | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Corpus:
+    """Returns the corpus `name`: "oz", "python-manual", or the path of a UTF-8 text file.
+
+    Args:
+      name: a name or a path.
+      fallback: a corpus to use where `name` can't be downloaded; None makes that an error.
+      progress: called with (bytes so far, bytes in all or None) during a download.
+
+    Raises:
+      CorpusError: it can't be had, and why, and the ways out.
+    """
+    if name == "oz":
+        try:
+            return _load_oz(progress)
+        except DownloadError as error:
+            if fallback is None:
+                raise
+            corpus = load_corpus(fallback)
+            note = f"corpus oz could not be had ({error.args[1]}); using {fallback} instead"
+            return dataclasses.replace(corpus, notes=(note, *corpus.notes), requested=name)
+    if name == "python-manual":
+        return _load_python_manual()
+    path = Path(name).expanduser()
+    return Corpus(str(path.absolute()), read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """Returns a UTF-8 file's text as it is: line ends and a byte order mark stay.
+
+    Raises:
+      CorpusError: it is missing, a folder, unreadable, empty, binary or not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+    except IsADirectoryError:
+        raise CorpusError(f"corpus {path} is a folder; give the path of a text file") from None
+    except FileNotFoundError:
+        raise CorpusError(
+            f"corpus {str(path)!r} is neither a file nor a name; the names are oz and python-manual"
+        ) from None
+    except OSError as error:
+        raise CorpusError(f"corpus {path} can't be read: {error.strerror}") from error
+    if not raw:
+        raise CorpusError(f"corpus {path} is empty; give a text file")
+    if b"\0" in raw:
+        raise CorpusError(
+            f"corpus {path} looks binary (a zero byte at {raw.index(0)}); give a text"
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"corpus {path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); "
+            "convert it, for example with: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def data_dir() -> Path:
+    """Returns the folder of texts: GPT_JAX_DATA, else the repository's data/, else a user cache."""
+    if named := os.environ.get("GPT_JAX_DATA"):
+        return Path(named).expanduser()
+    repository = Path(__file__).parent.parent
+    if (repository / "configs").is_dir():
+        return repository / "data"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gpt_jax"
+
+
+def _load_oz(progress: Callable[[int, int | None], None] | None) -> Corpus:
+    repository = Path(__file__).parent.parent / "data"
+    for path in dict.fromkeys((data_dir() / OZ_FILE, repository / OZ_FILE)):
+        if path.exists():
+            return _oz(read_text(path), str(path))
+    url = os.environ.get("GPT_JAX_OZ_URL", OZ_URL)
+    path = data_dir() / OZ_FILE
+    try:
+        text = original_form(_download(url, progress))
+    except (OSError, ValueError) as error:
+        reason = " ".join(f"{url}: {error}".split())
+        raise DownloadError(
+            f"corpus oz could not be downloaded ({reason}); put the book at {path}, or train on "
+            "another text with --data.corpus python-manual or --data.corpus PATH",
+            reason,
+        ) from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        corpus = _oz(text, url)
+        note = f"{path} could not be written ({error.strerror}): the book is downloaded every time"
+        return dataclasses.replace(corpus, notes=(*corpus.notes, note))
+    return _oz(text, f"{url}, now at {path}")
+
+
+def _oz(text: str, source: str) -> Corpus:
+    corpus = Corpus("oz", text, source)
+    if corpus.sha256 == OZ_SHA256:
+        return corpus
+    vocabulary = len(set(text))
+    note = (
+        f"this edition of oz is not the original's: {len(text):,} characters of {vocabulary} kinds "
+        f"against {OZ_CHARACTERS:,} of {OZ_VOCABULARY}"
+    )
+    if vocabulary != OZ_VOCABULARY:
+        note += ", so the parameter count differs too"
+    return dataclasses.replace(corpus, notes=(note,))
+
+
+def original_form(raw: bytes) -> str:
+    """Brings a Project Gutenberg page to the form that the original model was trained on.
+
+    That is the text between the START and END markers, with LF line ends and without outer blank
+    space, behind the byte order mark that headed the original's file.
+
+    Raises:
+      ValueError: it is not UTF-8, or a marker is missing (an error page, or a part of the book).
+    """
+    text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    start = re.search(r"^\*\*\* ?START OF TH[^\n]*\*\*\*[ \t]*$", text, re.MULTILINE)
+    end = re.search(r"^\*\*\* ?END OF TH[^\n]*\*\*\*", text, re.MULTILINE)
+    if not start or not end or end.start() < start.end():
+        which = "START" if not start else "END"
+        raise ValueError(f"no {which} marker of Project Gutenberg in {len(raw):,} bytes")
+    body = text[start.end() : end.start()].strip()
+    if not body:
+        raise ValueError("nothing between the markers")
+    return "\ufeff" + body
+
+
+def _download(url: str, progress: Callable[[int, int | None], None] | None) -> bytes:
+    """Returns what a URL serves, whole; a refusal, a time-out or half a page is tried again."""
+    import requests
+
+    deadline = time.monotonic() + TOTAL_SECONDS
+    for attempt in range(TRIES):
+        try:
+            return _download_once(requests, url, deadline, progress)
+        except requests.RequestException as error:
+            status = error.response.status_code if error.response is not None else None
+            final = status is not None and status < 500 and status != 429
+            pause = 0.5 * 2**attempt
+            if final or attempt == TRIES - 1 or time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the loop returns or raises")
+
+
+def _download_once(requests, url, deadline, progress) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    with requests.get(
+        url, stream=True, timeout=TIMEOUT_SECONDS, headers={"User-Agent": "gpt_jax"}
+    ) as response:
+        response.raise_for_status()
+        total = int(response.headers.get("Content-Length", 0)) or None
+        for chunk in response.iter_content(1 << 14):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_DOWNLOAD_BYTES:
+                raise ValueError(f"more than {MAX_DOWNLOAD_BYTES:,} bytes, so not the book")
+            if time.monotonic() > deadline:
+                raise ValueError(f"only {size:,} bytes in {TOTAL_SECONDS} s")
+            if progress:
+                progress(size, total)
+    return b"".join(chunks)
+
+
+def _load_python_manual() -> Corpus:
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name].strip() for name in sorted(topics))
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Corpus("python-manual", text, f"pydoc_data.topics of Python {version}")

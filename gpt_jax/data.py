@@ -1,0 +1,118 @@
+"""Data: from a text to token ids, and from a key to the batch of a step.
+
+The sampler is a pure function of its key: same key, same batch, on any number of devices, wherever
+the tokens lie. There is no iterator and so no iterator state to save.
+Read `step.py` next for how a batch becomes a loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.config import ConfigError
+from gpt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One part of a corpus.
+
+    Attributes:
+      tokens: int32 (N,), ids in order.
+      n_bytes: UTF-8 bytes that the tokens stand for.
+    """
+
+    tokens: np.ndarray
+    n_bytes: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.n_bytes / len(self.tokens)
+
+
+def make_splits(
+    tokens: np.ndarray, token_bytes: np.ndarray, train_fraction: float, block_size: int
+) -> dict[str, Split]:
+    """Cuts tokens by position: the first `train_fraction` is "train", the rest is "val".
+
+    Args:
+      tokens: int32 (N,).
+      token_bytes: int32 (V,), UTF-8 bytes a token.
+      train_fraction: in (0, 1).
+      block_size: T; each split must hold one sequence of T tokens and the token after it.
+
+    Raises:
+      UserError: a split is too short.
+    """
+    cut = int(train_fraction * len(tokens))
+    splits = {
+        name: Split(part, int(token_bytes[part].sum()))
+        for name, part in (("train", tokens[:cut]), ("val", tokens[cut:]))
+    }
+    for name, split in splits.items():
+        if len(split.tokens) < block_size + 1:
+            raise UserError(
+                f"the corpus is too short: {len(split.tokens):,} of its {len(tokens):,} tokens are "
+                f"for {name}, and model.block_size={block_size} needs {block_size + 1}; use a "
+                "longer text, a smaller block_size or another data.train_fraction"
+            )
+    return splits
+
+
+def sample_starts(key: jax.Array, n_tokens: int, block_size: int, batch_size: int) -> jax.Array:
+    """Draws where the sequences of a batch start, each valid place with equal probability.
+
+    Args:
+      key: a PRNG key; the result is a function of it and of the sizes alone.
+      n_tokens: N, tokens to draw from, at least block_size + 1.
+      block_size: T.
+      batch_size: B.
+
+    Returns:
+      int32 (B,), in [0, N - T): the T + 1 tokens from a start are all inside.
+    """
+    return jax.random.randint(key, (batch_size,), 0, n_tokens - block_size)
+
+
+def gather_batch(tokens, starts_B, block_size: int):
+    """Cuts the sequences of a batch out of tokens (N,): on the device, or on the host.
+
+    Returns:
+      (B, T + 1), of the same kind as tokens, jax or NumPy: T inputs, and the same one further on
+      as targets.
+    """
+    xp = np if isinstance(tokens, np.ndarray) else jnp
+    return tokens[starts_B[:, None] + xp.arange(block_size + 1)]
+
+
+def make_windows(
+    n_tokens: int, block_size: int, stride: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lays windows over N tokens so that every token but the first is predicted exactly once.
+
+    Args:
+      n_tokens: N, at least 2.
+      block_size: T, inputs in a window.
+      stride: from one window's start to the next, in [1, T]; None is T. Smaller gives the tokens
+        of all windows but the first at least T - stride tokens of context before them.
+
+    Returns:
+      starts (W,) and, for each window, the range [first, last) of its T predictions that count:
+      int64 (W,) each. Prediction i of a window is of token start + i + 1.
+
+    Raises:
+      ConfigError: the stride is not in [1, T].
+    """
+    stride = block_size if stride is None else stride
+    if not 1 <= stride <= block_size:
+        raise ConfigError(f"stride={stride} must be between 1 and block_size={block_size}")
+    n_predictions = n_tokens - 1
+    n_windows = 1 + max(0, -(-(n_predictions - block_size) // stride))
+    starts = np.arange(n_windows, dtype=np.int64) * stride
+    ends = np.minimum(starts + block_size, n_predictions)
+    firsts = np.concatenate([[0], ends[:-1]]) - starts
+    return starts, firsts, ends - starts

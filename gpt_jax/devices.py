@@ -1,0 +1,61 @@
+"""Which devices a machine offers, asked before jax is imported.
+
+jax reads these choices once, at its first computation, so main.py makes them first. The library,
+imported in a notebook, takes the devices that jax finds.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def largest_divisor(n: int, limit: int) -> int:
+    """Returns the largest divisor of n that is not above the limit (at least 1)."""
+    return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Returns the CPU cores this process may use: its affinity, and a container's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        pass
+    return cores
+
+
+def request_cpu_devices(batch_size: int) -> None:
+    """Asks jax for as many CPU devices as divide the batch and have a core each.
+
+    Two XLA devices on two cores train 1.3 times as fast as one device with two threads. Has no
+    effect on a GPU or TPU; a user's own JAX_NUM_CPU_DEVICES or device count in XLA_FLAGS wins.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        n = largest_divisor(batch_size, usable_cores())
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(n))
+
+
+def missing_accelerator(backend: str, root: Path = Path("/")) -> str:
+    """Returns a line for a GPU or TPU that is in the machine and that jax does not use, or ""."""
+    if backend != "cpu" or os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return ""
+    if (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidia0").exists():
+        return 'this machine has an NVIDIA GPU that jax does not use; pip install -U "jax[cuda13]"'
+    if (root / "dev/kfd").exists() and any((root / "dev/dri").glob("renderD*")):
+        return (
+            'this machine has an AMD GPU that jax does not use; pip install -U "jax[rocm7-local]"'
+        )
+    vendors = (root / "sys/bus/pci/devices").glob("*/vendor")
+    if (root / "dev/accel0").exists() or any(_read(v) == "0x1ae0" for v in vendors):
+        return 'this machine has a TPU that jax does not use; pip install -U "jax[tpu]"'
+    return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

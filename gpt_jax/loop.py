@@ -1,0 +1,475 @@
+"""The training driver: every side effect of training is here.
+
+It checks everything before it computes anything, then alternates compiled chunks of steps with
+evaluations, rows and checkpoints, and reacts to signals. What a step does is in `step.py`; what a
+run's folder holds is in `run.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from gpt_jax import checkpoint, report
+from gpt_jax.config import Config, ConfigError, get, override, settings, to_dict
+from gpt_jax.console import Display
+from gpt_jax.corpora import Corpus, load_corpus
+from gpt_jax.data import Split, make_splits
+from gpt_jax.devices import missing_accelerator
+from gpt_jax.errors import Interrupted, TrainingError, UserError
+from gpt_jax.evaluate import evaluate_split
+from gpt_jax.files import write_atomically
+from gpt_jax.metrics import MetricsWriter, bits_per_byte
+from gpt_jax.optim import make_optimizer
+from gpt_jax.run import (
+    SUMMARY_FILE,
+    Run,
+    check_same_corpus,
+    check_top_k,
+    create_folder,
+    is_run,
+    load_run,
+    read_config,
+    read_summary,
+    stream,
+    update_steps,
+)
+from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
+from gpt_jax.step import (
+    Keys,
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_keys,
+    make_train_chunk,
+)
+from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a run starts from, read and checked; making it writes nothing.
+
+    Attributes:
+      config: as it will be trained: with the corpus really used, the vocabulary's size, a prompt.
+      corpus: the text and its record.
+      tokenizer: of the text.
+      splits: "train" and "val".
+      resumes: the run's folder is there already.
+    """
+
+    config: Config
+    corpus: Corpus
+    tokenizer: CharTokenizer
+    splits: dict[str, Split]
+    resumes: bool
+
+
+def make_plan(config: Config, display: Display) -> Plan:
+    """Reads the corpus and checks all that can be checked before computing.
+
+    Raises:
+      UserError: what is wrong, and a way out.
+    """
+    run_dir = Path(config.run_dir)
+    resumes = is_run(run_dir)
+    if resumes:
+        saved, record = read_config(run_dir)
+        config = merge_with_saved(config, saved, record)
+        tokenizer = load_tokenizer(run_dir)
+        corpus = load_corpus(config.data.corpus, progress=display.download)
+        check_same_corpus(corpus, record, run_dir)
+        if tokenizer.vocab_size != config.model.vocab_size:
+            raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
+    else:
+        check_folder(run_dir)
+        data = config.data
+        corpus = load_corpus(data.corpus, data.fallback_corpus, display.download)
+        tokenizer = CharTokenizer.train(corpus.text)
+        config = dataclasses.replace(
+            config,
+            data=dataclasses.replace(data, corpus=corpus.name),
+            model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
+        )
+    tokens = tokenizer.encode(corpus.text)
+    splits = make_splits(
+        tokens, tokenizer.token_bytes, config.data.train_fraction, config.model.block_size
+    )
+    prompt = config.sample.prompt
+    if prompt is None:
+        prompt = tokenizer.decode(splits["val"].tokens[:200]).strip().partition("\n")[0][:60]
+    tokenizer.encode(prompt)
+    check_top_k(config.sample, tokenizer)
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
+    return Plan(config, corpus, tokenizer, splits, resumes)
+
+
+def check_folder(run_dir: Path) -> None:
+    """Raises UserError where a folder that is no run can't become one."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"run_dir {run_dir} is a file; choose another --run-dir")
+    try:
+        entries = list(run_dir.iterdir()) if run_dir.is_dir() else []
+    except OSError as error:
+        raise UserError(f"run_dir {run_dir} can't be read: {error.strerror}") from error
+    if entries:
+        raise UserError(
+            f"run_dir {run_dir} holds other files ({entries[0].name}) and no config.json; choose "
+            "another --run-dir"
+        )
+
+
+def merge_with_saved(config: Config, saved: Config, record: dict[str, Any]) -> Config:
+    """Returns the settings to train a run on with; only `train.steps` may differ, and only grow.
+
+    Raises:
+      ConfigError: another setting differs; the message names each.
+    """
+    requested = config.data.corpus
+    if requested not in (record.get("requested"), saved.data.corpus):
+        path = Path(requested).expanduser().absolute()
+        requested = str(path) if path.exists() else requested
+    # A run that began on a fallback corpus stays on it. The same text at another path is the same
+    # corpus; `check_same_corpus` compares sums.
+    same = requested in (record.get("requested"), saved.data.corpus) or Path(requested).exists()
+    free = {"run_dir", "train.steps", "model.vocab_size", "data.corpus", "data.fallback_corpus"}
+    if config.sample.prompt is None:
+        config = override(config, {"sample.prompt": saved.sample.prompt})
+    differences = [
+        f"{name} is {get(saved, name)} there and {get(config, name)} here"
+        for name, _, _ in settings(Config)
+        if name not in free and get(saved, name) != get(config, name)
+    ]
+    if not same:
+        differences.append(f"data.corpus is {saved.data.corpus} there and {requested} here")
+    if config.train.steps < saved.train.steps:
+        differences.append(
+            f"train.steps is {saved.train.steps} there and {config.train.steps} here (it can grow)"
+        )
+    if differences:
+        raise ConfigError(
+            f"{config.run_dir} is a run with other settings: {'; '.join(differences)}. Choose "
+            "another --run-dir, or its own settings"
+        )
+    fallen_back = record.get("requested") == requested != saved.data.corpus
+    corpus = saved.data.corpus if fallen_back else requested
+    return dataclasses.replace(
+        saved,
+        run_dir=config.run_dir,
+        data=dataclasses.replace(saved.data, corpus=corpus),
+        train=dataclasses.replace(saved.train, steps=config.train.steps),
+    )
+
+
+def train(config: Config, *, quiet: bool = False) -> Run:
+    """Trains a model as the settings say, or goes on where the folder's run stopped.
+
+    A run that is finished is left as it is and returned. With more `train.steps` it goes on.
+
+    Args:
+      config: the settings; `config.run_dir` is the run's folder.
+      quiet: print nothing.
+
+    Returns:
+      The finished run.
+
+    Raises:
+      UserError: a mistake to mend, before anything is computed.
+      TrainingError: the loss is not finite any more, or the disk refuses a checkpoint.
+      Interrupted: Ctrl-C or SIGTERM; the state is saved, and the same call goes on from it.
+    """
+    display = Display(quiet)
+    try:
+        plan = make_plan(config, display)
+    finally:
+        display.stop()
+    config, run_dir = plan.config, Path(plan.config.run_dir)
+    if plan.resumes:
+        summary = read_summary(run_dir)
+        if summary.get("step") == config.train.steps:
+            return _already_finished(run_dir, summary, display)
+    else:
+        create_folder(run_dir, config, plan.corpus, plan.tokenizer)
+    with _lock(run_dir):
+        if plan.resumes:
+            update_steps(run_dir, config.train.steps)
+        _train(plan, display)
+        run = load_run(run_dir)
+        _finish(run, plan, display)
+    return load_run(run_dir)
+
+
+def _already_finished(run_dir: Path, summary: dict[str, Any], display: Display) -> Run:
+    run = load_run(run_dir)
+    display.line(
+        f"{run_dir} is finished: {run.step} steps on {run.corpus['name']}, validation loss "
+        f"{summary['val']['nats_per_token']:.4f}. Nothing was changed."
+    )
+    display.line(f"  go on with it:    add --train.steps {2 * run.step}")
+    display.line(f"  write more text:  python main.py sample --run-dir {run_dir}")
+    display.line(f"  train a new one:  add --run-dir {run_dir}-2")
+    return run
+
+
+def _train(plan: Plan, display: Display) -> None:
+    """Trains until `train.steps`; leaves a checkpoint of the last step."""
+    config, train = plan.config, plan.config.train
+    run_dir = Path(config.run_dir)
+    mesh = make_mesh(train.batch_size)
+    optimizer = make_optimizer(config.optim)
+    keys: Keys = jax.device_put(make_keys(config.seed), replicated(mesh))
+    initialise = functools.partial(init_state, config.model, optimizer)
+    shapes = jax.eval_shape(initialise, keys.init)
+    shardings = state_shardings(shapes, mesh)
+    _announce(plan, mesh, sum(x.size for x in jax.tree.leaves(shapes.params)), display)
+
+    target = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    step, state, messages = checkpoint.restore(run_dir, target)
+    for message in messages:
+        display.note(f"{message}; going on from step {step}")
+    if state is None:
+        state: TrainState = jax.jit(initialise, out_shardings=shardings)(keys.init)
+    elif step < train.steps:
+        display.line(f"going on from step {step}")
+
+    place = make_place_batch(mesh)
+    train_chunk = jax.jit(
+        make_train_chunk(config.model, config.optim, train, place),
+        static_argnames="steps",
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    eval_step = jax.jit(make_eval_step(config.model, train, place))
+    splits = [
+        jax.device_put(plan.splits[name].tokens, replicated(mesh)) for name in ("train", "val")
+    ]
+    val_bytes_per_token = plan.splits["val"].bytes_per_token
+    tokens_per_step = train.batch_size * config.model.block_size
+
+    def evaluate(state: TrainState, step: int) -> dict[str, float]:
+        key = jax.random.fold_in(keys.eval, step)
+        train_loss, val_loss = np.asarray(eval_step(state.params, splits, key), float).tolist()
+        val_bpb = bits_per_byte(val_loss, val_bytes_per_token)
+        return {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb}
+
+    writer = MetricsWriter(run_dir, step)
+    checkpoints = checkpoint.Checkpoints(run_dir, train.keep_checkpoints)
+
+    def read_chunk(step: int, metrics: dict[str, jax.Array]) -> dict[str, Any]:
+        """Waits for a chunk's numbers; returns its row. They must be finite."""
+        values = {name: np.asarray(metric, np.float64) for name, metric in metrics.items()}
+        finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+        if not finite.all():
+            first = step - len(finite) + int(np.argmin(finite))
+            raise _diverged(f"at step {first + 1}", run_dir, values["loss"][np.argmin(finite)])
+        return {
+            "step": step,
+            "loss": values["loss"].mean().item(),
+            "grad_norm": values["grad_norm"].mean().item(),
+        }
+
+    with _catch_signals() as caught, contextlib.ExitStack() as stack:
+        for close in (checkpoints.close, writer.close, display.stop):
+            stack.callback(close)
+        if step == 0:
+            writer.write({"step": 0, **evaluate(state, 0), "tokens_per_second": None})
+            display.evaluation(writer.rows[-1])
+        display.start(step, train.steps)
+        mark, mark_step = time.perf_counter(), step
+        compiled: dict[int, Callable] = {}
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        while step < train.steps:
+            n = min(train.chunk_steps - step % train.chunk_steps, train.steps - step)
+            if n not in compiled:
+                since = time.perf_counter()
+                compiled[n] = train_chunk.lower(state, splits[0], keys, steps=n).compile()
+                mark += time.perf_counter() - since  # compiling is not training
+            state, metrics = compiled[n](state, splits[0], keys)
+            if pending:  # the numbers of one chunk are read while the next is computed
+                writer.write(read_chunk(*pending))
+                now = time.perf_counter()
+                speed = (pending[0] - mark_step) * tokens_per_step / (now - mark)
+                display.progress(pending[0], writer.rows[-1]["loss"], speed)
+            step += n
+            pending = (step, metrics)
+            last = step == train.steps
+            evaluating = last or step % train.eval_interval == 0
+            saving = last or caught or step % train.checkpoint_interval == 0
+            if not (evaluating or saving):
+                continue
+            row, pending = read_chunk(*pending), None
+            seconds = time.perf_counter() - mark
+            speed = (step - mark_step) * tokens_per_step / seconds
+            if evaluating:
+                row |= evaluate(state, step)
+                row |= {"tokens_per_second": speed, "seconds": seconds}
+                if not math.isfinite(row["train_loss"] + row["val_loss"]):
+                    raise _diverged(f"in the evaluation at step {step}", run_dir, row["val_loss"])
+                mark_step = step
+            writer.write(row)
+            display.progress(step, row["loss"], speed)
+            if evaluating:
+                display.evaluation(row)
+            if saving:
+                if not math.isfinite(float(optax.global_norm(state.params))):
+                    raise _diverged(f"in the parameters after step {step}", run_dir, math.nan)
+                writer.sync()
+                _save(checkpoints, step, state, config)
+            if caught and not last:
+                checkpoints.wait()
+                name = signal.Signals(caught[0]).name
+                raise Interrupted(
+                    caught[0],
+                    f"{name}: saved at step {step} of {train.steps}; the same command goes on",
+                )
+            if evaluating:
+                mark = time.perf_counter()
+        _save_last(checkpoints)
+
+
+def _save(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState, config: Config):
+    try:
+        checkpoints.save(step, state, to_dict(config))
+    except checkpoint.CheckpointError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _save_last(checkpoints: checkpoint.Checkpoints) -> None:
+    try:
+        checkpoints.wait()
+    except checkpoint.CheckpointError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _diverged(where: str, run_dir: Path, value: float) -> TrainingError:
+    sound = max(checkpoint.steps(run_dir), default=None)
+    kept = (
+        "no checkpoint had been saved" if sound is None else f"the checkpoint of step {sound} stays"
+    )
+    return TrainingError(
+        f"the loss is not finite ({value}) {where}; {kept} in {run_dir}. Try a smaller "
+        "--optim.learning-rate with another --run-dir"
+    )
+
+
+def _announce(plan: Plan, mesh: jax.sharding.Mesh, n_params: int, display: Display) -> None:
+    """Says what is about to happen."""
+    config, corpus = plan.config, plan.corpus
+    model, batch_size = config.model, config.train.batch_size
+    for note in corpus.notes:
+        display.note(note)
+    device = mesh.devices.flat[0]
+    if hint := missing_accelerator(device.platform):
+        display.note(hint)
+    n, unused = mesh.size, len(jax.devices()) - mesh.size
+    spare = f" ({unused} more left idle: they don't divide the batch)" if unused else ""
+    tokens_per_step = batch_size * model.block_size
+    total = tokens_per_step * config.train.steps
+    n_train, n_val = (len(plan.splits[name].tokens) for name in ("train", "val"))
+    display.facts(
+        {
+            "corpus": f"{corpus.name}, {len(corpus.text):,} characters, from {corpus.source}",
+            "sha256": corpus.sha256,
+            "split": f"{n_train:,} tokens to train on, {n_val:,} to validate",
+            "model": f"{n_params:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
+            f"{model.n_embd} wide, context {model.block_size}, {model.vocab_size} tokens",
+            "devices": f"{n} x {device.device_kind}: batch {batch_size} = {n} x {batch_size // n} "
+            f"sequences{spare}",
+            "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
+            f"{total / n_train:.1f} times the training text",
+            "run": f"{config.run_dir} ({'continued' if plan.resumes else 'new'})",
+        }
+    )
+    display.line()
+
+
+def _finish(run: Run, plan: Plan, display: Display) -> None:
+    """Evaluates exactly, writes text, draws the picture; the summary comes last."""
+    prompt = run.config.sample.prompt or ""
+    evaluation = evaluate_split(
+        run.config.model, run.params, plan.splits["val"], run.tokenizer.token_bytes
+    )
+    display.line(f"\nwhole validation split: {evaluation}")
+    title = f"{run.run_dir.name}: {run.config.data.corpus}, {run.step:,} steps"
+    picture = report.plot_losses(run.rows, run.run_dir, title)
+    display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
+    display.write(prompt)
+    texts = [prompt] * run.config.sample.num_samples
+    for pieces in stream(run, prompt):
+        display.write(pieces[0])
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    display.line("\n")
+    samples = run.run_dir / "samples.txt"
+    before = samples.read_text(encoding="utf-8") if samples.exists() else ""
+    heading = f"=== step {run.step}, prompt {prompt!r}, corpus {run.corpus['name']} ===\n"
+    parts = [part for part in before.split("=== step ") if part]
+    kept = [f"=== step {p}" for p in parts if not p.startswith(f"{run.step},")]
+    write_atomically(samples, "".join(kept) + "".join(f"{heading}{t}\n\n" for t in texts))
+    summary = {
+        "step": run.step,
+        "corpus": run.corpus,
+        "parameters": sum(x.size for x in jax.tree.leaves(run.params)),
+        "val": evaluation.record(),
+    }
+    write_atomically(run.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    display.line(f"losses over the steps: {picture}")
+    display.line(f"more text: python main.py sample --run-dir {run.run_dir}")
+
+
+@contextlib.contextmanager
+def _lock(run_dir: Path) -> Generator[None]:
+    """Keeps a second process from training the same run."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        file = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"run_dir {run_dir} is not writable: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run_dir} is being trained by another process") from None
+        yield
+
+
+@contextlib.contextmanager
+def _catch_signals() -> Generator[list[int]]:
+    """Collects SIGINT and SIGTERM in the list it yields; a second one ends the program at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def handle(signum: int, frame: Any) -> None:
+        if caught:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        caught.append(signum)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

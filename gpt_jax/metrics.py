@@ -1,0 +1,87 @@
+"""The records of a run: its rows, kept as JSON lines and as TensorBoard events.
+
+Knows files and numbers; never imports jax.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.errors import UserError
+from gpt_jax.files import write_atomically
+
+FILE = "metrics.jsonl"
+CLOCK_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """Returns nats in bits, for each byte of the text they were spent on: nats / ln 2 / bytes.
+
+    It compares models whatever their tokens are.
+    """
+    return nats / math.log(2) / n_bytes
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """Returns a run's rows in order; a last line cut short by a kill is left out.
+
+    Raises:
+      UserError: a line other than the last is damaged.
+    """
+    path = run_dir / FILE
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last "\n" is not a whole row
+        try:
+            row = json.loads(line)
+            rows.append({"step": int(row["step"]), **row})
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UserError(f"{path} is damaged at line {number}: {line[:60]!r}") from None
+    return rows
+
+
+class MetricsWriter:
+    """Appends rows to a run's metrics.jsonl and to its TensorBoard events."""
+
+    def __init__(self, run_dir: Path, step: int):
+        """Opens a run's records to go on after `step`; rows of later steps are dropped."""
+        from tensorboardX import SummaryWriter
+
+        self.rows = [row for row in read_rows(run_dir) if row["step"] <= step] if step else []
+        path = run_dir / FILE
+        write_atomically(path, "".join(map(_line, self.rows)))
+        self._file = path.open("a", encoding="utf-8")
+        purge = step + 1 if step else None
+        self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row; it is in the operating system's hands when this returns."""
+        self.rows.append(row)
+        self._file.write(_line(row))
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step" and isinstance(value, float):
+                self._events.add_scalar(name, value, row["step"])
+
+    def sync(self) -> None:
+        """Puts the rows on the disk, so that no checkpoint is ever ahead of them."""
+        os.fsync(self._file.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        self.sync()
+        self._file.close()
+        self._events.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"

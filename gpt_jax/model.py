@@ -1,0 +1,259 @@
+"""The GPT: a decoder-only transformer as a flax.linen module.
+
+It maps tokens to logits and does nothing else: no loss, no sampling, no sharding rules, no files.
+Read `step.py` next for how it is trained, `sample.py` for how it writes text.
+
+Letters in names give the shape of an array (`x_BTD` is batch, time, embedding):
+
+    B batch            T time: the tokens fed in now        S time held in the cache
+    D n_embd           H heads                              K head size, D / H
+    F MLP width, 4 D   L layers                             V vocabulary
+
+Parameters of the blocks are stacked along a leading axis L, whatever the depth, so that one table
+of sharding rules and one checkpoint layout serve every size.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.config import ModelConfig
+
+Params = Any  # the tree under "params": nested dicts of float32 arrays
+WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
+
+
+class Cache(flax.struct.PyTreeNode):
+    """Keys and values of the tokens seen so far: what decoding carries from one token to the next.
+
+    Attributes:
+      k_LBHSK: keys, float32; S is block_size. Entries at positions >= length are not valid yet.
+      v_LBHSK: values, likewise.
+      length: int32 scalar, how many positions are valid; the next token's position.
+    """
+
+    k_LBHSK: jax.Array
+    v_LBHSK: jax.Array
+    length: jax.Array
+
+
+def init_cache(config: ModelConfig, batch_size: int) -> Cache:
+    """Returns an empty cache for `batch_size` sequences of at most `config.block_size` tokens."""
+    shape = (
+        config.n_layer,
+        batch_size,
+        config.n_head,
+        config.block_size,
+        config.n_embd // config.n_head,
+    )
+    return Cache(
+        k_LBHSK=jnp.zeros(shape), v_LBHSK=jnp.zeros(shape), length=jnp.zeros((), jnp.int32)
+    )
+
+
+def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.Array:
+    """Draws a dropout mask: True, with probability 1 - rate, where an entry is kept.
+
+    The bits come from a counter-based hash rather than from threefry: each entry's index, plus one
+    random word, goes through a 32-bit integer mixer (the constants are those of "lowbias32",
+    C. Wellons, https://nullprogram.com/blog/2018/07/31/), with the other word added between its two
+    rounds. XLA fuses that into the multiplication it feeds, so no mask is ever written to memory;
+    on a CPU this trains 1.1 to 1.2 times as fast as `jax.random.bernoulli`. It is not a
+    cryptographic generator. `tests/test_model.py` checks its keep rate, the correlation of
+    neighbours and that of masks under related words. Indices repeat after 2^32 entries.
+
+    Args:
+      shape: shape of the mask.
+      words: uint32 (2,), random words; the mask is a function of them and of the shape alone.
+      rate: share of entries to drop, in [0, 1).
+    """
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    bits = index + words[0]
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) + words[1]
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    bits = bits ^ (bits >> 16)
+    return bits >= jnp.uint32(round(rate * 2**32))
+
+
+class Dropout(nn.Module):
+    """Drops entries with probability `rate` and scales the others by 1 / (1 - rate).
+
+    Hinton et al. 2012, https://arxiv.org/abs/1207.0580. Needs the rng stream "dropout" unless
+    `deterministic`.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        words = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
+        return jnp.where(dropout_mask(x.shape, words, self.rate), x / (1.0 - self.rate), 0.0)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, cached, *, deterministic: bool, last_only: bool = False):
+        """Attends from x to itself, or to what is cached and itself.
+
+        Args:
+          x_BTD: float32.
+          cached: None, or (k_BHSK, v_BHSK, length); the T tokens then stand at positions
+            length .. length + T - 1.
+          deterministic: no dropout.
+          last_only: compute the output of the last position alone (T is then 1 in the result).
+
+        Returns:
+          (float32 (B, T, D), None or the new (k_BHSK, v_BHSK)).
+        """
+        c = self.config
+        B, T, D = x_BTD.shape
+        H, K = c.n_head, D // c.n_head
+        qkv_BTE = nn.Dense(3 * D, use_bias=False, kernel_init=WEIGHT_INIT, name="qkv")(x_BTD)
+        q_BHTK, k_BHSK, v_BHSK = jnp.moveaxis(qkv_BTE.reshape(B, T, 3, H, K), (2, 3), (0, 2))
+        if cached is None:
+            start, kv = 0, None
+        else:
+            k_cache, v_cache, start = cached
+            k_BHSK = jax.lax.dynamic_update_slice(k_cache, k_BHSK, (0, 0, start, 0))
+            v_BHSK = jax.lax.dynamic_update_slice(v_cache, v_BHSK, (0, 0, start, 0))
+            kv = (k_BHSK, v_BHSK)
+        if last_only:
+            q_BHTK, start, T = q_BHTK[:, :, -1:], start + T - 1, 1
+
+        scale = K**-0.5 if c.attention_scale is None else c.attention_scale
+        scores_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK * scale, k_BHSK)
+        position_T1 = start + jnp.arange(T)[:, None]
+        causal_TS = jnp.arange(k_BHSK.shape[2]) <= position_T1
+        scores_BHTS = jnp.where(causal_TS, scores_BHTS, jnp.finfo(scores_BHTS.dtype).min)
+        weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
+        weights_BHTS = Dropout(c.dropout)(weights_BHTS, deterministic=deterministic)
+        y_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
+        y_BTD = jnp.moveaxis(y_BHTK, 1, 2).reshape(B, T, D)
+        y_BTD = nn.Dense(D, kernel_init=WEIGHT_INIT, name="proj")(y_BTD)
+        return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
+
+
+class MLP(nn.Module):
+    """Two layers with a ReLU between them, four times as wide inside."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, *, deterministic: bool):
+        D = x_BTD.shape[-1]
+        h_BTF = nn.relu(nn.Dense(4 * D, kernel_init=WEIGHT_INIT, name="up")(x_BTD))
+        y_BTD = nn.Dense(D, kernel_init=WEIGHT_INIT, name="down")(h_BTF)
+        return Dropout(self.config.dropout)(y_BTD, deterministic=deterministic)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    config: ModelConfig
+    deterministic: bool
+    last_only: bool = False
+
+    @nn.compact
+    def __call__(self, x_BTD, kv, length):
+        cached = None if kv is None else (*kv, length)
+        y_BTD, kv = Attention(self.config, name="attn")(
+            layer_norm("norm_1")(x_BTD),
+            cached,
+            deterministic=self.deterministic,
+            last_only=self.last_only,
+        )
+        x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
+        x_BTD += MLP(self.config, name="mlp")(
+            layer_norm("norm_2")(x_BTD), deterministic=self.deterministic
+        )
+        return x_BTD, kv
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=1e-5, name=name)
+
+
+class GPT(nn.Module):
+    """The whole model.
+
+    `model.apply({"params": params}, tokens_BT)` is deterministic and returns the logits. Training
+    passes `deterministic=False, rngs={"dropout": key}`.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        *,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+        last_only: bool = False,
+    ):
+        """Predicts the next token at every position.
+
+        Args:
+          tokens_BT: integers in [0, vocab_size); T is at most block_size.
+          cache: what came before tokens_BT; None for nothing. It is the caller's to see that
+            cache.length + T stays within block_size.
+          deterministic: no dropout.
+          last_only: return the logits of the last position alone, (B, 1, V), without computing
+            the last block for the others. For decoding without a cache.
+
+        Returns:
+          float32 logits (B, T, V); with a cache, (logits, the cache with tokens_BT added).
+        """
+        c = self.config
+        if not c.vocab_size:
+            raise ValueError("model.vocab_size is 0; set it to the tokenizer's")
+        T = tokens_BT.shape[1]
+        if c.block_size < T:
+            raise ValueError(f"{T} tokens do not fit block_size={c.block_size}")
+        start = 0 if cache is None else cache.length
+        embed = nn.Embed(c.vocab_size, c.n_embd, embedding_init=WEIGHT_INIT, name="tokens")
+        position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
+        x_BTD = embed(tokens_BT) + jax.lax.dynamic_slice_in_dim(position_SD, start, T)
+        if last_only and not self.is_initializing():
+            stacked = self.variables["params"]["blocks"]
+            layers = [jax.tree.map(operator.itemgetter(i), stacked) for i in range(c.n_layer)]
+            for layer in layers:
+                block = Block(c, deterministic, last_only=layer is layers[-1], parent=None)
+                x_BTD, _ = block.apply({"params": layer}, x_BTD, None, 0)
+        else:
+            blocks = nn.scan(
+                Block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),
+                length=c.n_layer,
+                unroll=c.n_layer,
+            )(c, deterministic, name="blocks")
+            kv = None if cache is None else (cache.k_LBHSK, cache.v_LBHSK)
+            x_BTD, kv = blocks(x_BTD, kv, start)
+        x_BTD = layer_norm("norm_f")(x_BTD)
+        logits_BTV = nn.Dense(c.vocab_size, kernel_init=WEIGHT_INIT, name="head")(x_BTD)
+        if cache is None:
+            return logits_BTV
+        return logits_BTV, Cache(k_LBHSK=kv[0], v_LBHSK=kv[1], length=cache.length + T)
+
+
+def forward(config: ModelConfig, params: Params, tokens_BT, **kwargs) -> Any:
+    """Returns what a GPT of this config makes of tokens; see `GPT.__call__`."""
+    return GPT(config).apply({"params": params}, tokens_BT, **kwargs)

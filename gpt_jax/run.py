@@ -1,0 +1,311 @@
+"""A run is a folder; a `Run` is that folder in memory: settings, tokenizer, model and parameters.
+
+    config.json     the settings, the corpus really used, versions, a format number
+    tokenizer.json  the vocabulary
+    metrics.jsonl   one row for each chunk of steps, with the evaluations
+    summary.json    the exact evaluation at the end; there once the run is finished
+    samples.txt     text written at the end
+    loss.png, .svg  the losses over the steps
+    tensorboard/    the same rows as TensorBoard events
+    checkpoints/    see checkpoint.py
+
+Everything that reads a run takes the folder and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax import checkpoint
+from gpt_jax.config import FORMAT, Config, ConfigError, SampleConfig, from_dict, to_dict
+from gpt_jax.corpora import Corpus, load_corpus
+from gpt_jax.data import Split, make_splits
+from gpt_jax.errors import UserError
+from gpt_jax.evaluate import Evaluation, evaluate_split
+from gpt_jax.files import write_atomically
+from gpt_jax.metrics import read_rows
+from gpt_jax.model import GPT, Params
+from gpt_jax.optim import make_optimizer
+from gpt_jax.sample import Filters, generate_tokens
+from gpt_jax.step import init_state, make_keys
+from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
+
+CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model with all that belongs to it.
+
+    Attributes:
+      run_dir: the folder.
+      config: the settings; `config.model` builds the model.
+      corpus: the record of the corpus it was trained on (name, sha256, characters, ...).
+      tokenizer: text to ids and back.
+      model: the linen module.
+      params: float32 tree; `model.apply({"params": params}, tokens_BT)` gives logits.
+      step: optimizer steps behind the parameters.
+      rows: of metrics.jsonl.
+      summary: of the finished run, with its exact evaluation; empty before that.
+    """
+
+    run_dir: Path
+    config: Config
+    corpus: dict[str, Any]
+    tokenizer: CharTokenizer
+    model: GPT
+    params: Params
+    step: int
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: CharTokenizer) -> None:
+    """Makes a run's folder, whole or not at all.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax")}
+    values = {
+        "format": FORMAT,
+        **{k: v for k, v in to_dict(config).items() if k != "run_dir"},
+        "corpus": corpus.record(),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+    temporary = run_dir.with_name(f".{run_dir.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        write_atomically(temporary / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
+        write_atomically(temporary / TOKENIZER_FILE, tokenizer.to_json())
+        if run_dir.is_dir():
+            run_dir.rmdir()  # only ever an empty one: check_folder has seen to that
+        temporary.rename(run_dir)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {run_dir}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def update_steps(run_dir: Path, steps: int) -> None:
+    """Raises the number of steps a run is to take, in its config.json."""
+    values = _read_json(run_dir / CONFIG_FILE)
+    values["train"]["steps"] = steps
+    write_atomically(run_dir / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
+
+
+def is_run(run_dir: Path) -> bool:
+    return (run_dir / CONFIG_FILE).is_file()
+
+
+def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
+    """Returns a run's settings and the record of its corpus.
+
+    Raises:
+      UserError: the folder is no run, its config is damaged, or a newer program wrote it.
+    """
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        what = "has no config.json" if run_dir.is_dir() else "does not exist"
+        raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
+    values = _read_json(path)
+    written = values.pop("format", None)
+    if not isinstance(written, int) or isinstance(written, bool) or written < 1:
+        raise UserError(f"{path} is damaged: its format is {written!r}")
+    if written > FORMAT:
+        raise UserError(
+            f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
+        )
+    corpus = values.pop("corpus", None)
+    values.pop("versions", None)
+    if not isinstance(corpus, dict) or not isinstance(corpus.get("sha256"), str):
+        raise UserError(f"{path} is damaged: it has no record of the corpus")
+    try:
+        config = from_dict({**values, "run_dir": str(run_dir)})
+    except ConfigError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not config.model.vocab_size:
+        raise UserError(f"{path} is damaged: it has no model.vocab_size")
+    return config, corpus
+
+
+def load_run(run_dir: str | os.PathLike[str]) -> Run:
+    """Returns the run of a folder, with the parameters of its newest sound checkpoint.
+
+    Raises:
+      UserError: the folder is no run, has no checkpoint yet, or is damaged.
+    """
+    run_dir = Path(run_dir)
+    config, corpus = read_config(run_dir)
+    tokenizer = load_tokenizer(run_dir)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{run_dir} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, its config "
+            f"{config.model.vocab_size}"
+        )
+    model = GPT(config.model)
+    optimizer = make_optimizer(config.optim)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(lambda: init_state(config.model, optimizer, make_keys(0).init)),
+    )
+    step, state, messages = checkpoint.restore(run_dir, target)
+    for message in messages:
+        print(f"note: {message}; using step {step}", flush=True)
+    if state is None:
+        raise UserError(f"{run_dir} has no checkpoint yet; train it on with the same command")
+    return Run(
+        run_dir=run_dir,
+        config=config,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        model=model,
+        params=state.params,
+        step=step,
+        rows=read_rows(run_dir),
+        summary=read_summary(run_dir),
+    )
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Returns a finished run's summary; {} for a run that is not finished."""
+    path = run_dir / SUMMARY_FILE
+    return _read_json(path) if path.exists() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it holds no settings")
+    return values
+
+
+def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split]:
+    """Returns the training and validation parts of the corpus that a run was trained on.
+
+    Args:
+      run: the run.
+      corpus_name: where that corpus is now; None is where it was.
+
+    Raises:
+      UserError: it can't be had, or is not the same text any more.
+    """
+    corpus = load_corpus(corpus_name or run.config.data.corpus)
+    check_same_corpus(corpus, run.corpus, run.run_dir)
+    return make_splits(
+        run.tokenizer.encode(corpus.text),
+        run.tokenizer.token_bytes,
+        run.config.data.train_fraction,
+        run.config.model.block_size,
+    )
+
+
+def check_same_corpus(corpus: Corpus, record: dict[str, Any], run_dir: Path) -> None:
+    """Raises UserError where a corpus is not the text that a run's record names."""
+    if corpus.sha256 != record["sha256"]:
+        raise UserError(
+            f"{run_dir} was trained on {record.get('name')} with sha256 {record['sha256'][:12]}, "
+            f"and {corpus.source} now has {corpus.sha256[:12]}: not the same text; name the old "
+            "one with --data.corpus PATH, or choose another --run-dir"
+        )
+
+
+def evaluate(
+    run: Run, *, split: str = "val", stride: int | None = None, corpus_name: str | None = None
+) -> Evaluation:
+    """Evaluates a run exactly: every token of the split but the first, predicted once.
+
+    Args:
+      run: the run.
+      split: "val" or "train".
+      stride: tokens from one window's start to the next; None is block_size. Smaller gives each
+        prediction more context, at more cost.
+      corpus_name: where the run's corpus is now; None is where it was.
+    """
+    part = load_splits(run, corpus_name)[split]
+    return evaluate_split(
+        run.config.model, run.params, part, run.tokenizer.token_bytes, stride=stride
+    )
+
+
+def stream(
+    run: Run, prompt: str, settings: SampleConfig | None = None, *, seed: int | None = None
+) -> Iterator[list[str]]:
+    """Continues a prompt; yields the next piece of each text as it is written.
+
+    An empty prompt starts from a line break (or token 0, in a vocabulary without one), which is
+    not part of the text.
+
+    Args:
+      run: the run.
+      prompt: text of characters that the vocabulary has.
+      settings: how; None is the run's own. Its prompt is not used.
+      seed: of the draws; None is the run's own.
+
+    Yields:
+      num_samples texts, to be appended to what came before.
+
+    Raises:
+      UserError: the prompt has unknown characters, or top_k is above the vocabulary.
+    """
+    settings = run.config.sample if settings is None else settings
+    check_top_k(settings, run.tokenizer)
+    ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
+    key = make_keys(run.config.seed if seed is None else seed).sample
+    for tokens_BT in generate_tokens(
+        run.config.model,
+        run.params,
+        ids,
+        key,
+        Filters(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p),
+        max_new_tokens=settings.max_new_tokens,
+        num_samples=settings.num_samples,
+        window=settings.window,
+    ):
+        yield [run.tokenizer.decode(row) for row in tokens_BT]
+
+
+def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any) -> str:
+    """Returns the prompt and its continuation.
+
+    Args:
+      run: from `train` or `load_run`.
+      prompt: text of characters that the vocabulary has; may be empty.
+      seed: of the draws; None is the run's own.
+      **settings: any field of SampleConfig (max_new_tokens, temperature, top_k, top_p, window) in
+        place of the run's own. For several texts at once, see `stream`.
+
+    Raises:
+      UserError: an unknown or invalid setting, or an unknown character.
+    """
+    try:
+        chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
+    except TypeError as error:
+        raise ConfigError(f"generate: {error}") from None
+    return prompt + "".join(piece[0] for piece in stream(run, prompt, chosen, seed=seed))
+
+
+def check_top_k(settings: SampleConfig, tokenizer: CharTokenizer) -> None:
+    """Raises ConfigError where top_k asks for more tokens than there are."""
+    if settings.top_k is not None and settings.top_k > tokenizer.vocab_size:
+        raise ConfigError(
+            f"top_k={settings.top_k} is above the vocabulary of {tokenizer.vocab_size} tokens; "
+            "use none for all of them"
+        )

@@ -1,0 +1,212 @@
+"""Writing text: the prompt is read into a cache, then tokens are drawn inside `lax.scan`.
+
+The cache serves while the context fits `block_size`. Past that the model sees the last `block_size`
+tokens at positions from 0, and because learned positions shift with every token, nothing cached is
+valid any more: the exact way is a full forward pass for each token. `window="refill"` is the fast
+way that is not exact: when the cache is full it is refilled with the later half of the context.
+
+Token ids only; `run.py` turns them into text.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.config import ModelConfig
+from gpt_jax.model import Cache, Params, forward, init_cache
+
+STREAM_TOKENS = 32  # tokens drawn in one compiled call, and so shown at once
+
+
+class DecodeState(flax.struct.PyTreeNode):
+    """What decoding carries from token to token.
+
+    Attributes:
+      cache: keys and values of the context, while that is shorter than block_size.
+      window_BS: int32 (B, block_size), the context; its tokens come first, the rest is padding.
+      length: int32 scalar, tokens in the context, at most block_size.
+      logits_BV: float32, of the token to come.
+      index: int32 scalar, tokens drawn so far.
+    """
+
+    cache: Cache
+    window_BS: jax.Array
+    length: jax.Array
+    logits_BV: jax.Array
+    index: jax.Array
+
+
+class Filters(flax.struct.PyTreeNode):
+    """How a token is chosen. Values may change without recompiling; None leaves a filter out.
+
+    Attributes:
+      temperature: float; 0 takes the likeliest token.
+      top_k: None, or how many of the likeliest tokens remain.
+      top_p: None, or the probability that the likeliest tokens which remain hold at least.
+    """
+
+    temperature: float | jax.Array
+    top_k: int | jax.Array | None = None
+    top_p: float | jax.Array | None = None
+
+
+def filter_logits(logits_BV: jax.Array, filters: Filters) -> jax.Array:
+    """Returns logits divided by the temperature, with -inf for tokens that may not be chosen.
+
+    First the temperature, then top_k, then top_p on what top_k left (nucleus sampling, Holtzman et
+    al. 2019, https://arxiv.org/abs/1904.09751): the fewest likeliest tokens whose probabilities
+    sum to at least top_p. Among equals the smaller id goes first. A temperature of 0 is taken as 1
+    here; `draw` is greedy then.
+    """
+    temperature = jnp.where(filters.temperature == 0, 1.0, filters.temperature)
+    logits_BV = logits_BV / temperature
+    if filters.top_k is None and filters.top_p is None:
+        return logits_BV
+    order_BV = jnp.argsort(logits_BV, axis=-1, descending=True, stable=True)
+    rank_BV = jnp.argsort(order_BV, axis=-1)
+    if filters.top_k is not None:
+        logits_BV = jnp.where(rank_BV < filters.top_k, logits_BV, -jnp.inf)
+    if filters.top_p is not None:
+        sorted_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV), order_BV, axis=-1)
+        before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV
+        keep_BV = (before_BV < filters.top_p).at[:, 0].set(True)
+        logits_BV = jnp.where(jnp.take_along_axis(keep_BV, rank_BV, -1), logits_BV, -jnp.inf)
+    return logits_BV
+
+
+def draw(keys_B: jax.Array, logits_BV: jax.Array, filters: Filters) -> jax.Array:
+    """Returns a token for each row, int32 (B,), drawn with a key of its own."""
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, filters))
+    greedy_B = jnp.argmax(logits_BV, axis=-1)
+    return jnp.where(filters.temperature == 0, greedy_B, drawn_B).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "batch_size"))
+def prefill(
+    config: ModelConfig, params: Params, window_S: jax.Array, length: jax.Array, *, batch_size: int
+) -> DecodeState:
+    """Reads a prompt and returns the state from which `batch_size` streams continue it.
+
+    Args:
+      config: the model's.
+      params: the model's.
+      window_S: int32 (block_size,), the prompt's last tokens, then padding of any id.
+      length: how many of them are the prompt's, at least 1.
+      batch_size: B.
+    """
+    logits_1TV, cache = model.apply({"params": params}, window_S[None], cache=init_cache(config, 1))
+    # The padding's keys and values lie at positions >= length: masked, and overwritten in time.
+    logits_1V = jax.lax.dynamic_index_in_dim(logits_1TV, length - 1, axis=1, keepdims=False)
+    return DecodeState(
+        cache=Cache(
+            k_LBHSK=jnp.repeat(cache.k_LBHSK, batch_size, axis=1),
+            v_LBHSK=jnp.repeat(cache.v_LBHSK, batch_size, axis=1),
+            length=length,
+        ),
+        window_BS=jnp.repeat(window_S[None], batch_size, axis=0),
+        length=length,
+        logits_BV=jnp.repeat(logits_1V, batch_size, axis=0),
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "steps", "window"), donate_argnames=("state",)
+)
+def decode(
+    config: ModelConfig,
+    params: Params,
+    state: DecodeState,
+    keys_B: jax.Array,
+    filters: Filters,
+    *,
+    steps: int = STREAM_TOKENS,
+    window: str = "exact",
+) -> tuple[DecodeState, jax.Array]:
+    """Draws `steps` tokens for every stream.
+
+    Returns:
+      (the state after them, tokens int32 (B, steps)).
+    """
+    S = config.block_size
+
+    def append(state: DecodeState, token_B) -> DecodeState:
+        """The context still fits: one position more, through the cache."""
+        logits_B1V, cache = forward(config, params, token_B[:, None], cache=state.cache)
+        at = (0, state.length)
+        window_BS = jax.lax.dynamic_update_slice(state.window_BS, token_B[:, None], at)
+        return state.replace(
+            cache=cache, window_BS=window_BS, length=state.length + 1, logits_BV=logits_B1V[:, 0]
+        )
+
+    def slide(state: DecodeState, token_B) -> DecodeState:
+        """The context is full: all positions shift by one, so all are computed again."""
+        window_BS = jnp.concatenate([state.window_BS[:, 1:], token_B[:, None]], axis=1)
+        logits_B1V = forward(config, params, window_BS, last_only=True)
+        return state.replace(window_BS=window_BS, logits_BV=logits_B1V[:, 0])
+
+    def refill(state: DecodeState, token_B) -> DecodeState:
+        """The context is full: its later half becomes the whole."""
+        kept = max(1, S // 2)
+        window_BS = jnp.concatenate([state.window_BS[:, 1:], token_B[:, None]], axis=1)
+        window_BS = jnp.roll(window_BS, kept, axis=1)
+        empty = state.cache.replace(length=jnp.zeros((), jnp.int32))
+        logits_BTV, cache = forward(config, params, window_BS[:, :kept], cache=empty)
+        length = jnp.full((), kept, jnp.int32)
+        return state.replace(
+            cache=cache, window_BS=window_BS, length=length, logits_BV=logits_BTV[:, -1]
+        )
+
+    full = {"exact": slide, "refill": refill}[window]
+
+    def body(state: DecodeState, _):
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.index)
+        token_B = draw(step_keys_B, state.logits_BV, filters)
+        state = jax.lax.cond(state.length < S, append, full, state, token_B)
+        return state.replace(index=state.index + 1), token_B
+
+    state, tokens_TB = jax.lax.scan(body, state, length=steps)
+    return state, tokens_TB.T
+
+
+def generate_tokens(
+    config: ModelConfig,
+    params: Params,
+    prompt: np.ndarray,
+    key: jax.Array,
+    filters: Filters,
+    *,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    window: str = "exact",
+) -> Iterator[np.ndarray]:
+    """Continues a prompt, a few tokens at a time.
+
+    Args:
+      config: the model's.
+      params: the model's.
+      prompt: int (P,), P >= 1; the model sees its last block_size tokens.
+      key: stream i draws from fold_in(key, i), whatever num_samples is.
+      filters: how tokens are chosen.
+      max_new_tokens: tokens for each stream.
+      num_samples: B, streams.
+      window: "exact" or "refill", see the top of this module.
+
+    Yields:
+      int32 (B, n), the next n tokens; max_new_tokens in all.
+    """
+    context = np.asarray(prompt, np.int32)[-config.block_size :]
+    padded_S = np.zeros(config.block_size, np.int32)
+    padded_S[: len(context)] = context
+    length = jnp.asarray(len(context), jnp.int32)
+    state = prefill(config, params, padded_S, length, batch_size=num_samples)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_samples))
+    for done in range(0, max_new_tokens, STREAM_TOKENS):
+        state, tokens_BT = decode(config, params, state, keys_B, filters, window=window)
+        yield np.asarray(tokens_BT)[:, : max_new_tokens - done]

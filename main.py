@@ -1,0 +1,264 @@
+"""The command line: `python main.py --config nano` trains, and `--help` says what else there is.
+
+A thin layer over the package: it parses, prepares the devices, calls one function and turns a
+mistake into one line. jax is imported only once the command line is known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gpt_jax.config import (
+    Config,
+    ConfigError,
+    SampleConfig,
+    get,
+    list_configs,
+    load_config,
+    override,
+    parse,
+    settings,
+    suggest,
+)
+from gpt_jax.devices import request_cpu_devices
+from gpt_jax.errors import TrainingError, UserError
+
+VERBS = {
+    "train": "train a model, or go on with a run (the default)",
+    "sample": "write text with a trained model",
+    "eval": "evaluate a trained model on a whole split, exactly",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with whole words only, and one line for a mistake."""
+
+    def __init__(self, **kwargs: Any):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Parses everything; what is left over is a mistake, and may resemble an option."""
+        args, rest = self.parse_known_args([_dashed(word) for word in argv])
+        if rest:
+            known = [option for action in self._actions for option in action.option_strings]
+            word = rest[0].partition("=")[0]
+            what = "setting" if word.startswith("-") else "argument"
+            raise ConfigError(
+                f"unknown {what} {word!r}{suggest(word, known)} (see {self.prog} --help)"
+            )
+        return args
+
+
+def _dashed(word: str) -> str:
+    """Returns --model.n_layer as --model.n-layer: both are accepted."""
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def add_settings(parser: Parser, config: Any, names: dict[str, str]) -> None:
+    """Adds an option for each setting: {dotted name: option}, with its meaning and default."""
+    groups: dict[str, Any] = {}
+    for name, hint, field in settings(type(config)):
+        if name not in names or field.metadata["internal"]:
+            continue
+        title = name.rpartition(".")[0] or "run"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        option = names[name]
+        default = get(config, name)
+        shown = "none" if default is None else repr(default) if default == "" else default
+        groups[title].add_argument(
+            option,
+            dest=name,
+            metavar="X",
+            default=argparse.SUPPRESS,
+            type=lambda text, hint=hint, option=option: parse(text, hint, option),
+            help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"),
+        )
+
+
+def train_command(argv: list[str]) -> int:
+    pre = Parser(add_help=False, prog="main.py train")
+    pre.add_argument("--config", default="nano")
+    name, _ = pre.parse_known_args(argv)
+    asks_help = bool({"-h", "--help"} & set(argv))
+    config = load_config("nano" if asks_help and name.config not in list_configs() else name.config)
+
+    configs = "\n".join(f"  {name:<14} {line}" for name, line in list_configs().items())
+    verbs = "\n".join(f"  {verb:<14} {line}" for verb, line in VERBS.items())
+    parser = Parser(
+        prog="main.py train",
+        usage="python main.py [train] [--config NAME] [--GROUP.SETTING X ...]",
+        description=f"Trains a GPT, shows how its loss falls, and writes text.\n\n"
+        f"verbs (each has its own --help):\n{verbs}\n\nconfigs:\n{configs}",
+        epilog="The same command again goes on with an interrupted run. Defaults shown are those "
+        "of the config named.",
+    )
+    parser.add_argument(
+        "--config", metavar="NAME", help="name from configs/, or path of a Python file (nano)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = {name: "--" + name.replace("_", "-") for name, _, _ in settings(Config)}
+    add_settings(parser, config, options)
+    values = vars(parser.parse(argv))
+    config = override(config, {k: v for k, v in values.items() if k not in ("config", "debug")})
+
+    request_cpu_devices(config.train.batch_size)
+    from gpt_jax.loop import train
+
+    train(config)
+    return 0
+
+
+def run_parser(verb: str, more: str = "") -> Parser:
+    parser = Parser(
+        prog=f"main.py {verb}",
+        usage=f"python main.py {verb} --run-dir FOLDER [...]",
+        description=VERBS[verb][0].upper() + VERBS[verb][1:] + "." + more,
+    )
+    parser.add_argument("--run-dir", default="runs/nano", metavar="FOLDER",
+                        help="the run's folder (default: runs/nano)")  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def sample_command(argv: list[str]) -> int:
+    parser = run_parser(
+        "sample",
+        "\n\nText appears as it is written. `--prompt -`, or a pipe, takes the prompt from "
+        "standard input\n(a line break at its end is dropped). An empty prompt starts from a line "
+        "break.\nDefaults not given here are those the run was trained with.",
+    )
+    names = {
+        field.name: "--" + field.name.replace("_", "-")
+        for field in dataclasses.fields(SampleConfig)
+    }
+    add_settings(parser, SampleConfig(), names)
+    parser.add_argument("--seed", type=int, metavar="X", help="of the draws (default: the run's)")
+    values = vars(parser.parse(argv))
+    run_dir, seed = Path(values.pop("run_dir")), values.pop("seed")
+    del values["debug"]
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed} must be a whole number in [0, 2**32)")
+    SampleConfig(**values)  # mistakes are found before jax is imported
+
+    request_cpu_devices(1)
+    from gpt_jax.run import load_run, read_config, stream
+
+    config, _ = read_config(run_dir)
+    chosen = dataclasses.replace(config.sample, **values)
+    prompt = values.get("prompt")
+    if prompt == "-" or (prompt is None and "prompt" not in values and _stdin_is_piped()):
+        prompt = sys.stdin.buffer.read().decode("utf-8")
+        prompt = prompt.removesuffix("\n").removesuffix("\r")
+    elif prompt is None:
+        prompt = chosen.prompt or ""
+    run = load_run(run_dir)
+    if not prompt:
+        print("note: the prompt is empty; starting from a line break", file=sys.stderr)
+    first = True
+    texts: list[str] = []
+    for pieces in stream(run, prompt, chosen, seed=seed):
+        if first:
+            sys.stdout.write(prompt)
+            texts, first = [prompt] * len(pieces), False
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        sys.stdout.write(pieces[0])
+        sys.stdout.flush()
+    print()
+    for number, text in enumerate(texts[1:], 2):
+        print(f"\n--- {number} ---\n{text}")
+    return 0
+
+
+def _stdin_is_piped() -> bool:
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def eval_command(argv: list[str]) -> int:
+    parser = run_parser("eval")
+    parser.add_argument("--split", choices=("val", "train"), default="val",
+                        help="which part of the corpus (default: val)")  # fmt: skip
+    parser.add_argument("--stride", type=int, metavar="X",
+                        help="tokens from one window's start to the next; smaller gives each "
+                        "prediction more context (default: block_size)")  # fmt: skip
+    parser.add_argument("--data.corpus", dest="corpus", metavar="X",
+                        help="where the run's corpus is now (default: where it was)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse(argv)
+
+    request_cpu_devices(8)
+    from gpt_jax.run import evaluate, load_run
+
+    run = load_run(args.run_dir)
+    evaluation = evaluate(run, split=args.split, stride=args.stride, corpus_name=args.corpus)
+    if args.json:
+        record = {
+            "run_dir": str(run.run_dir),
+            "step": run.step,
+            "split": args.split,
+            "corpus": run.corpus,
+            **evaluation.record(),
+        }
+        print(json.dumps(record, indent=2))
+    else:
+        print(f"{run.run_dir}, step {run.step}, {args.split} split of {run.corpus['name']}:")
+        print(evaluation)
+    return 0
+
+
+COMMANDS = {"train": train_command, "sample": sample_command, "eval": eval_command}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns 0, 1 (training failed), 2 (a mistake) or 128 + a signal."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    verb, rest = "train", argv
+    try:
+        if argv and not argv[0].startswith("-"):
+            verb, rest = argv[0], argv[1:]
+            if verb not in COMMANDS:
+                raise ConfigError(
+                    f"unknown verb {verb!r}{suggest(verb, COMMANDS)}; there are "
+                    f"{', '.join(COMMANDS)}"
+                )
+        return COMMANDS[verb](rest)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        print(str(error) or "interrupted", file=sys.stderr)
+        return 128 + getattr(error, "signum", signal.SIGINT)
+    except BrokenPipeError:  # the reader went away, as in `| head`
+        sys.stdout = None
+        return 0
+    except TrainingError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
