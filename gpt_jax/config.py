@@ -204,7 +204,7 @@ class Config:
 # --- one setting at a time ------------------------------------------------------------------------
 
 
-def settings(config_type: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+def settings(config_type: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
     """Yields (dotted name, type, field) for every setting, depth first."""
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):

@@ -100,7 +100,7 @@ def prefill(
       length: how many of them are the prompt's, at least 1.
       batch_size: B.
     """
-    logits_1TV, cache = model.apply({"params": params}, window_S[None], cache=init_cache(config, 1))
+    logits_1TV, cache = forward(config, params, window_S[None], cache=init_cache(config, 1))
     # The padding's keys and values lie at positions >= length: masked, and overwritten in time.
     logits_1V = jax.lax.dynamic_index_in_dim(logits_1TV, length - 1, axis=1, keepdims=False)
     return DecodeState(
