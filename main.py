@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parses everything; what is left over is a mistake, and may resemble an option."""
-        args, rest = self.parse_known_args([_dashed(word) for word in argv])
+        args, rest = self.parse_known_args(_joined([_dashed(word) for word in argv]))
         if rest:
             known = [option for action in self._actions for option in action.option_strings]
             word = rest[0].partition("=")[0]
@@ -65,6 +65,22 @@ def _dashed(word: str) -> str:
     """Returns --model.n_layer as --model.n-layer: both are accepted."""
     option, equals, value = word.partition("=")
     return option.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _joined(words: list[str]) -> list[str]:
+    """Returns --option -1e-3 as --option=-1e-3, which argparse would take for another option."""
+    joined: list[str] = []
+    for word in words:
+        try:
+            follows = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
+            number = word.startswith("-") and follows and float(word) <= 0
+        except ValueError:
+            number = False
+        if number:
+            joined[-1] += "=" + word
+        else:
+            joined.append(word)
+    return joined
 
 
 def add_settings(parser: Parser, config: Any, names: dict[str, str]) -> None:
@@ -161,7 +177,14 @@ def sample_command(argv: list[str]) -> int:
     chosen = dataclasses.replace(config.sample, **values)
     prompt = values.get("prompt")
     if prompt == "-" or (prompt is None and "prompt" not in values and _stdin_is_piped()):
-        prompt = sys.stdin.buffer.read().decode("utf-8")
+        try:
+            prompt = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise UserError(
+                f"the prompt from standard input is not UTF-8 (byte {byte:#04x} at {error.start}); "
+                "convert it, for example with: iconv -f latin1 -t utf-8"
+            ) from None
         prompt = prompt.removesuffix("\n").removesuffix("\r")
     elif prompt is None:
         prompt = chosen.prompt or ""
@@ -240,11 +263,11 @@ def main(argv: list[str] | None = None) -> int:
                     f"{', '.join(COMMANDS)}"
                 )
         return COMMANDS[verb](rest)
-    except UserError as error:
+    except (UserError, TrainingError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt as error:
         if debug:
             raise
@@ -253,11 +276,6 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader went away, as in `| head`
         sys.stdout = None
         return 0
-    except TrainingError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
 
 
 if __name__ == "__main__":

@@ -163,6 +163,9 @@ def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
             messages.append(f"checkpoint {path} is damaged: {problem}")
             continue
         try:
+            # A load that fails halfway leaves orbax's tasks behind, which complain at exit.
+            if _shapes(ocp.metadata(str(path)).metadata) != _shapes(target):
+                raise ValueError("its arrays have other shapes")
             saved = ocp.load(str(path), target)
         except Exception as error:  # orbax raises many kinds; all mean the same to a user
             detail = " ".join(str(error).split())[:300]
@@ -172,3 +175,7 @@ def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
     if messages:
         raise CheckpointError("; ".join(messages) + "; no sound checkpoint is left")
     return 0, None, []
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))

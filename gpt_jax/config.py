@@ -50,8 +50,8 @@ def setting(
 
 
 POSITIVE_INT = (lambda x: x >= 1, "a whole number of at least 1")
-POSITIVE = (lambda x: math.isfinite(x) and x > 0, "a finite number above 0")
-NOT_NEGATIVE = (lambda x: math.isfinite(x) and x >= 0, "a finite number of at least 0")
+POSITIVE = (lambda x: 0 < x <= sys.float_info.max, "a finite number above 0")
+NOT_NEGATIVE = (lambda x: 0 <= x <= sys.float_info.max, "a finite number of at least 0")
 BELOW_ONE = (lambda x: 0 <= x < 1, "a number in [0, 1)")
 FRACTION = (lambda x: 0 < x < 1, "a number between 0 and 1, both excluded")
 
@@ -283,9 +283,11 @@ def _strip_optional(hint: Any) -> Any:
 def _check_fields(config: Any, prefix: str = "") -> None:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
+        name, value, hint = prefix + field.name, getattr(config, field.name), hints[field.name]
         if field.metadata:
-            value = getattr(config, field.name)
-            _check_value(prefix + field.name, value, hints[field.name], field.metadata)
+            _check_value(name, value, hint, field.metadata)
+        elif not isinstance(value, hint):
+            raise ConfigError(f"{name} must be a {hint.__name__}, not {value!r:.60}")
 
 
 def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
@@ -348,7 +350,10 @@ def list_configs() -> dict[str, str]:
     """Returns {name: first line of the file's docstring} without running any of the files."""
     found = {}
     for path in sorted(config_dir().glob("[a-z]*.py")):
-        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        try:
+            docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        except (OSError, SyntaxError, ValueError) as error:
+            docstring = f"(can't be read: {error})"
         found[path.stem] = docstring.partition("\n")[0]
     return found
 
@@ -373,17 +378,18 @@ def load_config(name: str | os.PathLike[str]) -> Config:
             )
     if not path.is_file():
         raise ConfigError(f"config file {name} does not exist")
-    spec = importlib.util.spec_from_file_location("gpt_jax_config", path)
+    spec = importlib.util.spec_from_file_location(f"gpt_jax_config:{path}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"config file {name} must be a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
     except UserError as error:
         raise ConfigError(f"config file {path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         detail = " ".join(str(error).split())
         raise ConfigError(f"config file {path} fails: {type(error).__name__}: {detail}") from error
     finally:

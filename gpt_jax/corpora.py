@@ -35,7 +35,11 @@ class CorpusError(UserError):
 
 
 class DownloadError(CorpusError):
-    """A corpus that could not be downloaded; another may serve in its place."""
+    """A corpus that could not be downloaded, for a reason; another may serve in its place."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +99,11 @@ def load_corpus(
             if fallback is None:
                 raise
             corpus = load_corpus(fallback)
-            note = f"corpus oz could not be had ({error.args[1]}); using {fallback} instead"
+            note = f"corpus oz could not be had ({error.reason}); using {fallback} instead"
             return dataclasses.replace(corpus, notes=(note, *corpus.notes), requested=name)
     if name == "python-manual":
         return _load_python_manual()
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path's own, takes any name
     return Corpus(str(path.absolute()), read_text(path), str(path))
 
 
@@ -113,7 +117,7 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
     except IsADirectoryError:
         raise CorpusError(f"corpus {path} is a folder; give the path of a text file") from None
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: no path at all, such as "a\0b"
         raise CorpusError(
             f"corpus {str(path)!r} is neither a file nor a name; the names are oz and python-manual"
         ) from None
@@ -137,7 +141,7 @@ def read_text(path: Path) -> str:
 def data_dir() -> Path:
     """Returns the folder of texts: GPT_JAX_DATA, else the repository's data/, else a user cache."""
     if named := os.environ.get("GPT_JAX_DATA"):
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     repository = Path(__file__).parent.parent
     if (repository / "configs").is_dir():
         return repository / "data"
@@ -232,7 +236,7 @@ def _download_once(requests, url, deadline, progress) -> bytes:
     ) as response:
         response.raise_for_status()
         total = int(response.headers.get("Content-Length", 0)) or None
-        for chunk in response.iter_content(1 << 14):
+        for chunk in response.iter_content(1 << 10):
             chunks.append(chunk)
             size += len(chunk)
             if size > MAX_DOWNLOAD_BYTES:

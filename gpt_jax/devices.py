@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# PCI vendor and device, as in jax's hardware_utils; Google's other cards are no TPUs.
+TPU_DEVICES = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+TPUS = {("0x1ae0", device) for device in TPU_DEVICES}
+
 
 def largest_divisor(n: int, limit: int) -> int:
     """Returns the largest divisor of n that is not above the limit (at least 1)."""
@@ -48,8 +52,9 @@ def missing_accelerator(backend: str, root: Path = Path("/")) -> str:
         return (
             'this machine has an AMD GPU that jax does not use; pip install -U "jax[rocm7-local]"'
         )
-    vendors = (root / "sys/bus/pci/devices").glob("*/vendor")
-    if (root / "dev/accel0").exists() or any(_read(v) == "0x1ae0" for v in vendors):
+    cards = (root / "sys/bus/pci/devices").glob("*")
+    found = {(_read(card / "vendor"), _read(card / "device")) for card in cards}
+    if (root / "dev/accel0").exists() or found & TPUS:
         return 'this machine has a TPU that jax does not use; pip install -U "jax[tpu]"'
     return ""
 

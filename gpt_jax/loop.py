@@ -8,7 +8,6 @@ run's folder holds is in `run.py`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -24,30 +23,25 @@ import numpy as np
 import optax
 
 from gpt_jax import checkpoint, report
-from gpt_jax.config import Config, ConfigError, get, override, settings, to_dict
+from gpt_jax.config import Config, to_dict
 from gpt_jax.console import Display
-from gpt_jax.corpora import Corpus, load_corpus
-from gpt_jax.data import Split, make_splits
 from gpt_jax.devices import missing_accelerator
 from gpt_jax.errors import Interrupted, TrainingError, UserError
-from gpt_jax.evaluate import evaluate_split
+from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.optim import make_optimizer
 from gpt_jax.run import (
     SUMMARY_FILE,
     Run,
-    check_same_corpus,
-    check_top_k,
     create_folder,
-    is_run,
     load_run,
-    read_config,
     read_summary,
     stream,
     update_steps,
 )
 from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
+from gpt_jax.start import Start, make_start
 from gpt_jax.step import (
     Keys,
     TrainState,
@@ -56,122 +50,6 @@ from gpt_jax.step import (
     make_keys,
     make_train_chunk,
 )
-from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that a run starts from, read and checked; making it writes nothing.
-
-    Attributes:
-      config: as it will be trained: with the corpus really used, the vocabulary's size, a prompt.
-      corpus: the text and its record.
-      tokenizer: of the text.
-      splits: "train" and "val".
-      resumes: the run's folder is there already.
-    """
-
-    config: Config
-    corpus: Corpus
-    tokenizer: CharTokenizer
-    splits: dict[str, Split]
-    resumes: bool
-
-
-def make_plan(config: Config, display: Display) -> Plan:
-    """Reads the corpus and checks all that can be checked before computing.
-
-    Raises:
-      UserError: what is wrong, and a way out.
-    """
-    run_dir = Path(config.run_dir)
-    resumes = is_run(run_dir)
-    if resumes:
-        saved, record = read_config(run_dir)
-        config = merge_with_saved(config, saved, record)
-        tokenizer = load_tokenizer(run_dir)
-        corpus = load_corpus(config.data.corpus, progress=display.download)
-        check_same_corpus(corpus, record, run_dir)
-        if tokenizer.vocab_size != config.model.vocab_size:
-            raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
-    else:
-        check_folder(run_dir)
-        data = config.data
-        corpus = load_corpus(data.corpus, data.fallback_corpus, display.download)
-        tokenizer = CharTokenizer.train(corpus.text)
-        config = dataclasses.replace(
-            config,
-            data=dataclasses.replace(data, corpus=corpus.name),
-            model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
-        )
-    tokens = tokenizer.encode(corpus.text)
-    splits = make_splits(
-        tokens, tokenizer.token_bytes, config.data.train_fraction, config.model.block_size
-    )
-    prompt = config.sample.prompt
-    if prompt is None:
-        prompt = tokenizer.decode(splits["val"].tokens[:200]).strip().partition("\n")[0][:60]
-    tokenizer.encode(prompt)
-    check_top_k(config.sample, tokenizer)
-    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
-    return Plan(config, corpus, tokenizer, splits, resumes)
-
-
-def check_folder(run_dir: Path) -> None:
-    """Raises UserError where a folder that is no run can't become one."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"run_dir {run_dir} is a file; choose another --run-dir")
-    try:
-        entries = list(run_dir.iterdir()) if run_dir.is_dir() else []
-    except OSError as error:
-        raise UserError(f"run_dir {run_dir} can't be read: {error.strerror}") from error
-    if entries:
-        raise UserError(
-            f"run_dir {run_dir} holds other files ({entries[0].name}) and no config.json; choose "
-            "another --run-dir"
-        )
-
-
-def merge_with_saved(config: Config, saved: Config, record: dict[str, Any]) -> Config:
-    """Returns the settings to train a run on with; only `train.steps` may differ, and only grow.
-
-    Raises:
-      ConfigError: another setting differs; the message names each.
-    """
-    requested = config.data.corpus
-    if requested not in (record.get("requested"), saved.data.corpus):
-        path = Path(requested).expanduser().absolute()
-        requested = str(path) if path.exists() else requested
-    # A run that began on a fallback corpus stays on it. The same text at another path is the same
-    # corpus; `check_same_corpus` compares sums.
-    same = requested in (record.get("requested"), saved.data.corpus) or Path(requested).exists()
-    free = {"run_dir", "train.steps", "model.vocab_size", "data.corpus", "data.fallback_corpus"}
-    if config.sample.prompt is None:
-        config = override(config, {"sample.prompt": saved.sample.prompt})
-    differences = [
-        f"{name} is {get(saved, name)} there and {get(config, name)} here"
-        for name, _, _ in settings(Config)
-        if name not in free and get(saved, name) != get(config, name)
-    ]
-    if not same:
-        differences.append(f"data.corpus is {saved.data.corpus} there and {requested} here")
-    if config.train.steps < saved.train.steps:
-        differences.append(
-            f"train.steps is {saved.train.steps} there and {config.train.steps} here (it can grow)"
-        )
-    if differences:
-        raise ConfigError(
-            f"{config.run_dir} is a run with other settings: {'; '.join(differences)}. Choose "
-            "another --run-dir, or its own settings"
-        )
-    fallen_back = record.get("requested") == requested != saved.data.corpus
-    corpus = saved.data.corpus if fallen_back else requested
-    return dataclasses.replace(
-        saved,
-        run_dir=config.run_dir,
-        data=dataclasses.replace(saved.data, corpus=corpus),
-        train=dataclasses.replace(saved.train, steps=config.train.steps),
-    )
 
 
 def train(config: Config, *, quiet: bool = False) -> Run:
@@ -193,22 +71,22 @@ def train(config: Config, *, quiet: bool = False) -> Run:
     """
     display = Display(quiet)
     try:
-        plan = make_plan(config, display)
+        start = make_start(config, display.download)
     finally:
         display.stop()
-    config, run_dir = plan.config, Path(plan.config.run_dir)
-    if plan.resumes:
+    config, run_dir = start.config, Path(start.config.run_dir)
+    if start.resumes:
         summary = read_summary(run_dir)
         if summary.get("step") == config.train.steps:
             return _already_finished(run_dir, summary, display)
     else:
-        create_folder(run_dir, config, plan.corpus, plan.tokenizer)
+        create_folder(run_dir, config, start.corpus, start.tokenizer)
     with _lock(run_dir):
-        if plan.resumes:
+        if start.resumes:
             update_steps(run_dir, config.train.steps)
-        _train(plan, display)
+        _train(start, display)
         run = load_run(run_dir)
-        _finish(run, plan, display)
+        _finish(run, start, display)
     return load_run(run_dir)
 
 
@@ -224,9 +102,9 @@ def _already_finished(run_dir: Path, summary: dict[str, Any], display: Display) 
     return run
 
 
-def _train(plan: Plan, display: Display) -> None:
+def _train(start: Start, display: Display) -> None:
     """Trains until `train.steps`; leaves a checkpoint of the last step."""
-    config, train = plan.config, plan.config.train
+    config, train = start.config, start.config.train
     run_dir = Path(config.run_dir)
     mesh = make_mesh(train.batch_size)
     optimizer = make_optimizer(config.optim)
@@ -234,7 +112,7 @@ def _train(plan: Plan, display: Display) -> None:
     initialise = functools.partial(init_state, config.model, optimizer)
     shapes = jax.eval_shape(initialise, keys.init)
     shardings = state_shardings(shapes, mesh)
-    _announce(plan, mesh, sum(x.size for x in jax.tree.leaves(shapes.params)), display)
+    _announce(start, mesh, sum(x.size for x in jax.tree.leaves(shapes.params)), display)
 
     target = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -258,9 +136,10 @@ def _train(plan: Plan, display: Display) -> None:
     )
     eval_step = jax.jit(make_eval_step(config.model, train, place))
     splits = [
-        jax.device_put(plan.splits[name].tokens, replicated(mesh)) for name in ("train", "val")
+        jax.device_put(start.splits[name].tokens, replicated(mesh)) for name in ("train", "val")
     ]
-    val_bytes_per_token = plan.splits["val"].bytes_per_token
+    all_finite = jax.jit(lambda params: jax.numpy.isfinite(optax.tree.norm(params)))
+    val_bytes_per_token = start.splits["val"].bytes_per_token
     tokens_per_step = train.batch_size * config.model.block_size
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
@@ -278,7 +157,8 @@ def _train(plan: Plan, display: Display) -> None:
         finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
         if not finite.all():
             first = step - len(finite) + int(np.argmin(finite))
-            raise _diverged(f"at step {first + 1}", run_dir, values["loss"][np.argmin(finite)])
+            value = values["loss"][np.argmin(finite)]
+            raise _diverged(f"at step {first + 1}", value, run_dir, checkpoints)
         return {
             "step": step,
             "loss": values["loss"].mean().item(),
@@ -321,15 +201,17 @@ def _train(plan: Plan, display: Display) -> None:
                 row |= evaluate(state, step)
                 row |= {"tokens_per_second": speed, "seconds": seconds}
                 if not math.isfinite(row["train_loss"] + row["val_loss"]):
-                    raise _diverged(f"in the evaluation at step {step}", run_dir, row["val_loss"])
+                    where = f"in the evaluation at step {step}"
+                    raise _diverged(where, row["val_loss"], run_dir, checkpoints)
                 mark_step = step
             writer.write(row)
             display.progress(step, row["loss"], speed)
             if evaluating:
                 display.evaluation(row)
             if saving:
-                if not math.isfinite(float(optax.global_norm(state.params))):
-                    raise _diverged(f"in the parameters after step {step}", run_dir, math.nan)
+                if not all_finite(state.params):
+                    where = f"in the parameters after step {step}"
+                    raise _diverged(where, math.nan, run_dir, checkpoints)
                 writer.sync()
                 _save(checkpoints, step, state, config)
             if caught and not last:
@@ -358,20 +240,21 @@ def _save_last(checkpoints: checkpoint.Checkpoints) -> None:
         raise TrainingError(str(error)) from error
 
 
-def _diverged(where: str, run_dir: Path, value: float) -> TrainingError:
+def _diverged(where: str, value: float, run_dir: Path, checkpoints: checkpoint.Checkpoints):
+    """Returns the error of a loss that is not finite, once the save under way is done."""
+    with contextlib.suppress(checkpoint.CheckpointError):
+        checkpoints.wait()
     sound = max(checkpoint.steps(run_dir), default=None)
-    kept = (
-        "no checkpoint had been saved" if sound is None else f"the checkpoint of step {sound} stays"
-    )
+    kept = "none had been saved" if sound is None else f"that of step {sound} stays"
     return TrainingError(
-        f"the loss is not finite ({value}) {where}; {kept} in {run_dir}. Try a smaller "
-        "--optim.learning-rate with another --run-dir"
+        f"the loss is not finite ({value}) {where}; of the checkpoints in {run_dir}, {kept}. Try a "
+        "smaller --optim.learning-rate with another --run-dir"
     )
 
 
-def _announce(plan: Plan, mesh: jax.sharding.Mesh, n_params: int, display: Display) -> None:
+def _announce(start: Start, mesh: jax.sharding.Mesh, n_params: int, display: Display) -> None:
     """Says what is about to happen."""
-    config, corpus = plan.config, plan.corpus
+    config, corpus = start.config, start.corpus
     model, batch_size = config.model, config.train.batch_size
     for note in corpus.notes:
         display.note(note)
@@ -382,7 +265,7 @@ def _announce(plan: Plan, mesh: jax.sharding.Mesh, n_params: int, display: Displ
     spare = f" ({unused} more left idle: they don't divide the batch)" if unused else ""
     tokens_per_step = batch_size * model.block_size
     total = tokens_per_step * config.train.steps
-    n_train, n_val = (len(plan.splits[name].tokens) for name in ("train", "val"))
+    n_train, n_val = (len(start.splits[name].tokens) for name in ("train", "val"))
     display.facts(
         {
             "corpus": f"{corpus.name}, {len(corpus.text):,} characters, from {corpus.source}",
@@ -394,17 +277,17 @@ def _announce(plan: Plan, mesh: jax.sharding.Mesh, n_params: int, display: Displ
             f"sequences{spare}",
             "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
             f"{total / n_train:.1f} times the training text",
-            "run": f"{config.run_dir} ({'continued' if plan.resumes else 'new'})",
+            "run": f"{config.run_dir} ({'continued' if start.resumes else 'new'})",
         }
     )
     display.line()
 
 
-def _finish(run: Run, plan: Plan, display: Display) -> None:
+def _finish(run: Run, start: Start, display: Display) -> None:
     """Evaluates exactly, writes text, draws the picture; the summary comes last."""
     prompt = run.config.sample.prompt or ""
     evaluation = evaluate_split(
-        run.config.model, run.params, plan.splits["val"], run.tokenizer.token_bytes
+        run.config.model, run.params, start.splits["val"], run.tokenizer.token_bytes
     )
     display.line(f"\nwhole validation split: {evaluation}")
     title = f"{run.run_dir.name}: {run.config.data.corpus}, {run.step:,} steps"

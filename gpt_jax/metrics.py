@@ -44,7 +44,7 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             rows.append({"step": int(row["step"]), **row})
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise UserError(f"{path} is damaged at line {number}: {line[:60]!r}") from None
     return rows
 

@@ -32,7 +32,7 @@ from gpt_jax.config import FORMAT, Config, ConfigError, SampleConfig, from_dict,
 from gpt_jax.corpora import Corpus, load_corpus
 from gpt_jax.data import Split, make_splits
 from gpt_jax.errors import UserError
-from gpt_jax.evaluate import Evaluation, evaluate_split
+from gpt_jax.evaluation import Evaluation, evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.metrics import read_rows
 from gpt_jax.model import GPT, Params
@@ -91,7 +91,7 @@ def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: Char
         temporary.mkdir(parents=True)
         write_atomically(temporary / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
         write_atomically(temporary / TOKENIZER_FILE, tokenizer.to_json())
-        if run_dir.is_dir():
+        if os.path.isdir(run_dir):
             run_dir.rmdir()  # only ever an empty one: check_folder has seen to that
         temporary.rename(run_dir)
     except OSError as error:
@@ -108,7 +108,7 @@ def update_steps(run_dir: Path, steps: int) -> None:
 
 
 def is_run(run_dir: Path) -> bool:
-    return (run_dir / CONFIG_FILE).is_file()
+    return os.path.isfile(run_dir / CONFIG_FILE)  # Path.is_file raises on too long a name
 
 
 def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
@@ -118,8 +118,8 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
       UserError: the folder is no run, its config is damaged, or a newer program wrote it.
     """
     path = run_dir / CONFIG_FILE
-    if not path.is_file():
-        what = "has no config.json" if run_dir.is_dir() else "does not exist"
+    if not os.path.isfile(path):
+        what = "has no config.json" if os.path.isdir(run_dir) else "does not exist"
         raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
     values = _read_json(path)
     written = values.pop("format", None)
@@ -184,7 +184,14 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """Returns a finished run's summary; {} for a run that is not finished."""
     path = run_dir / SUMMARY_FILE
-    return _read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    values = _read_json(path)
+    try:
+        float(values["val"]["nats_per_token"]), int(values["step"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged: it has no evaluation of a step") from None
+    return values
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class CharTokenizer:
           ValueError: the vocabulary is empty or its characters are not strictly ascending.
         """
         points = _code_points(vocabulary)
-        if not len(points) or (np.diff(points) <= 0).any():
+        if not len(points) or (points[1:] <= points[:-1]).any():
             raise ValueError(
                 "a vocabulary is at least one character, in ascending order, once each"
             )

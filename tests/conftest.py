@@ -1,0 +1,59 @@
+"""Eight CPU devices for all tests in this process, and small settings to build on."""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
+os.environ.pop("XLA_FLAGS", None)
+# Tests build many equal programs: compile each once.
+CACHE = tempfile.mkdtemp(prefix="gpt_jax_xla_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+
+from gpt_jax.config import (  # noqa: E402
+    Config,
+    DataConfig,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.2, vocab_size=11)
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A short text of words that repeat, so that there is something to learn."""
+    path = tmp_path / "book.txt"
+    words = ["the", "wizard", "said", "to", "dorothy", "and", "toto", "in", "oz"]
+    text = " ".join(words[i * i % 7 + i % 3] for i in range(600))
+    path.write_text(text.replace("oz the", "oz.\nThe"), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_config(tmp_path, book):
+    """A run of 12 steps that takes a moment."""
+    return Config(
+        run_dir=str(tmp_path / "run"),
+        model=ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, dropout=0.2),
+        data=DataConfig(corpus=str(book)),
+        train=TrainConfig(
+            batch_size=8,
+            steps=12,
+            log_interval=2,
+            eval_interval=4,
+            eval_batches=2,
+            checkpoint_interval=4,
+        ),
+        sample=SampleConfig(max_new_tokens=20),
+    )

@@ -1,0 +1,177 @@
+"""Checkpoints: whole or absent, verified, and the newest sound one wins."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax import checkpoint
+from gpt_jax.checkpoint import CheckpointError, Checkpoints, restore, steps
+from gpt_jax.sharding import make_mesh, replicated
+
+
+def state(value: float):
+    return {"kernel": jnp.full((300, 10), value), "step": jnp.int32(value)}
+
+
+def target(sharding=None):
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state(0)
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run folder with checkpoints of steps 2 and 3."""
+    writer = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        writer.save(step, state(step), {"seed": 0})
+    writer.close()
+    return tmp_path
+
+
+def test_the_newest_are_kept_and_the_last_one_loads(saved):
+    assert steps(saved) == [2, 3]
+    step, loaded, messages = restore(saved, target())
+    assert (step, messages) == (3, [])
+    np.testing.assert_array_equal(loaded["kernel"], state(3)["kernel"])
+    assert not [p for p in (saved / "checkpoints").iterdir() if "tmp" in p.name]
+
+
+def test_nothing_saved_is_step_0(tmp_path):
+    assert restore(tmp_path, target()) == (0, None, [])
+
+
+def test_a_checkpoint_loads_onto_other_devices(saved):
+    mesh = make_mesh(4)
+    _, loaded, _ = restore(saved, target(replicated(mesh)))
+    assert loaded["kernel"].sharding.mesh == mesh
+
+
+def files(path):
+    return sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def test_every_damage_to_every_file_is_found_and_the_one_before_is_used(saved, tmp_path):
+    newest = saved / "checkpoints" / "00000003"
+    names = files(newest)
+    assert len(names) >= 5
+    backup = tmp_path / "backup"
+    shutil.copytree(newest, backup)
+    tried = 0
+    for name in names:
+        for harm in (truncate, flip, lambda p: p.write_bytes(b""), lambda p: p.unlink()):
+            before = (newest / name).read_bytes()
+            if not before and harm in (truncate, flip):
+                continue  # an empty file can't be cut or flipped
+            harm(newest / name)
+            if (newest / name).exists() and (newest / name).read_bytes() == before:
+                continue  # emptying an empty file changes nothing
+            step, loaded, messages = restore(saved, target())
+            assert step == 2, (name, harm)
+            assert float(loaded["kernel"][0, 0]) == 2
+            assert len(messages) == 1
+            assert name.as_posix() in messages[0]
+            tried += 1
+            shutil.rmtree(newest)
+            shutil.copytree(backup, newest)
+    assert tried >= 4 * (len(names) - 2)
+    assert restore(saved, target())[0] == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', "[" * 100_000, "\x00"])
+def test_a_damaged_manifest_is_named(saved, content):
+    (saved / "checkpoints" / "00000003.json").write_text(content)
+    step, _, messages = restore(saved, target())
+    assert step == 2
+    assert "its manifest" in messages[0]
+
+
+def test_a_manifest_of_a_newer_format_is_not_read(saved):
+    path = saved / "checkpoints" / "00000003.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    assert "newer gpt_jax (format 99" in restore(saved, target())[2][0]
+
+
+def test_no_sound_checkpoint_is_an_error_that_names_each(saved):
+    for name in ("00000002", "00000003"):
+        flip(next(p for p in (saved / "checkpoints" / name).rglob("_METADATA")))
+    with pytest.raises(
+        CheckpointError, match=r"00000003 is damaged.*00000002 is damaged.*no sound"
+    ):
+        restore(saved, target())
+
+
+def test_an_unexpected_file_is_damage(saved):
+    (saved / "checkpoints" / "00000003" / "extra").write_text("x")
+    assert "extra does not belong to it" in restore(saved, target())[2][0]
+
+
+def test_a_folder_without_manifest_is_what_a_kill_left_and_is_cleared(saved):
+    (saved / "checkpoints" / "00000003.json").unlink()
+    (saved / "checkpoints" / "00000004.orbax-checkpoint-tmp").mkdir()
+    assert restore(saved, target())[0] == 2
+    Checkpoints(saved, keep=2).close()
+    assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == [
+        "00000002",
+        "00000002.json",
+    ]
+
+
+def test_a_damaged_checkpoint_is_replaced_by_saving_its_step_again(saved):
+    flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
+    writer = Checkpoints(saved, keep=2)
+    writer.save(3, state(33), {})
+    writer.close()
+    step, loaded, messages = restore(saved, target())
+    assert (step, messages) == (3, [])
+    assert float(loaded["kernel"][0, 0]) == 33
+
+
+def test_a_state_of_another_shape_is_refused(saved):
+    wrong = {**target(), "kernel": jax.ShapeDtypeStruct((7, 10), jnp.float32)}
+    with pytest.raises(CheckpointError, match="00000003 does not fit its config"):
+        restore(saved, wrong)
+
+
+def test_saving_is_safe_against_donation(tmp_path):
+    """The arrays may be overwritten as soon as save returns, while the files are still written."""
+    writer = Checkpoints(tmp_path, keep=1)
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    now = {"kernel": jnp.zeros((3000, 100)), "step": jnp.int32(0)}
+    writer.save(5, now, {})
+    for _ in range(50):
+        now = step(now)
+    jax.block_until_ready(now)
+    writer.close()
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), now)
+    _, loaded, _ = restore(tmp_path, wanted)
+    assert float(jnp.abs(loaded["kernel"]).max()) == 0
+
+
+def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
+    writer = Checkpoints(saved, keep=2)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    writer.save(4, state(4), {})
+    with pytest.raises(CheckpointError, match=r"No space left on device.*the last sound one is 3"):
+        writer.wait()
+    writer.close()
+    assert restore(saved, target())[0] == 3

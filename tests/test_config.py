@@ -1,0 +1,558 @@
+"""Every setting's rule, and the way of settings to and from JSON, files and the command line."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gpt_jax import config as config_module
+from gpt_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+    from_dict,
+    get,
+    list_configs,
+    load_config,
+    override,
+    parse,
+    settings,
+    to_dict,
+)
+from gpt_jax.errors import UserError
+
+POSITIVE_INTS = [
+    "model.n_layer",
+    "model.n_head",
+    "model.n_embd",
+    "model.block_size",
+    "train.batch_size",
+    "train.steps",
+    "train.log_interval",
+    "train.eval_interval",
+    "train.eval_batches",
+    "train.checkpoint_interval",
+    "train.keep_checkpoints",
+    "sample.max_new_tokens",
+    "sample.top_k",
+    "sample.num_samples",
+]
+POSITIVE_FLOATS = ["optim.learning_rate", "model.attention_scale"]
+NOT_NEGATIVE_FLOATS = ["optim.weight_decay", "sample.temperature"]
+SHARES = ["model.dropout", "optim.beta1", "optim.beta2"]
+FLOATS = [
+    *POSITIVE_FLOATS,
+    *NOT_NEGATIVE_FLOATS,
+    *SHARES,
+    "data.train_fraction",
+    "sample.top_p",
+]
+TEXTS = ["run_dir", "data.corpus"]
+
+
+def refusal(name, value) -> str:
+    with pytest.raises(ConfigError) as caught:
+        override(Config(), {name: value})
+    return str(caught.value)
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+def test_a_config_error_is_a_users_mistake():
+    assert issubclass(ConfigError, UserError)
+
+
+def test_every_setting_has_a_meaning_and_a_default_that_keeps_its_rule():
+    names = [name for name, _, _ in settings(Config)]
+    assert len(names) == len(set(names))
+    for _, _, field in settings(Config):
+        assert field.metadata["help"]
+    assert Config() == from_dict({})
+
+
+def test_every_number_is_covered_by_the_lists_of_this_test():
+    numbers = {
+        name for name, hint, _ in settings(Config) if hint in (int, float, int | None, float | None)
+    }
+    assert numbers == {*POSITIVE_INTS, *FLOATS, "seed", "model.vocab_size"}
+
+
+@pytest.mark.parametrize(
+    ("n_embd", "n_head", "advice"),
+    [(100, 3, "99 or 102"), (2, 4, "4"), (127, 4, "124 or 128")],
+)
+def test_n_embd_must_be_divisible_by_n_head(n_embd, n_head, advice):
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(n_embd=n_embd, n_head=n_head)
+    assert str(caught.value) == (
+        f"model.n_embd={n_embd} must be divisible by model.n_head={n_head}; try n_embd={advice}"
+    )
+    for n in map(int, advice.split(" or ")):
+        assert ModelConfig(n_embd=n, n_head=n_head).n_embd == n
+
+
+@pytest.mark.parametrize("name", POSITIVE_INTS)
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_are_at_least_one(name, value):
+    assert refusal(name, value) == f"{name}={value} must be a whole number of at least 1"
+    if name not in ("model.n_head", "model.n_embd"):
+        assert get(override(Config(), {name: 1}), name) == 1
+
+
+@pytest.mark.parametrize("name", POSITIVE_FLOATS)
+@pytest.mark.parametrize("value", [0.0, -1e-3, math.nan, math.inf, -math.inf])
+def test_rates_are_finite_and_above_zero(name, value):
+    assert f"{name}={value!r} must be a finite number above 0" in refusal(name, value)
+
+
+def test_attention_scale_has_advice():
+    assert refusal("model.attention_scale", 0.0).endswith("; leave it at none for the standard")
+
+
+@pytest.mark.parametrize("name", NOT_NEGATIVE_FLOATS)
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
+def test_decay_and_temperature_are_finite_and_not_negative(name, value):
+    assert refusal(name, value) == f"{name}={value!r} must be a finite number of at least 0"
+    assert get(override(Config(), {name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("value", [-0.01, 1, 1.0, 1.5, math.nan, math.inf])
+def test_dropout_and_betas_are_in_zero_to_below_one(name, value):
+    assert refusal(name, value) == f"{name}={value!r} must be a number in [0, 1)"
+    assert get(override(Config(), {name: 0.0}), name) == 0
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, 1.0, -0.5, 2.0, math.nan, math.inf])
+def test_train_fraction_is_strictly_inside_zero_and_one(value):
+    expected = f"data.train_fraction={value!r} must be a number between 0 and 1, both excluded"
+    assert refusal("data.train_fraction", value) == expected
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.1, 1.0001, math.nan, math.inf])
+def test_top_p_is_above_zero_and_at_most_one(value):
+    assert refusal("sample.top_p", value) == f"sample.top_p={value!r} must be a number in (0, 1]"
+    assert SampleConfig(top_p=1.0).top_p == 1.0
+    assert SampleConfig(top_p=None).top_p is None
+
+
+@pytest.mark.parametrize("value", [-1, 2**32])
+def test_a_seed_fits_32_bits(value):
+    assert refusal("seed", value) == f"seed={value} must be a whole number in [0, 2**32)"
+    assert Config(seed=2**32 - 1).seed == 2**32 - 1
+
+
+@pytest.mark.parametrize("value", ["exactly", "", None, True, 1, [], {}])
+def test_window_is_one_of_its_choices(value):
+    assert refusal("sample.window", value) == (
+        f"sample.window={value!r} must be one of exact, refill"
+    )
+    assert SampleConfig(window="refill").window == "refill"
+
+
+@pytest.mark.parametrize("name", [*POSITIVE_INTS, "seed", "model.vocab_size"])
+@pytest.mark.parametrize("value", [True, False, 2.0, "2", [2], {}, math.nan])
+def test_a_whole_number_is_no_bool_float_or_text(name, value):
+    assert refusal(name, value) == f"{name}={value!r} must be a whole number"
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", [True, False, "0.5", [0.5], {}])
+def test_a_number_is_no_bool_or_text(name, value):
+    assert refusal(name, value) == f"{name}={value!r} must be a number"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("value", [True, 3, 0.5, None, ["oz"], b"oz"])
+def test_a_text_is_nothing_else(name, value):
+    assert refusal(name, value) == f"{name}={value!r} must be a text"
+
+
+def test_none_is_for_optional_settings_only():
+    optional = {name for name, hint, _ in settings(Config) if type(None) in _args(hint)}
+    assert optional == {
+        "model.attention_scale",
+        "data.fallback_corpus",
+        "sample.prompt",
+        "sample.top_k",
+        "sample.top_p",
+    }
+    for name in optional:
+        assert get(override(Config(), {name: None}), name) is None
+    assert refusal("train.steps", None) == "train.steps=None must be a whole number"
+
+
+def _args(hint):
+    return getattr(hint, "__args__", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [("data.corpus", "python-manual"), ("run_dir", "runs/nano")],
+)
+def test_corpus_and_run_dir_are_not_empty(name, way_out):
+    message = refusal(name, "")
+    assert message.startswith(f"{name} is empty; give a ")
+    assert way_out in message
+
+
+@pytest.mark.parametrize("name", [*POSITIVE_FLOATS, *NOT_NEGATIVE_FLOATS])
+def test_an_integer_beyond_every_float_is_refused(name):
+    assert "must be a finite number" in refusal(name, 10**400)
+
+
+@pytest.mark.parametrize("group", ["model", "data", "optim", "train", "sample"])
+@pytest.mark.parametrize("value", [None, {}, "oz", 3])
+def test_a_group_of_another_type_is_refused(group, value):
+    with pytest.raises(ConfigError, match=rf"\b{group}\b"):
+        Config(**{group: value})
+
+
+def test_a_config_cannot_change_after_its_rules_were_checked():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().model.dropout = 2.0
+
+
+# --- chunks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("log", "evaluate", "save", "chunk"),
+    [(10, 50, 100, 10), (10, 25, 100, 5), (10, 50, 4, 2), (4, 100, 50, 2), (7, 5, 3, 1)],
+)
+def test_a_chunk_is_the_longest_that_ends_at_every_interval(log, evaluate, save, chunk):
+    train = TrainConfig(log_interval=log, eval_interval=evaluate, checkpoint_interval=save)
+    assert train.chunk_steps == chunk
+
+
+# --- override -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nano():
+    return Config(
+        data=DataConfig(corpus="oz", fallback_corpus="python-manual"),
+        sample=SampleConfig(prompt="The Great Wizard said "),
+    )
+
+
+def test_override_replaces_what_it_names_and_nothing_else(nano):
+    changed = override(nano, {"model.n_layer": 5, "seed": 7})
+    assert (changed.model.n_layer, changed.seed) == (5, 7)
+    assert override(changed, {"model.n_layer": 3, "seed": 0}) == nano
+    assert nano.model.n_layer == 3
+
+
+def test_override_of_nothing_is_the_same_config(nano):
+    assert override(nano, {}) == nano
+
+
+def test_a_corpus_asked_for_by_name_is_never_swapped_for_another(nano):
+    assert override(nano, {"data.corpus": "oz"}).data.fallback_corpus is None
+    assert override(nano, {"data.corpus": "book.txt"}).data.fallback_corpus is None
+
+
+def test_a_fallback_asked_for_with_the_corpus_stays(nano):
+    asked = {"data.corpus": "oz", "data.fallback_corpus": "book.txt"}
+    assert override(nano, asked).data.fallback_corpus == "book.txt"
+
+
+def test_the_prompt_belongs_to_its_corpus(nano):
+    assert override(nano, {"data.corpus": "book.txt"}).sample.prompt is None
+    assert override(nano, {"data.corpus": "oz"}).sample.prompt == "The Great Wizard said "
+    asked = {"data.corpus": "book.txt", "sample.prompt": "Call me "}
+    assert override(nano, asked).sample.prompt == "Call me "
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("model.n_layers", "model.n_layer"), ("train.step", "train.steps"), ("sed", "seed")],
+)
+def test_override_suggests_the_setting_that_was_meant(name, close):
+    with pytest.raises(ConfigError) as caught:
+        override(Config(), {name: 3})
+    assert str(caught.value) == f"unknown setting {name!r}; did you mean {close}?"
+
+
+@pytest.mark.parametrize("name", ["model", "model.", ".n_layer", "zzzzzzzzzzzzzz", ""])
+def test_override_takes_settings_only(name):
+    with pytest.raises(ConfigError, match=r"^unknown setting "):
+        override(Config(), {name: 3})
+
+
+def test_nothing_resembling_has_no_suggestion():
+    with pytest.raises(ConfigError, match=r"^unknown setting 'zzzzzzzzzzzzzz'$"):
+        override(Config(), {"zzzzzzzzzzzzzz": 3})
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_every_named_config_loads_and_survives_json(name):
+    config = load_config(name)
+    assert isinstance(config, Config)
+    assert config.run_dir == f"runs/{name}"
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_to_dict_nests_by_group():
+    values = to_dict(Config())
+    assert values["model"]["n_layer"] == 3
+    assert values["sample"]["prompt"] is None
+    assert set(values) == {"run_dir", "seed", "model", "data", "optim", "train", "sample"}
+
+
+def test_what_json_leaves_out_keeps_its_default():
+    assert from_dict({"model": {"n_layer": 2}}) == Config(model=ModelConfig(n_layer=2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": {}}, "unknown setting 'modle'; did you mean model?"),
+        ({"model": {"n_layers": 3}}, "unknown setting 'model.n_layers'; did you mean n_layer?"),
+        ({"model": None}, "model must be settings, not None"),
+        ({"optim": [1]}, "optim must be settings, not [1]"),
+        ([], "the config must be settings, not []"),
+        (None, "the config must be settings, not None"),
+        ("x" * 100, "the config must be settings, not '" + "x" * 59),
+        ({3: 4}, "unknown setting '3'"),
+    ],
+)
+def test_from_dict_names_what_is_wrong(values, message):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(values)
+    assert str(caught.value) == message
+
+
+ARBITRARY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*to_dict(Config())]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+SOME_SETTING = st.one_of(
+    [
+        st.fixed_dictionaries({group: st.dictionaries(st.sampled_from(names), ARBITRARY)})
+        for group, names in (
+            (group, [*values])
+            for group, values in to_dict(Config()).items()
+            if isinstance(values, dict)
+        )
+    ]
+)
+
+
+@given(ARBITRARY | SOME_SETTING)
+@example({"optim": {"learning_rate": 10**400}})
+@example({"sample": {"window": []}})
+@hypothesis_settings(deadline=None, derandomize=True, max_examples=300)
+def test_any_json_is_a_config_or_a_config_error(values):
+    try:
+        config = from_dict(values)
+    except ConfigError:
+        return
+    assert from_dict(to_dict(config)) == config
+
+
+# --- the command line's words ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "hint", "value"),
+    [
+        ("12", int, 12),
+        ("-3", int, -3),
+        ("3e-4", float, 3e-4),
+        ("2", float, 2.0),
+        ("none", int | None, None),
+        ("None", float | None, None),
+        ("NONE", str | None, None),
+        ("7", int | None, 7),
+        ("0.5", float | None, 0.5),
+        ("nonesuch", str | None, "nonesuch"),
+        ("none", str, "none"),
+        ("", str, ""),
+    ],
+)
+def test_parse_makes_the_settings_type(text, hint, value):
+    parsed = parse(text, hint, "--x")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint", "message"),
+    [
+        ("many", int, "--x takes a whole number, not 'many'"),
+        ("2.5", int, "--x takes a whole number, not '2.5'"),
+        ("none", int, "--x takes a whole number, not 'none'"),
+        ("", int | None, "--x takes a whole number, not ''"),
+        ("0,5", float, "--x takes a number, not '0,5'"),
+        ("fast", float | None, "--x takes a number, not 'fast'"),
+    ],
+)
+def test_parse_names_the_text_that_is_no_number(text, hint, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(text, hint, "--x")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e999"])
+def test_a_number_that_is_not_finite_parses_and_breaks_the_rule(text):
+    value = parse(text, float, "--optim.learning-rate")
+    with pytest.raises(ConfigError, match=r"optim\.learning_rate=(nan|inf) must be a finite"):
+        OptimConfig(learning_rate=value)
+
+
+# --- config files ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a config file of the given lines and returns its path."""
+
+    def write_file(*lines: str, name: str = "mine.py") -> Path:
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def load_error(name) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+IMPORT = "from gpt_jax.config import Config"
+
+
+def test_a_path_loads_as_text_or_path(write):
+    path = write(IMPORT, "def get_config():", "    return Config(seed=5)")
+    assert load_config(path).seed == load_config(str(path)).seed == 5
+    assert not (path.parent / "__pycache__").exists()
+
+
+def test_a_relative_path_loads(write, monkeypatch):
+    path = write(IMPORT, "def get_config():", "    return Config(seed=6)")
+    monkeypatch.chdir(path.parent)
+    assert load_config("mine.py").seed == 6
+    assert load_config("./mine.py").seed == 6
+
+
+def test_a_config_file_may_define_dataclasses_of_its_own(write):
+    path = write(
+        "from __future__ import annotations",
+        "import dataclasses",
+        IMPORT,
+        "@dataclasses.dataclass",
+        "class Size:",
+        "    seed: int = 8",
+        "def get_config():",
+        "    return Config(seed=Size().seed)",
+    )
+    assert load_config(path).seed == 8
+
+
+def test_an_unknown_config_lists_those_there_are():
+    message = load_error("nnao")
+    assert message.startswith("unknown config 'nnao'; did you mean nano?; there are nano, ")
+    assert "nano_original" in message
+    assert message.endswith("or give the path of a file")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = tmp_path / "absent.py"
+    assert load_error(path) == f"config file {path} does not exist"
+    assert load_error(tmp_path) == f"config file {tmp_path} does not exist"
+
+
+def test_a_file_that_is_not_python_is_refused(write):
+    path = write("seed: 3", name="mine.yaml")
+    assert load_error(path) == f"config file {path} must be a Python file (.py)"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["1 / 0"], "fails: ZeroDivisionError: division by zero"),
+        (["import no_such_module_at_all"], "fails: ModuleNotFoundError: No module named 'no_such"),
+        (["def get_config(:"], "fails: SyntaxError: "),
+        (["raise ValueError('two\\nlines')"], "fails: ValueError: two lines"),
+        (["def get_config(): raise KeyError('x')"], "fails: KeyError: 'x'"),
+        (["import sys", "sys.exit(0)"], "fails: SystemExit: 0"),
+        (["seed = 3"], "no attribute 'get_config'"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_the_reason(write, lines, expected):
+    path = write(*lines)
+    message = load_error(path)
+    assert message.startswith(f"config file {path} fails: ")
+    assert expected in message
+
+
+def test_a_file_that_breaks_a_rule_is_named_with_the_rule(write):
+    path = write(IMPORT, "def get_config(): return Config(seed=-1)")
+    assert load_error(path) == (f"config file {path}: seed=-1 must be a whole number in [0, 2**32)")
+
+
+@pytest.mark.parametrize("value", ["None", "{'seed': 3}", "Config"])
+def test_a_file_that_returns_something_else_is_refused(write, value):
+    path = write(IMPORT, f"def get_config(): return {value}")
+    message = load_error(path)
+    assert message.startswith(f"config file {path}: get_config() must return a gpt_jax Config, not")
+
+
+@pytest.fixture
+def folder_of_configs(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_module, "config_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_list_configs_reads_the_first_line_and_runs_nothing(folder_of_configs):
+    (folder_of_configs / "b.py").write_text('"""Second.\n\nMore."""\nraise SystemExit("ran")\n')
+    (folder_of_configs / "a.py").write_text("raise SystemExit('ran')\n")
+    (folder_of_configs / "_hidden.py").write_text('"""Not shown."""\n')
+    (folder_of_configs / "notes.txt").write_text("no config\n")
+    assert list_configs() == {"a": "", "b": "Second."}
+    assert list(list_configs()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", [b"def get_config(:\n", b"\xff\xfe\n", b'"""a\0b"""\n'])
+def test_a_broken_file_does_not_hide_the_other_configs(folder_of_configs, content):
+    (folder_of_configs / "broken.py").write_bytes(content)
+    (folder_of_configs / "sound.py").write_text('"""Sound."""\n')
+    listed = list_configs()
+    assert listed["sound"] == "Sound."
+    assert "broken" in listed
+
+
+def test_the_repositorys_configs_each_have_a_line():
+    listed = list_configs()
+    assert {"nano", "nano_original"} <= set(listed)
+    assert all(listed.values())
+
+
+def test_the_originals_attention_is_scaled_by_the_width_of_the_embedding():
+    nano, original = load_config("nano"), load_config("nano_original")
+    assert nano.model.attention_scale is None
+    assert original.model.attention_scale == pytest.approx(1 / math.sqrt(128))
+    assert dataclasses.replace(original.model, attention_scale=None) == nano.model
+    assert (original.data, original.optim, original.train) == (nano.data, nano.optim, nano.train)

@@ -1,0 +1,544 @@
+"""Where texts come from: a loopback server stands in for Project Gutenberg."""
+
+import contextlib
+import itertools
+import os
+import socket
+import sys
+import threading
+import time
+import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gpt_jax import corpora
+from gpt_jax.corpora import Corpus, CorpusError, DownloadError, load_corpus, original_form
+from gpt_jax.errors import UserError
+
+BOOK = (
+    "The Wonderful Wizard of Oz\n\nby L. Frank Baum\n\n\nChapter I\nThe Cyclone\n\n\n"
+    "Dorothy lived in the midst of the great Kansas prairies, with Uncle\nHenry, who was a "
+    "farmer, and Aunt Em, who was the farmer’s wife.\n\n“It’s a cyclone, Em,” he called.\n\n"
+    "And oh, Aunt Em! I’m so glad to be at home again!”"
+)
+PAGE = (
+    (
+        "The Project Gutenberg eBook of The Wonderful Wizard of Oz\n    \n"
+        "This eBook is for the use of anyone anywhere in the United States and\n"
+        "most other parts of the world at no cost. *** Read on. ***\n\n"
+        "Title: The Wonderful Wizard of Oz\n\nRelease date: February 1, 1993 [eBook #55]\n\n"
+        "*** START OF THE PROJECT GUTENBERG EBOOK THE WONDERFUL WIZARD OF OZ ***\n\n\n\n\n"
+        f"{BOOK}\n\n\n\n\n"
+        "*** END OF THE PROJECT GUTENBERG EBOOK THE WONDERFUL WIZARD OF OZ ***\n\n\n    \n"
+        "Updated editions will replace the previous one.\n\nSTART: FULL LICENSE\n"
+    )
+    .replace("\n", "\r\n")
+    .encode("utf-8-sig")
+)
+ORIGINAL_FORM = "\ufeff" + BOOK
+
+
+class Gutenberg:
+    """A server that answers each request with the next of its answers, the last one for ever.
+
+    An answer is a status and a body, or a body, or one of the words below.
+    """
+
+    def __init__(self, *answers):
+        self.paths: list[str] = []
+        self._leaving = threading.Event()
+        answers_left = itertools.chain(answers, itertools.repeat(answers[-1]))
+        gutenberg = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                gutenberg.paths.append(self.path)
+                gutenberg._answer(self, next(answers_left))
+
+            def log_message(self, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/cache/epub/55/pg55.txt"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def _answer(self, handler, answer):
+        if answer == "hang":
+            self._leaving.wait(60)
+            return
+        status, body = answer if isinstance(answer, tuple) else (200, answer)
+        truncated = body == "truncated"
+        if truncated:
+            body = PAGE[: len(PAGE) // 2]
+        handler.send_response(status)
+        handler.send_header("Content-Type", "text/plain; charset=utf-8")
+        handler.send_header("Content-Length", str(len(PAGE) if truncated else len(body)))
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # the other side may have gone
+            handler.wfile.write(body)
+
+    def close(self):
+        self._leaving.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """No text of the user's in reach, no proxy, and no waiting; yields the pauses asked for."""
+    (tmp_path / "repository" / "configs").mkdir(parents=True)
+    monkeypatch.setattr(corpora, "__file__", str(tmp_path / "repository/gpt_jax/corpora.py"))
+    monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
+    monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/unset-by-the-test")
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("no_proxy", "*")
+    pauses = []
+    clock = types.SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic)
+    monkeypatch.setattr(corpora, "time", clock)
+    return pauses
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts a server of the given answers where `oz` is downloaded from."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*answers):
+            server = Gutenberg(*answers)
+            stack.callback(server.close)
+            monkeypatch.setenv("GPT_JAX_OZ_URL", server.url)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def no_server(monkeypatch):
+    """The address of a port where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/pg55.txt"
+    monkeypatch.setenv("GPT_JAX_OZ_URL", url)
+    return url
+
+
+def cached(tmp_path) -> Path:
+    return tmp_path / "texts" / "wizard_of_oz.txt"
+
+
+def download_error(**kwargs) -> str:
+    """Loads oz, which must fail with one line that says the ways out; returns the line."""
+    with pytest.raises(DownloadError) as caught:
+        load_corpus("oz", **kwargs)
+    message = str(caught.value)
+    assert message.startswith("corpus oz could not be downloaded (http://127.0.0.1:")
+    assert "--data.corpus python-manual or --data.corpus PATH" in message
+    assert f"put the book at {os.environ['GPT_JAX_DATA']}/wizard_of_oz.txt" in message
+    assert "\n" not in message
+    return message
+
+
+# --- oz, downloaded -------------------------------------------------------------------------------
+
+
+def test_the_page_is_brought_to_the_originals_form_and_kept(serve, tmp_path):
+    server = serve(PAGE)
+    corpus = load_corpus("oz")
+    assert corpus.text == ORIGINAL_FORM
+    assert corpus.name == "oz"
+    assert corpus.source == f"{server.url}, now at {cached(tmp_path)}"
+    assert cached(tmp_path).read_bytes() == ORIGINAL_FORM.encode("utf-8")
+    assert [path.name for path in cached(tmp_path).parent.iterdir()] == ["wizard_of_oz.txt"]
+
+
+def test_the_book_is_downloaded_once(serve, tmp_path):
+    server = serve(PAGE)
+    first, second = load_corpus("oz"), load_corpus("oz")
+    assert server.paths == ["/cache/epub/55/pg55.txt"]
+    assert (second.text, second.sha256) == (first.text, first.sha256)
+    assert second.source == str(cached(tmp_path))
+
+
+def test_a_differing_edition_is_reported(serve):
+    serve(PAGE)
+    (note,) = load_corpus("oz").notes
+    assert note == (
+        f"this edition of oz is not the original's: {len(ORIGINAL_FORM):,} characters of "
+        f"{len(set(ORIGINAL_FORM))} kinds against 207,799 of 73, so the parameter count differs too"
+    )
+
+
+def test_an_edition_with_the_same_vocabulary_has_the_same_parameter_count(serve, monkeypatch):
+    monkeypatch.setattr(corpora, "OZ_VOCABULARY", len(set(ORIGINAL_FORM)))
+    serve(PAGE)
+    (note,) = load_corpus("oz").notes
+    assert note.startswith("this edition of oz is not the original's: ")
+    assert "parameter count" not in note
+
+
+def test_the_originals_edition_has_no_note(serve, monkeypatch):
+    monkeypatch.setattr(corpora, "OZ_SHA256", Corpus("", ORIGINAL_FORM, "").sha256)
+    serve(PAGE)
+    assert load_corpus("oz").notes == ()
+
+
+def test_the_record_names_what_was_read(serve):
+    serve(PAGE)
+    corpus = load_corpus("oz")
+    assert corpus.record() == {
+        "name": "oz",
+        "requested": "oz",
+        "source": corpus.source,
+        "sha256": corpus.sha256,
+        "characters": len(ORIGINAL_FORM),
+        "vocabulary": len(set(ORIGINAL_FORM)),
+    }
+
+
+def test_progress_reaches_the_end(serve):
+    serve(PAGE)
+    seen = []
+    load_corpus("oz", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(PAGE), len(PAGE))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_two_refusals_are_tried_again(serve, nowhere):
+    server = serve((503, b"busy"), (503, b"busy"), PAGE)
+    assert load_corpus("oz").text == ORIGINAL_FORM
+    assert len(server.paths) == 3
+    assert nowhere == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_refusal_that_lasts_is_given_up(serve, status, tmp_path):
+    server = serve((status, b"busy"))
+    assert f": {status} " in download_error()
+    assert len(server.paths) == 3
+    assert not cached(tmp_path).exists()
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refusal_for_good_is_not_tried_again(serve, nowhere, status):
+    server = serve((status, b"no"))
+    assert f": {status} " in download_error()
+    assert len(server.paths) == 1
+    assert nowhere == []
+
+
+def test_half_a_page_is_tried_again(serve):
+    server = serve("truncated", PAGE)
+    assert load_corpus("oz").text == ORIGINAL_FORM
+    assert len(server.paths) == 2
+
+
+def test_half_a_page_is_never_kept(serve, tmp_path):
+    serve("truncated")
+    download_error()
+    assert not cached(tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        (b"<html>Please log in to the hotel's network</html>", "no START marker"),
+        (PAGE[: PAGE.index(b"*** END")], "no END marker"),
+        (PAGE[PAGE.index(b"Dorothy") :], "no START marker"),
+        (b"*** START OF THE BOOK ***\r\n \r\n*** END OF THE BOOK ***\r\n", "nothing between"),
+        (b"*** END OF THE BOOK ***\nx\n*** START OF THE BOOK ***\n", "no END marker"),
+        (PAGE.replace("’".encode(), b"\x92"), "can't decode byte 0x92"),
+        (b"", "no START marker of Project Gutenberg in 0 bytes"),
+    ],
+)
+def test_a_page_that_is_not_the_book_is_refused(serve, tmp_path, page, reason):
+    server = serve(page)
+    assert reason in download_error()
+    assert len(server.paths) == 1
+    assert not cached(tmp_path).exists()
+
+
+def test_a_server_that_hangs_is_left(serve, monkeypatch):
+    monkeypatch.setattr(corpora, "TIMEOUT_SECONDS", (1, 0.2))
+    monkeypatch.setattr(corpora, "TRIES", 2)
+    server = serve("hang")
+    assert "timed out" in download_error()
+    assert len(server.paths) == 2
+
+
+def test_no_server_is_said_in_one_line(no_server, nowhere):
+    assert no_server in download_error()
+    assert nowhere == [0.5, 1.0]
+
+
+def test_an_address_that_is_none_is_said_in_one_line(monkeypatch):
+    monkeypatch.setenv("GPT_JAX_OZ_URL", "not-an-address")
+    with pytest.raises(DownloadError, match=r"^corpus oz could not be downloaded \(not-an-address"):
+        load_corpus("oz")
+
+
+def test_a_download_beyond_any_book_is_stopped(serve, monkeypatch):
+    monkeypatch.setattr(corpora, "MAX_DOWNLOAD_BYTES", 100)
+    serve(PAGE)
+    assert "more than 100 bytes, so not the book" in download_error()
+
+
+def test_a_download_that_trickles_is_stopped(serve, monkeypatch):
+    minutes = itertools.count(0, 100)
+    clock = types.SimpleNamespace(sleep=None, monotonic=lambda: next(minutes))
+    monkeypatch.setattr(corpora, "time", clock)
+    serve(PAGE)
+    assert "bytes in 60 s" in download_error()
+
+
+def test_a_failed_download_ends_within_its_total_time(serve, monkeypatch, nowhere):
+    monkeypatch.setattr(corpora, "TOTAL_SECONDS", 0.25)
+    server = serve((503, b"busy"))
+    download_error()
+    assert len(server.paths) == 1
+    assert nowhere == []
+
+
+# --- in its place ---------------------------------------------------------------------------------
+
+
+def test_a_fallback_serves_and_every_record_says_so(no_server):
+    corpus = load_corpus("oz", fallback="python-manual")
+    assert corpus.text == load_corpus("python-manual").text
+    assert corpus.name == "python-manual"
+    (note,) = corpus.notes
+    assert note.startswith(f"corpus oz could not be had ({no_server}: ")
+    assert note.endswith("); using python-manual instead")
+    assert "\n" not in note
+    assert corpus.record()["name"] == "python-manual"
+    assert corpus.record()["requested"] == "oz"
+
+
+def test_a_fallback_may_be_a_file(no_server, tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("some text")
+    corpus = load_corpus("oz", fallback=str(book))
+    assert (corpus.name, corpus.text, corpus.requested) == (str(book), "some text", "oz")
+
+
+def test_without_a_fallback_there_is_none(no_server):
+    assert no_server in download_error(fallback=None)
+
+
+def test_a_fallback_is_not_used_where_the_book_is_had(serve):
+    serve(PAGE)
+    corpus = load_corpus("oz", fallback="python-manual")
+    assert (corpus.name, corpus.text) == ("oz", ORIGINAL_FORM)
+
+
+def test_a_fallback_does_not_hide_a_users_mistake(tmp_path):
+    with pytest.raises(CorpusError, match="neither a file nor a name"):
+        load_corpus(str(tmp_path / "absent.txt"), fallback="python-manual")
+    cached(tmp_path).parent.mkdir()
+    cached(tmp_path).write_bytes(b"\xff\xfe")
+    with pytest.raises(CorpusError, match="is not UTF-8"):
+        load_corpus("oz", fallback="python-manual")
+
+
+# --- the user's own copy --------------------------------------------------------------------------
+
+
+def test_the_users_own_copy_wins_and_is_taken_as_it_is(serve, tmp_path):
+    server = serve(PAGE)
+    cached(tmp_path).parent.mkdir()
+    own = "\n  *** START OF THE BOOK ***\r\nmine, with its \r\n\r\n line ends  \n"
+    cached(tmp_path).write_bytes(own.encode())
+    corpus = load_corpus("oz")
+    assert corpus.text == own
+    assert corpus.source == str(cached(tmp_path))
+    assert server.paths == []
+    assert corpus.notes[0].startswith("this edition of oz is not the original's")
+
+
+def test_a_copy_in_the_repositorys_data_folder_wins_too(serve, tmp_path):
+    server = serve(PAGE)
+    copy = tmp_path / "repository" / "data" / "wizard_of_oz.txt"
+    copy.parent.mkdir()
+    copy.write_text("from the repository")
+    assert load_corpus("oz").text == "from the repository"
+    cached(tmp_path).parent.mkdir()
+    cached(tmp_path).write_text("from GPT_JAX_DATA")
+    assert load_corpus("oz").text == "from GPT_JAX_DATA"
+    assert server.paths == []
+
+
+def test_a_folder_that_cannot_be_written_only_costs_the_cache(serve, tmp_path, monkeypatch):
+    server = serve(PAGE)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "file" / "texts"))
+    for _ in range(2):
+        corpus = load_corpus("oz")
+        assert corpus.text == ORIGINAL_FORM
+        assert corpus.source == server.url
+        assert corpus.notes[-1] == (
+            f"{tmp_path}/file/texts/wizard_of_oz.txt could not be written (Not a directory): the "
+            "book is downloaded every time"
+        )
+    assert len(server.paths) == 2
+
+
+def test_where_texts_are_kept(tmp_path, monkeypatch):
+    assert corpora.data_dir() == tmp_path / "texts"
+    monkeypatch.setenv("GPT_JAX_DATA", "")
+    assert corpora.data_dir() == tmp_path / "repository" / "data"
+    (tmp_path / "repository" / "configs").rmdir()  # an installed package
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert corpora.data_dir() == tmp_path / "cache" / "gpt_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert corpora.data_dir() == tmp_path / "home" / ".cache" / "gpt_jax"
+
+
+# --- the form -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        PAGE,
+        PAGE.replace(b"\r\n", b"\n"),
+        PAGE.replace(b"\r\n", b"\r"),
+        PAGE.removeprefix(b"\xef\xbb\xbf"),
+        b"\xef\xbb\xbf" + PAGE[PAGE.index(b"*** START") :],
+        PAGE.replace(b"*** START OF THE", b"***START OF THIS").replace(b"*** END", b"***END"),
+        PAGE.replace(b" OZ ***\r\n", b" OZ *** \r\n"),
+    ],
+)
+def test_every_edition_of_the_page_has_one_form(page):
+    assert original_form(page) == ORIGINAL_FORM
+
+
+def test_spaces_inside_the_book_stay():
+    page = (
+        b"*** START OF THE BOOK ***\n \n  a\n\n\n  b  \n*** starry ***\nc \n\n*** END OF THE BOOK"
+    )
+    assert original_form(page + b" ***\n") == "\ufeffa\n\n\n  b  \n*** starry ***\nc"
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("GPT_JAX_DATA") or "absent") / "wizard_of_oz.txt").is_file(),
+    reason="GPT_JAX_DATA names no folder with the original's wizard_of_oz.txt",
+)
+def test_the_originals_book(monkeypatch):
+    monkeypatch.setenv("GPT_JAX_DATA", REAL_DATA)
+    corpus = load_corpus("oz")
+    if corpus.sha256 != corpora.OZ_SHA256:
+        pytest.skip("the wizard_of_oz.txt of GPT_JAX_DATA is another edition")
+    assert corpus.notes == ()
+    assert len(corpus.text) == 207_799
+    assert len(set(corpus.text)) == 73
+    assert corpus.text.startswith("\ufeff")
+    assert original_form(PAGE.replace(BOOK_BYTES, _crlf(corpus.text[1:]))) == corpus.text
+    from gpt_jax.data import make_splits
+    from gpt_jax.tokenizer import CharTokenizer
+
+    tokenizer = CharTokenizer.train(corpus.text)
+    splits = make_splits(tokenizer.encode(corpus.text), tokenizer.token_bytes, 0.8, 64)
+    assert [len(splits[name].tokens) for name in ("train", "val")] == [166_239, 41_560]
+
+
+REAL_DATA = os.environ.get("GPT_JAX_DATA", "")  # before a test changes it
+
+
+def _crlf(text: str) -> bytes:
+    return text.replace("\n", "\r\n").encode("utf-8")
+
+
+BOOK_BYTES = _crlf(BOOK)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_file_is_taken_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "book.txt"
+    text = "\ufeff line ends\r\nstay\r as they are\n\n 😀 \t"
+    path.write_bytes(text.encode("utf-8"))
+    monkeypatch.chdir(tmp_path)
+    for name in (str(path), "book.txt"):
+        corpus = load_corpus(name)
+        assert corpus.text == text
+        assert corpus.name == str(path)  # absolute, so that a run finds it from anywhere
+        assert corpus.source == name
+        assert corpus.notes == ()
+        assert corpus.record()["requested"] == str(path)
+
+
+def test_a_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "book.txt").write_text("at home")
+    assert load_corpus("~/book.txt").text == "at home"
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "wizard", "~no_such_user_here/book.txt", "a\0b"])
+def test_a_missing_file_is_named_with_the_names_there_are(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CorpusError) as caught:
+        load_corpus(name)
+    assert str(caught.value) == (
+        f"corpus {name!r} is neither a file nor a name; the names are oz and python-manual"
+    )
+
+
+def test_a_data_folder_of_nobody_is_just_a_name(monkeypatch, tmp_path, serve):
+    serve(PAGE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT_JAX_DATA", "~no_such_user_here/texts")
+    assert load_corpus("oz").text == ORIGINAL_FORM
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "corpus {} is a folder; give the path of a text file"),
+        (b"", "corpus {} is empty; give a text file"),
+        (b"GIF89a\0\1\2", "corpus {} looks binary (a zero byte at 6); give a text"),
+        ("Zauberer: schön".encode("latin-1"), "corpus {} is not UTF-8 (byte 0xf6 at 13); convert "),
+        ("Zauberer".encode("utf-16"), "corpus {} looks binary (a zero byte at 3); give a text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_with_what_it_is(tmp_path, content, message):
+    path = tmp_path / "corpus"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CorpusError) as caught:
+        load_corpus(str(path))
+    assert str(caught.value).startswith(message.format(path))
+    assert isinstance(caught.value, UserError)
+    assert not isinstance(caught.value, DownloadError)
+
+
+def test_the_way_out_of_another_encoding_is_a_command(tmp_path):
+    (tmp_path / "book.txt").write_bytes(b"\xe9")
+    with pytest.raises(CorpusError, match=r"with: iconv -f latin1 -t utf-8$"):
+        load_corpus(str(tmp_path / "book.txt"))
+
+
+def test_a_file_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CorpusError, match="can't be read: Not a directory"):
+        load_corpus(str(tmp_path / "file" / "book.txt"))
+
+
+# --- python-manual --------------------------------------------------------------------------------
+
+
+def test_the_python_manual_is_always_there_and_always_the_same():
+    first, second = load_corpus("python-manual"), load_corpus("python-manual")
+    assert first == second
+    assert len(first.text) > 100_000
+    assert 'The "if" statement' in first.text
+    assert first.notes == ()
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert first.record()["name"] == first.record()["requested"] == "python-manual"
+    assert first.source == f"pydoc_data.topics of Python {version}"

@@ -1,0 +1,187 @@
+"""What is asked of the machine before jax is imported."""
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_jax import devices
+from gpt_jax.devices import (
+    largest_divisor,
+    missing_accelerator,
+    request_cpu_devices,
+    usable_cores,
+)
+
+NVIDIA = 'this machine has an NVIDIA GPU that jax does not use; pip install -U "jax[cuda13]"'
+AMD = 'this machine has an AMD GPU that jax does not use; pip install -U "jax[rocm7-local]"'
+TPU = 'this machine has a TPU that jax does not use; pip install -U "jax[tpu]"'
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 5000), st.integers(0, 300))
+@settings(deadline=None, derandomize=True)
+def test_largest_divisor_divides_and_no_larger_one_does(n, limit):
+    found = largest_divisor(n, limit)
+    assert n % found == 0
+    assert 1 <= found <= max(1, limit)
+    assert all(n % d for d in range(found + 1, min(n, limit) + 1))
+
+
+@pytest.mark.parametrize(
+    ("n", "limit", "divisor"),
+    [(32, 2, 2), (32, 6, 4), (12, 5, 4), (7, 6, 1), (7, 7, 7), (4, 64, 4), (1, 8, 1), (9, 0, 1)],
+)
+def test_largest_divisor_by_hand(n, limit, divisor):
+    assert largest_divisor(n, limit) == divisor
+
+
+# --- cores ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+
+def write(root, path, content=""):
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000\n", 8),
+        ("200000 100000\n", 2),
+        ("350000 100000\n", 3),
+        ("50000 100000\n", 1),
+        ("6400000 100000\n", 8),
+        ("", 8),
+        ("nonsense\n", 8),
+        ("a b\n", 8),
+    ],
+)
+def test_a_containers_quota_limits_the_cores(tmp_path, quota, cores):
+    write(tmp_path, "sys/fs/cgroup/cpu.max", quota)
+    assert usable_cores(tmp_path) == cores
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_without_a_quota_the_affinity_counts(tmp_path):
+    assert usable_cores(tmp_path) == 8
+
+
+@pytest.mark.parametrize(("count", "cores"), [(6, 6), (None, 1)])
+def test_where_there_is_no_affinity_the_machine_counts(tmp_path, monkeypatch, count, cores):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    assert usable_cores(tmp_path) == cores
+
+
+# --- asking for devices ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Six cores and a clean environment, put back at the end."""
+    for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch remembers it
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(devices, "usable_cores", lambda: 6)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(("batch_size", "n"), [(32, "4"), (12, "6"), (7, "1"), (1, "1")])
+def test_as_many_devices_as_divide_the_batch_and_have_a_core(batch_size, n):
+    request_cpu_devices(batch_size)
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == n
+
+
+def test_the_users_device_count_wins(environment):
+    environment.setenv("JAX_NUM_CPU_DEVICES", "3")
+    request_cpu_devices(32)
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == "3"
+
+
+def test_the_users_xla_device_count_wins(environment):
+    flags = "--xla_dump_to=x --xla_force_host_platform_device_count=5"
+    environment.setenv("XLA_FLAGS", flags)
+    request_cpu_devices(32)
+    assert "JAX_NUM_CPU_DEVICES" not in os.environ
+    assert os.environ["XLA_FLAGS"] == flags
+
+
+def test_other_xla_flags_change_nothing(environment):
+    environment.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    request_cpu_devices(32)
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == "4"
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+
+
+# --- accelerators that jax does not use -----------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ({}, ""),
+        ({"proc/driver/nvidia/version": ""}, NVIDIA),
+        ({"dev/nvidia0": ""}, NVIDIA),
+        ({"dev/kfd": "", "dev/dri/renderD128": ""}, AMD),
+        ({"dev/kfd": ""}, ""),
+        ({"dev/dri/renderD128": ""}, ""),
+        ({"dev/accel0": ""}, TPU),
+        (
+            {
+                "sys/bus/pci/devices/0000:00:04.0/vendor": "0x1ae0\n",
+                "sys/bus/pci/devices/0000:00:04.0/device": "0x0063\n",
+            },
+            TPU,
+        ),
+        (
+            {
+                "sys/bus/pci/devices/0000:00:04.0/vendor": "0x8086\n",
+                "sys/bus/pci/devices/0000:00:04.0/device": "0x0063\n",
+            },
+            "",
+        ),
+    ],
+)
+def test_an_unused_accelerator_gets_the_line_that_brings_it(root, files, line):
+    for path, content in files.items():
+        write(root, path, content)
+    assert missing_accelerator("cpu", root) == line
+
+
+@pytest.mark.parametrize("device", ["0x0042\n", "0x001f\n"])
+def test_googles_network_card_and_disk_are_no_tpu(root, device):
+    write(root, "sys/bus/pci/devices/0000:00:03.0/vendor", "0x1ae0\n")
+    write(root, "sys/bus/pci/devices/0000:00:03.0/device", device)
+    assert missing_accelerator("cpu", root) == ""
+
+
+@pytest.mark.parametrize("backend", ["gpu", "cuda", "tpu"])
+def test_an_accelerator_in_use_gets_no_line(root, backend):
+    write(root, "dev/nvidia0")
+    assert missing_accelerator(backend, root) == ""
+
+
+def test_a_user_who_chose_the_cpu_gets_no_line(root, monkeypatch):
+    write(root, "dev/nvidia0")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert missing_accelerator("cpu", root) == ""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    assert missing_accelerator("cpu", root) == NVIDIA

@@ -1,0 +1,355 @@
+"""Whole runs: resumed equals uninterrupted, nothing finished is destroyed, nothing half is left."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import gpt_jax
+from gpt_jax import checkpoint, loop
+from gpt_jax.config import ConfigError, override
+from gpt_jax.errors import Interrupted, TrainingError, UserError
+from gpt_jax.metrics import CLOCK_FIELDS, read_rows
+
+
+def train(config, **values):
+    return gpt_jax.train(override(config, values), quiet=True)
+
+
+def timeless(run_dir):
+    return [
+        {k: v for k, v in row.items() if k not in CLOCK_FIELDS} for row in read_rows(Path(run_dir))
+    ]
+
+
+def assert_same_run(a, b):
+    assert timeless(a.run_dir) == timeless(b.run_dir)
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+def test_a_run_is_a_folder_with_all_that_belongs_to_it(tiny_config):
+    run = train(tiny_config)
+    names = {path.name for path in run.run_dir.iterdir()}
+    assert names >= {
+        "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt",
+        "loss.png", "loss.svg", "tensorboard", "checkpoints",
+    }  # fmt: skip
+    config = json.loads((run.run_dir / "config.json").read_text())
+    assert config["format"] == 1
+    assert config["data"]["corpus"] == tiny_config.data.corpus
+    assert config["corpus"]["sha256"] == run.corpus["sha256"]
+    rows = read_rows(run.run_dir)
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 12]
+    for row in rows:
+        evaluated = row["step"] % 4 == 0
+        assert ("val_loss" in row) == evaluated
+        if evaluated:
+            assert {"train_loss", "val_loss", "val_bpb", "tokens_per_second"} <= set(row)
+        if row["step"]:
+            assert row["loss"] > 0
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+    assert list((run.run_dir / "tensorboard").glob("events.out.tfevents*"))
+    assert run.summary["val"]["tokens_predicted"] == len(run_val_text(run)) - 1
+    sample = (run.run_dir / "samples.txt").read_text()
+    assert run.config.sample.prompt in sample
+    assert checkpoint.steps(run.run_dir) == [8, 12]
+
+
+def run_val_text(run):
+    text = Path(run.config.data.corpus).read_text()
+    return text[int(0.8 * len(text)) :]
+
+
+def test_bits_a_byte_counts_the_bytes_of_the_text(tiny_config, tmp_path):
+    book = tmp_path / "cyrillic.txt"
+    book.write_text("страшила и дровосек " * 50, encoding="utf-8")
+    run = train(tiny_config, **{"data.corpus": str(book)})
+    text = run_val_text(run)
+    exact = run.summary["val"]
+    assert exact["bytes_predicted"] == len(text[1:].encode())
+    bits = exact["nats_per_token"] * (len(text) - 1) / np.log(2)
+    assert exact["bits_per_byte"] == pytest.approx(bits / len(text[1:].encode()))
+    row = read_rows(run.run_dir)[-1]
+    expected = row["val_loss"] / np.log(2) * len(text) / len(text.encode())
+    assert row["val_bpb"] == pytest.approx(expected)
+    assert gpt_jax.evaluate(run).record() == exact
+
+
+@pytest.mark.parametrize("step", [0, 2, 4, 6, 10, 12])
+def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, tmp_path, step):
+    whole = train(tiny_config)
+    other = {"run_dir": str(tmp_path / "other")}
+    with pytest.MonkeyPatch.context() as patch:
+        write = loop.MetricsWriter.write
+
+        def failing(self, row):
+            write(self, row)
+            if row["step"] == step:
+                raise KeyboardInterrupt("stopped by the test")
+
+        patch.setattr(loop.MetricsWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config, **other)
+    assert_same_run(whole, train(tiny_config, **other))
+
+
+def test_more_steps_continue_a_run_as_if_it_had_been_longer_from_the_start(tiny_config, tmp_path):
+    longer = train(tiny_config, **{"train.steps": 20})
+    other = {"run_dir": str(tmp_path / "other")}
+    train(tiny_config, **other)
+    continued = train(tiny_config, **other, **{"train.steps": 20})
+    assert continued.config.train.steps == 20
+    assert_same_run(longer, continued)
+    samples = (continued.run_dir / "samples.txt").read_text()
+    assert "=== step 12," in samples
+    assert "=== step 20," in samples
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
+    run = train(tiny_config)
+    before = {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()}
+    again = gpt_jax.train(tiny_config)
+    assert {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()} == before
+    assert again.step == 12
+    out = capsys.readouterr().out
+    assert "is finished: 12 steps" in out
+    assert "Nothing was changed" in out
+    assert "--train.steps 24" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("seed", 1, "seed is 0 there and 1 here"),
+        ("optim.learning_rate", 1e-3, r"optim.learning_rate is 0.0003 there and 0.001 here"),
+        ("model.n_layer", 2, "model.n_layer is 1 there and 2 here"),
+        ("train.steps", 8, r"train.steps is 12 there and 8 here \(it can grow\)"),
+        ("train.eval_interval", 2, "train.eval_interval is 4 there and 2 here"),
+        ("data.corpus", "python-manual", "data.corpus is .*book.txt there and python-manual here"),
+    ],
+)
+def test_another_setting_is_refused_by_name(tiny_config, name, value, message):
+    run = train(tiny_config)
+    before = timeless(run.run_dir)
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_config, **{name: value})
+    assert timeless(run.run_dir) == before
+
+
+def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp_path):
+    run = train(tiny_config)
+    moved = tmp_path / "moved.txt"
+    book.rename(moved)
+    longer = {"train.steps": 14, "data.corpus": str(moved), "sample.prompt": None}
+    assert train(tiny_config, **longer).step == 14
+    moved.write_text(moved.read_text() + ".", encoding="utf-8")
+    with pytest.raises(UserError, match="not the same text; name the old one"):
+        train(tiny_config, **{**longer, "train.steps": 16})
+    with pytest.raises(UserError, match="not the same text"):
+        gpt_jax.evaluate(gpt_jax.load_run(run.run_dir), corpus_name=str(moved))
+
+
+def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("gpt_jax.corpora.__file__", str(tmp_path / "gpt_jax" / "corpora.py"))
+    monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
+    monkeypatch.setattr("gpt_jax.corpora.TRIES", 1)
+    data = dataclasses.replace(
+        tiny_config.data, corpus="oz", fallback_corpus="python-manual", train_fraction=0.99
+    )
+    config = dataclasses.replace(tiny_config, data=data)
+    run = gpt_jax.train(config)
+    out = capsys.readouterr().out
+    assert out.count("note: corpus oz could not be had") == 1
+    assert "using python-manual instead" in out
+    assert run.config.data.corpus == run.corpus["name"] == "python-manual"
+    assert run.corpus["requested"] == "oz"
+    assert run.summary["corpus"]["name"] == "python-manual"
+    # The book is there now, and the run stays where it is all the same.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "wizard_of_oz.txt").write_text("Dorothy lived in Kansas. " * 100)
+    more = override(config, {"train.steps": 14})
+    assert gpt_jax.train(more, quiet=True).config.data.corpus == "python-manual"
+    with pytest.raises(UserError, match=r"not the same text|data.corpus is python-manual there"):
+        train(config, **{"data.corpus": "oz", "train.steps": 16, "sample.prompt": None})
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_config, tmp_path, capsys):
+    whole = train(tiny_config, **{"train.steps": 16})
+    other = {"run_dir": str(tmp_path / "other")}
+    run = train(tiny_config, **other)
+    next((run.run_dir / "checkpoints" / "00000012").rglob("_METADATA")).write_bytes(b"")
+    again = gpt_jax.train(override(tiny_config, {**other, "train.steps": 16}))
+    out = capsys.readouterr().out
+    assert "00000012 is damaged" in out
+    assert "going on from step 8" in out
+    assert_same_run(whole, again)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
+    tiny_config, monkeypatch
+):
+    original = loop.make_train_chunk
+
+    def poisoned(*args):
+        chunk = original(*args)
+
+        def train_chunk(state, tokens, keys, *, steps):
+            after, metrics = chunk(state, tokens, keys, steps=steps)
+            at = state.step + jax.numpy.arange(steps) + 1
+            return after, {**metrics, "loss": jax.numpy.where(at >= 8, np.nan, metrics["loss"])}
+
+        return train_chunk
+
+    monkeypatch.setattr(loop, "make_train_chunk", poisoned)
+    message = r"not finite \(nan\) at step 8; .* that of step 4 stays"
+    with pytest.raises(TrainingError, match=message):
+        train(tiny_config)
+    assert checkpoint.steps(Path(tiny_config.run_dir)) == [4]
+    assert gpt_jax.load_run(tiny_config.run_dir).step == 4
+
+
+def test_a_real_divergence_is_found(tiny_config):
+    with pytest.raises(TrainingError, match=r"the loss is not finite .* step"):
+        train(tiny_config, **{"optim.learning_rate": 1e38})
+    rows = read_rows(Path(tiny_config.run_dir))
+    assert all(np.isfinite(row.get("loss", 0.0)) for row in rows)
+
+
+def test_two_processes_do_not_train_one_run(tiny_config):
+    train(tiny_config)
+    with loop._lock(Path(tiny_config.run_dir)), pytest.raises(UserError, match="another process"):
+        train(tiny_config, **{"train.steps": 14})
+
+
+def test_a_folder_of_other_files_is_refused_and_untouched(tiny_config):
+    folder = Path(tiny_config.run_dir)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"holds other files \(thesis.txt\) and no config.json"):
+        train(tiny_config)
+    assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_steps_that_no_chunk_divides(tiny_config):
+    values = {"train.steps": 7, "train.log_interval": 4}
+    run = train(tiny_config, **values)
+    assert [row["step"] for row in read_rows(run.run_dir)] == [0, 4, 7]
+    assert run.step == 7
+
+
+def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
+    import threading
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=train, args=(tiny_config,))
+    thread.start()
+    thread.join()
+    assert gpt_jax.load_run(tiny_config.run_dir).step == 12
+    train(tiny_config, **{"train.steps": 14})
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
+    write = loop.MetricsWriter.write
+
+    def interrupting(self, row):
+        write(self, row)
+        if row["step"] == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.MetricsWriter, "write", interrupting)
+        with pytest.raises(Interrupted, match=r"SIGINT: saved at step \d+ of 12; the same command"):
+            train(tiny_config)
+    assert checkpoint.steps(Path(tiny_config.run_dir))[-1] in (4, 6, 8)
+    assert train(tiny_config).step == 12
+
+
+# --- the real command, killed for real ------------------------------------------------------------
+
+
+def command(run_dir, book, *more):
+    # fmt: off
+    return [
+        sys.executable, str(ROOT / "main.py"), "--config", "nano", "--run-dir", str(run_dir),
+        "--data.corpus", str(book), "--model.n-layer", "1", "--model.n-embd", "16",
+        "--model.n-head", "2", "--model.block-size", "8", "--train.batch-size", "4",
+        "--train.steps", "400", "--train.eval-interval", "20", "--train.eval-batches", "2",
+        "--train.checkpoint-interval", "20", "--sample.max-new-tokens", "5", *more,
+    ]
+    # fmt: on
+
+
+def environment():
+    """As a user's: without the test process's own device count."""
+    return {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+
+
+@pytest.mark.slow
+def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book):
+    env = environment()
+    subprocess.run(command(tmp_path / "a", book), env=env, check=True, capture_output=True)
+    rows, statuses = tmp_path / "b" / "metrics.jsonl", []
+    for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        seen = rows.stat().st_size if rows.exists() else 0
+        process = subprocess.Popen(
+            command(tmp_path / "b", book), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if rows.exists() and rows.stat().st_size > seen + 600:
+                break
+            time.sleep(0.005)
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=120)
+        statuses.append(process.returncode)
+        if signum in (signal.SIGTERM, signal.SIGINT) and process.returncode:
+            assert b"saved at step" in err
+    assert statuses[0] == -signal.SIGKILL
+    assert set(statuses) <= {-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT, 0}
+    done = subprocess.run(command(tmp_path / "b", book), env=env, check=True, capture_output=True)
+    assert b"finished" in done.stdout or b"losses over the steps" in done.stdout
+    assert_same_run(gpt_jax.load_run(tmp_path / "a"), gpt_jax.load_run(tmp_path / "b"))
+
+
+@pytest.mark.slow
+def test_the_commands_from_corpus_to_text(tmp_path, book):
+    """train, sample and eval as a user types them, with plain lines where there is no terminal."""
+    env = environment()
+    trained = subprocess.run(
+        command(tmp_path / "r", book), env=env, check=True, capture_output=True, text=True
+    )
+    out = trained.stdout
+    for expected in ("corpus", "sha256", "parameters", "devices", "tokens;", "whole validation"):
+        assert expected in out
+    assert "\x1b" not in out
+    assert "\r" not in out
+    evaluated = subprocess.run(
+        [sys.executable, ROOT / "main.py", "eval", "--run-dir", tmp_path / "r", "--json"],
+        env=env, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    record = json.loads(evaluated.stdout)
+    for key in ("nats_per_token", "perplexity", "bits_per_byte", "tokens_predicted"):
+        assert record[key] == summary["val"][key]
+    sampled = subprocess.run(
+        [
+            sys.executable, ROOT / "main.py", "sample", "--run-dir", tmp_path / "r",
+            "--max-new-tokens", "30", "--temperature", "0", "--num-samples", "2",
+        ],
+        env=env, check=True, capture_output=True, text=True, input="the wizard\n",
+    )  # fmt: skip
+    first, second = sampled.stdout.split("\n--- 2 ---\n")
+    assert first.rstrip("\n") == second.rstrip("\n")  # greedy: both the same
+    assert first.startswith("the wizard")
+    assert len(first.rstrip("\n")) == len("the wizard") + 30

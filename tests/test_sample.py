@@ -1,0 +1,204 @@
+"""Sampling: the filters by hand, the distribution drawn, and the equality of cached and full."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_jax.model import GPT, forward
+from gpt_jax.sample import Filters, decode, draw, filter_logits, generate_tokens, prefill
+
+PARAMS = jax.tree.map(
+    lambda x: x * 5, GPT(TINY).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+)
+PROBABILITIES = np.array([0.1, 0.4, 0.05, 0.3, 0.15])
+LOGITS = jnp.log(jnp.array(PROBABILITIES, jnp.float32))[None]
+GREEDY = Filters(temperature=0.0)
+
+
+def allowed(filters: Filters, logits=LOGITS) -> list[int]:
+    return np.flatnonzero(np.isfinite(filter_logits(logits, filters)[0])).tolist()
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(temperature=1.0), [0, 1, 2, 3, 4]),
+        (Filters(temperature=1.0, top_k=1), [1]),
+        (Filters(temperature=1.0, top_k=3), [1, 3, 4]),
+        (Filters(temperature=1.0, top_k=5), [0, 1, 2, 3, 4]),
+        (Filters(temperature=1.0, top_p=0.39), [1]),
+        (Filters(temperature=1.0, top_p=0.41), [1, 3]),
+        (Filters(temperature=1.0, top_p=0.69), [1, 3]),
+        (Filters(temperature=1.0, top_p=0.71), [1, 3, 4]),
+        (Filters(temperature=1.0, top_p=1e-9), [1]),
+        (Filters(temperature=1.0, top_p=1.0), [0, 1, 2, 3, 4]),
+        # 0.4 / 0.7 = 0.57 of what top_k leaves
+        (Filters(temperature=1.0, top_k=2, top_p=0.56), [1]),
+        (Filters(temperature=1.0, top_k=2, top_p=0.58), [1, 3]),
+        # at half the temperature the probabilities are squared: 0.16 of 0.285 is 0.56
+        (Filters(temperature=0.5, top_p=0.55), [1]),
+        (Filters(temperature=0.5, top_p=0.57), [1, 3]),
+    ],
+)
+def test_filters_by_hand(filters, expected):
+    assert allowed(filters) == expected
+
+
+def test_among_equals_the_smaller_id_goes_first():
+    assert allowed(Filters(temperature=1.0, top_k=2), jnp.zeros((1, 4))) == [0, 1]
+    assert allowed(Filters(temperature=1.0, top_p=0.5), jnp.zeros((1, 4))) == [0, 1]
+
+
+@given(
+    st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12),
+    st.integers(1, 12),
+    st.floats(0.01, 1.0),
+)
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_something_is_always_left_and_it_is_the_likeliest(logits, k, p):
+    logits = jnp.array([logits], jnp.float32)
+    kept = allowed(Filters(temperature=1.0, top_k=k, top_p=p), logits)
+    assert 1 <= len(kept) <= k
+    assert int(jnp.argmax(logits)) in kept
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        Filters(temperature=1.0),
+        Filters(temperature=0.7),
+        Filters(temperature=2.0),
+        Filters(temperature=1.0, top_k=3),
+        Filters(temperature=0.8, top_p=0.8),
+        Filters(temperature=1.5, top_k=4, top_p=0.9),
+    ],
+)
+def test_tokens_are_drawn_with_the_right_frequencies(filters):
+    """Chi-squared against the distribution written down independently; 4 degrees at most.
+
+    P(chi-squared of 4 degrees > 25.7) is 4e-5; the key is fixed, so it passes or fails for good.
+    """
+    n = 20_000
+    keys = jax.random.split(jax.random.key(0), n)
+    tokens = np.asarray(draw(keys, jnp.repeat(LOGITS, n, axis=0), filters))
+    p = PROBABILITIES ** (1 / float(filters.temperature))
+    p /= p.sum()
+    order = np.argsort(-p)
+    if filters.top_k:
+        p[order[int(filters.top_k) :]] = 0
+        p /= p.sum()
+    if filters.top_p:
+        before = np.concatenate([[0], np.cumsum(p[order])[:-1]])
+        p[order[before >= float(filters.top_p)]] = 0
+        p /= p.sum()
+    counts = np.bincount(tokens, minlength=5)
+    assert (counts[p == 0] == 0).all()
+    expected = n * p[p > 0]
+    assert ((counts[p > 0] - expected) ** 2 / expected).sum() < 25.7
+
+
+@jax.jit
+def padded_logits(padded_BS, length):
+    return forward(TINY, PARAMS, padded_BS)[0, length - 1]
+
+
+def next_logits(context):
+    """The full forward's logits after `context`; what is later does not reach earlier positions."""
+    padded = np.zeros((1, TINY.block_size), np.int32)
+    padded[0, : len(context)] = context
+    return padded_logits(padded, len(context))
+
+
+def generate(prompt, n, filters=GREEDY, key=None, **kwargs):
+    key = jax.random.key(0) if key is None else key
+    parts = generate_tokens(
+        TINY, PARAMS, np.array(prompt), key, filters, max_new_tokens=n, **kwargs
+    )
+    return np.concatenate(list(parts), axis=1)
+
+
+@pytest.mark.parametrize(
+    "prompt", [[3], [1, 2, 3], list(range(7)), list(range(8)), list(range(11))]
+)
+def test_greedy_decoding_equals_the_full_forward_across_the_border(prompt):
+    """Token by token, inside block_size = 8 and past it, from prompts on either side."""
+    text = list(prompt)
+    margins = []
+    for _ in range(40):
+        logits = np.asarray(next_logits(text[-TINY.block_size :]))
+        second, first = np.sort(logits)[-2:]
+        margins.append(first - second)
+        text.append(int(logits.argmax()))
+    # Equal tokens mean equal logits only where no choice hangs on rounding.
+    assert min(margins) > 1e-4
+    assert generate(prompt, 40)[0].tolist() == text[len(prompt) :]
+
+
+def test_logits_stay_equal_to_the_full_forwards_across_the_border():
+    padded = np.zeros(TINY.block_size, np.int32)
+    padded[:3] = text = [1, 2, 3]
+    state = prefill(TINY, PARAMS, padded, jnp.int32(3), batch_size=1)
+    keys = jax.random.split(jax.random.key(5), 1)
+    for _ in range(12):
+        expected = next_logits(text[-TINY.block_size :])
+        np.testing.assert_allclose(state.logits_BV[0], expected, atol=2e-5)
+        state, token = decode(TINY, PARAMS, state, keys, Filters(temperature=1.0), steps=1)
+        text = [*text, int(token[0, 0])]
+
+
+def test_one_compiled_program_serves_any_prompt_length():
+    prefill._clear_cache()
+    decode._clear_cache()
+    for prompt in ([1], [1, 2, 3], list(range(8)), list(range(10)) * 3):
+        generate(prompt, 5, Filters(temperature=0.9, top_k=4))
+        generate(prompt, 40, Filters(temperature=0.2, top_k=2))
+    assert prefill._cache_size() == 1
+    assert decode._cache_size() == 1
+
+
+def test_a_stream_depends_on_its_number_and_the_key_alone():
+    warm = Filters(temperature=1.0)
+    many = generate([1, 2], 50, warm, num_samples=4)
+    assert many.shape == (4, 50)
+    np.testing.assert_array_equal(generate([1, 2], 50, warm, num_samples=2), many[:2])
+    assert len({tuple(row) for row in many}) == 4
+    np.testing.assert_array_equal(generate([1, 2], 33, warm), many[:1, :33])
+    other = generate([1, 2], 50, warm, key=jax.random.key(1))
+    assert (other != many[:1]).any()
+
+
+def test_refill_is_exact_inside_the_context_and_sees_less_past_it():
+    prompt = [1, 2, 3]
+    room = TINY.block_size - len(prompt) + 1  # the last of these is drawn from a full context
+    exact, refilled = generate(prompt, 60), generate(prompt, 60, window="refill")
+    np.testing.assert_array_equal(exact[:, :room], refilled[:, :room])
+
+    text, context = list(prompt), list(prompt)  # what refill should do, written out
+    for _ in range(60):
+        text.append(int(jnp.argmax(next_logits(context))))
+        if len(context) == TINY.block_size:
+            context = context[-(TINY.block_size // 2 - 1) :]
+        context.append(text[-1])
+    assert refilled[0].tolist() == text[len(prompt) :]
+
+
+def test_a_block_of_one_token_works():
+    import dataclasses
+
+    config = dataclasses.replace(TINY, block_size=1)
+    params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    for window in ("exact", "refill"):
+        parts = generate_tokens(
+            config,
+            params,
+            np.array([3]),
+            jax.random.key(0),
+            GREEDY,
+            max_new_tokens=5,
+            window=window,
+        )
+        assert np.concatenate(list(parts), axis=1).shape == (1, 5)

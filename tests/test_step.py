@@ -1,0 +1,196 @@
+"""The step: hand-computed losses, learning, and independence of chunks and devices."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import TINY
+
+from gpt_jax.config import OptimConfig, TrainConfig
+from gpt_jax.data import Split
+from gpt_jax.evaluation import evaluate_split
+from gpt_jax.metrics import bits_per_byte
+from gpt_jax.model import forward
+from gpt_jax.optim import make_optimizer
+from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
+from gpt_jax.step import (
+    init_state,
+    loss_fn,
+    make_eval_step,
+    make_keys,
+    make_train_chunk,
+    make_train_step,
+    token_losses,
+)
+
+OPTIM = OptimConfig(learning_rate=1e-2)
+TRAIN = TrainConfig(batch_size=8, eval_batches=3)
+KEYS = make_keys(0)
+TOKENS = jnp.asarray(np.arange(500) ** 2 % 11, jnp.int32)
+
+
+@jax.jit
+def new_state():
+    return init_state(TINY, make_optimizer(OPTIM), KEYS.init)
+
+
+def leaves_equal(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
+
+
+def largest_difference(a, b):
+    differences = jax.tree.map(lambda x, y: jnp.abs(x - y).max(initial=0), a, b)
+    return max(float(x) for x in jax.tree.leaves(differences))
+
+
+def test_loss_by_hand():
+    logits = jnp.log(jnp.array([[[1.0, 2.0, 1.0], [6.0, 1.0, 1.0]]]))
+    losses = token_losses(logits, jnp.array([[1, 2]]))
+    np.testing.assert_allclose(losses, [[math.log(2), math.log(8)]], rtol=1e-6)
+
+
+def test_uniform_logits_cost_the_log_of_the_vocabulary():
+    zeros = jax.tree.map(jnp.zeros_like, new_state().params)
+    loss = loss_fn(TINY, zeros, jnp.zeros((2, 9), jnp.int32))
+    np.testing.assert_allclose(loss, math.log(11), rtol=1e-6)
+
+
+def test_bits_per_byte_by_hand():
+    assert bits_per_byte(math.log(2), 1) == 1
+    assert bits_per_byte(3 * math.log(4), 2) == pytest.approx(3)  # 6 bits over 2 bytes
+
+
+def test_one_step_equals_adamw_by_hand():
+    """At the first step the moments' corrections cancel: p - lr * (g / (|g| + eps) + wd * p)."""
+    batch = TOKENS[:72].reshape(8, 9)
+    state = new_state()
+    grads = jax.jit(jax.grad(lambda p: loss_fn(TINY, p, batch, KEYS.dropout)))(state.params)
+    train_step = jax.jit(make_train_step(TINY, make_optimizer(OPTIM)))
+    after, metrics = train_step(state, batch, KEYS.dropout)
+    lr, decay = OPTIM.learning_rate, OPTIM.weight_decay
+
+    def expected(p, g):
+        return p - lr * (g / (jnp.abs(g) + 1e-8) + decay * p)
+
+    hand = jax.tree.map(expected, state.params, grads)
+    # Where |g| is near eps the quotient is sensitive to g's own rounding; elsewhere it is +-1.
+    assert largest_difference(hand, after.params) < lr * 2e-3
+    assert int(after.step) == 1
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+
+
+def test_training_learns_a_sequence():
+    chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
+    _, metrics = chunk(new_state(), TOKENS, KEYS, steps=150)
+    assert metrics["loss"].shape == (150,)
+    assert abs(float(metrics["loss"][0]) - math.log(11)) < 0.1
+    assert float(metrics["loss"][-10:].mean()) < 1.0  # squares modulo 11 repeat every 11 tokens
+
+
+def test_chunks_of_any_length_take_the_same_steps():
+    chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
+    whole, _ = chunk(new_state(), TOKENS, KEYS, steps=6)
+    parts = new_state()
+    for _ in range(2):
+        parts, _ = chunk(parts, TOKENS, KEYS, steps=3)
+    assert int(parts.step) == int(whole.step) == 6
+    # The same operations in two programs, so up to the rounding of 6 steps.
+    assert largest_difference(parts.params, whole.params) < 6 * 1e-5
+
+
+def run_on(n_devices: int, steps: int):
+    mesh = make_mesh(TRAIN.batch_size, jax.devices()[:n_devices])
+    assert mesh.size == n_devices
+    state = jax.device_put(new_state(), replicated(mesh))
+    chunk = jax.jit(
+        make_train_chunk(TINY, OPTIM, TRAIN, make_place_batch(mesh)),
+        static_argnames="steps",
+        out_shardings=(state_shardings(state, mesh), None),
+    )
+    tokens, keys = jax.device_put((TOKENS, KEYS), replicated(mesh))
+    state, metrics = chunk(state, tokens, keys, steps=steps)
+    return jax.device_get(state), np.asarray(metrics["loss"])
+
+
+def test_device_count_changes_rounding_only():
+    """Same batches and same masks: one step differs by the rounding of sums over the batch.
+
+    A mask or a batch that differed would move the loss by some 1e-2. A sum of n float32 terms in
+    another order differs by at most n * eps relatively; n = 8 * 8 terms of about 2.4 here.
+    """
+    bound = 64 * np.finfo(np.float32).eps * 2.4
+    _, one = run_on(1, steps=5)
+    for n in (2, 8):
+        _, many = run_on(n, steps=5)
+        np.testing.assert_allclose(many[0], one[0], atol=bound)
+        np.testing.assert_allclose(many, one, atol=20 * bound)  # 5 steps of AdamW amplify it
+
+
+def test_the_batch_is_split_over_the_devices():
+    mesh = make_mesh(8, jax.devices())
+    place = jax.jit(make_place_batch(mesh))
+    placed = place(jax.device_put(jnp.zeros((8, 9), jnp.int32), replicated(mesh)))
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(1, 9)}
+
+
+def test_keys_are_functions_of_seed_and_purpose():
+    a, b, c = make_keys(0), make_keys(0), make_keys(1)
+    data = [jax.random.key_data(k).tolist() for k in jax.tree.leaves((a, c))]
+    assert len({tuple(d) for d in data}) == 10
+    assert leaves_equal(jax.tree.map(jax.random.key_data, a), jax.tree.map(jax.random.key_data, b))
+
+
+def test_eval_step_is_the_mean_over_its_batches():
+    eval_step = make_eval_step(TINY, TRAIN)
+    params = new_state().params
+    constant = jnp.full((300,), 4, jnp.int32)  # every batch is the same here
+    losses = eval_step(params, [TOKENS, constant], KEYS.eval)
+    assert losses.shape == (2,)
+    expected = loss_fn(TINY, params, constant[:9][None])
+    np.testing.assert_allclose(losses[1], expected, rtol=1e-5)
+    np.testing.assert_array_equal(losses, eval_step(params, [TOKENS, constant], KEYS.eval))
+
+
+@pytest.mark.parametrize("stride", [None, 8, 3, 1])
+def test_exact_evaluation_equals_one_window_at_a_time(stride):
+    params = jax.tree.map(lambda x: 5 * x, new_state().params)
+    tokens = np.asarray(TOKENS[:83])
+    token_bytes = np.arange(1, 12, dtype=np.int32)
+    split = Split(tokens, int(token_bytes[tokens].sum()))
+    found = evaluate_split(TINY, params, split, token_bytes, stride=stride)
+
+    @jax.jit
+    def log_softmax(inputs):
+        return jax.nn.log_softmax(forward(TINY, params, inputs))
+
+    step, total, predicted = stride or 8, 0.0, 1
+    for start in range(0, 82, step):
+        inputs = tokens[start : start + 8][None]
+        log_p = np.asarray(log_softmax(inputs), np.float64)[0]
+        for i in range(len(inputs[0])):
+            target = start + i + 1
+            if predicted <= target < len(tokens):
+                total -= log_p[i, tokens[target]]
+                predicted = target + 1
+    assert predicted == 83
+    assert found.tokens == 82
+    assert found.n_bytes == token_bytes[tokens[1:]].sum()
+    assert found.nats_per_token == pytest.approx(total / 82, rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(total / 82), rel=1e-4)
+    assert found.bits_per_byte == pytest.approx(total / math.log(2) / found.n_bytes, rel=1e-5)
+
+
+def test_a_parameter_without_a_rule_is_an_error_with_path_and_shape():
+    mesh = make_mesh(8)
+    with pytest.raises(ValueError, match=r"no sharding rule names .*new/kernel of shape \(3, 4\)"):
+        state_shardings({"params": {"new": {"kernel": jnp.zeros((3, 4))}}}, mesh)
+
+
+def test_a_mesh_takes_the_devices_that_divide_the_batch():
+    assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert make_mesh(6).size == 6
+    assert make_mesh(7).size == 7
+    assert make_mesh(11).size == 1
