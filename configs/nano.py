@@ -8,7 +8,6 @@ from gpt_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleC
 
 def get_config() -> Config:
     return Config(
-        run_dir="runs/nano",
         model=ModelConfig(n_layer=3, n_head=4, n_embd=128, block_size=64, dropout=0.2),
         data=DataConfig(corpus="oz", fallback_corpus="python-manual", train_fraction=0.8),
         optim=OptimConfig(learning_rate=3e-4, weight_decay=0.01),

@@ -21,6 +21,7 @@ from typing import Any
 
 from gpt_jax.errors import UserError
 
+DEFAULT_RUN_DIR = "runs/run"  # a config file that names none gets runs/ and its own name
 FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
@@ -183,7 +184,7 @@ class SampleConfig:
 class Config:
     """All settings of a run."""
 
-    run_dir: str = setting("runs/nano", "folder of the run, made if missing")
+    run_dir: str = setting(DEFAULT_RUN_DIR, "folder of the run, made if missing")
     seed: int = setting(
         0,
         "of initialisation, batches, dropout and samples",
@@ -398,4 +399,6 @@ def load_config(name: str | os.PathLike[str]) -> Config:
         raise ConfigError(
             f"config file {path}: get_config() must return a gpt_jax Config, not {config!r:.60}"
         )
+    if config.run_dir == DEFAULT_RUN_DIR:
+        config = dataclasses.replace(config, run_dir=f"runs/{path.stem}")
     return config

@@ -51,13 +51,13 @@ class Display:
             self._bar = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(),
-                TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+                TextColumn("{task.fields[status]}"),
                 TimeRemainingColumn(),
                 TextColumn("left"),
                 console=self._console,
                 transient=True,
             )
-            self._bar.add_task("train", total=steps, completed=step, loss="-", speed="-")
+            self._bar.add_task("train", total=steps, completed=step, status="compiling")
             self._bar.start()
 
     def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
@@ -66,8 +66,7 @@ class Display:
             self._bar.update(
                 self._bar.task_ids[0],
                 completed=step,
-                loss=f"{loss:.3f}",
-                speed=f"{tokens_per_second:,.0f}",
+                status=f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s",
             )
 
     def evaluation(self, row: dict[str, Any]) -> None:

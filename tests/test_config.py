@@ -556,3 +556,12 @@ def test_the_originals_attention_is_scaled_by_the_width_of_the_embedding():
     assert original.model.attention_scale == pytest.approx(1 / math.sqrt(128))
     assert dataclasses.replace(original.model, attention_scale=None) == nano.model
     assert (original.data, original.optim, original.train) == (nano.data, nano.optim, nano.train)
+
+
+def test_a_file_that_names_no_folder_gets_one_of_its_own(tmp_path):
+    source = "from gpt_jax.config import Config\ndef get_config():\n    return Config({})\n"
+    (tmp_path / "mine.py").write_text(source.format(""))
+    assert load_config(tmp_path / "mine.py").run_dir == "runs/mine"
+    (tmp_path / "mine.py").write_text(source.format("run_dir='there'"))
+    assert load_config(tmp_path / "mine.py").run_dir == "there"
+    assert load_config("nano").run_dir == "runs/nano"

@@ -1,0 +1,27 @@
+# One command for each daily job; PYTHON chooses the interpreter.
+PYTHON ?= python
+
+.PHONY: format lint types test test-fast nano ci
+
+format:  ## rewrite the code in the project's form
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+lint:  ## complain about form and likely mistakes
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:  ## check the types
+	$(PYTHON) -m ty check --python $$($(PYTHON) -c 'import sys; print(sys.prefix)') gpt_jax configs main.py
+
+test:  ## all tests
+	$(PYTHON) -m pytest
+
+test-fast:  ## without those that take long
+	$(PYTHON) -m pytest -m "not slow"
+
+nano:  ## the main job
+	$(PYTHON) main.py --config nano
+
+ci:  ## what a machine runs on every change, in a fresh environment
+	bash .ci/run

@@ -1,0 +1,97 @@
+"""Dependencies point one way, and what must start at once imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+BASE = {"errors", "config", "files", "devices"}
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "files": set(),
+    "devices": set(),
+    "corpora": BASE,
+    "tokenizer": BASE,
+    "data": BASE,
+    "metrics": BASE,
+    "sharding": BASE,
+    "checkpoint": BASE,
+    "report": BASE,
+    "console": set(),
+    "model": {"config"},
+    "optim": {"config"},
+    "step": {"config", "data", "model", "optim"},
+    "sample": {"config", "model"},
+    "evaluation": {"config", "data", "metrics", "model", "sharding", "step"},
+    "run": BASE
+    | {"checkpoint", "corpora", "data", "evaluation", "metrics", "model", "optim"}
+    | {"sample", "step", "tokenizer"},
+    "start": BASE | {"corpora", "data", "run", "tokenizer"},
+}
+MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))
+
+
+def siblings(module: str) -> set[str]:
+    """Which modules of the package a module's text imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / "gpt_jax" / f"{module}.py").read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "gpt_jax":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpt_jax."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("gpt_jax.")}
+    return found
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in ("__init__", "loop")])
+def test_a_module_imports_only_what_it_may(module):
+    assert siblings(module) <= ALLOWED[module], "add the edge to ALLOWED only with a reason"
+
+
+def test_nothing_in_the_package_imports_the_loop_or_main():
+    for module in MODULES:
+        if module != "__init__":
+            assert not siblings(module) & {"loop", "main"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import gpt_jax", ["jax", "numpy", "rich"]),
+        ("import main", ["jax", "numpy", "rich"]),
+        ("import gpt_jax.report", ["jax"]),
+        ("import gpt_jax.corpora", ["jax", "requests"]),
+        ("import gpt_jax.loop", ["matplotlib", "requests", "tensorboardX"]),
+        ("import gpt_jax; gpt_jax.load_config('nano')", ["jax"]),
+    ],
+)
+def test_what_must_start_at_once_imports_nothing_heavy(statement, absent):
+    code = f"{statement}\nimport sys\nprint([m for m in {absent} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_module_imports_torch_or_tensorflow():
+    for path in [
+        ROOT / "main.py",
+        *(ROOT / "gpt_jax").glob("*.py"),
+        *(ROOT / "configs").glob("*.py"),
+    ]:
+        names = {
+            name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            for name in (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert not names & {"torch", "tensorflow"}
