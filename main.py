@@ -28,7 +28,7 @@ from gpt_jax.config import (
     settings,
     suggest,
 )
-from gpt_jax.devices import request_cpu_devices
+from gpt_jax.devices import keep_compiled_programs, request_cpu_devices
 from gpt_jax.errors import TrainingError, UserError
 
 VERBS = {
@@ -262,6 +262,7 @@ def main(argv: list[str] | None = None) -> int:
                     f"unknown verb {verb!r}{suggest(verb, COMMANDS)}; there are "
                     f"{', '.join(COMMANDS)}"
                 )
+        keep_compiled_programs()
         return COMMANDS[verb](rest)
     except (UserError, TrainingError) as error:
         if debug:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gpt_jax.config import FORMAT
 from gpt_jax.errors import UserError
@@ -57,7 +58,11 @@ class Checkpoints:
             # A checkpoint of this step that failed its manifest may still lie there.
             manifest_path(path).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
-            response = ocp.save_async(str(path), state, custom_metadata={"config": config})
+            # One whole copy: slicing every array among the devices costs a program for each.
+            context = ocp.Context()
+            context.array_options.saving.use_replica_parallel = False
+            with context:
+                response = ocp.save_async(str(path), state, custom_metadata={"config": config})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot save checkpoint {path}: {error}") from error
         self._pending = self._worker.submit(self._commit, path, step, response)
@@ -171,10 +176,15 @@ def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
             detail = " ".join(str(error).split())[:300]
             raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
         # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
-        return step, jax.tree.map(lambda x: x.copy(), saved), messages
+        return step, _copy(saved), messages
     if messages:
         raise CheckpointError("; ".join(messages) + "; no sound checkpoint is left")
     return 0, None, []
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

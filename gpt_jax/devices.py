@@ -6,7 +6,9 @@ imported in a notebook, takes the devices that jax finds.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 # PCI vendor and device, as in jax's hardware_utils; Google's other cards are no TPUs.
@@ -40,6 +42,29 @@ def request_cpu_devices(batch_size: int) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         n = largest_divisor(batch_size, usable_cores())
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(n))
+
+
+def keep_compiled_programs(root: Path = Path("/")) -> None:
+    """Lets jax keep compiled programs between runs, in a folder of the user's own.
+
+    `JAX_COMPILATION_CACHE_DIR` names another place, and `JAX_ENABLE_COMPILATION_CACHE=0` turns it
+    off. A program may use any instruction of the processor it was compiled on, so each kind of
+    processor has a folder of its own: a home may be shared between machines.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    keys = ("model name", "flags", "Features", "CPU part")  # the latter two are Arm's
+    info = _read(root / "proc/cpuinfo").splitlines()
+    processor = sorted({line for line in info if line.startswith(keys)}) or [platform.processor()]
+    digest = hashlib.sha256("\n".join([platform.machine(), *processor]).encode()).hexdigest()[:12]
+    folder = Path(cache) / "gpt_jax" / f"xla-{digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return  # no home to write to: compile every time
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def missing_accelerator(backend: str, root: Path = Path("/")) -> str:

@@ -8,19 +8,18 @@ run's folder holds is in `run.py`.
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from gpt_jax import checkpoint, report
 from gpt_jax.config import Config, to_dict
@@ -30,7 +29,7 @@ from gpt_jax.errors import Interrupted, TrainingError, UserError
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.metrics import MetricsWriter, bits_per_byte
-from gpt_jax.optim import make_optimizer
+from gpt_jax.programs import Programs
 from gpt_jax.run import (
     SUMMARY_FILE,
     Run,
@@ -40,15 +39,9 @@ from gpt_jax.run import (
     stream,
     update_steps,
 )
-from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
 from gpt_jax.start import Start, make_start
 from gpt_jax.step import (
-    Keys,
     TrainState,
-    init_state,
-    make_eval_step,
-    make_keys,
-    make_train_chunk,
 )
 
 
@@ -85,9 +78,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
         if start.resumes:
             update_steps(run_dir, config.train.steps)
         _train(start, display)
-        run = load_run(run_dir)
-        _finish(run, start, display)
-    return load_run(run_dir)
+        return _finish(load_run(run_dir), start, display)
 
 
 def _already_finished(run_dir: Path, summary: dict[str, Any], display: Display) -> Run:
@@ -106,45 +97,24 @@ def _train(start: Start, display: Display) -> None:
     """Trains until `train.steps`; leaves a checkpoint of the last step."""
     config, train = start.config, start.config.train
     run_dir = Path(config.run_dir)
-    mesh = make_mesh(train.batch_size)
-    optimizer = make_optimizer(config.optim)
-    keys: Keys = jax.device_put(make_keys(config.seed), replicated(mesh))
-    initialise = functools.partial(init_state, config.model, optimizer)
-    shapes = jax.eval_shape(initialise, keys.init)
-    shardings = state_shardings(shapes, mesh)
-    _announce(start, mesh, sum(x.size for x in jax.tree.leaves(shapes.params)), display)
-
-    target = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-    step, state, messages = checkpoint.restore(run_dir, target)
+    programs = Programs(config, start.splits)
+    _announce(start, programs, display)
+    step, state, messages = checkpoint.restore(run_dir, programs.target)
     for message in messages:
         display.note(f"{message}; going on from step {step}")
-    if state is None:
-        state: TrainState = jax.jit(initialise, out_shardings=shardings)(keys.init)
-    elif step < train.steps:
+    if 0 < step < train.steps:
         display.line(f"going on from step {step}")
-
-    place = make_place_batch(mesh)
-    train_chunk = jax.jit(
-        make_train_chunk(config.model, config.optim, train, place),
-        static_argnames="steps",
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-    eval_step = jax.jit(make_eval_step(config.model, train, place))
-    splits = [
-        jax.device_put(start.splits[name].tokens, replicated(mesh)) for name in ("train", "val")
-    ]
-    all_finite = jax.jit(lambda params: jax.numpy.isfinite(optax.tree.norm(params)))
+    if step < train.steps:
+        programs.start(step)
+    keys = programs.keys()
+    if state is None:
+        state = programs.initialise(keys)
     val_bytes_per_token = start.splits["val"].bytes_per_token
     tokens_per_step = train.batch_size * config.model.block_size
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
-        key = jax.random.fold_in(keys.eval, step)
-        train_loss, val_loss = np.asarray(eval_step(state.params, splits, key), float).tolist()
+        losses = programs.evaluate(state, keys, step)
+        train_loss, val_loss = np.asarray(losses, np.float64).tolist()
         val_bpb = bits_per_byte(val_loss, val_bytes_per_token)
         return {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb}
 
@@ -166,22 +136,19 @@ def _train(start: Start, display: Display) -> None:
         }
 
     with _catch_signals() as caught, contextlib.ExitStack() as stack:
-        for close in (checkpoints.close, writer.close, display.stop):
+        for close in (programs.close, checkpoints.close, writer.close, display.stop):
             stack.callback(close)
         if step == 0:
             writer.write({"step": 0, **evaluate(state, 0), "tokens_per_second": None})
             display.evaluation(writer.rows[-1])
         display.start(step, train.steps)
-        mark, mark_step = time.perf_counter(), step
-        compiled: dict[int, Callable] = {}
         pending: tuple[int, dict[str, jax.Array]] | None = None
+        if step < train.steps:
+            programs.wait_for_chunk(programs.chunk_length(step))  # compiling is not training
+        mark, mark_step = time.perf_counter(), step
         while step < train.steps:
-            n = min(train.chunk_steps - step % train.chunk_steps, train.steps - step)
-            if n not in compiled:
-                since = time.perf_counter()
-                compiled[n] = train_chunk.lower(state, splits[0], keys, steps=n).compile()
-                mark += time.perf_counter() - since  # compiling is not training
-            state, metrics = compiled[n](state, splits[0], keys)
+            n = programs.chunk_length(step)
+            state, metrics = programs.train_chunk(state, keys, n)
             if pending:  # the numbers of one chunk are read while the next is computed
                 writer.write(read_chunk(*pending))
                 now = time.perf_counter()
@@ -209,7 +176,7 @@ def _train(start: Start, display: Display) -> None:
             if evaluating:
                 display.evaluation(row)
             if saving:
-                if not all_finite(state.params):
+                if not programs.is_finite(state):
                     where = f"in the parameters after step {step}"
                     raise _diverged(where, math.nan, run_dir, checkpoints)
                 writer.sync()
@@ -252,8 +219,9 @@ def _diverged(where: str, value: float, run_dir: Path, checkpoints: checkpoint.C
     )
 
 
-def _announce(start: Start, mesh: jax.sharding.Mesh, n_params: int, display: Display) -> None:
+def _announce(start: Start, programs: Programs, display: Display) -> None:
     """Says what is about to happen."""
+    mesh, n_params = programs.mesh, programs.n_params
     config, corpus = start.config, start.corpus
     model, batch_size = config.model, config.train.batch_size
     for note in corpus.notes:
@@ -283,7 +251,7 @@ def _announce(start: Start, mesh: jax.sharding.Mesh, n_params: int, display: Dis
     display.line()
 
 
-def _finish(run: Run, start: Start, display: Display) -> None:
+def _finish(run: Run, start: Start, display: Display) -> Run:
     """Evaluates exactly, writes text, draws the picture; the summary comes last."""
     prompt = run.config.sample.prompt or ""
     evaluation = evaluate_split(
@@ -314,6 +282,7 @@ def _finish(run: Run, start: Start, display: Display) -> None:
     write_atomically(run.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     display.line(f"losses over the steps: {picture}")
     display.line(f"more text: python main.py sample --run-dir {run.run_dir}")
+    return dataclasses.replace(run, summary=summary)
 
 
 @contextlib.contextmanager

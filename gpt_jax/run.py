@@ -42,6 +42,7 @@ from gpt_jax.step import init_state, make_keys
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
 
+_keys = jax.jit(make_keys)
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 
@@ -275,7 +276,7 @@ def stream(
     settings = run.config.sample if settings is None else settings
     check_top_k(settings, run.tokenizer)
     ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
-    key = make_keys(run.config.seed if seed is None else seed).sample
+    key = _keys(np.uint32(run.config.seed if seed is None else seed)).sample
     for tokens_BT in generate_tokens(
         run.config.model,
         run.params,

@@ -32,6 +32,7 @@ class DecodeState(flax.struct.PyTreeNode):
       window_BS: int32 (B, block_size), the context; its tokens come first, the rest is padding.
       length: int32 scalar, tokens in the context, at most block_size.
       logits_BV: float32, of the token to come.
+      keys_B: a PRNG key for each stream.
       index: int32 scalar, tokens drawn so far.
     """
 
@@ -39,6 +40,7 @@ class DecodeState(flax.struct.PyTreeNode):
     window_BS: jax.Array
     length: jax.Array
     logits_BV: jax.Array
+    keys_B: jax.Array
     index: jax.Array
 
 
@@ -89,7 +91,13 @@ def draw(keys_B: jax.Array, logits_BV: jax.Array, filters: Filters) -> jax.Array
 
 @functools.partial(jax.jit, static_argnames=("config", "batch_size"))
 def prefill(
-    config: ModelConfig, params: Params, window_S: jax.Array, length: jax.Array, *, batch_size: int
+    config: ModelConfig,
+    params: Params,
+    window_S: jax.Array,
+    length: jax.Array,
+    key: jax.Array,
+    *,
+    batch_size: int,
 ) -> DecodeState:
     """Reads a prompt and returns the state from which `batch_size` streams continue it.
 
@@ -98,6 +106,7 @@ def prefill(
       params: the model's.
       window_S: int32 (block_size,), the prompt's last tokens, then padding of any id.
       length: how many of them are the prompt's, at least 1.
+      key: stream i draws from fold_in(key, i), whatever batch_size is.
       batch_size: B.
     """
     logits_1TV, cache = forward(config, params, window_S[None], cache=init_cache(config, 1))
@@ -112,6 +121,7 @@ def prefill(
         window_BS=jnp.repeat(window_S[None], batch_size, axis=0),
         length=length,
         logits_BV=jnp.repeat(logits_1V, batch_size, axis=0),
+        keys_B=jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size)),
         index=jnp.zeros((), jnp.int32),
     )
 
@@ -123,7 +133,6 @@ def decode(
     config: ModelConfig,
     params: Params,
     state: DecodeState,
-    keys_B: jax.Array,
     filters: Filters,
     *,
     steps: int = STREAM_TOKENS,
@@ -166,7 +175,7 @@ def decode(
     full = {"exact": slide, "refill": refill}[window]
 
     def body(state: DecodeState, _):
-        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.index)
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.index)
         token_B = draw(step_keys_B, state.logits_BV, filters)
         state = jax.lax.cond(state.length < S, append, full, state, token_B)
         return state.replace(index=state.index + 1), token_B
@@ -204,9 +213,8 @@ def generate_tokens(
     context = np.asarray(prompt, np.int32)[-config.block_size :]
     padded_S = np.zeros(config.block_size, np.int32)
     padded_S[: len(context)] = context
-    length = jnp.asarray(len(context), jnp.int32)
-    state = prefill(config, params, padded_S, length, batch_size=num_samples)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_samples))
+    length = np.int32(len(context))
+    state = prefill(config, params, padded_S, length, key, batch_size=num_samples)
     for done in range(0, max_new_tokens, STREAM_TOKENS):
-        state, tokens_BT = decode(config, params, state, keys_B, filters, window=window)
+        state, tokens_BT = decode(config, params, state, filters, window=window)
         yield np.asarray(tokens_BT)[:, : max_new_tokens - done]

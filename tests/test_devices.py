@@ -1,6 +1,7 @@
 """What is asked of the machine before jax is imported."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import devices
 from gpt_jax.devices import (
+    keep_compiled_programs,
     largest_divisor,
     missing_accelerator,
     request_cpu_devices,
@@ -185,3 +187,37 @@ def test_a_user_who_chose_the_cpu_gets_no_line(root, monkeypatch):
     assert missing_accelerator("cpu", root) == ""
     monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
     assert missing_accelerator("cpu", root) == NVIDIA
+
+
+@pytest.fixture
+def no_cache_settings(monkeypatch):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_cache_settings")
+def test_each_kind_of_processor_has_a_compilation_cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders = []
+    for flags in ("avx2", "avx512f", "avx2"):
+        root = tmp_path / f"root{len(folders)}"
+        (root / "proc").mkdir(parents=True)
+        (root / "proc/cpuinfo").write_text(f"model name\t: A\nflags\t: {flags}\ncpu MHz\t: 1\n" * 2)
+        keep_compiled_programs(root)
+        folders.append(os.environ.pop("JAX_COMPILATION_CACHE_DIR"))
+    assert folders[0] == folders[2] != folders[1]
+    assert all(Path(folder).is_relative_to(tmp_path / "cache" / "gpt_jax") for folder in folders)
+    assert Path(folders[0]).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.usefixtures("no_cache_settings")
+def test_a_users_own_compilation_cache_wins_and_no_home_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    keep_compiled_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compiled_programs()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

@@ -29,6 +29,7 @@ ALLOWED = {
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "metrics", "model", "optim"}
     | {"sample", "step", "tokenizer"},
+    "programs": {"config", "data", "optim", "sharding", "step"},
     "start": BASE | {"corpora", "data", "run", "tokenizer"},
 }
 MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))

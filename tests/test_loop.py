@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 import gpt_jax
-from gpt_jax import checkpoint, loop
+from gpt_jax import checkpoint, loop, programs
 from gpt_jax.config import ConfigError, override
 from gpt_jax.errors import Interrupted, TrainingError, UserError
 from gpt_jax.metrics import CLOCK_FIELDS, read_rows
@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_config, t
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
     tiny_config, monkeypatch
 ):
-    original = loop.make_train_chunk
+    original = programs.make_train_chunk
 
     def poisoned(*args):
         chunk = original(*args)
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
 
         return train_chunk
 
-    monkeypatch.setattr(loop, "make_train_chunk", poisoned)
+    monkeypatch.setattr(programs, "make_train_chunk", poisoned)
     message = r"not finite \(nan\) at step 8; .* that of step 4 stays"
     with pytest.raises(TrainingError, match=message):
         train(tiny_config)

@@ -141,12 +141,11 @@ def test_greedy_decoding_equals_the_full_forward_across_the_border(prompt):
 def test_logits_stay_equal_to_the_full_forwards_across_the_border():
     padded = np.zeros(TINY.block_size, np.int32)
     padded[:3] = text = [1, 2, 3]
-    state = prefill(TINY, PARAMS, padded, jnp.int32(3), batch_size=1)
-    keys = jax.random.split(jax.random.key(5), 1)
+    state = prefill(TINY, PARAMS, padded, np.int32(3), jax.random.key(5), batch_size=1)
     for _ in range(12):
         expected = next_logits(text[-TINY.block_size :])
         np.testing.assert_allclose(state.logits_BV[0], expected, atol=2e-5)
-        state, token = decode(TINY, PARAMS, state, keys, Filters(temperature=1.0), steps=1)
+        state, token = decode(TINY, PARAMS, state, Filters(temperature=1.0), steps=1)
         text = [*text, int(token[0, 0])]
 
 
