@@ -98,22 +98,26 @@ def evaluate(model, call, tokens, batch_size, batches):
 
 
 @torch.inference_mode()
-def generate(model, prompt, batch_size, max_new_tokens, temperature=1.0):
-    """Draws tokens: through a cache inside block_size, from the last block_size past it."""
+def generate(model, prompt, batch_size, max_new_tokens, temperature=1.0, cache=True):
+    """Draws tokens: inside block_size through a cache, or as nanoGPT does by a full forward pass
+    over the context so far; past block_size by a full forward pass over the last block_size tokens.
+    """
     model.eval()
     tokens = prompt.expand(batch_size, -1)
     head = (batch_size, model.n_head, model.block_size, model.n_embd // model.n_head)
-    caches = [
-        (torch.empty(head, device=prompt.device), torch.empty(head, device=prompt.device))
-        for _ in model.blocks
-    ]
+    caches = None
+    if cache:
+        caches = [
+            (torch.empty(head, device=prompt.device), torch.empty(head, device=prompt.device))
+            for _ in model.blocks
+        ]
     logits = model(tokens[:, -model.block_size :], caches=caches, last_only=True)
     for _ in range(max_new_tokens):
         probabilities = F.softmax(logits[:, -1] / temperature, dim=-1)
         token = torch.multinomial(probabilities, 1)
         tokens = torch.cat((tokens, token), dim=1)
         length = tokens.shape[1]
-        if length <= model.block_size:
+        if cache and length <= model.block_size:
             logits = model(token, caches=caches, position=length - 1)
         else:
             logits = model(tokens[:, -model.block_size :], last_only=True)

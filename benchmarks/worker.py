@@ -1,0 +1,159 @@
+"""One side of the comparison, alive in a process of its own; `speed.py` drives it.
+
+Reads a JSON object a line ({"do": "train", "model": "nano", "steps": 10}), does that, and answers
+with {"seconds": ...}. Everything is compiled and warmed up before the first answer to a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+# name: (n_layer, n_head, n_embd, block_size, batch_size)
+MODELS = {
+    "nano": (3, 4, 128, 64, 32),
+    "4x256x128": (4, 4, 256, 128, 32),
+    "6x384x256": (6, 6, 384, 256, 32),
+}
+VOCAB_SIZE, DROPOUT = 73, 0.2
+TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 166_239).astype(np.int32)
+
+
+class Jax:
+    """gpt_jax: the functions that `main.py` runs."""
+
+    def __init__(self, device: str):
+        from gpt_jax.devices import request_cpu_devices
+
+        request_cpu_devices(32)
+        import jax
+
+        self.jax = jax
+        self.states: dict[str, Any] = {}
+
+    def config(self, model: str):
+        from gpt_jax.config import Config, ModelConfig, TrainConfig
+
+        n_layer, n_head, n_embd, block_size, batch_size = MODELS[model]
+        shape = ModelConfig(
+            n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size,
+            dropout=DROPOUT, vocab_size=VOCAB_SIZE,
+        )  # fmt: skip
+        return Config(model=shape, train=TrainConfig(batch_size=batch_size))
+
+    def train(self, model: str, steps: int) -> None:
+        from gpt_jax.data import Split
+        from gpt_jax.programs import Programs
+
+        if model not in self.states:
+            split = Split(TOKENS, len(TOKENS))
+            programs = Programs(self.config(model), {"train": split, "val": split})
+            keys = programs.keys()
+            self.states[model] = programs, keys, programs.initialise(keys)
+        programs, keys, state = self.states[model]
+        state, metrics = programs.train_chunk(state, keys, steps)
+        np.asarray(metrics["loss"])
+        self.states[model] = programs, keys, state
+
+    def sample(self, model: str, batch: int, prompt: int, tokens: int, cache: bool) -> None:
+        from gpt_jax.model import GPT
+        from gpt_jax.sample import Filters, generate_tokens
+
+        jax, config = self.jax, self.config(model).model
+        if "params" not in self.states:
+            self.states["params"] = jax.jit(GPT(config).init)(
+                jax.random.key(0), np.zeros((1, 1), np.int32)
+            )["params"]
+        for _ in generate_tokens(
+            config, self.states["params"], TOKENS[:prompt], jax.random.key(1),
+            Filters(temperature=1.0), max_new_tokens=tokens, num_samples=batch,
+        ):  # fmt: skip
+            pass
+
+    def matmul(self, n: int) -> None:
+        if "a" not in self.states:
+            a = self.jax.numpy.ones((n, n), np.float32)
+            self.states["a"] = a, self.jax.jit(lambda a: a @ a)
+        a, f = self.states["a"]
+        f(a).block_until_ready()
+
+
+class Torch:
+    """PyTorch, eager or compiled."""
+
+    def __init__(self, device: str, mode: str):
+        import torch
+
+        from benchmarks import torch_gpt
+
+        torch.manual_seed(0)
+        self.torch, self.gpt, self.mode, self.device = torch, torch_gpt, mode, device
+        self.tokens = torch.tensor(TOKENS, dtype=torch.long, device=device)
+        self.states: dict[str, Any] = {}
+
+    def model(self, name: str):
+        n_layer, n_head, n_embd, block_size, _ = MODELS[name]
+        model = self.gpt.GPT(VOCAB_SIZE, n_layer, n_head, n_embd, block_size, DROPOUT)
+        return model.to(self.device)
+
+    def sync(self) -> None:
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def train(self, model: str, steps: int) -> None:
+        if model not in self.states:
+            net = self.model(model)
+            compile_mode = {"compiled": "default", "graphs": "reduce-overhead"}.get(self.mode)
+            call = self.torch.compile(net, mode=compile_mode) if compile_mode else net
+            self.states[model] = net, call, self.gpt.make_optimizer(net)
+        net, call, optimizer = self.states[model]
+        batch_size = MODELS[model][-1]
+        self.gpt.train_steps(net, call, optimizer, self.tokens, batch_size, steps).item()
+        self.sync()
+
+    def sample(self, model: str, batch: int, prompt: int, tokens: int, cache: bool) -> None:
+        if "sample" not in self.states:
+            self.states["sample"] = self.model(model)
+        net = self.states["sample"]
+        out = self.gpt.generate(net, self.tokens[None, :prompt], batch, tokens, cache=cache)
+        out.cpu()
+
+    def matmul(self, n: int) -> None:
+        a = self.torch.ones((n, n), device=self.device)
+        a @ a
+        self.sync()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("variant", choices=("jax", "torch", "torch_compiled", "torch_graphs"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    if args.variant == "jax":
+        side: Jax | Torch = Jax(args.device)
+    else:
+        side = Torch(args.device, args.variant.partition("_")[2] or "eager")
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        do = job.pop("do")
+        if do == "memory":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            print(json.dumps({"peak_bytes": peak}), flush=True)
+            continue
+        before = time.perf_counter()
+        getattr(side, do)(**job)
+        print(json.dumps({"seconds": time.perf_counter() - before}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
