@@ -159,7 +159,7 @@ def _load_oz(progress: Callable[[int, int | None], None] | None) -> Corpus:
     try:
         text = original_form(_download(url, progress))
     except (OSError, ValueError) as error:
-        reason = " ".join(f"{url}: {error}".split())
+        reason = f"{url}: {_reason(error)}"
         raise DownloadError(
             f"corpus oz could not be downloaded ({reason}); put the book at {path}, or train on "
             "another text with --data.corpus python-manual or --data.corpus PATH",
@@ -226,6 +226,19 @@ def _download(url: str, progress: Callable[[int, int | None], None] | None) -> b
                 raise
             time.sleep(pause)
     raise AssertionError("the loop returns or raises")
+
+
+def _reason(error: Exception) -> str:
+    """Returns a failure in a few words; requests' own take several lines."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return "timed out"
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"{error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return " ".join(str(error).split())
 
 
 def _download_once(requests, url, deadline, progress) -> bytes:

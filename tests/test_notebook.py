@@ -1,0 +1,31 @@
+"""The notebook runs from top to bottom on a CPU; only its number of steps is lowered here."""
+
+import os
+
+import nbformat
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    notebook = nbformat.read(ROOT / "notebooks" / "colab.ipynb", as_version=4)
+    train = next(cell for cell in notebook.cells if "STEPS = 500" in cell.source)
+    run_dir = tmp_path / "run"
+    train.source = train.source.replace("STEPS = 500", "STEPS = 20").replace(
+        '"runs/notebook"', repr(str(run_dir))
+    )
+    # Without a network, or the book, nano trains on its fallback; nothing here is downloaded.
+    monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # what requirements.txt names is installed already
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}})
+    client.execute(env=dict(os.environ))
+    outputs = "".join(str(cell.get("outputs", "")) for cell in notebook.cells)
+    assert "whole validation split" in outputs
+    assert "The Great Wizard said " in outputs
+    assert "image/png" in outputs
+    assert (run_dir / "summary.json").is_file()
