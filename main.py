@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import signal
-import stat
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -153,7 +153,7 @@ def run_parser(verb: str, more: str = "") -> Parser:
 def sample_command(argv: list[str]) -> int:
     parser = run_parser(
         "sample",
-        "\n\nText appears as it is written. `--prompt -`, or a pipe, takes the prompt from "
+        "\n\nText appears as it is written. `--prompt -` takes the prompt from "
         "standard input\n(a line break at its end is dropped). An empty prompt starts from a line "
         "break.\nDefaults not given here are those the run was trained with.",
     )
@@ -164,7 +164,7 @@ def sample_command(argv: list[str]) -> int:
     add_settings(parser, SampleConfig(), names)
     parser.add_argument("--seed", type=int, metavar="X", help="of the draws (default: the run's)")
     values = vars(parser.parse(argv))
-    run_dir, seed = Path(values.pop("run_dir")), values.pop("seed")
+    run_dir, seed = Path(os.path.expanduser(values.pop("run_dir"))), values.pop("seed")
     del values["debug"]
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed} must be a whole number in [0, 2**32)")
@@ -176,7 +176,7 @@ def sample_command(argv: list[str]) -> int:
     config, _ = read_config(run_dir)
     chosen = dataclasses.replace(config.sample, **values)
     prompt = values.get("prompt")
-    if prompt == "-" or (prompt is None and "prompt" not in values and _stdin_is_piped()):
+    if prompt == "-":
         try:
             prompt = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
@@ -204,14 +204,6 @@ def sample_command(argv: list[str]) -> int:
     for number, text in enumerate(texts[1:], 2):
         print(f"\n--- {number} ---\n{text}")
     return 0
-
-
-def _stdin_is_piped() -> bool:
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (AttributeError, OSError, ValueError):
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def eval_command(argv: list[str]) -> int:
@@ -253,8 +245,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns 0, 1 (training failed), 2 (a mistake) or 128 + a signal."""
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
-    verb, rest = "train", argv
     try:
+        if argv[:1] == ["help"]:
+            argv = ["--help"]
+        verb, rest = "train", argv
         if argv and not argv[0].startswith("-"):
             verb, rest = argv[0], argv[1:]
             if verb not in COMMANDS:
@@ -279,5 +273,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
+def _leave(signum: int, frame: Any) -> NoReturn:
+    """Ends the program while there is nothing to lose: an import swallows KeyboardInterrupt."""
+    os.write(2, b"\x1b[?25hinterrupted\n" if os.isatty(2) else b"interrupted\n")
+    os._exit(128 + signum)
+
+
 if __name__ == "__main__":
+    if "--debug" not in sys.argv:  # training takes over while it has something to save
+        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGTERM, _leave)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(main())

@@ -41,7 +41,9 @@ class Checkpoints:
         self._folder.mkdir(exist_ok=True)
         whole = set(steps(run_dir))
         for path in self._folder.iterdir():
-            if path.is_dir() and not (path.name.isdigit() and int(path.name) in whole):
+            step = int(path.name) if path.name.isdigit() else None
+            ours = step is not None or ".orbax-checkpoint-tmp" in path.name
+            if ours and path.is_dir() and step not in whole:
                 shutil.rmtree(path)
 
     def save(self, step: int, state: Any, config: dict[str, Any]) -> None:
@@ -71,7 +73,8 @@ class Checkpoints:
         response.result()
         manifest = {"format": FORMAT, "step": step, "files": describe_files(path)}
         write_atomically(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
-        for old in steps(self._folder.parent)[: -self._keep]:
+        older = [other for other in steps(self._folder.parent) if other < step]
+        for old in older[: max(0, len(older) - self._keep + 1)]:
             old_path = self._folder / f"{old:08d}"
             manifest_path(old_path).unlink()
             shutil.rmtree(old_path)

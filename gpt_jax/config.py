@@ -269,9 +269,17 @@ def parse(text: str, hint: Any, name: str) -> Any:
     return text
 
 
+SHORT = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
+
+
 def suggest(word: str, known: typing.Iterable[str]) -> str:
     """Returns '; did you mean ...?' where something known is close to `word`, else ''."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    last = word.lstrip("-").rpartition(".")[2]
+    if last in SHORT:  # what papers and other programs say
+        close = [name for name in known if name.replace("_", "-").endswith(SHORT[last])]
+    else:
+        close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -343,8 +351,8 @@ def from_dict(values: Any, config_type: type = Config, prefix: str = "") -> Any:
 def config_dir() -> Path:
     """Returns the folder of the named configs: the repository's, or the installed package's."""
     package = Path(__file__).parent
-    repository = package.parent / "configs"
-    return repository if repository.is_dir() else package / "configs"
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def list_configs() -> dict[str, str]:
@@ -378,7 +386,7 @@ def load_config(name: str | os.PathLike[str]) -> Config:
                 "or give the path of a file"
             )
     if not path.is_file():
-        raise ConfigError(f"config file {name} does not exist")
+        raise ConfigError(f"config file {name} does not exist; give another, or a name from --help")
     spec = importlib.util.spec_from_file_location(f"gpt_jax_config:{path}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"config file {name} must be a Python file (.py)")

@@ -9,11 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        self.quiet = True  # the reader went away, as in `| head`; training goes on
+
+
 class Display:
     """Prints a run to standard output; `quiet` prints nothing."""
 
     def __init__(self, quiet: bool = False):
-        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = _Console(quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
         self._live = self._console.is_terminal and not quiet
         self._bar: Progress | None = None
         self._headed = False
@@ -89,5 +94,8 @@ class Display:
     def write(self, text: str) -> None:
         """Writes text as it comes, without a line break."""
         if not self._console.quiet:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                self._console.quiet = True

@@ -236,6 +236,10 @@ def _reason(error: Exception) -> str:
         return "timed out"
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"{error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not accepted"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy does not connect"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     return " ".join(str(error).split())

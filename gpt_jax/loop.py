@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -63,6 +64,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
       Interrupted: Ctrl-C or SIGTERM; the state is saved, and the same call goes on from it.
     """
     display = Display(quiet)
+    config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
     try:
         start = make_start(config, display.download)
     finally:
@@ -71,18 +73,26 @@ def train(config: Config, *, quiet: bool = False) -> Run:
     if start.resumes:
         summary = read_summary(run_dir)
         if summary.get("step") == config.train.steps:
-            return _already_finished(run_dir, summary, display)
+            run = load_run(run_dir)
+            if run.step == config.train.steps:  # else its last checkpoint is damaged: go on
+                return _already_finished(run, summary, display)
     else:
         create_folder(run_dir, config, start.corpus, start.tokenizer)
     with _lock(run_dir):
         if start.resumes:
             update_steps(run_dir, config.train.steps)
-        _train(start, display)
-        return _finish(load_run(run_dir), start, display)
+        try:
+            _train(start, display)
+            return _finish(load_run(run_dir), start, display)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write the run {run_dir}: {error.strerror or error}; its checkpoints stay, "
+                "and the same command goes on from them"
+            ) from error
 
 
-def _already_finished(run_dir: Path, summary: dict[str, Any], display: Display) -> Run:
-    run = load_run(run_dir)
+def _already_finished(run: Run, summary: dict[str, Any], display: Display) -> Run:
+    run_dir = run.run_dir
     display.line(
         f"{run_dir} is finished: {run.step} steps on {run.corpus['name']}, validation loss "
         f"{summary['val']['nats_per_token']:.4f}. Nothing was changed."
@@ -127,7 +137,7 @@ def _train(start: Start, display: Display) -> None:
         finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
         if not finite.all():
             first = step - len(finite) + int(np.argmin(finite))
-            value = values["loss"][np.argmin(finite)]
+            value = (values["loss"] + values["grad_norm"])[np.argmin(finite)]
             raise _diverged(f"at step {first + 1}", value, run_dir, checkpoints)
         return {
             "step": step,
@@ -135,19 +145,25 @@ def _train(start: Start, display: Display) -> None:
             "grad_norm": values["grad_norm"].mean().item(),
         }
 
-    with _catch_signals() as caught, contextlib.ExitStack() as stack:
+    def check_evaluation(row: dict[str, Any]) -> None:
+        if not math.isfinite(row["train_loss"] + row["val_loss"]):
+            where = f"in the evaluation at step {row['step']}"
+            raise _diverged(where, row["val_loss"], run_dir, checkpoints)
+
+    with _catch_signals(display) as caught, contextlib.ExitStack() as stack:
         for close in (programs.close, checkpoints.close, writer.close, display.stop):
             stack.callback(close)
         if step == 0:
-            writer.write({"step": 0, **evaluate(state, 0), "tokens_per_second": None})
+            row = {"step": 0, **evaluate(state, 0), "tokens_per_second": None}
+            check_evaluation(row)
+            writer.write(row)
             display.evaluation(writer.rows[-1])
         display.start(step, train.steps)
         pending: tuple[int, dict[str, jax.Array]] | None = None
-        if step < train.steps:
-            programs.wait_for_chunk(programs.chunk_length(step))  # compiling is not training
         mark, mark_step = time.perf_counter(), step
         while step < train.steps:
             n = programs.chunk_length(step)
+            mark += programs.wait_for_chunk(n)  # compiling is not training
             state, metrics = programs.train_chunk(state, keys, n)
             if pending:  # the numbers of one chunk are read while the next is computed
                 writer.write(read_chunk(*pending))
@@ -167,9 +183,7 @@ def _train(start: Start, display: Display) -> None:
             if evaluating:
                 row |= evaluate(state, step)
                 row |= {"tokens_per_second": speed, "seconds": seconds}
-                if not math.isfinite(row["train_loss"] + row["val_loss"]):
-                    where = f"in the evaluation at step {step}"
-                    raise _diverged(where, row["val_loss"], run_dir, checkpoints)
+                check_evaluation(row)
                 mark_step = step
             writer.write(row)
             display.progress(step, row["loss"], speed)
@@ -182,7 +196,7 @@ def _train(start: Start, display: Display) -> None:
                 writer.sync()
                 _save(checkpoints, step, state, config)
             if caught and not last:
-                checkpoints.wait()
+                _save_last(checkpoints)
                 name = signal.Signals(caught[0]).name
                 raise Interrupted(
                     caught[0],
@@ -214,8 +228,8 @@ def _diverged(where: str, value: float, run_dir: Path, checkpoints: checkpoint.C
     sound = max(checkpoint.steps(run_dir), default=None)
     kept = "none had been saved" if sound is None else f"that of step {sound} stays"
     return TrainingError(
-        f"the loss is not finite ({value}) {where}; of the checkpoints in {run_dir}, {kept}. Try a "
-        "smaller --optim.learning-rate with another --run-dir"
+        f"the loss or its gradient is not finite ({value}) {where}; of the checkpoints in "
+        f"{run_dir}, {kept}. Try a smaller --optim.learning-rate with another --run-dir"
     )
 
 
@@ -258,7 +272,8 @@ def _finish(run: Run, start: Start, display: Display) -> Run:
         run.config.model, run.params, start.splits["val"], run.tokenizer.token_bytes
     )
     display.line(f"\nwhole validation split: {evaluation}")
-    title = f"{run.run_dir.name}: {run.config.data.corpus}, {run.step:,} steps"
+    corpus = Path(run.config.data.corpus).name
+    title = f"{run.run_dir.absolute().name}: {corpus}, {run.step:,} steps"
     picture = report.plot_losses(run.rows, run.run_dir, title)
     display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
     display.write(prompt)
@@ -300,26 +315,32 @@ def _lock(run_dir: Path) -> Generator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"{run_dir} is being trained by another process") from None
+        except OSError:
+            pass  # a file system without locks
         yield
 
 
 @contextlib.contextmanager
-def _catch_signals() -> Generator[list[int]]:
+def _catch_signals(display: Display) -> Generator[list[int]]:
     """Collects SIGINT and SIGTERM in the list it yields; a second one ends the program at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
 
+    before = {s: signal.getsignal(s) or signal.SIG_DFL for s in (signal.SIGINT, signal.SIGTERM)}
+
     def handle(signum: int, frame: Any) -> None:
         if caught:
-            signal.signal(signum, signal.SIG_DFL)
+            signal.signal(signum, before[signal.Signals(signum)])
             signal.raise_signal(signum)
         caught.append(signum)
+        display.line("stopping after these steps; once more to stop at once")
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    for signum in before:
+        signal.signal(signum, handle)
     try:
         yield caught
     finally:

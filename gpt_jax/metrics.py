@@ -60,7 +60,7 @@ class MetricsWriter:
         path = run_dir / FILE
         write_atomically(path, "".join(map(_line, self.rows)))
         self._file = path.open("a", encoding="utf-8")
-        purge = step + 1 if step else None
+        purge = step + 1 if step else 0
         self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
 
     def write(self, row: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.A
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     bits = bits ^ (bits >> 16)
-    return bits >= jnp.uint32(round(rate * 2**32))
+    return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 class Dropout(nn.Module):

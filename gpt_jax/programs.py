@@ -6,6 +6,7 @@ before the first step, and it can use more than one core.
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -101,9 +102,11 @@ class Programs:
         """Takes `steps` steps; the state given is used up. See `step.make_train_chunk`."""
         return self._chunk_program(steps).result()(state, self._tokens[0], keys)
 
-    def wait_for_chunk(self, steps: int) -> None:
-        """Returns once the program of a chunk is compiled."""
+    def wait_for_chunk(self, steps: int) -> float:
+        """Returns once the program of a chunk is compiled: the seconds that took."""
+        before = time.perf_counter()
         self._chunk_program(steps).result()
+        return time.perf_counter() - before
 
     def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
         """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""

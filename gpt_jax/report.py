@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def plot_losses(rows: list[dict[str, Any]], run_dir: Path, title: str) -> Path:
         losses = [row[field] for row in evaluations]
         label = f"{name}, now {losses[-1]:.3f}" if losses else name
         axes.plot(steps, losses, color=colour, marker="o", markersize=3.5, label=label)
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("cross-entropy loss (nats per token)")
     axes.grid(alpha=0.25)
@@ -56,7 +57,8 @@ def plot_losses(rows: list[dict[str, Any]], run_dir: Path, title: str) -> Path:
     # A fixed salt and no date: the same rows give the same bytes.
     for suffix in ("svg", "png"):
         picture = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": "gpt_jax"}):
+        with matplotlib.rc_context({"svg.hashsalt": "gpt_jax"}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in Chinese
             metadata = {"Date": None} if suffix == "svg" else {}
             figure.savefig(picture, format=suffix, dpi=144, metadata=metadata)
         write_atomically(run_dir / f"loss.{suffix}", picture.getvalue())

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import jax
 import numpy as np
 
 from gpt_jax import checkpoint
-from gpt_jax.config import FORMAT, Config, ConfigError, SampleConfig, from_dict, to_dict
+from gpt_jax.config import FORMAT, Config, ConfigError, SampleConfig, from_dict, override, to_dict
 from gpt_jax.corpora import Corpus, load_corpus
 from gpt_jax.data import Split, make_splits
 from gpt_jax.errors import UserError
@@ -96,7 +97,9 @@ def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: Char
             run_dir.rmdir()  # only ever an empty one: check_folder has seen to that
         temporary.rename(run_dir)
     except OSError as error:
-        raise UserError(f"cannot make the run folder {run_dir}: {error.strerror}") from error
+        raise UserError(
+            f"cannot make the run folder {run_dir}: {error.strerror}; choose another --run-dir"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -149,7 +152,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
     Raises:
       UserError: the folder is no run, has no checkpoint yet, or is damaged.
     """
-    run_dir = Path(run_dir)
+    run_dir = Path(os.path.expanduser(run_dir))
     config, corpus = read_config(run_dir)
     tokenizer = load_tokenizer(run_dir)
     if tokenizer.vocab_size != config.model.vocab_size:
@@ -166,9 +169,10 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
     )
     step, state, messages = checkpoint.restore(run_dir, target)
     for message in messages:
-        print(f"note: {message}; using step {step}", flush=True)
+        print(f"note: {message}; using step {step}", file=sys.stderr)
     if state is None:
         raise UserError(f"{run_dir} has no checkpoint yet; train it on with the same command")
+    summary = read_summary(run_dir)
     return Run(
         run_dir=run_dir,
         config=config,
@@ -178,7 +182,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
         params=state.params,
         step=step,
         rows=read_rows(run_dir),
-        summary=read_summary(run_dir),
+        summary=summary if summary.get("step") == step else {},
     )
 
 
@@ -247,6 +251,8 @@ def evaluate(
         prediction more context, at more cost.
       corpus_name: where the run's corpus is now; None is where it was.
     """
+    if split not in ("train", "val"):
+        raise ConfigError(f"split={split!r} must be val or train")
     part = load_splits(run, corpus_name)[split]
     return evaluate_split(
         run.config.model, run.params, part, run.tokenizer.token_bytes, stride=stride
@@ -275,8 +281,9 @@ def stream(
     """
     settings = run.config.sample if settings is None else settings
     check_top_k(settings, run.tokenizer)
+    seed = override(run.config, {} if seed is None else {"seed": seed}).seed
     ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
-    key = _keys(np.uint32(run.config.seed if seed is None else seed)).sample
+    key = _keys(np.uint32(seed)).sample
     for tokens_BT in generate_tokens(
         run.config.model,
         run.params,

@@ -83,6 +83,8 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
 
 def check_folder(run_dir: Path) -> None:
     """Raises UserError where a folder that is no run can't become one."""
+    if not run_dir.name:
+        raise UserError(f"run_dir {run_dir} has no name of its own; choose another --run-dir")
     if os.path.exists(run_dir) and not run_dir.is_dir():
         raise UserError(f"run_dir {run_dir} is a file; choose another --run-dir")
     try:

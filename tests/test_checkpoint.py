@@ -175,3 +175,20 @@ def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
         writer.wait()
     writer.close()
     assert restore(saved, target())[0] == 3
+
+
+def test_a_users_own_folder_among_the_checkpoints_stays(saved):
+    (saved / "checkpoints" / "best").mkdir()
+    (saved / "checkpoints" / "best" / "notes.txt").write_text("precious")
+    Checkpoints(saved, keep=2).close()
+    assert (saved / "checkpoints" / "best" / "notes.txt").read_text() == "precious"
+
+
+def test_a_checkpoint_just_saved_is_never_the_one_that_goes(saved):
+    flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
+    (saved / "checkpoints" / "00000002.json").unlink()
+    writer = Checkpoints(saved, keep=1)
+    writer.save(2, state(22), {})
+    writer.close()
+    step, loaded, _ = restore(saved, target())
+    assert (step, float(loaded["kernel"][0, 0])) == (2, 22)

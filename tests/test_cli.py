@@ -361,7 +361,10 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
             "unknown config 'nnao'; did you mean nano?; there are nano, nano_original, or give "
             "the path of a file",
         ),
-        (["--config", "absent.py"], "config file absent.py does not exist"),
+        (
+            ["--config", "absent.py"],
+            "config file absent.py does not exist; give another, or a name from --help",
+        ),
         (["--config"], "argument --config: expected one argument (see main.py train --help)"),
     ],
 )
@@ -492,7 +495,7 @@ def test_a_run_folder_that_holds_other_files_is_one_line(mistake, book, tmp_path
 def test_a_run_folder_below_a_file_is_one_line(mistake, book, tmp_path):
     (tmp_path / "file").write_text("mine")
     line = mistake("--data.corpus", book, "--run-dir", "file/run", *TINY)
-    assert line == "cannot make the run folder file/run: Not a directory"
+    assert line == "cannot make the run folder file/run: Not a directory; choose another --run-dir"
 
 
 @pytest.mark.usefixtures("no_training")

@@ -479,9 +479,9 @@ def test_an_unknown_config_lists_those_there_are():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    path = tmp_path / "absent.py"
-    assert load_error(path) == f"config file {path} does not exist"
-    assert load_error(tmp_path) == f"config file {tmp_path} does not exist"
+    for path in (tmp_path / "absent.py", tmp_path):
+        what = f"config file {path} does not exist; give another, or a name from --help"
+        assert load_error(path) == what
 
 
 def test_a_file_that_is_not_python_is_refused(write):

@@ -219,10 +219,100 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
 
 
 def test_a_real_divergence_is_found(tiny_config):
-    with pytest.raises(TrainingError, match=r"the loss is not finite .* step"):
+    with pytest.raises(TrainingError, match=r"not finite .* step"):
         train(tiny_config, **{"optim.learning_rate": 1e38})
     rows = read_rows(Path(tiny_config.run_dir))
     assert all(np.isfinite(row.get("loss", 0.0)) for row in rows)
+
+
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny_config, tmp_path):
+    run = train(tiny_config)
+    metadata = next((run.run_dir / "checkpoints" / "00000012").rglob("_METADATA"))
+    metadata.write_bytes(metadata.read_bytes() + b"x")
+    again = train(tiny_config)
+    assert again.step == 12
+    assert_same_run(again, train(tiny_config, run_dir=str(tmp_path / "other")))
+
+
+def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
+    train(tiny_config)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_finish", lambda *args: None)  # killed after its last checkpoint
+        train(tiny_config, **{"train.steps": 16})
+    run = gpt_jax.load_run(tiny_config.run_dir)
+    assert (run.step, run.summary) == (16, {})
+    assert train(tiny_config, **{"train.steps": 16}).summary["step"] == 16
+
+
+def test_a_kill_between_more_steps_and_the_first_of_them_loses_nothing(
+    tiny_config, tmp_path, monkeypatch
+):
+    longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **{"train.steps": 20})
+    train(tiny_config)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config, **{"train.steps": 20})
+    with pytest.raises(ConfigError, match=r"train.steps is 20 there and 12 here"):
+        train(tiny_config)
+    assert_same_run(longer, train(tiny_config, **{"train.steps": 20}))
+
+
+def test_names_with_dollars_and_chinese_are_only_names(tiny_config, book, tmp_path, recwarn):
+    odd = tmp_path / "中文$x^$.txt"
+    book.rename(odd)
+    run = train(tiny_config, run_dir=str(tmp_path / "a$b^$c"), **{"data.corpus": str(odd)})
+    assert (run.run_dir / "loss.svg").stat().st_size > 1000
+    assert not recwarn.list
+
+
+def test_the_picture_names_its_axes_and_units(tiny_config):
+    svg = (train(tiny_config).run_dir / "loss.svg").read_text("utf-8")
+    for text in (
+        "optimizer step",
+        "cross-entropy loss (nats per token)",
+        "train, now",
+        "validation",
+    ):
+        assert f"<!-- {text}" in svg
+
+
+def test_the_bar_shows_step_loss_speed_and_time_left():
+    import io
+
+    from rich.console import Console
+
+    from gpt_jax.console import Display
+
+    out, terminal = io.StringIO(), {"TERM": "xterm"}
+    display = Display()
+    display._console = Console(file=out, force_terminal=True, width=120, _environ=terminal)
+    display._live = True
+    display.start(0, 500)
+    assert "compiling" in display._bar.tasks[0].fields["status"]
+    display.progress(120, 2.345, 25_000)
+    display._bar.refresh()
+    display.stop()
+    for text in ("step 120/500", "loss 2.345", "25,000 tokens/s", "left"):
+        assert text in out.getvalue()
+
+
+def test_training_works_inside_a_running_event_loop(tiny_config):
+    import asyncio
+
+    async def notebook():
+        return train(tiny_config)
+
+    assert asyncio.run(notebook()).step == 12
+
+
+def test_a_full_disk_outside_a_checkpoint_is_one_line(tiny_config, monkeypatch):
+    def full(self, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.MetricsWriter, "write", full)
+    with pytest.raises(TrainingError, match=r"cannot write the run .*: No space left on device"):
+        train(tiny_config)
 
 
 def test_two_processes_do_not_train_one_run(tiny_config):
@@ -346,6 +436,7 @@ def test_the_commands_from_corpus_to_text(tmp_path, book):
         [
             sys.executable, ROOT / "main.py", "sample", "--run-dir", tmp_path / "r",
             "--max-new-tokens", "30", "--temperature", "0", "--num-samples", "2",
+            "--prompt", "-",
         ],
         env=env, check=True, capture_output=True, text=True, input="the wizard\n",
     )  # fmt: skip
@@ -353,3 +444,16 @@ def test_the_commands_from_corpus_to_text(tmp_path, book):
     assert first.rstrip("\n") == second.rstrip("\n")  # greedy: both the same
     assert first.startswith("the wizard")
     assert len(first.rstrip("\n")) == len("the wizard") + 30
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_end_training(tmp_path, book):
+    process = subprocess.Popen(
+        command(tmp_path / "r", book, "--train.steps", "40"),
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()  # as in `| head -1`
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    process.stderr.close()
+    assert gpt_jax.load_run(tmp_path / "r").summary["step"] == 40
