@@ -1,7 +1,7 @@
 # One command for each daily job; PYTHON chooses the interpreter.
 PYTHON ?= python
 
-.PHONY: format lint types test test-fast nano ci
+.PHONY: format lint types test test-fast nano benchmark ci
 
 format:  ## rewrite the code in the project's form
 	$(PYTHON) -m ruff check --fix .
@@ -22,6 +22,10 @@ test-fast:  ## without those that take long
 
 nano:  ## the main job
 	$(PYTHON) main.py --config nano
+
+benchmark:  ## beside PyTorch, then the README's tables
+	$(PYTHON) benchmarks/speed.py
+	$(PYTHON) benchmarks/tables.py
 
 ci:  ## what a machine runs on every change, in a fresh environment
 	bash .ci/run

@@ -98,7 +98,7 @@ def compare(sides: dict[str, Any], rounds: int, unit: float) -> dict[str, Any]:
     }
 
 
-def whole_command(python: str, device: str, rounds: int) -> dict[str, Any]:
+def whole_command(python: str, device: str, rounds: int, compiled: bool) -> dict[str, Any]:
     """Times the whole commands, gpt_jax with its compilation cache cold and warm; their memory."""
     folder = Path(tempfile.mkdtemp())
 
@@ -125,8 +125,9 @@ def whole_command(python: str, device: str, rounds: int) -> dict[str, Any]:
         "gpt_jax, cold": lambda: ours(cold=True),
         "gpt_jax, warm": lambda: ours(cold=False),
         "torch eager": lambda: run(torch_command),
-        "torch compiled": lambda: run([*torch_command, "--compile"]),
     }
+    if compiled:
+        sides["torch compiled"] = lambda: run([*torch_command, "--compile"])
     results: dict[str, list[tuple[float, int]]] = {name: [] for name in sides}
     for i in range(rounds):
         ours_first = list(sides)  # warm always right after cold
@@ -202,7 +203,9 @@ def main() -> None:
         for worker in workers.values():
             worker.close()
     if "whole" in parts:
-        result["whole_command"] = whole_command(sys.executable, args.device, args.whole_rounds)
+        result["whole_command"] = whole_command(
+            sys.executable, args.device, args.whole_rounds, compiled=not args.no_compile
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {out}")

@@ -124,7 +124,10 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         H, K = c.n_head, D // c.n_head
         qkv_BTE = nn.Dense(3 * D, use_bias=False, kernel_init=WEIGHT_INIT, name="qkv")(x_BTD)
-        q_BHTK, k_BHSK, v_BHSK = jnp.moveaxis(qkv_BTE.reshape(B, T, 3, H, K), (2, 3), (0, 2))
+        q_BHTK, k_BHSK, v_BHSK = (
+            jnp.moveaxis(part_BTD.reshape(B, T, H, K), 1, 2)
+            for part_BTD in jnp.split(qkv_BTE, 3, axis=-1)
+        )
         if cached is None:
             start, kv = 0, None
         else:

@@ -1,0 +1,153 @@
+"""Writes the README's tables from the result files.
+
+python benchmarks/tables.py            # rewrite the README
+python benchmarks/tables.py --check    # only say whether it is up to date
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ORIGINAL = {  # the PyTorch original's own figures, 50 random batches, one run
+    "train": {0: 4.264, 50: 2.765, 100: 2.524, 200: 2.369, 300: 2.288, 400: 2.220, 450: 2.175},
+    "val": {0: 4.263, 50: 2.775, 100: 2.521, 200: 2.379, 300: 2.304, 400: 2.232, 450: 2.191},
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def machine(result: dict[str, Any]) -> str:
+    """Returns the line that stands below a table."""
+    m = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items() if k in SHOWN)
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB; {versions}; {m['date']}; "
+        f"`{result['command']}`"
+    )
+
+
+SHOWN = ("python", "jax", "flax", "torch")
+
+
+def losses() -> str:
+    """The original's losses beside both configs'."""
+    result = load("reproduce.json")
+    configs = result["configs"]
+    seeds = len(configs["nano"]["val"]["0"]["values"])
+    lines = [
+        "| step | original, train / val | `nano_original`, train | val | `nano`, train | val |",
+        "|---|---|---|---|---|---|",
+    ]
+    for step in configs["nano"]["val"]:
+        n = int(step)
+        known = n in ORIGINAL["val"]
+        original = f"{ORIGINAL['train'][n]:.3f} / {ORIGINAL['val'][n]:.3f}" if known else "-"
+        cells = [
+            "{mean:.3f} ± {half_width:.3f}".format(**configs[name][split][step])
+            for name in ("nano_original", "nano")
+            for split in ("train", "val")
+        ]
+        lines.append(f"| {step} | {original} | {' | '.join(cells)} |")
+    exact = [
+        "{mean:.3f} ± {half_width:.3f}".format(**configs[name]["exact_val_at_500"][key])
+        for name in ("nano_original", "nano")
+        for key in ("nats_per_token", "bits_per_byte")
+    ]
+    initial = result["initial_val_loss"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Nats a token, mean of {seeds} seeds and its 95% interval; 50 random batches, dropout "
+            f"off. Over {initial['initialisations']} initialisations the loss at step 0 is "
+            f"{initial['mean']:.3f} with a standard deviation of "
+            f"{initial['standard_deviation']:.3f}. On the whole validation split after 500 steps: "
+            f"`nano_original` {exact[0]} nats a token ({exact[1]} bits a byte), `nano` {exact[2]} "
+            f"({exact[3]}).",
+            "",
+            machine(result),
+        ]
+    )
+
+
+def speed() -> str:
+    """This project beside PyTorch."""
+    result = load("speed_cpu.json")
+    lines = ["| training, ms a step | gpt_jax | torch eager | torch compiled | gpt_jax / eager |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for model, table in result["training_ms_a_step"].items():
+        cells = [
+            f"{table[name]['median']:.1f}" if name in table else "-"
+            for name in ("gpt_jax", "torch eager", "torch compiled")
+        ]
+        ratio = table["torch eager"]["gpt_jax_time_ratio"]
+        lines.append(f"| {model} | {' | '.join(cells)} | **{ratio:.2f}** |")
+    lines += ["", "| sampling, tokens a second (nano) | gpt_jax | torch eager, as nanoGPT samples "
+              "| torch eager, with a cache | gpt_jax times as fast |",
+              "|---|---|---|---|---|"]  # fmt: skip
+    plain, cached = "torch eager, as nanoGPT samples", "torch eager, with a cache"
+    for name, table in result["sampling_seconds_a_token"].items():
+        cells = [
+            f"{1 / table[side]['median']:,.0f}" if side in table else "-"
+            for side in ("gpt_jax", plain, cached)
+        ]
+        times = [
+            f"{1 / table[side]['gpt_jax_time_ratio']:.1f}"
+            for side in (plain, cached)
+            if side in table
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} | **{' / '.join(times)}** |")
+    whole = result["whole_command"]
+    lines += ["", "| the whole command | seconds | / torch eager | peak memory, MiB |",
+              "|---|---|---|---|"]  # fmt: skip
+    for name, row in whole.items():
+        lines.append(
+            f"| {name} | {row['seconds']:.1f} | **{row['ratio_to_torch_eager']:.2f}** | "
+            f"{row['peak_bytes'] / 2**20:,.0f} |"
+        )
+    lines += [
+        "",
+        "Medians of alternating rounds, ratios of each round's pair; minima in the result file. "
+        f"Large float32 matrix products ran at {result['matmul_gflops']:.0f} GFLOP/s in the same "
+        "run.",
+        "",
+        machine(result),
+    ]
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"losses": losses, "speed": speed}
+
+
+def render(text: str) -> str:
+    """Returns the README's text with every table between its markers made anew."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin in text:
+            before, _, rest = text.partition(begin)
+            _, _, after = rest.partition(end)
+            text = f"{before}{begin}\n{table()}\n{end}{after}"
+    return text
+
+
+def main() -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if "--check" in sys.argv:
+        same = render(text) == text
+        print("README.md is up to date" if same else "README.md differs: run benchmarks/tables.py")
+        return 0 if same else 1
+    readme.write_text(render(text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The README's commands, code and tables are what it says they are."""
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+
+import pytest
+from conftest import ROOT
+
+import main
+from benchmarks import tables
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.partition("   #")[0].strip()
+    for language, block in BLOCKS
+    if language != "python"
+    for line in block.splitlines()
+    if "python main.py" in line
+]
+# fmt: off
+SMALL = [
+    "--model.n-layer", "1", "--model.n-embd", "16", "--model.n-head", "2",
+    "--model.block-size", "8", "--train.batch-size", "4", "--train.steps", "4", "--train.eval-interval", "4",
+    "--train.eval-batches", "1", "--train.checkpoint-interval", "4",
+]
+# fmt: on
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder without a network, with a book where the README has one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
+    monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
+    (tmp_path / "texts").mkdir()
+    book = "The Great Wizard said to Dorothy and Toto: go on, Dorothy!\n" * 60
+    (tmp_path / "texts" / "wizard_of_oz.txt").write_text(book, encoding="utf-8")
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "book.txt").write_text(book, encoding="utf-8")
+    return tmp_path
+
+
+def test_every_command_of_the_readme_does_its_job(elsewhere, monkeypatch):
+    """In the README's order; training is made small, the rest is as written."""
+    assert len(COMMANDS) >= 9
+    for command in COMMANDS:
+        words = shlex.split(command.rpartition("python main.py")[2])
+        words = words[: words.index("#")] if "#" in words else words
+        if command.startswith("echo"):
+            text = shlex.split(command)[1] + "\n"
+            stdin = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8")
+            monkeypatch.setattr(sys, "stdin", stdin)
+        if words[0] not in ("sample", "eval", "--help"):
+            words += SMALL
+            folder = elsewhere / "runs"
+            if words[:2] == ["--config", "nano"] and "--run-dir" not in words and folder.exists():
+                continue  # the same job again, on another device
+        if words[0] == "sample":
+            words += ["--max-new-tokens", "5"]
+        try:
+            status = main.main(words)
+        except SystemExit as done:
+            status = done.code
+        assert status == 0, command
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(elsewhere, capsys):
+    code = next(block for language, block in BLOCKS if language == "python")
+    short = code.replace('"train.steps": 100', '"train.steps": 10, "train.eval_batches": 2')
+    assert short != code
+    values = {}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(short, values)
+    assert "Dorothy " in out.getvalue()
+    assert values["logits"].shape == (1, 4, values["run"].tokenizer.vocab_size)
+
+
+def test_the_tables_are_made_from_the_result_files():
+    assert tables.render(README) == README, "run: python benchmarks/tables.py"
+    for name in tables.TABLES:
+        assert f"<!-- {name}: begin -->" in README
+
+
+def test_the_files_that_the_readme_names_exist():
+    for target in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / target).exists(), target
