@@ -124,12 +124,15 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"losses": losses, "speed": speed}
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "losses": ("reproduce.json", losses),
+    "speed": ("speed_cpu.json", speed),
+}
 
 
 def render(text: str) -> str:
     """Returns the README's text with every table between its markers made anew."""
-    for name, table in TABLES.items():
+    for name, (_, table) in TABLES.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in text:
             before, _, rest = text.partition(begin)
