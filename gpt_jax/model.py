@@ -33,28 +33,35 @@ class Cache(flax.struct.PyTreeNode):
     """Keys and values of the tokens seen so far: what decoding carries from one token to the next.
 
     Attributes:
-      k_LBHSK: keys, float32; S is block_size. Entries at positions >= length are not valid yet.
-      v_LBHSK: values, likewise.
+      k_BHSK: keys, float32, one array a layer, so that each is updated in place; S is block_size.
+        Entries at positions >= length are not valid yet.
+      v_BHSK: values, likewise.
       length: int32 scalar, how many positions are valid; the next token's position.
     """
 
-    k_LBHSK: jax.Array
-    v_LBHSK: jax.Array
+    k_BHSK: tuple[jax.Array, ...]
+    v_BHSK: tuple[jax.Array, ...]
     length: jax.Array
 
 
 def init_cache(config: ModelConfig, batch_size: int) -> Cache:
     """Returns an empty cache for `batch_size` sequences of at most `config.block_size` tokens."""
-    shape = (
-        config.n_layer,
-        batch_size,
-        config.n_head,
-        config.block_size,
-        config.n_embd // config.n_head,
-    )
-    return Cache(
-        k_LBHSK=jnp.zeros(shape), v_LBHSK=jnp.zeros(shape), length=jnp.zeros((), jnp.int32)
-    )
+    c = config
+    empty = (jnp.zeros((batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)),) * c.n_layer
+    return Cache(k_BHSK=empty, v_BHSK=empty, length=jnp.zeros((), jnp.int32))
+
+
+def unstack_blocks(params: Params) -> Params:
+    """Returns params with a tuple of each block's own instead of stacked arrays.
+
+    Decoding does this once, before its loop: taking a block out of the stack costs a copy.
+    """
+    stacked = params["blocks"]
+    if isinstance(stacked, tuple):
+        return params
+    n_layer = len(jax.tree.leaves(stacked)[0])
+    layers = (jax.tree.map(operator.itemgetter(i), stacked) for i in range(n_layer))
+    return {**params, "blocks": tuple(layers)}
 
 
 def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.Array:
@@ -232,28 +239,31 @@ class GPT(nn.Module):
         embed = nn.Embed(c.vocab_size, c.n_embd, embedding_init=WEIGHT_INIT, name="tokens")
         position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
         x_BTD = embed(tokens_BT) + jax.lax.dynamic_slice_in_dim(position_SD, start, T)
-        if last_only and not self.is_initializing():
-            stacked = self.variables["params"]["blocks"]
-            layers = [jax.tree.map(operator.itemgetter(i), stacked) for i in range(c.n_layer)]
-            for layer in layers:
-                block = Block(c, deterministic, last_only=layer is layers[-1], parent=None)
-                x_BTD, _ = block.apply({"params": layer}, x_BTD, None, 0)
+        kv = []
+        if (last_only or cache is not None) and not self.is_initializing():
+            layers = unstack_blocks(self.variables["params"])["blocks"]
+            for i, layer in enumerate(layers):
+                last = last_only and i == c.n_layer - 1
+                cached = None if cache is None else (cache.k_BHSK[i], cache.v_BHSK[i])
+                block = Block(c, deterministic, last_only=last, parent=None)
+                x_BTD, new = block.apply({"params": layer}, x_BTD, cached, start)
+                kv.append(new)
         else:
             blocks = nn.scan(
                 Block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=nn.broadcast,
                 length=c.n_layer,
                 unroll=c.n_layer,
             )(c, deterministic, name="blocks")
-            kv = None if cache is None else (cache.k_LBHSK, cache.v_LBHSK)
-            x_BTD, kv = blocks(x_BTD, kv, start)
+            x_BTD, _ = blocks(x_BTD, None, start)
         x_BTD = layer_norm("norm_f")(x_BTD)
         logits_BTV = nn.Dense(c.vocab_size, kernel_init=WEIGHT_INIT, name="head")(x_BTD)
         if cache is None:
             return logits_BTV
-        return logits_BTV, Cache(k_LBHSK=kv[0], v_LBHSK=kv[1], length=cache.length + T)
+        k_BHSK, v_BHSK = zip(*kv, strict=True)
+        return logits_BTV, Cache(k_BHSK=k_BHSK, v_BHSK=v_BHSK, length=cache.length + T)
 
 
 def forward(config: ModelConfig, params: Params, tokens_BT, **kwargs) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Literal
 
 import flax.struct
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import ModelConfig
-from gpt_jax.model import Cache, Params, forward, init_cache
+from gpt_jax.model import Cache, Params, forward, init_cache, unstack_blocks
 
 STREAM_TOKENS = 32  # tokens drawn in one compiled call, and so shown at once
 
@@ -114,8 +115,8 @@ def prefill(
     logits_1V = jax.lax.dynamic_index_in_dim(logits_1TV, length - 1, axis=1, keepdims=False)
     return DecodeState(
         cache=Cache(
-            k_LBHSK=jnp.repeat(cache.k_LBHSK, batch_size, axis=1),
-            v_LBHSK=jnp.repeat(cache.v_LBHSK, batch_size, axis=1),
+            k_BHSK=tuple(jnp.repeat(k_1HSK, batch_size, axis=0) for k_1HSK in cache.k_BHSK),
+            v_BHSK=tuple(jnp.repeat(v_1HSK, batch_size, axis=0) for v_1HSK in cache.v_BHSK),
             length=length,
         ),
         window_BS=jnp.repeat(window_S[None], batch_size, axis=0),
@@ -126,27 +127,35 @@ def prefill(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "steps", "window"), donate_argnames=("state",)
-)
+@functools.partial(jax.jit, static_argnames=("config", "steps", "way"), donate_argnames=("state",))
 def decode(
     config: ModelConfig,
     params: Params,
     state: DecodeState,
     filters: Filters,
     *,
-    steps: int = STREAM_TOKENS,
-    window: str = "exact",
+    steps: int,
+    way: Literal["append", "slide", "refill"],
 ) -> tuple[DecodeState, jax.Array]:
-    """Draws `steps` tokens for every stream.
+    """Draws tokens for every stream, all in one way.
+
+    Args:
+      config: the model's.
+      params: the model's.
+      state: where decoding stands; it is used up.
+      filters: how tokens are chosen.
+      steps: how many tokens.
+      way: "append" while the context is shorter than block_size: one position more, through the
+        cache. Tokens past block_size are then void, and the state stays that of the full context.
+        "slide" or "refill" once it is full.
 
     Returns:
-      (the state after them, tokens int32 (B, steps)).
+      (the state after the tokens, int32 (B, steps)).
     """
+    params = unstack_blocks(params)
     S = config.block_size
 
     def append(state: DecodeState, token_B) -> DecodeState:
-        """The context still fits: one position more, through the cache."""
         logits_B1V, cache = forward(config, params, token_B[:, None], cache=state.cache)
         at = (0, state.length)
         window_BS = jax.lax.dynamic_update_slice(state.window_BS, token_B[:, None], at)
@@ -155,13 +164,13 @@ def decode(
         )
 
     def slide(state: DecodeState, token_B) -> DecodeState:
-        """The context is full: all positions shift by one, so all are computed again."""
+        """All positions shift by one, so all are computed again."""
         window_BS = jnp.concatenate([state.window_BS[:, 1:], token_B[:, None]], axis=1)
         logits_B1V = forward(config, params, window_BS, last_only=True)
         return state.replace(window_BS=window_BS, logits_BV=logits_B1V[:, 0])
 
     def refill(state: DecodeState, token_B) -> DecodeState:
-        """The context is full: its later half becomes the whole."""
+        """The later half of the context becomes the whole."""
         kept = max(1, S // 2)
         window_BS = jnp.concatenate([state.window_BS[:, 1:], token_B[:, None]], axis=1)
         window_BS = jnp.roll(window_BS, kept, axis=1)
@@ -172,13 +181,17 @@ def decode(
             cache=cache, window_BS=window_BS, length=length, logits_BV=logits_BTV[:, -1]
         )
 
-    full = {"exact": slide, "refill": refill}[window]
+    advance = {"append": append, "slide": slide, "refill": refill}[way]
 
     def body(state: DecodeState, _):
         step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.index)
         token_B = draw(step_keys_B, state.logits_BV, filters)
-        state = jax.lax.cond(state.length < S, append, full, state, token_B)
-        return state.replace(index=state.index + 1), token_B
+        new = advance(state, token_B).replace(index=state.index + 1)
+        if way == "append":  # a full context stays as it is; its cache is not used again
+            fits = state.length < S
+            old = state.replace(cache=new.cache)
+            new = jax.tree.map(lambda a, b: a if a is b else jnp.where(fits, a, b), new, old)
+        return new, token_B
 
     state, tokens_TB = jax.lax.scan(body, state, length=steps)
     return state, tokens_TB.T
@@ -213,8 +226,19 @@ def generate_tokens(
     context = np.asarray(prompt, np.int32)[-config.block_size :]
     padded_S = np.zeros(config.block_size, np.int32)
     padded_S[: len(context)] = context
-    length = np.int32(len(context))
-    state = prefill(config, params, padded_S, length, key, batch_size=num_samples)
-    for done in range(0, max_new_tokens, STREAM_TOKENS):
-        state, tokens_BT = decode(config, params, state, filters, window=window)
-        yield np.asarray(tokens_BT)[:, : max_new_tokens - done]
+    state = prefill(config, params, padded_S, np.int32(len(context)), key, batch_size=num_samples)
+    length, done = len(context), 0
+    while done < max_new_tokens:
+        if length < config.block_size:
+            way, steps = "append", STREAM_TOKENS
+            n = min(steps, config.block_size - length)
+            length += n
+        elif window == "exact":
+            way, steps = "slide", STREAM_TOKENS
+            n = steps
+        else:
+            way, steps = "refill", 1
+            n, length = 1, max(1, config.block_size // 2)
+        state, tokens_BT = decode(config, params, state, filters, steps=steps, way=way)
+        yield np.asarray(tokens_BT)[:, : min(n, max_new_tokens - done)]
+        done += n

@@ -24,7 +24,8 @@ COMMANDS = [
 # fmt: off
 SMALL = [
     "--model.n-layer", "1", "--model.n-embd", "16", "--model.n-head", "2",
-    "--model.block-size", "8", "--train.batch-size", "4", "--train.steps", "4", "--train.eval-interval", "4",
+    "--model.block-size", "8", "--train.batch-size", "4", "--train.steps", "4",
+    "--train.eval-interval", "4",
     "--train.eval-batches", "1", "--train.checkpoint-interval", "4",
 ]
 # fmt: on
