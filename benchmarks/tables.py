@@ -105,8 +105,9 @@ def speed() -> str:
             if side in table
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | **{' / '.join(times)}** |")
-    whole = result["whole_command"]
-    lines += ["", "| the whole command | seconds | / torch eager | peak memory, MiB |",
+    whole = result.get("whole_command", {})
+    if whole:
+        lines += ["", "| the whole command | seconds | / torch eager | peak memory, MiB |",
               "|---|---|---|---|"]  # fmt: skip
     for name, row in whole.items():
         lines.append(
