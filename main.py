@@ -21,15 +21,13 @@ from gpt_jax.config import (
     ConfigError,
     SampleConfig,
     get,
-    list_configs,
-    load_config,
     override,
     parse,
     settings,
-    suggest,
 )
+from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.devices import keep_compiled_programs, request_cpu_devices
-from gpt_jax.errors import TrainingError, UserError
+from gpt_jax.errors import TrainingError, UserError, suggest
 
 VERBS = {
     "train": "train a model, or go on with a run (the default)",
@@ -171,7 +169,8 @@ def sample_command(argv: list[str]) -> int:
     SampleConfig(**values)  # mistakes are found before jax is imported
 
     request_cpu_devices(1)
-    from gpt_jax.run import load_run, read_config, stream
+    from gpt_jax.run import load_run, read_config
+    from gpt_jax.text import stream
 
     config, _ = read_config(run_dir)
     chosen = dataclasses.replace(config.sample, **values)

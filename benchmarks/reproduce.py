@@ -21,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
-from gpt_jax.config import Config, load_config, override
+from gpt_jax.config import Config, override
+from gpt_jax.config_files import load_config
 from gpt_jax.corpora import OZ_SHA256, load_corpus
 from gpt_jax.devices import request_cpu_devices
 

@@ -5,7 +5,8 @@ python main.py --config nano_original
 
 import dataclasses
 
-from gpt_jax.config import Config, load_config
+from gpt_jax.config import Config
+from gpt_jax.config_files import load_config
 
 
 def get_config() -> Config:

@@ -13,13 +13,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gpt_jax.config import Config, load_config, override
+from gpt_jax.config import Config, override
+from gpt_jax.config_files import load_config
 from gpt_jax.errors import Interrupted, TrainingError, UserError
 
 if TYPE_CHECKING:
     from gpt_jax.loop import train
     from gpt_jax.model import GPT
-    from gpt_jax.run import Run, evaluate, generate, load_run, stream
+    from gpt_jax.run import Run, evaluate, load_run
+    from gpt_jax.text import generate, stream
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,9 +45,9 @@ _LAZY = {
     "train": "loop",
     "Run": "run",
     "evaluate": "run",
-    "generate": "run",
+    "generate": "text",
     "load_run": "run",
-    "stream": "run",
+    "stream": "text",
 }
 
 

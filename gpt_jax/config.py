@@ -6,20 +6,15 @@ module imports jax or touches a device, so a mistake is reported at once.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
-import importlib.util
 import math
-import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from gpt_jax.errors import UserError
+from gpt_jax.errors import UserError, suggest
 
 DEFAULT_RUN_DIR = "runs/run"  # a config file that names none gets runs/ and its own name
 FORMAT = 1  # of a run folder; a reader refuses a newer one
@@ -269,20 +264,6 @@ def parse(text: str, hint: Any, name: str) -> Any:
     return text
 
 
-SHORT = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
-
-
-def suggest(word: str, known: typing.Iterable[str]) -> str:
-    """Returns '; did you mean ...?' where something known is close to `word`, else ''."""
-    known = list(known)
-    last = word.lstrip("-").rpartition(".")[2]
-    if last in SHORT:  # what papers and other programs say
-        close = [name for name in known if name.replace("_", "-").endswith(SHORT[last])]
-    else:
-        close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def _strip_optional(hint: Any) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return next(a for a in typing.get_args(hint) if a is not type(None))
@@ -343,70 +324,3 @@ def from_dict(values: Any, config_type: type = Config, prefix: str = "") -> Any:
         nested = dataclasses.is_dataclass(hints[name])
         kwargs[name] = from_dict(value, hints[name], f"{prefix}{name}.") if nested else value
     return config_type(**kwargs)
-
-
-# --- config files ---------------------------------------------------------------------------------
-
-
-def config_dir() -> Path:
-    """Returns the folder of the named configs: the repository's, or the installed package's."""
-    package = Path(__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def list_configs() -> dict[str, str]:
-    """Returns {name: first line of the file's docstring} without running any of the files."""
-    found = {}
-    for path in sorted(config_dir().glob("[a-z]*.py")):
-        try:
-            docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-        except (OSError, SyntaxError, ValueError) as error:
-            docstring = f"(can't be read: {error})"
-        found[path.stem] = docstring.partition("\n")[0]
-    return found
-
-
-def load_config(name: str | os.PathLike[str]) -> Config:
-    """Returns the config of a name in `configs/`, or of the path of a Python file.
-
-    The file is code and is run: it must define `get_config() -> Config`.
-
-    Raises:
-      ConfigError: there is no such config, or the file fails or returns something else.
-    """
-    name = os.fspath(name)
-    path = Path(name)
-    if os.sep not in name and path.suffix != ".py":
-        path = config_dir() / f"{name}.py"
-        if not path.is_file():
-            names = list(list_configs())
-            raise ConfigError(
-                f"unknown config {name!r}{suggest(name, names)}; there are {', '.join(names)}, "
-                "or give the path of a file"
-            )
-    if not path.is_file():
-        raise ConfigError(f"config file {name} does not exist; give another, or a name from --help")
-    spec = importlib.util.spec_from_file_location(f"gpt_jax_config:{path}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"config file {name} must be a Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except UserError as error:
-        raise ConfigError(f"config file {path}: {error}") from error
-    except (Exception, SystemExit) as error:
-        detail = " ".join(str(error).split())
-        raise ConfigError(f"config file {path} fails: {type(error).__name__}: {detail}") from error
-    finally:
-        sys.dont_write_bytecode = writes_bytecode
-    if not isinstance(config, Config):
-        raise ConfigError(
-            f"config file {path}: get_config() must return a gpt_jax Config, not {config!r:.60}"
-        )
-    if config.run_dir == DEFAULT_RUN_DIR:
-        config = dataclasses.replace(config, run_dir=f"runs/{path.stem}")
-    return config

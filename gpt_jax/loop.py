@@ -13,9 +13,7 @@ import json
 import math
 import os
 import signal
-import threading
 import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,11 @@ from gpt_jax import checkpoint, report
 from gpt_jax.config import Config, to_dict
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
-from gpt_jax.errors import Interrupted, TrainingError, UserError
+from gpt_jax.errors import Interrupted, TrainingError
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.metrics import MetricsWriter, bits_per_byte
+from gpt_jax.process import catch_signals, lock
 from gpt_jax.programs import Programs
 from gpt_jax.run import (
     SUMMARY_FILE,
@@ -37,13 +36,11 @@ from gpt_jax.run import (
     create_folder,
     load_run,
     read_summary,
-    stream,
     update_steps,
 )
 from gpt_jax.start import Start, make_start
-from gpt_jax.step import (
-    TrainState,
-)
+from gpt_jax.step import TrainState
+from gpt_jax.text import stream
 
 
 def train(config: Config, *, quiet: bool = False) -> Run:
@@ -78,7 +75,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
                 return _already_finished(run, summary, display)
     else:
         create_folder(run_dir, config, start.corpus, start.tokenizer)
-    with _lock(run_dir):
+    with lock(run_dir):
         if start.resumes:
             update_steps(run_dir, config.train.steps)
         try:
@@ -150,7 +147,7 @@ def _train(start: Start, display: Display) -> None:
             where = f"in the evaluation at step {row['step']}"
             raise _diverged(where, row["val_loss"], run_dir, checkpoints)
 
-    with _catch_signals(display) as caught, contextlib.ExitStack() as stack:
+    with catch_signals(display.line) as caught, contextlib.ExitStack() as stack:
         for close in (programs.close, checkpoints.close, writer.close, display.stop):
             stack.callback(close)
         if step == 0:
@@ -298,51 +295,3 @@ def _finish(run: Run, start: Start, display: Display) -> Run:
     display.line(f"losses over the steps: {picture}")
     display.line(f"more text: python main.py sample --run-dir {run.run_dir}")
     return dataclasses.replace(run, summary=summary)
-
-
-@contextlib.contextmanager
-def _lock(run_dir: Path) -> Generator[None]:
-    """Keeps a second process from training the same run."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    try:
-        file = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"run_dir {run_dir} is not writable: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run_dir} is being trained by another process") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-
-
-@contextlib.contextmanager
-def _catch_signals(display: Display) -> Generator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list it yields; a second one ends the program at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    before = {s: signal.getsignal(s) or signal.SIG_DFL for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(signum: int, frame: Any) -> None:
-        if caught:
-            signal.signal(signum, before[signal.Signals(signum)])
-            signal.raise_signal(signum)
-        caught.append(signum)
-        display.line("stopping after these steps; once more to stop at once")
-
-    for signum in before:
-        signal.signal(signum, handle)
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

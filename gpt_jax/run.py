@@ -21,15 +21,13 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from gpt_jax import checkpoint
-from gpt_jax.config import FORMAT, Config, ConfigError, SampleConfig, from_dict, override, to_dict
+from gpt_jax.config import FORMAT, Config, ConfigError, from_dict, to_dict
 from gpt_jax.corpora import Corpus, load_corpus
 from gpt_jax.data import Split, make_splits
 from gpt_jax.errors import UserError
@@ -38,12 +36,10 @@ from gpt_jax.files import write_atomically
 from gpt_jax.metrics import read_rows
 from gpt_jax.model import GPT, Params
 from gpt_jax.optim import make_optimizer
-from gpt_jax.sample import Filters, generate_tokens
 from gpt_jax.step import init_state, make_keys
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
 
-_keys = jax.jit(make_keys)
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 
@@ -257,70 +253,3 @@ def evaluate(
     return evaluate_split(
         run.config.model, run.params, part, run.tokenizer.token_bytes, stride=stride
     )
-
-
-def stream(
-    run: Run, prompt: str, settings: SampleConfig | None = None, *, seed: int | None = None
-) -> Iterator[list[str]]:
-    """Continues a prompt; yields the next piece of each text as it is written.
-
-    An empty prompt starts from a line break (or token 0, in a vocabulary without one), which is
-    not part of the text.
-
-    Args:
-      run: the run.
-      prompt: text of characters that the vocabulary has.
-      settings: how; None is the run's own. Its prompt is not used.
-      seed: of the draws; None is the run's own.
-
-    Yields:
-      num_samples texts, to be appended to what came before.
-
-    Raises:
-      UserError: the prompt has unknown characters, or top_k is above the vocabulary.
-    """
-    settings = run.config.sample if settings is None else settings
-    check_top_k(settings, run.tokenizer)
-    seed = override(run.config, {} if seed is None else {"seed": seed}).seed
-    ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
-    key = _keys(np.uint32(seed)).sample
-    for tokens_BT in generate_tokens(
-        run.config.model,
-        run.params,
-        ids,
-        key,
-        Filters(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p),
-        max_new_tokens=settings.max_new_tokens,
-        num_samples=settings.num_samples,
-        window=settings.window,
-    ):
-        yield [run.tokenizer.decode(row) for row in tokens_BT]
-
-
-def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any) -> str:
-    """Returns the prompt and its continuation.
-
-    Args:
-      run: from `train` or `load_run`.
-      prompt: text of characters that the vocabulary has; may be empty.
-      seed: of the draws; None is the run's own.
-      **settings: any field of SampleConfig (max_new_tokens, temperature, top_k, top_p, window) in
-        place of the run's own. For several texts at once, see `stream`.
-
-    Raises:
-      UserError: an unknown or invalid setting, or an unknown character.
-    """
-    try:
-        chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
-    except TypeError as error:
-        raise ConfigError(f"generate: {error}") from None
-    return prompt + "".join(piece[0] for piece in stream(run, prompt, chosen, seed=seed))
-
-
-def check_top_k(settings: SampleConfig, tokenizer: CharTokenizer) -> None:
-    """Raises ConfigError where top_k asks for more tokens than there are."""
-    if settings.top_k is not None and settings.top_k > tokenizer.vocab_size:
-        raise ConfigError(
-            f"top_k={settings.top_k} is above the vocabulary of {tokenizer.vocab_size} tokens; "
-            "use none for all of them"
-        )

@@ -15,7 +15,8 @@ from gpt_jax.config import Config, ConfigError, get, override, settings
 from gpt_jax.corpora import Corpus, load_corpus
 from gpt_jax.data import Split, make_splits
 from gpt_jax.errors import UserError
-from gpt_jax.run import check_same_corpus, check_top_k, is_run, read_config
+from gpt_jax.run import check_same_corpus, is_run, read_config
+from gpt_jax.text import check_top_k
 from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
 
 

@@ -14,7 +14,8 @@ import pytest
 
 import main
 from gpt_jax import corpora
-from gpt_jax.config import Config, load_config, settings
+from gpt_jax.config import Config, settings
+from gpt_jax.config_files import load_config
 from gpt_jax.errors import Interrupted, TrainingError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ def book(tmp_path):
 @pytest.fixture
 def no_jax(monkeypatch):
     """Importing what computes is an error: a mistake is found before that."""
-    for name in ("gpt_jax.loop", "gpt_jax.run"):
+    for name in ("gpt_jax.loop", "gpt_jax.run", "gpt_jax.text"):
         monkeypatch.setitem(sys.modules, name, None)
 
 

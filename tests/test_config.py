@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gpt_jax import config as config_module
+from gpt_jax import config_files
 from gpt_jax.config import (
     Config,
     ConfigError,
@@ -21,13 +21,12 @@ from gpt_jax.config import (
     TrainConfig,
     from_dict,
     get,
-    list_configs,
-    load_config,
     override,
     parse,
     settings,
     to_dict,
 )
+from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.errors import UserError
 
 POSITIVE_INTS = [
@@ -522,7 +521,7 @@ def test_a_file_that_returns_something_else_is_refused(write, value):
 
 @pytest.fixture
 def folder_of_configs(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_module, "config_dir", lambda: tmp_path)
+    monkeypatch.setattr(config_files, "config_dir", lambda: tmp_path)
     return tmp_path
 
 

@@ -11,6 +11,7 @@ BASE = {"errors", "config", "files", "devices"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "config_files": {"config", "errors"},
     "files": set(),
     "devices": set(),
     "corpora": BASE,
@@ -28,9 +29,11 @@ ALLOWED = {
     "evaluation": {"config", "data", "metrics", "model", "sharding", "step"},
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "metrics", "model", "optim"}
-    | {"sample", "step", "tokenizer"},
+    | {"step", "tokenizer"},
+    "text": {"config", "run", "sample", "step", "tokenizer"},
+    "process": {"errors"},
     "programs": {"config", "data", "optim", "sharding", "step"},
-    "start": BASE | {"corpora", "data", "run", "tokenizer"},
+    "start": BASE | {"corpora", "data", "run", "text", "tokenizer"},
 }
 MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 import gpt_jax
-from gpt_jax import checkpoint, loop, programs
+from gpt_jax import checkpoint, loop, process, programs
 from gpt_jax.config import ConfigError, override
 from gpt_jax.errors import Interrupted, TrainingError, UserError
 from gpt_jax.metrics import CLOCK_FIELDS, read_rows
@@ -317,7 +317,7 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line(tiny_config, monkeypatch):
 
 def test_two_processes_do_not_train_one_run(tiny_config):
     train(tiny_config)
-    with loop._lock(Path(tiny_config.run_dir)), pytest.raises(UserError, match="another process"):
+    with process.lock(Path(tiny_config.run_dir)), pytest.raises(UserError, match="another process"):
         train(tiny_config, **{"train.steps": 14})
 
 

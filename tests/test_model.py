@@ -10,7 +10,8 @@ from conftest import TINY
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.config import ModelConfig, list_configs, load_config
+from gpt_jax.config import ModelConfig
+from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.model import GPT, dropout_mask, forward, init_cache
 
 EPS = np.finfo(np.float32).eps

@@ -1,0 +1,85 @@
+"""Text from a run: a prompt goes in, its continuation comes out as it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.config import ConfigError, SampleConfig, override
+from gpt_jax.run import Run
+from gpt_jax.sample import Filters, generate_tokens
+from gpt_jax.step import make_keys
+from gpt_jax.tokenizer import CharTokenizer
+
+_keys = jax.jit(make_keys)
+
+
+def stream(
+    run: Run, prompt: str, settings: SampleConfig | None = None, *, seed: int | None = None
+) -> Iterator[list[str]]:
+    """Continues a prompt; yields the next piece of each text as it is written.
+
+    An empty prompt starts from a line break (or token 0, in a vocabulary without one), which is
+    not part of the text.
+
+    Args:
+      run: the run.
+      prompt: text of characters that the vocabulary has.
+      settings: how; None is the run's own. Its prompt is not used.
+      seed: of the draws; None is the run's own.
+
+    Yields:
+      num_samples texts, to be appended to what came before.
+
+    Raises:
+      UserError: the prompt has unknown characters, or top_k is above the vocabulary.
+    """
+    settings = run.config.sample if settings is None else settings
+    check_top_k(settings, run.tokenizer)
+    seed = override(run.config, {} if seed is None else {"seed": seed}).seed
+    ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
+    key = _keys(np.uint32(seed)).sample
+    for tokens_BT in generate_tokens(
+        run.config.model,
+        run.params,
+        ids,
+        key,
+        Filters(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p),
+        max_new_tokens=settings.max_new_tokens,
+        num_samples=settings.num_samples,
+        window=settings.window,
+    ):
+        yield [run.tokenizer.decode(row) for row in tokens_BT]
+
+
+def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any) -> str:
+    """Returns the prompt and its continuation.
+
+    Args:
+      run: from `train` or `load_run`.
+      prompt: text of characters that the vocabulary has; may be empty.
+      seed: of the draws; None is the run's own.
+      **settings: any field of SampleConfig (max_new_tokens, temperature, top_k, top_p, window) in
+        place of the run's own. For several texts at once, see `stream`.
+
+    Raises:
+      UserError: an unknown or invalid setting, or an unknown character.
+    """
+    try:
+        chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
+    except TypeError as error:
+        raise ConfigError(f"generate: {error}") from None
+    return prompt + "".join(piece[0] for piece in stream(run, prompt, chosen, seed=seed))
+
+
+def check_top_k(settings: SampleConfig, tokenizer: CharTokenizer) -> None:
+    """Raises ConfigError where top_k asks for more tokens than there are."""
+    if settings.top_k is not None and settings.top_k > tokenizer.vocab_size:
+        raise ConfigError(
+            f"top_k={settings.top_k} is above the vocabulary of {tokenizer.vocab_size} tokens; "
+            "use none for all of them"
+        )
