@@ -215,6 +215,15 @@ def test_masks_of_successive_steps_are_independent():
                 assert abs(correlation(a[shift:], b[: n - shift])) < limit
 
 
+@pytest.mark.parametrize("shift", [1, 64, 4096])
+def test_masks_of_neighbouring_words_are_not_shifts_of_one_another(shift):
+    """Were an entry's index only added to a word, these two would be one mask, moved."""
+    n = 200_000
+    a = np.asarray(dropout_mask((n,), jnp.array([shift + 7, 3], jnp.uint32), 0.2))
+    b = np.asarray(dropout_mask((n,), jnp.array([7, 11], jnp.uint32), 0.2))
+    assert abs(correlation(a[: n - shift], b[shift:])) < 5 / (n - shift) ** 0.5
+
+
 def test_dropout_scales_what_it_keeps():
     from gpt_jax.model import Dropout
 

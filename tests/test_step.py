@@ -52,6 +52,15 @@ def test_loss_by_hand():
     np.testing.assert_allclose(losses, [[math.log(2), math.log(8)]], rtol=1e-6)
 
 
+def test_each_position_is_asked_for_the_token_that_follows_it():
+    """The loss is the mean of -log p[next token], here summed by hand in float64."""
+    batch, params = TOKENS[:18].reshape(2, 9), new_state().params
+    log_p = np.asarray(jax.nn.log_softmax(forward(TINY, params, batch[:, :8])), np.float64)
+    by_hand = -np.mean([log_p[b, t, batch[b, t + 1]] for b in range(2) for t in range(8)])
+    # float32 sums of 16 terms of about 2.4
+    np.testing.assert_allclose(loss_fn(TINY, params, batch), by_hand, rtol=16 * 6e-8 * 2)
+
+
 def test_uniform_logits_cost_the_log_of_the_vocabulary():
     zeros = jax.tree.map(jnp.zeros_like, new_state().params)
     loss = loss_fn(TINY, zeros, jnp.zeros((2, 9), jnp.int32))
