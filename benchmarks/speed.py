@@ -30,12 +30,12 @@ from benchmarks.machine import describe_machine  # noqa: E402
 
 # name: (model, steps in a chunk)
 TRAINING = {"nano": 10, "4x256x128": 2, "6x384x256": 1}
-# name: (streams, tokens of the prompt, tokens drawn); nano's block_size is 64
+# name: (streams, tokens of the prompt, tokens drawn, times in a chunk); nano's block_size is 64
 SAMPLING = {
-    "one stream, inside the context": (1, 1, 63),
-    "one stream, past the context": (1, 64, 64),
-    "64 streams, inside the context": (64, 1, 63),
-    "64 streams, past the context": (64, 64, 64),
+    "one stream, inside the context": (1, 1, 63, 20),
+    "one stream, past the context": (1, 64, 64, 5),
+    "64 streams, inside the context": (64, 1, 63, 2),
+    "64 streams, past the context": (64, 64, 64, 1),
 }
 MATMUL = 2048
 
@@ -187,14 +187,14 @@ def main() -> None:
             }
         if "sampling" in parts:
             result["sampling_seconds_a_token"] = {}
-            for name, (batch, prompt, tokens) in SAMPLING.items():
+            for name, (batch, prompt, tokens, times) in SAMPLING.items():
                 work = {"do": "sample", "model": "nano", "batch": batch, "prompt": prompt,
-                        "tokens": tokens}  # fmt: skip
+                        "tokens": tokens, "times": times}  # fmt: skip
                 sides = {"gpt_jax": job("jax", **work, cache=True)}
                 sides["torch eager, as nanoGPT samples"] = job("torch", **work, cache=False)
                 if prompt == 1:
                     sides["torch eager, with a cache"] = job("torch", **work, cache=True)
-                table = compare(sides, args.rounds, unit=batch * tokens)
+                table = compare(sides, args.rounds, unit=batch * tokens * times)
                 result["sampling_seconds_a_token"][name] = table
                 print(name, json.dumps(table, indent=1), flush=True)
         floor = compare({"gpt_jax": job("jax", do="matmul", n=MATMUL)}, 20, unit=1.0)["gpt_jax"]

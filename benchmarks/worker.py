@@ -65,14 +65,13 @@ class Jax:
         self.states[model] = programs, keys, state
 
     def sample(self, model: str, batch: int, prompt: int, tokens: int, cache: bool) -> None:
-        from gpt_jax.model import GPT
+        from gpt_jax.model import GPT, unstack_blocks
         from gpt_jax.sample import Filters, generate_tokens
 
         jax, config = self.jax, self.config(model).model
         if "params" not in self.states:
-            self.states["params"] = jax.jit(GPT(config).init)(
-                jax.random.key(0), np.zeros((1, 1), np.int32)
-            )["params"]
+            variables = jax.jit(GPT(config).init)(jax.random.key(0), np.zeros((1, 1), np.int32))
+            self.states["params"] = jax.jit(unstack_blocks)(variables["params"])  # as a Run's
         for _ in generate_tokens(
             config, self.states["params"], TOKENS[:prompt], jax.random.key(1),
             Filters(temperature=1.0), max_new_tokens=tokens, num_samples=batch,
@@ -145,13 +144,14 @@ def main() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
-        do = job.pop("do")
+        do, times = job.pop("do"), job.pop("times", 1)
         if do == "memory":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             print(json.dumps({"peak_bytes": peak}), flush=True)
             continue
         before = time.perf_counter()
-        getattr(side, do)(**job)
+        for _ in range(times):
+            getattr(side, do)(**job)
         print(json.dumps({"seconds": time.perf_counter() - before}), flush=True)
 
 

@@ -67,6 +67,22 @@ def keep_compiled_programs(root: Path = Path("/")) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+def compiler_options(backend: str, *, library_products: bool) -> dict[str, str]:
+    """Returns XLA options for `jax.jit`.
+
+    On a CPU, XLA hands matrix products and reductions to the library YNNPACK. That trains small
+    models faster; products of one token, or of wide models, are faster by XLA's other way (figures
+    in benchmarks/LOG.md).
+
+    Args:
+      backend: what `jax.default_backend()` says.
+      library_products: leave the choice to XLA.
+    """
+    if library_products or backend != "cpu":
+        return {}
+    return {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
 def missing_accelerator(backend: str, root: Path = Path("/")) -> str:
     """Returns a line for a GPU or TPU that is in the machine and that jax does not use, or ""."""
     if backend != "cpu" or os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):

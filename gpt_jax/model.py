@@ -8,6 +8,7 @@ Letters in names give the shape of an array (`x_BTD` is batch, time, embedding):
     B batch            T time: the tokens fed in now        S time held in the cache
     D n_embd           H heads                              K head size, D / H
     F MLP width, 4 D   L layers                             V vocabulary
+    N sequences times heads, B H
 
 Parameters of the blocks are stacked along a leading axis L, whatever the depth, so that one table
 of sharding rules and one checkpoint layout serve every size.
@@ -33,22 +34,23 @@ class Cache(flax.struct.PyTreeNode):
     """Keys and values of the tokens seen so far: what decoding carries from one token to the next.
 
     Attributes:
-      k_BHSK: keys, float32, one array a layer, so that each is updated in place; S is block_size.
-        Entries at positions >= length are not valid yet.
-      v_BHSK: values, likewise.
+      k_NSK: keys, float32; S is block_size. Entries at positions >= length are not valid yet. One
+        array a layer, and sequences and heads in one axis: so XLA updates each in place, where
+        stacked layers, or a batch axis of 1, would cost a copy of all of it for every token.
+      v_NSK: values, likewise.
       length: int32 scalar, how many positions are valid; the next token's position.
     """
 
-    k_BHSK: tuple[jax.Array, ...]
-    v_BHSK: tuple[jax.Array, ...]
+    k_NSK: tuple[jax.Array, ...]
+    v_NSK: tuple[jax.Array, ...]
     length: jax.Array
 
 
 def init_cache(config: ModelConfig, batch_size: int) -> Cache:
     """Returns an empty cache for `batch_size` sequences of at most `config.block_size` tokens."""
     c = config
-    empty = (jnp.zeros((batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)),) * c.n_layer
-    return Cache(k_BHSK=empty, v_BHSK=empty, length=jnp.zeros((), jnp.int32))
+    empty = (jnp.zeros((batch_size * c.n_head, c.block_size, c.n_embd // c.n_head)),) * c.n_layer
+    return Cache(k_NSK=empty, v_NSK=empty, length=jnp.zeros((), jnp.int32))
 
 
 def unstack_blocks(params: Params) -> Params:
@@ -119,40 +121,41 @@ class Attention(nn.Module):
 
         Args:
           x_BTD: float32.
-          cached: None, or (k_BHSK, v_BHSK, length); the T tokens then stand at positions
+          cached: None, or (k_NSK, v_NSK, length); the T tokens then stand at positions
             length .. length + T - 1.
           deterministic: no dropout.
           last_only: compute the output of the last position alone (T is then 1 in the result).
 
         Returns:
-          (float32 (B, T, D), None or the new (k_BHSK, v_BHSK)).
+          (float32 (B, T, D), None or the new (k_NSK, v_NSK)).
         """
         c = self.config
         B, T, D = x_BTD.shape
         H, K = c.n_head, D // c.n_head
         qkv_BTE = nn.Dense(3 * D, use_bias=False, kernel_init=WEIGHT_INIT, name="qkv")(x_BTD)
-        q_BHTK, k_BHSK, v_BHSK = (
-            jnp.moveaxis(part_BTD.reshape(B, T, H, K), 1, 2)
+        q, k, v = (
+            jnp.moveaxis(part_BTD.reshape(B, T, H, K), 1, 2)  # (B, H, T, K)
             for part_BTD in jnp.split(qkv_BTE, 3, axis=-1)
         )
         if cached is None:
             start, kv = 0, None
         else:
-            k_cache, v_cache, start = cached
-            k_BHSK = jax.lax.dynamic_update_slice(k_cache, k_BHSK, (0, 0, start, 0))
-            v_BHSK = jax.lax.dynamic_update_slice(v_cache, v_BHSK, (0, 0, start, 0))
-            kv = (k_BHSK, v_BHSK)
+            k_NSK, v_NSK, start = cached
+            q, k, v = (x.reshape(B * H, T, K) for x in (q, k, v))
+            k = jax.lax.dynamic_update_slice(k_NSK, k, (0, start, 0))
+            v = jax.lax.dynamic_update_slice(v_NSK, v, (0, start, 0))
+            kv = (k, v)
         if last_only:
-            q_BHTK, start, T = q_BHTK[:, :, -1:], start + T - 1, 1
+            q, start, T = q[..., -1:, :], start + T - 1, 1
 
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
-        scores_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK * scale, k_BHSK)
+        scores = jnp.einsum("...TK,...SK->...TS", q * scale, k)
         position_T1 = start + jnp.arange(T)[:, None]
-        causal_TS = jnp.arange(k_BHSK.shape[2]) <= position_T1
-        scores_BHTS = jnp.where(causal_TS, scores_BHTS, jnp.finfo(scores_BHTS.dtype).min)
-        weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
-        weights_BHTS = Dropout(c.dropout)(weights_BHTS, deterministic=deterministic)
-        y_BHTK = jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS, v_BHSK)
+        causal_TS = jnp.arange(k.shape[-2]) <= position_T1
+        scores = jnp.where(causal_TS, scores, jnp.finfo(scores.dtype).min)
+        weights = jax.nn.softmax(scores, axis=-1)
+        weights = Dropout(c.dropout)(weights, deterministic=deterministic)
+        y_BHTK = jnp.einsum("...TS,...SK->...TK", weights, v).reshape(B, H, T, K)
         y_BTD = jnp.moveaxis(y_BHTK, 1, 2).reshape(B, T, D)
         y_BTD = nn.Dense(D, kernel_init=WEIGHT_INIT, name="proj")(y_BTD)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
@@ -244,7 +247,7 @@ class GPT(nn.Module):
             layers = unstack_blocks(self.variables["params"])["blocks"]
             for i, layer in enumerate(layers):
                 last = last_only and i == c.n_layer - 1
-                cached = None if cache is None else (cache.k_BHSK[i], cache.v_BHSK[i])
+                cached = None if cache is None else (cache.k_NSK[i], cache.v_NSK[i])
                 block = Block(c, deterministic, last_only=last, parent=None)
                 x_BTD, new = block.apply({"params": layer}, x_BTD, cached, start)
                 kv.append(new)
@@ -262,8 +265,8 @@ class GPT(nn.Module):
         logits_BTV = nn.Dense(c.vocab_size, kernel_init=WEIGHT_INIT, name="head")(x_BTD)
         if cache is None:
             return logits_BTV
-        k_BHSK, v_BHSK = zip(*kv, strict=True)
-        return logits_BTV, Cache(k_BHSK=k_BHSK, v_BHSK=v_BHSK, length=cache.length + T)
+        k_NSK, v_NSK = zip(*kv, strict=True)
+        return logits_BTV, Cache(k_NSK=k_NSK, v_NSK=v_NSK, length=cache.length + T)
 
 
 def forward(config: ModelConfig, params: Params, tokens_BT, **kwargs) -> Any:

@@ -17,6 +17,7 @@ import optax
 
 from gpt_jax.config import Config
 from gpt_jax.data import Split
+from gpt_jax.devices import compiler_options
 from gpt_jax.optim import make_optimizer
 from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
 from gpt_jax.step import (
@@ -27,6 +28,8 @@ from gpt_jax.step import (
     make_keys,
     make_train_chunk,
 )
+
+WIDE = 256  # n_embd from which XLA's own matrix products are the faster ones on a CPU
 
 
 class Programs:
@@ -61,17 +64,22 @@ class Programs:
         self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
         self._initialise = jax.jit(initialise, out_shardings=shardings)
         place = make_place_batch(self.mesh)
+        options = compiler_options(
+            jax.default_backend(), library_products=config.model.n_embd < WIDE
+        )
         self._chunk = jax.jit(
             make_train_chunk(config.model, config.optim, config.train, place),
             static_argnames="steps",
             donate_argnums=0,
             out_shardings=(shardings, None),
+            compiler_options=options,
         )
         evaluate = make_eval_step(config.model, config.train, place)
         self._evaluate = jax.jit(
             lambda params, splits, key, step: evaluate(
                 params, splits, jax.random.fold_in(key, step)
-            )
+            ),
+            compiler_options=options,
         )
         self._finite = jax.jit(lambda params: jnp.isfinite(optax.tree.norm(params)))
         self._tokens = [jax.device_put(splits[name].tokens, everywhere) for name in splits]

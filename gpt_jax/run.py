@@ -15,6 +15,7 @@ Everything that reads a run takes the folder and nothing else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -34,7 +35,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.evaluation import Evaluation, evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.metrics import read_rows
-from gpt_jax.model import GPT, Params
+from gpt_jax.model import GPT, Params, unstack_blocks
 from gpt_jax.optim import make_optimizer
 from gpt_jax.step import init_state, make_keys
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
@@ -69,6 +70,11 @@ class Run:
     step: int
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+
+    @functools.cached_property
+    def decode_params(self) -> Params:
+        """The parameters with each block's apart, as decoding reads them."""
+        return jax.jit(unstack_blocks)(self.params)
 
 
 def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: CharTokenizer) -> None:

@@ -20,9 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.devices import compiler_options
 from gpt_jax.model import Cache, Params, forward, init_cache, unstack_blocks
 
 STREAM_TOKENS = 32  # tokens drawn in one compiled call, and so shown at once
+PREFILL_PARTS = 8  # a prompt is read in parts of a block_size's eighth, but not below
+PREFILL_TOKENS = 16  # this many tokens, so that a short prompt costs little
 
 
 class DecodeState(flax.struct.PyTreeNode):
@@ -102,6 +105,9 @@ def prefill(
 ) -> DecodeState:
     """Reads a prompt and returns the state from which `batch_size` streams continue it.
 
+    The prompt is read in parts of one size, as many as it has: one compiled program serves every
+    length, and a short prompt does not pay for a long one.
+
     Args:
       config: the model's.
       params: the model's.
@@ -110,13 +116,25 @@ def prefill(
       key: stream i draws from fold_in(key, i), whatever batch_size is.
       batch_size: B.
     """
-    logits_1TV, cache = forward(config, params, window_S[None], cache=init_cache(config, 1))
+    S = config.block_size
+    T = min(S, max(PREFILL_TOKENS, S // PREFILL_PARTS))
+    params = unstack_blocks(params)
+
+    def read(carry):
+        cache, _ = carry
+        start = jnp.minimum(cache.length, S - T)  # the last part may read some tokens again
+        part_1T = jax.lax.dynamic_slice_in_dim(window_S, start, T)[None]
+        logits_1TV, cache = forward(config, params, part_1T, cache=cache.replace(length=start))
+        last = jnp.clip(length - 1 - start, 0, T - 1)
+        return cache, jax.lax.dynamic_index_in_dim(logits_1TV, last, axis=1, keepdims=False)
+
     # The padding's keys and values lie at positions >= length: masked, and overwritten in time.
-    logits_1V = jax.lax.dynamic_index_in_dim(logits_1TV, length - 1, axis=1, keepdims=False)
+    empty = init_cache(config, 1), jnp.zeros((1, config.vocab_size))
+    cache, logits_1V = jax.lax.while_loop(lambda carry: carry[0].length < length, read, empty)
     return DecodeState(
         cache=Cache(
-            k_BHSK=tuple(jnp.repeat(k_1HSK, batch_size, axis=0) for k_1HSK in cache.k_BHSK),
-            v_BHSK=tuple(jnp.repeat(v_1HSK, batch_size, axis=0) for v_1HSK in cache.v_BHSK),
+            k_NSK=tuple(jnp.tile(k_HSK, (batch_size, 1, 1)) for k_HSK in cache.k_NSK),
+            v_NSK=tuple(jnp.tile(v_HSK, (batch_size, 1, 1)) for v_HSK in cache.v_NSK),
             length=length,
         ),
         window_BS=jnp.repeat(window_S[None], batch_size, axis=0),
@@ -127,7 +145,6 @@ def prefill(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps", "way"), donate_argnames=("state",))
 def decode(
     config: ModelConfig,
     params: Params,
@@ -137,7 +154,7 @@ def decode(
     steps: int,
     way: Literal["append", "slide", "refill"],
 ) -> tuple[DecodeState, jax.Array]:
-    """Draws tokens for every stream, all in one way.
+    """Draws tokens for every stream, all in one way. Compiled.
 
     Args:
       config: the model's.
@@ -152,6 +169,21 @@ def decode(
     Returns:
       (the state after the tokens, int32 (B, steps)).
     """
+    compiled = _compiled_decode(jax.default_backend())
+    return compiled(config, params, state, filters, steps=steps, way=way)
+
+
+@functools.cache
+def _compiled_decode(backend: str):
+    return jax.jit(
+        _decode,
+        static_argnames=("config", "steps", "way"),
+        donate_argnames="state",
+        compiler_options=compiler_options(backend, library_products=False),
+    )
+
+
+def _decode(config, params, state, filters, *, steps, way):
     params = unstack_blocks(params)
     S = config.block_size
 

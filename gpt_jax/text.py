@@ -45,7 +45,7 @@ def stream(
     key = _keys(np.uint32(seed)).sample
     for tokens_BT in generate_tokens(
         run.config.model,
-        run.params,
+        run.decode_params,
         ids,
         key,
         Filters(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p),

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_jax import devices
 from gpt_jax.devices import (
+    compiler_options,
     keep_compiled_programs,
     largest_divisor,
     missing_accelerator,
@@ -221,3 +224,11 @@ def test_a_users_own_compilation_cache_wins_and_no_home_is_no_error(tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     keep_compiled_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_library_products_are_turned_off_on_a_cpu_only():
+    assert compiler_options("gpu", library_products=False) == {}
+    assert compiler_options("cpu", library_products=True) == {}
+    options = compiler_options("cpu", library_products=False)
+    product = jax.jit(lambda a: jax.nn.softmax(a @ a), compiler_options=options)
+    assert "ynn" not in product.lower(jnp.ones((512, 512))).compile().as_text()

@@ -25,14 +25,14 @@ ALLOWED = {
     "model": {"config"},
     "optim": {"config"},
     "step": {"config", "data", "model", "optim"},
-    "sample": {"config", "model"},
+    "sample": {"config", "devices", "model"},
     "evaluation": {"config", "data", "metrics", "model", "sharding", "step"},
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "metrics", "model", "optim"}
     | {"step", "tokenizer"},
     "text": {"config", "run", "sample", "step", "tokenizer"},
     "process": {"errors"},
-    "programs": {"config", "data", "optim", "sharding", "step"},
+    "programs": {"config", "data", "devices", "optim", "sharding", "step"},
     "start": BASE | {"corpora", "data", "run", "text", "tokenizer"},
 }
 MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))

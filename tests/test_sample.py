@@ -1,5 +1,7 @@
 """Sampling: the filters by hand, the distribution drawn, and the equality of cached and full."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.model import GPT, forward
+from gpt_jax import sample
+from gpt_jax.model import GPT, forward, init_cache
 from gpt_jax.sample import Filters, decode, draw, filter_logits, generate_tokens, prefill
 
 PARAMS = jax.tree.map(
@@ -150,14 +153,32 @@ def test_logits_stay_equal_to_the_full_forwards_across_the_border():
         text = [*text, int(token[0, 0])]
 
 
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 32, 33, 39, 40])
+def test_a_prompt_read_in_parts_equals_the_full_forward(length):
+    """Parts of 16 tokens, of a block_size that they don't divide: the last part overlaps."""
+    config = dataclasses.replace(TINY, block_size=40)
+    assert sample.PREFILL_TOKENS == 16
+    params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda x: x * 5, params)
+    window = np.arange(40, dtype=np.int32) ** 2 % 11
+    state = prefill(config, params, window, np.int32(length), jax.random.key(5), batch_size=3)
+    full, cache = forward(config, params, window[None], cache=init_cache(config, 1))
+    for row in range(3):
+        np.testing.assert_allclose(state.logits_BV[row], full[0, length - 1], atol=2e-5)
+    for ours, whole in zip(state.cache.k_NSK, cache.k_NSK, strict=True):
+        expected = np.tile(whole[:, :length], (3, 1, 1))
+        np.testing.assert_allclose(ours[:, :length], expected, atol=2e-5)
+
+
 def test_one_compiled_program_serves_any_prompt_length():
+    compiled_decode = sample._compiled_decode("cpu")
     prefill._clear_cache()
-    decode._clear_cache()
+    compiled_decode._clear_cache()
     for prompt in ([1], [1, 2, 3], list(range(8)), list(range(10)) * 3):
         generate(prompt, 5, Filters(temperature=0.9, top_k=4))
         generate(prompt, 40, Filters(temperature=0.2, top_k=2))
     assert prefill._cache_size() == 1
-    assert decode._cache_size() == 2  # inside the context, and past it
+    assert compiled_decode._cache_size() == 2  # inside the context, and past it
 
 
 def test_a_stream_depends_on_its_number_and_the_key_alone():
@@ -187,8 +208,6 @@ def test_refill_is_exact_inside_the_context_and_sees_less_past_it():
 
 
 def test_a_block_of_one_token_works():
-    import dataclasses
-
     config = dataclasses.replace(TINY, block_size=1)
     params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     for window in ("exact", "refill"):

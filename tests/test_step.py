@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 
 from gpt_jax.config import OptimConfig, TrainConfig
-from gpt_jax.data import Split
+from gpt_jax.data import Split, gather_batch, sample_starts
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.metrics import bits_per_byte
 from gpt_jax.model import forward
@@ -108,6 +108,21 @@ def test_chunks_of_any_length_take_the_same_steps():
     assert int(parts.step) == int(whole.step) == 6
     # The same operations in two programs, so up to the rounding of 6 steps.
     assert largest_difference(parts.params, whole.params) < 6 * 1e-5
+
+
+def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
+    """Steps taken one by one, with the keys that ARCHITECTURE.md promises."""
+    chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
+    _, metrics = chunk(new_state(), TOKENS, KEYS, steps=4)
+    train_step = jax.jit(make_train_step(TINY, make_optimizer(OPTIM)))
+    state, losses = new_state(), []
+    for step in range(4):
+        data, dropout = (jax.random.fold_in(key, step) for key in (KEYS.data, KEYS.dropout))
+        batch = gather_batch(TOKENS, sample_starts(data, len(TOKENS), 8, 8), 8)
+        state, one = train_step(state, batch, dropout)
+        losses.append(float(one["loss"]))
+    # Rounding only: a mask or batch of another step would move a loss by some 1e-2.
+    np.testing.assert_allclose(metrics["loss"], losses, atol=2e-4)
 
 
 def run_on(n_devices: int, steps: int):
