@@ -162,14 +162,14 @@ def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
     Raises:
       CheckpointError: there are checkpoints and none is sound, or the sound one does not fit.
     """
-    from orbax.checkpoint import v1 as ocp
-
     messages = []
     for step in reversed(steps(run_dir)):
         path = (run_dir / FOLDER / f"{step:08d}").absolute()
         if problem := damage(path):
             messages.append(f"checkpoint {path} is damaged: {problem}")
             continue
+        from orbax.checkpoint import v1 as ocp  # takes time, and a new run has nothing to load
+
         try:
             # A load that fails halfway leaves orbax's tasks behind, which complain at exit.
             if _shapes(ocp.metadata(str(path)).metadata) != _shapes(target):

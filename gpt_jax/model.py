@@ -258,7 +258,7 @@ class GPT(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
                 length=c.n_layer,
-                unroll=c.n_layer,
+                unroll=1 if self.is_initializing() else c.n_layer,  # rolled up compiles sooner
             )(c, deterministic, name="blocks")
             x_BTD, _ = blocks(x_BTD, None, start)
         x_BTD = layer_norm("norm_f")(x_BTD)

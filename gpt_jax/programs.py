@@ -87,11 +87,15 @@ class Programs:
         self._compiled: dict[Any, Future] = {}
 
     def start(self, step: int) -> None:
-        """Begins to compile what a run that goes on from `step` needs first."""
+        """Begins to compile what a run that goes on from `step` needs first.
+
+        A new run evaluates first; compiling its chunk meanwhile would only slow that down.
+        """
         if step == 0:
             self._initialise_program()
+        else:
+            self._chunk_program(self.chunk_length(step))
         self._evaluate_program()
-        self._chunk_program(self.chunk_length(step))
 
     def chunk_length(self, step: int) -> int:
         """Returns how many steps the chunk that begins at `step` takes."""
