@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.data import Split, make_windows
+from gpt_jax.devices import WIDE, compiler_options
 from gpt_jax.metrics import bits_per_byte
 from gpt_jax.model import Params
 from gpt_jax.sharding import make_mesh, make_place_batch, replicated
@@ -66,7 +67,8 @@ class Evaluation:
 
 @functools.lru_cache(maxsize=4)
 def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh):
-    return jax.jit(make_window_losses(config, make_place_batch(mesh)))
+    options = compiler_options(jax.default_backend(), library_products=config.n_embd < WIDE)
+    return jax.jit(make_window_losses(config, make_place_batch(mesh)), compiler_options=options)
 
 
 def evaluate_split(

@@ -17,7 +17,7 @@ import optax
 
 from gpt_jax.config import Config
 from gpt_jax.data import Split
-from gpt_jax.devices import compiler_options
+from gpt_jax.devices import WIDE, compiler_options
 from gpt_jax.optim import make_optimizer
 from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
 from gpt_jax.step import (
@@ -28,8 +28,6 @@ from gpt_jax.step import (
     make_keys,
     make_train_chunk,
 )
-
-WIDE = 256  # n_embd from which XLA's own matrix products are the faster ones on a CPU
 
 
 class Programs:
@@ -62,11 +60,11 @@ class Programs:
         self.target = jax.tree.map(placed, state, shardings)
         self._keys_target = jax.tree.map(lambda key: placed(key, everywhere), keys)
         self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
-        self._initialise = jax.jit(initialise, out_shardings=shardings)
         place = make_place_batch(self.mesh)
         options = compiler_options(
             jax.default_backend(), library_products=config.model.n_embd < WIDE
         )
+        self._initialise = jax.jit(initialise, out_shardings=shardings, compiler_options=options)
         self._chunk = jax.jit(
             make_train_chunk(config.model, config.optim, config.train, place),
             static_argnames="steps",

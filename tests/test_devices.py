@@ -228,7 +228,7 @@ def test_a_users_own_compilation_cache_wins_and_no_home_is_no_error(tmp_path, mo
 
 def test_library_products_are_turned_off_on_a_cpu_only():
     assert compiler_options("gpu", library_products=False) == {}
-    assert compiler_options("cpu", library_products=True) == {}
+    assert "ynn" not in str(compiler_options("cpu", library_products=True))
     options = compiler_options("cpu", library_products=False)
     product = jax.jit(lambda a: jax.nn.softmax(a @ a), compiler_options=options)
     assert "ynn" not in product.lower(jnp.ones((512, 512))).compile().as_text()

@@ -26,7 +26,7 @@ ALLOWED = {
     "optim": {"config"},
     "step": {"config", "data", "model", "optim"},
     "sample": {"config", "devices", "model"},
-    "evaluation": {"config", "data", "metrics", "model", "sharding", "step"},
+    "evaluation": {"config", "data", "devices", "metrics", "model", "sharding", "step"},
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "metrics", "model", "optim"}
     | {"step", "tokenizer"},
