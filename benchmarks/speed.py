@@ -1,12 +1,12 @@
 """This project beside the same model in PyTorch: training, sampling, the whole command, memory.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/speed.py                    # on a CPU, some 15 minutes
+    python benchmarks/speed.py                    # on a CPU, some 25 minutes
     python benchmarks/speed.py --device cuda      # on a GPU; adds torch with CUDA graphs
 
 Every variant is alive in its own process and does one job in turn, A B C C B A, so that whatever
-else the machine does hits all alike. A ratio is the median of the rounds' ratios. `--only` chooses
-parts. Writes a JSON; `python benchmarks/tables.py` makes the README's tables from it.
+else the machine does hits all alike. Ratios are of medians. `--only` chooses parts. Writes a JSON;
+`python benchmarks/tables.py` makes the README's tables from it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ class Worker:
 
 
 def compare(sides: dict[str, Any], rounds: int, unit: float) -> dict[str, Any]:
-    """Runs each side in turn, A B C C B A; returns medians, minima and ratios to gpt_jax.
+    """Runs each side in turn, A B C C B A; returns medians and minima.
+
+    `gpt_jax_time_ratio` is the median of the rounds' own ratios, beside the ratio of the medians,
+    which is what the README shows.
 
     Args:
       sides: {name: function that returns seconds}; "gpt_jax" first.
@@ -135,14 +138,10 @@ def whole_command(python: str, device: str, rounds: int, compiled: bool) -> dict
         for name in ours_first if i % 2 == 0 else theirs_first:
             results[name].append(sides[name]())
             print(f"  {name}: {results[name][-1][0]:.1f} s", flush=True)
-    eager = [seconds for seconds, _ in results["torch eager"]]
     shutil.rmtree(folder)
     return {
         name: {
             "seconds": statistics.median(s for s, _ in values),
-            "ratio_to_torch_eager": statistics.median(
-                s / e for (s, _), e in zip(values, eager, strict=True)
-            ),
             "peak_bytes": max(peak for _, peak in values),
             "rounds": rounds,
         }
