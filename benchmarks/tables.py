@@ -39,6 +39,7 @@ def machine(result: dict[str, Any]) -> str:
 
 
 SHOWN = ("python", "jax", "flax", "torch")
+SAMPLE_CHARACTERS = 220
 
 
 def losses() -> str:
@@ -77,9 +78,44 @@ def losses() -> str:
             f"`nano_original` {exact[0]} nats a token ({exact[1]} bits a byte), `nano` {exact[2]} "
             f"({exact[3]}).",
             "",
+            verdict(configs, initial),
+            "",
             machine(result),
+            *samples(configs),
         ]
     )
+
+
+def verdict(configs: dict[str, Any], initial: dict[str, float]) -> str:
+    """Returns how far the means are from the original's figures."""
+
+    def distances(name: str, first: int) -> list[float]:
+        return [
+            configs[name][split][str(step)]["mean"] - figure
+            for split in ("train", "val")
+            for step, figure in ORIGINAL[split].items()
+            if step >= first
+        ]
+
+    at_450 = configs["nano_original"]["val"]["450"]["mean"] - ORIGINAL["val"][450]
+    deviations = (ORIGINAL["val"][0] - initial["mean"]) / initial["standard_deviation"]
+    farthest = max(map(abs, distances("nano_original", 50)))
+    return (
+        f"From step 50 on `nano_original` is within {farthest:.3f} of the original's figures "
+        f"everywhere ({at_450:+.3f} for val at 450); from step 200 on `nano` is at least "
+        f"{-max(distances('nano', 200)):.3f} below it. The original's loss at step 0 lies "
+        f"{deviations:+.1f} standard deviations from the mean over initialisations."
+    )
+
+
+def samples(configs: dict[str, Any]) -> list[str]:
+    """Returns the beginning of a text by each config, as Markdown."""
+    lines = []
+    for name, results in configs.items():
+        text = "".join(c for c in results["sample"] if c.isprintable() or c == "\n")
+        lines += ["", f"A text by `{name}`, its last seed, after 500 steps:", ""]
+        lines += ["```text", text[:SAMPLE_CHARACTERS].rstrip(), "```"]
+    return lines
 
 
 def train_flop(model: str) -> float:
