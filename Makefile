@@ -1,7 +1,10 @@
 # One command for each daily job; PYTHON chooses the interpreter.
 PYTHON ?= python
 
-.PHONY: format lint types test test-fast nano benchmark ci
+.PHONY: help format lint types test test-fast nano benchmark ci
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):  ## /\1: /p' Makefile
 
 format:  ## rewrite the code in the project's form
 	$(PYTHON) -m ruff check --fix .

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import gpt_jax
 from gpt_jax.config import (
     Config,
     ConfigError,
@@ -44,6 +45,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        if "expected one argument" in message:
+            message += "; a value that begins with - is written as --setting=-value"
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
@@ -53,6 +56,8 @@ class Parser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             word = rest[0].partition("=")[0]
             what = "setting" if word.startswith("-") else "argument"
+            if word in list_configs():
+                raise ConfigError(f"unknown argument {word!r}; did you mean --config {word}?")
             raise ConfigError(
                 f"unknown {what} {word!r}{suggest(word, known)} (see {self.prog} --help)"
             )
@@ -124,6 +129,7 @@ def train_command(argv: list[str]) -> int:
         "--config", metavar="NAME", help="name from configs/, or path of a Python file (nano)"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"gpt_jax {gpt_jax.__version__}")
     options = {name: "--" + name.replace("_", "-") for name, _, _ in settings(Config)}
     add_settings(parser, config, options)
     values = vars(parser.parse(argv))
@@ -250,6 +256,8 @@ def main(argv: list[str] | None = None) -> int:
         verb, rest = "train", argv
         if argv and not argv[0].startswith("-"):
             verb, rest = argv[0], argv[1:]
+            if verb in list_configs():
+                raise ConfigError(f"unknown verb {verb!r}; did you mean --config {verb}?")
             if verb not in COMMANDS:
                 raise ConfigError(
                     f"unknown verb {verb!r}{suggest(verb, COMMANDS)}; there are "

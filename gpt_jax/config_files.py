@@ -6,10 +6,11 @@ import ast
 import dataclasses
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
-from gpt_jax.config import DEFAULT_RUN_DIR, Config, ConfigError
+from gpt_jax.config import DEFAULT_RUN_DIR, Config, ConfigError, settings
 from gpt_jax.errors import UserError, suggest
 
 
@@ -46,6 +47,8 @@ def load_config(name: str | os.PathLike[str]) -> Config:
         path = config_dir() / f"{name}.py"
         if not path.is_file():
             names = list(list_configs())
+            if os.path.isfile(f"{name}.py"):
+                raise ConfigError(f"unknown config {name!r}; for the file, give {name}.py")
             raise ConfigError(
                 f"unknown config {name!r}{suggest(name, names)}; there are {', '.join(names)}, "
                 "or give the path of a file"
@@ -65,6 +68,9 @@ def load_config(name: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"config file {path}: {error}") from error
     except (Exception, SystemExit) as error:
         detail = " ".join(str(error).split())
+        if unknown := re.fullmatch(r"\w+Config\.__init__.*unexpected.*'(\w+)'", detail):
+            names = {part for setting, _, _ in settings(Config) for part in setting.split(".")}
+            detail += suggest(unknown[1], names)
         raise ConfigError(f"config file {path} fails: {type(error).__name__}: {detail}") from error
     finally:
         sys.dont_write_bytecode = writes_bytecode

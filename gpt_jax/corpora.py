@@ -125,6 +125,11 @@ def read_text(path: Path) -> str:
         raise CorpusError(f"corpus {path} can't be read: {error.strerror}") from error
     if not raw:
         raise CorpusError(f"corpus {path} is empty; give a text file")
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise CorpusError(
+            f"corpus {path} looks like UTF-16, not UTF-8; convert it, for example with: "
+            "iconv -f utf-16 -t utf-8"
+        )
     if b"\0" in raw:
         raise CorpusError(
             f"corpus {path} looks binary (a zero byte at {raw.index(0)}); give a text"

@@ -43,6 +43,7 @@ from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
+REPAIR = "; restore the file, or choose another --run-dir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +126,14 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
     """
     path = run_dir / CONFIG_FILE
     if not os.path.isfile(path):
-        what = "has no config.json" if os.path.isdir(run_dir) else "does not exist"
+        what = "does not exist"
+        if os.path.lexists(run_dir):
+            what = "has no config.json" if os.path.isdir(run_dir) else "is a file"
         raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
     values = _read_json(path)
     written = values.pop("format", None)
     if not isinstance(written, int) or isinstance(written, bool) or written < 1:
-        raise UserError(f"{path} is damaged: its format is {written!r}")
+        raise UserError(f"{path} is damaged: its format is {written!r}{REPAIR}")
     if written > FORMAT:
         raise UserError(
             f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
@@ -138,13 +141,13 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
     corpus = values.pop("corpus", None)
     values.pop("versions", None)
     if not isinstance(corpus, dict) or not isinstance(corpus.get("sha256"), str):
-        raise UserError(f"{path} is damaged: it has no record of the corpus")
+        raise UserError(f"{path} is damaged: it has no record of the corpus{REPAIR}")
     try:
         config = from_dict({**values, "run_dir": str(run_dir)})
     except ConfigError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
     if not config.model.vocab_size:
-        raise UserError(f"{path} is damaged: it has no model.vocab_size")
+        raise UserError(f"{path} is damaged: it has no model.vocab_size{REPAIR}")
     return config, corpus
 
 
@@ -197,7 +200,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     try:
         float(values["val"]["nats_per_token"]), int(values["step"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: it has no evaluation of a step") from None
+        raise UserError(f"{path} is damaged: it has no evaluation of a step{REPAIR}") from None
     return values
 
 
@@ -205,9 +208,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no settings")
+        raise UserError(f"{path} is damaged: it holds no settings{REPAIR}")
     return values
 
 

@@ -24,8 +24,8 @@ from gpt_jax.devices import compiler_options
 from gpt_jax.model import Cache, Params, forward, init_cache, unstack_blocks
 
 STREAM_TOKENS = 32  # tokens drawn in one compiled call, and so shown at once
-PREFILL_PARTS = 8  # a prompt is read in parts of a block_size's eighth, but not below
-PREFILL_TOKENS = 16  # this many tokens, so that a short prompt costs little
+PREFILL_PARTS = 8  # a full context is read in this many parts at most
+PREFILL_TOKENS = 16  # and no part has fewer tokens; a short prompt then costs little
 
 
 class DecodeState(flax.struct.PyTreeNode):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import gpt_jax
 import main
 from gpt_jax import corpora
 from gpt_jax.config import Config, settings
@@ -336,7 +337,8 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         ),
         (
             ["--train.steps"],
-            "argument --train.steps: expected one argument (see main.py train --help)",
+            "argument --train.steps: expected one argument; a value that begins with - is written "
+            "as --setting=-value (see main.py train --help)",
         ),
         (
             ["--model.n-layers", "3"],
@@ -354,9 +356,10 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
             "(see main.py train --help)",
         ),
         (["--zzzzzzzzzzzz", "3"], "unknown setting '--zzzzzzzzzzzz' (see main.py train --help)"),
-        (["train", "nano"], "unknown argument 'nano' (see main.py train --help)"),
+        (["train", "nano"], "unknown argument 'nano'; did you mean --config nano?"),
         (["trian"], "unknown verb 'trian'; did you mean train?; there are train, sample, eval"),
         (["qqqq"], "unknown verb 'qqqq'; there are train, sample, eval"),
+        (["nano"], "unknown verb 'nano'; did you mean --config nano?"),
         (
             ["--config", "nnao"],
             "unknown config 'nnao'; did you mean nano?; there are nano, nano_original, or give "
@@ -366,7 +369,11 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
             ["--config", "absent.py"],
             "config file absent.py does not exist; give another, or a name from --help",
         ),
-        (["--config"], "argument --config: expected one argument (see main.py train --help)"),
+        (
+            ["--config"],
+            "argument --config: expected one argument; a value that begins with - is written as "
+            "--setting=-value (see main.py train --help)",
+        ),
     ],
 )
 def test_a_setting_that_breaks_a_rule_is_one_line(mistake, argv, line):
@@ -682,6 +689,15 @@ def test_a_folder_that_is_no_run_is_one_line(mistake, tmp_path, verb):
         == f"empty is not a run: it has no config.json; {way_out}"
     )
     assert mistake(verb) == f"runs/nano is not a run: it does not exist; {way_out}"
+    (tmp_path / "afile").touch()
+    assert mistake(verb, "--run-dir", "afile") == f"afile is not a run: it is a file; {way_out}"
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as done:
+        main.main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"gpt_jax {gpt_jax.__version__}\n"
 
 
 # --- damaged runs ---------------------------------------------------------------------------------

@@ -564,3 +564,19 @@ def test_a_file_that_names_no_folder_gets_one_of_its_own(tmp_path):
     (tmp_path / "mine.py").write_text(source.format("run_dir='there'"))
     assert load_config(tmp_path / "mine.py").run_dir == "there"
     assert load_config("nano").run_dir == "runs/nano"
+
+
+def test_a_setting_misspelt_in_a_config_file_gets_a_suggestion(write):
+    path = write(
+        "from gpt_jax.config import Config, ModelConfig",
+        "def get_config(): return Config(model=ModelConfig(n_layers=3))",
+    )
+    assert load_error(path).endswith(
+        "unexpected keyword argument 'n_layers'; did you mean n_layer?"
+    )
+
+
+def test_a_config_file_without_its_ending_is_recognised(write, tmp_path, monkeypatch):
+    write(IMPORT, "def get_config(): return Config(seed=6)")
+    monkeypatch.chdir(tmp_path)
+    assert load_error("mine") == "unknown config 'mine'; for the file, give mine.py"

@@ -338,7 +338,7 @@ def test_a_fallback_does_not_hide_a_users_mistake(tmp_path):
     with pytest.raises(CorpusError, match="neither a file nor a name"):
         load_corpus(str(tmp_path / "absent.txt"), fallback="python-manual")
     cached(tmp_path).parent.mkdir()
-    cached(tmp_path).write_bytes(b"\xff\xfe")
+    cached(tmp_path).write_bytes(b"\xff\xf0")
     with pytest.raises(CorpusError, match="is not UTF-8"):
         load_corpus("oz", fallback="python-manual")
 
@@ -502,7 +502,8 @@ def test_a_data_folder_of_nobody_is_just_a_name(monkeypatch, tmp_path, serve):
         (b"", "corpus {} is empty; give a text file"),
         (b"GIF89a\0\1\2", "corpus {} looks binary (a zero byte at 6); give a text"),
         ("Zauberer: schön".encode("latin-1"), "corpus {} is not UTF-8 (byte 0xf6 at 13); convert "),
-        ("Zauberer".encode("utf-16"), "corpus {} looks binary (a zero byte at 3); give a text"),
+        ("Zauberer".encode("utf-16"), "corpus {} looks like UTF-16, not UTF-8; convert it, for "),
+        ("Zauberer".encode("utf-16-be"), "corpus {} looks binary (a zero byte at 0); give a text"),
     ],
 )
 def test_a_file_that_is_no_text_is_named_with_what_it_is(tmp_path, content, message):
