@@ -68,9 +68,9 @@ def load_config(name: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"config file {path}: {error}") from error
     except (Exception, SystemExit) as error:
         detail = " ".join(str(error).split())
-        if unknown := re.fullmatch(r"\w+Config\.__init__.*unexpected.*'(\w+)'", detail):
+        if unknown := re.match(r"(\w+Config\.__init__.*? unexpected .*?'(\w+)')", detail):
             names = {part for setting, _, _ in settings(Config) for part in setting.split(".")}
-            detail += suggest(unknown[1], names)
+            detail = unknown[1] + suggest(unknown[2], names)  # from 3.13 on Python has its own
         raise ConfigError(f"config file {path} fails: {type(error).__name__}: {detail}") from error
     finally:
         sys.dont_write_bytecode = writes_bytecode
