@@ -194,8 +194,42 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def longer() -> str:
+    """How low nano gets with more steps."""
+    result = load("longer.json")
+    rows = {row["step"]: row for row in result["rows"]}
+    lowest = result["lowest"]
+    step, exact = lowest["step"], lowest["exact"]
+    shown = sorted({s for s in LONGER_STEPS if s in rows} | {step, max(rows)})
+    lines = ["| step | train | val | bits a byte |", "|---|---|---|---|"]
+    for n in shown:
+        train, val, bits = (rows[n][key] for key in ("train_loss", "val_loss", "val_bpb"))
+        mark = "**" if n == step else ""
+        lines.append(f"| {n:,} | {train:.3f} | {mark}{val:.3f}{mark} | {bits:.3f} |")
+    text = "".join(c for c in lowest["sample"] if c.isprintable() or c == "\n")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Lowest of {len(rows)} evaluations at step {step:,}; there, on the whole validation "
+            f"split: {exact['nats_per_token']:.4f} nats a token, perplexity "
+            f"{exact['perplexity']:.3f}, {exact['bits_per_byte']:.4f} bits a byte. One seed.",
+            "",
+            machine(result),
+            "",
+            f"A text by nano after {step:,} steps:",
+            "",
+            "```text",
+            text[: 2 * SAMPLE_CHARACTERS].rstrip(),
+            "```",
+        ]
+    )
+
+
+LONGER_STEPS = (500, 1000, 2000, 3000, 4000, 5000, 6000, 8000, 10000, 12000)
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "losses": ("reproduce.json", losses),
+    "longer": ("longer.json", longer),
     "speed": ("speed_cpu.json", speed),
 }
 
