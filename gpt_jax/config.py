@@ -67,6 +67,33 @@ class ModelConfig:
         POSITIVE,
         advice="leave it at none for the standard",
     )
+    activation: typing.Literal["relu", "gelu", "relu2", "swiglu"] = setting(
+        "relu",
+        "of the MLP: relu; gelu (its tanh form, GPT-2's); relu2, squared; swiglu, gated, with a "
+        "width of 8/3 n_embd rounded to a multiple of 8, not 4 n_embd, for as many parameters",
+    )
+    norm: typing.Literal["layer", "rms"] = setting(
+        "layer", "layer: LayerNorm; rms: RMSNorm, without mean and bias"
+    )
+    bias: bool = setting(True, "biases in attention's output projection, the MLP and LayerNorm")
+    qkv_bias: bool = setting(False, "biases on queries, keys and values")
+    head_bias: bool = setting(True, "a bias on the logits")
+    tied: bool = setting(False, "the output head is the token embedding, transposed")
+    positions: typing.Literal["learned", "rotary"] = setting(
+        "learned", "learned: an embedding each; rotary: queries and keys are turned by theirs"
+    )
+    qk_norm: bool = setting(False, "RMSNorm of each head's queries and keys")
+    n_kv_head: int | None = setting(
+        None,
+        "heads of keys and values, each shared by n_head / n_kv_head query heads; none is n_head",
+        POSITIVE_INT,
+    )
+    embedding_dropout: float = setting(
+        0.0, "share of the embeddings dropped in training, in [0, 1)", BELOW_ONE
+    )
+    residual_init_scale: bool = setting(
+        False, "start the layers that end in a residual sum 1/sqrt(2 n_layer) times as large"
+    )
     vocab_size: int = setting(
         0,
         "different tokens; 0 until the tokenizer says",
@@ -83,6 +110,27 @@ class ModelConfig:
                 f"model.n_embd={self.n_embd} must be divisible by model.n_head={self.n_head}; "
                 f"try n_embd={tries}"
             )
+        if self.n_head % self.kv_heads:
+            tries = " or ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
+            raise ConfigError(
+                f"model.n_kv_head={self.n_kv_head} must divide model.n_head={self.n_head}; "
+                f"try {tries}"
+            )
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ConfigError(
+                f"model.positions='rotary' needs an even head size, not n_embd={self.n_embd} / "
+                f"n_head={self.n_head} = {self.head_size}; "
+                f"try n_embd={(self.head_size + 1) * self.n_head}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +309,10 @@ def parse(text: str, hint: Any, name: str) -> Any:
             return float(text)
         except ValueError:
             raise ConfigError(f"{name} takes a number, not {text!r}") from None
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{name} takes true or false, not {text!r}")
+        return text.lower() == "true"
     return text
 
 
@@ -288,6 +340,10 @@ def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) 
         choices = typing.get_args(hint)
         if value not in choices:
             raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")
+        return
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} must be true or false")
         return
     accepted = (int, float) if hint is float else hint
     if isinstance(value, bool) or not isinstance(value, accepted):

@@ -1,14 +1,16 @@
 """The GPT: a decoder-only transformer as a flax.linen module.
 
 It maps tokens to logits and does nothing else: no loss, no sampling, no sharding rules, no files.
-Read `step.py` next for how it is trained, `sample.py` for how it writes text.
+Its layers without attention are in `layers.py`. Read `step.py` next for how it is trained,
+`sample.py` for how it writes text.
 
 Letters in names give the shape of an array (`x_BTD` is batch, time, embedding):
 
     B batch            T time: the tokens fed in now        S time held in the cache
     D n_embd           H heads                              K head size, D / H
-    F MLP width, 4 D   L layers                             V vocabulary
-    N sequences times heads, B H
+    F MLP width        L layers                             V vocabulary
+    G query heads that share one of the heads of keys and values (1, unless n_kv_head is set)
+    N sequences times heads of keys and values, B H / G
 
 Parameters of the blocks are stacked along a leading axis L, whatever the depth, so that one table
 of sharding rules and one checkpoint layout serve every size.
@@ -25,9 +27,9 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.layers import MLP, WEIGHT_INIT, Dropout, make_norm, residual_init, rms_norm, rotate
 
 Params = Any  # the tree under "params": nested dicts of float32 arrays
-WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
 
 
 class Cache(flax.struct.PyTreeNode):
@@ -49,7 +51,7 @@ class Cache(flax.struct.PyTreeNode):
 def init_cache(config: ModelConfig, batch_size: int) -> Cache:
     """Returns an empty cache for `batch_size` sequences of at most `config.block_size` tokens."""
     c = config
-    empty = (jnp.zeros((batch_size * c.n_head, c.block_size, c.n_embd // c.n_head)),) * c.n_layer
+    empty = (jnp.zeros((batch_size * c.kv_heads, c.block_size, c.head_size)),) * c.n_layer
     return Cache(k_NSK=empty, v_NSK=empty, length=jnp.zeros((), jnp.int32))
 
 
@@ -66,52 +68,14 @@ def unstack_blocks(params: Params) -> Params:
     return {**params, "blocks": tuple(layers)}
 
 
-def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.Array:
-    """Draws a dropout mask: True, with probability 1 - rate, where an entry is kept.
-
-    The bits come from a counter-based hash rather than from threefry: each entry's index, times one
-    random word made odd, plus the other, goes through the 32-bit integer mixer "lowbias32"
-    (C. Wellons, https://nullprogram.com/blog/2018/07/31/). XLA fuses that into the multiplication
-    it feeds, so no mask is ever written to memory, and that makes training faster. It is not a
-    cryptographic generator. `tests/test_model.py` checks its keep rate, the correlation of
-    neighbours and that of masks under related words. Indices repeat after 2^32 entries.
-
-    Args:
-      shape: shape of the mask.
-      words: uint32 (2,), drawn by jax.random.bits; they and the shape alone decide the mask.
-      rate: share of entries to drop, in [0, 1).
-    """
-    index = jnp.zeros(shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= shape[axis]
-    bits = index * (words[1] | 1) + words[0]
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-    bits = bits ^ (bits >> 16)
-    return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-
-
-class Dropout(nn.Module):
-    """Drops entries with probability `rate` and scales the others by 1 / (1 - rate).
-
-    Hinton et al. 2012, https://arxiv.org/abs/1207.0580. Needs the rng stream "dropout" unless
-    `deterministic`.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
-        if deterministic or self.rate == 0.0:
-            return x
-        words = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
-        return jnp.where(dropout_mask(x.shape, words, self.rate), x / (1.0 - self.rate), 0.0)
-
-
 class Attention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2)."""
+    """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2).
+
+    With n_kv_head, G = n_head / n_kv_head query heads in a row share one head of keys and values:
+    grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245). With qk_norm,
+    queries and keys are normalised (Henry et al. 2020, https://arxiv.org/abs/2010.04245; here by
+    RMSNorm with a learned scale for each entry of a head).
+    """
 
     config: ModelConfig
 
@@ -131,47 +95,44 @@ class Attention(nn.Module):
         """
         c = self.config
         B, T, D = x_BTD.shape
-        H, K = c.n_head, D // c.n_head
-        qkv_BTE = nn.Dense(3 * D, use_bias=False, kernel_init=WEIGHT_INIT, name="qkv")(x_BTD)
+        H, K, G = c.n_head, c.head_size, c.n_head // c.kv_heads
+        qkv_BTE = nn.Dense(
+            (H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, kernel_init=WEIGHT_INIT, name="qkv"
+        )(x_BTD)
         q, k, v = (
-            jnp.moveaxis(part_BTD.reshape(B, T, H, K), 1, 2)  # (B, H, T, K)
-            for part_BTD in jnp.split(qkv_BTE, 3, axis=-1)
+            jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2)  # (B, H or H / G, T, K)
+            for part_BTE in jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
         )
+        start = 0 if cached is None else cached[2]
+        if c.qk_norm:
+            q, k = rms_norm("q_norm")(q), rms_norm("k_norm")(k)
+        if c.positions == "rotary":
+            position_T = start + jnp.arange(T)
+            q, k = rotate(q, position_T), rotate(k, position_T)
         if cached is None:
-            start, kv = 0, None
+            kv = None
         else:
-            k_NSK, v_NSK, start = cached
-            q, k, v = (x.reshape(B * H, T, K) for x in (q, k, v))
+            k_NSK, v_NSK, _ = cached
+            q, k, v = (x.reshape(-1, T, K) for x in (q, k, v))
             k = jax.lax.dynamic_update_slice(k_NSK, k, (0, start, 0))
             v = jax.lax.dynamic_update_slice(v_NSK, v, (0, start, 0))
             kv = (k, v)
         if last_only:
             q, start, T = q[..., -1:, :], start + T - 1, 1
 
+        # Query heads that share a head of keys stand one after another along time, (.., G T, K).
+        q = q.reshape(*k.shape[:-2], G * T, K)
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
         scores = jnp.einsum("...TK,...SK->...TS", q * scale, k)
-        position_T1 = start + jnp.arange(T)[:, None]
+        position_T1 = start + jnp.tile(jnp.arange(T), G)[:, None]
         causal_TS = jnp.arange(k.shape[-2]) <= position_T1
         scores = jnp.where(causal_TS, scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1)
         weights = Dropout(c.dropout)(weights, deterministic=deterministic)
         y_BHTK = jnp.einsum("...TS,...SK->...TK", weights, v).reshape(B, H, T, K)
         y_BTD = jnp.moveaxis(y_BHTK, 1, 2).reshape(B, T, D)
-        y_BTD = nn.Dense(D, kernel_init=WEIGHT_INIT, name="proj")(y_BTD)
+        y_BTD = nn.Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
-
-
-class MLP(nn.Module):
-    """Two layers with a ReLU between them, four times as wide inside."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x_BTD, *, deterministic: bool):
-        D = x_BTD.shape[-1]
-        h_BTF = nn.relu(nn.Dense(4 * D, kernel_init=WEIGHT_INIT, name="up")(x_BTD))
-        y_BTD = nn.Dense(D, kernel_init=WEIGHT_INIT, name="down")(h_BTF)
-        return Dropout(self.config.dropout)(y_BTD, deterministic=deterministic)
 
 
 class Block(nn.Module):
@@ -185,20 +146,16 @@ class Block(nn.Module):
     def __call__(self, x_BTD, kv, length):
         cached = None if kv is None else (*kv, length)
         y_BTD, kv = Attention(self.config, name="attn")(
-            layer_norm("norm_1")(x_BTD),
+            make_norm(self.config, "norm_1")(x_BTD),
             cached,
             deterministic=self.deterministic,
             last_only=self.last_only,
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
         x_BTD += MLP(self.config, name="mlp")(
-            layer_norm("norm_2")(x_BTD), deterministic=self.deterministic
+            make_norm(self.config, "norm_2")(x_BTD), deterministic=self.deterministic
         )
         return x_BTD, kv
-
-
-def layer_norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, name=name)
 
 
 class GPT(nn.Module):
@@ -240,8 +197,11 @@ class GPT(nn.Module):
             raise ValueError(f"{T} tokens do not fit block_size={c.block_size}")
         start = 0 if cache is None else cache.length
         embed = nn.Embed(c.vocab_size, c.n_embd, embedding_init=WEIGHT_INIT, name="tokens")
-        position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
-        x_BTD = embed(tokens_BT) + jax.lax.dynamic_slice_in_dim(position_SD, start, T)
+        x_BTD = embed(tokens_BT)
+        if c.positions == "learned":
+            position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
+            x_BTD += jax.lax.dynamic_slice_in_dim(position_SD, start, T)
+        x_BTD = Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic)
         kv = []
         if (last_only or cache is not None) and not self.is_initializing():
             layers = unstack_blocks(self.variables["params"])["blocks"]
@@ -261,8 +221,15 @@ class GPT(nn.Module):
                 unroll=1 if self.is_initializing() else c.n_layer,  # rolled up compiles sooner
             )(c, deterministic, name="blocks")
             x_BTD, _ = blocks(x_BTD, None, start)
-        x_BTD = layer_norm("norm_f")(x_BTD)
-        logits_BTV = nn.Dense(c.vocab_size, kernel_init=WEIGHT_INIT, name="head")(x_BTD)
+        x_BTD = make_norm(c, "norm_f")(x_BTD)
+        if c.tied:
+            logits_BTV = embed.attend(x_BTD)
+            if c.head_bias:
+                logits_BTV += self.param("head_bias", nn.initializers.zeros, (c.vocab_size,))
+        else:
+            logits_BTV = nn.Dense(
+                c.vocab_size, use_bias=c.head_bias, kernel_init=WEIGHT_INIT, name="head"
+            )(x_BTD)
         if cache is None:
             return logits_BTV
         k_NSK, v_NSK = zip(*kv, strict=True)

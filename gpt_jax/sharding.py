@@ -22,9 +22,9 @@ AXES = ("data", "fsdp", "tensor")
 RULES: tuple[tuple[str, P], ...] = (
     (r"tokens/embedding|positions", P()),
     (r"blocks/(norm_1|norm_2)/(scale|bias)|norm_f/(scale|bias)", P()),
-    (r"blocks/attn/qkv/kernel|blocks/attn/proj/(kernel|bias)", P()),
-    (r"blocks/mlp/(up|down)/(kernel|bias)", P()),
-    (r"head/(kernel|bias)", P()),
+    (r"blocks/attn/(qkv|proj)/(kernel|bias)|blocks/attn/(q_norm|k_norm)/scale", P()),
+    (r"blocks/mlp/(gate|up|down)/(kernel|bias)", P()),
+    (r"head/(kernel|bias)|head_bias", P()),
 )
 
 

@@ -34,6 +34,7 @@ POSITIVE_INTS = [
     "model.n_head",
     "model.n_embd",
     "model.block_size",
+    "model.n_kv_head",
     "train.batch_size",
     "train.steps",
     "train.log_interval",
@@ -47,7 +48,7 @@ POSITIVE_INTS = [
 ]
 POSITIVE_FLOATS = ["optim.learning_rate", "model.attention_scale"]
 NOT_NEGATIVE_FLOATS = ["optim.weight_decay", "sample.temperature"]
-SHARES = ["model.dropout", "optim.beta1", "optim.beta2"]
+SHARES = ["model.dropout", "model.embedding_dropout", "optim.beta1", "optim.beta2"]
 FLOATS = [
     *POSITIVE_FLOATS,
     *NOT_NEGATIVE_FLOATS,
@@ -56,6 +57,20 @@ FLOATS = [
     "sample.top_p",
 ]
 TEXTS = ["run_dir", "data.corpus"]
+SWITCHES = [
+    "model.bias",
+    "model.qkv_bias",
+    "model.head_bias",
+    "model.tied",
+    "model.qk_norm",
+    "model.residual_init_scale",
+]
+CHOICES = {
+    "model.activation": "relu, gelu, relu2, swiglu",
+    "model.norm": "layer, rms",
+    "model.positions": "learned, rotary",
+    "sample.window": "exact, refill",
+}
 
 
 def refusal(name, value) -> str:
@@ -151,12 +166,63 @@ def test_a_seed_fits_32_bits(value):
     assert Config(seed=2**32 - 1).seed == 2**32 - 1
 
 
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("value", ["exactly", "", None, True, 1, [], {}])
-def test_window_is_one_of_its_choices(value):
-    assert refusal("sample.window", value) == (
-        f"sample.window={value!r} must be one of exact, refill"
+def test_a_choice_is_one_of_those_there_are(name, value):
+    assert refusal(name, value) == f"{name}={value!r} must be one of {CHOICES[name]}"
+    for choice in CHOICES[name].split(", "):
+        assert get(override(Config(), {name: choice}), name) == choice
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("value", [None, 0, 1, "true", "", 1.0, [], {}])
+def test_a_switch_is_true_or_false(name, value):
+    assert refusal(name, value) == f"{name}={value!r} must be true or false"
+    for switch in (True, False):
+        assert get(override(Config(), {name: switch}), name) is switch
+
+
+@pytest.mark.parametrize(
+    ("n_kv_head", "n_head", "tries"), [(3, 4, "1 or 2 or 4"), (8, 4, "1 or 2 or 4"), (2, 1, "1")]
+)
+def test_n_kv_head_must_divide_n_head(n_kv_head, n_head, tries):
+    assert ModelConfig(n_head=n_head).kv_heads == n_head
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(n_kv_head=n_kv_head, n_head=n_head)
+    assert str(caught.value) == (
+        f"model.n_kv_head={n_kv_head} must divide model.n_head={n_head}; try {tries}"
     )
-    assert SampleConfig(window="refill").window == "refill"
+
+
+def test_rotary_positions_need_an_even_head_size():
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(n_embd=20, n_head=4, positions="rotary")
+    assert str(caught.value) == (
+        "model.positions='rotary' needs an even head size, not n_embd=20 / n_head=4 = 5; "
+        "try n_embd=24"
+    )
+    assert ModelConfig(n_embd=24, n_head=4, positions="rotary").head_size == 6
+
+
+def test_a_model_saved_before_there_were_options_means_what_it_did():
+    before = {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.2}
+    model = from_dict({"model": {**before, "attention_scale": None, "vocab_size": 73}}).model
+    options = dataclasses.asdict(model)
+    assert {name: options[name] for name in options.keys() - before.keys()} == {
+        "attention_scale": None,
+        "activation": "relu",
+        "norm": "layer",
+        "bias": True,
+        "qkv_bias": False,
+        "head_bias": True,
+        "tied": False,
+        "positions": "learned",
+        "qk_norm": False,
+        "n_kv_head": None,
+        "embedding_dropout": 0.0,
+        "residual_init_scale": False,
+        "vocab_size": 73,
+    }
 
 
 @pytest.mark.parametrize("name", [*POSITIVE_INTS, "seed", "model.vocab_size"])
@@ -181,6 +247,7 @@ def test_none_is_for_optional_settings_only():
     optional = {name for name, hint, _ in settings(Config) if type(None) in _args(hint)}
     assert optional == {
         "model.attention_scale",
+        "model.n_kv_head",
         "data.fallback_corpus",
         "sample.prompt",
         "sample.top_k",
@@ -386,6 +453,8 @@ def test_any_json_is_a_config_or_a_config_error(values):
         ("nonesuch", str | None, "nonesuch"),
         ("none", str, "none"),
         ("", str, ""),
+        ("true", bool, True),
+        ("False", bool, False),
     ],
 )
 def test_parse_makes_the_settings_type(text, hint, value):
@@ -403,6 +472,8 @@ def test_parse_makes_the_settings_type(text, hint, value):
         ("", int | None, "--x takes a whole number, not ''"),
         ("0,5", float, "--x takes a number, not '0,5'"),
         ("fast", float | None, "--x takes a number, not 'fast'"),
+        ("yes", bool, "--x takes true or false, not 'yes'"),
+        ("", bool, "--x takes true or false, not ''"),
     ],
 )
 def test_parse_names_the_text_that_is_no_number(text, hint, message):

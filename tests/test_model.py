@@ -1,18 +1,21 @@
-"""The model: its size, its causality, its dropout, the equality of its ways to the same logits."""
+"""The model: its size, its causality, its options, the equality of its ways to the same logits."""
 
 import dataclasses
+import functools
+import hashlib
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.config_files import list_configs, load_config
-from gpt_jax.model import GPT, dropout_mask, forward, init_cache
+from gpt_jax.model import GPT, forward, init_cache
+from gpt_jax.sharding import make_mesh, state_shardings
+from gpt_jax.step import make_keys
 
 EPS = np.finfo(np.float32).eps
 
@@ -59,37 +62,244 @@ def test_query_key_value_have_no_bias_and_the_rest_does():
     assert set(PARAMS["head"]) == {"kernel", "bias"}
 
 
-def test_logits_equal_a_plain_numpy_transformer():
-    """The same arithmetic, written again in float64 from the description of the model."""
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), PARAMS)
-    c, tokens = TINY, np.asarray(TOKENS_BT)
-    H, K = c.n_head, c.n_embd // c.n_head
+BASE = dataclasses.replace(TINY, n_head=4)
+GPT2 = {"activation": "gelu", "qkv_bias": True, "head_bias": False, "tied": True}
+MODERN = {
+    "activation": "swiglu",
+    "norm": "rms",
+    "bias": False,
+    "head_bias": False,
+    "positions": "rotary",
+    "qk_norm": True,
+    "n_kv_head": 2,
+}
+OPTIONS = {
+    "nano": {},
+    "gpt2": GPT2,
+    "modern": MODERN,
+    "all": {**MODERN, **GPT2, "activation": "swiglu", "bias": True, "head_bias": True},
+    "gelu": {"activation": "gelu"},
+    "relu2": {"activation": "relu2"},
+    "swiglu": {"activation": "swiglu"},
+    "rms": {"norm": "rms"},
+    "no bias": {"bias": False},
+    "qkv bias": {"qkv_bias": True},
+    "no head bias": {"head_bias": False},
+    "tied": {"tied": True},
+    "rotary": {"positions": "rotary"},
+    "qk norm": {"qk_norm": True},
+    "grouped queries": {"n_kv_head": 2},
+    "one key head": {"n_kv_head": 1},
+    "scale": {"attention_scale": 0.3},
+}
+CONFIGS = {name: dataclasses.replace(BASE, **options) for name, options in OPTIONS.items()}
+each_option = pytest.mark.parametrize("name", OPTIONS)
+each_combination = pytest.mark.parametrize(
+    "name", ["nano", "gpt2", "modern", "all", "one key head"]
+)
+compiled = jax.jit(forward, static_argnums=0, static_argnames="last_only")
+
+
+@functools.cache
+def init_unlike(config: ModelConfig):
+    """Parameters of which no two are alike: biases are not zero, scales are not one."""
+    params = init(config, scale=5.0)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    new = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, new)
+
+
+def plain_logits(c: ModelConfig, params, tokens_T):
+    """The model's arithmetic, written again in float64 from its description; (T, V)."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    T, H, K = len(tokens_T), c.n_head, c.n_embd // c.n_head
+    n_kv = c.n_kv_head or H
+
+    def rms(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale
 
     def norm(x, q):
+        if c.norm == "rms":
+            return rms(x, q["scale"])
         mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return (x - mean) / np.sqrt(var + 1e-5) * q["scale"] + q["bias"]
+        return (x - mean) / np.sqrt(var + 1e-5) * q["scale"] + q.get("bias", 0)
 
-    for b in range(len(tokens)):
-        x = p["tokens"]["embedding"][tokens[b]] + p["positions"][: tokens.shape[1]]
-        for i in range(c.n_layer):
-            layer = jax.tree.map(lambda leaf, i=i: leaf[i], p["blocks"])
-            qkv = norm(x, layer["norm_1"]) @ layer["attn"]["qkv"]["kernel"]
-            q, k, v = (part.reshape(-1, H, K) for part in np.split(qkv, 3, axis=-1))
-            y = np.zeros((len(x), H, K))
-            for h in range(H):
-                for t in range(len(x)):
-                    scores = k[: t + 1, h] @ q[t, h] / np.sqrt(K)
-                    weights = np.exp(scores - scores.max())
-                    y[t, h] = weights @ v[: t + 1, h] / weights.sum()
-            proj = layer["attn"]["proj"]
-            x = x + y.reshape(len(x), -1) @ proj["kernel"] + proj["bias"]
-            up, down = layer["mlp"]["up"], layer["mlp"]["down"]
-            hidden = np.maximum(norm(x, layer["norm_2"]) @ up["kernel"] + up["bias"], 0)
-            x = x + hidden @ down["kernel"] + down["bias"]
-        logits = norm(x, p["norm_f"]) @ p["head"]["kernel"] + p["head"]["bias"]
-        ours = forward(TINY, PARAMS, TOKENS_BT)[b]
+    def dense(x, q):
+        return x @ q["kernel"] + q.get("bias", 0)
+
+    def activation(x):
+        if c.activation == "gelu":
+            return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        if c.activation == "swiglu":
+            return x / (1 + np.exp(-x))
+        return np.maximum(x, 0) ** (2 if c.activation == "relu2" else 1)
+
+    def turn(x, t):  # entries i and i + K/2 are a complex number
+        z = (x[: K // 2] + 1j * x[K // 2 :]) * np.exp(
+            1j * t / 10_000 ** (np.arange(K // 2) * 2 / K)
+        )
+        return np.concatenate([z.real, z.imag])
+
+    def head_rows(x, n, scale):
+        rows = x.reshape(T, n, K)
+        if scale is not None and c.qk_norm:
+            rows = rms(rows, scale["scale"])
+        if scale is not None and c.positions == "rotary":
+            rows = np.array([[turn(row, t) for row in rows[t]] for t in range(T)])
+        return rows
+
+    x = p["tokens"]["embedding"][tokens_T]
+    if c.positions == "learned":
+        x = x + p["positions"][:T]
+    for i in range(c.n_layer):
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], p["blocks"])
+        attn, mlp = layer["attn"], layer["mlp"]
+        qkv = dense(norm(x, layer["norm_1"]), attn["qkv"])
+        q = head_rows(qkv[:, : H * K], H, attn.get("q_norm", {}))
+        k = head_rows(qkv[:, H * K : (H + n_kv) * K], n_kv, attn.get("k_norm", {}))
+        v = head_rows(qkv[:, (H + n_kv) * K :], n_kv, None)
+        y = np.zeros((T, H, K))
+        for h in range(H):
+            shared = h // (H // n_kv)
+            for t in range(T):
+                scores = k[: t + 1, shared] @ q[t, h] * (c.attention_scale or K**-0.5)
+                weights = np.exp(scores - scores.max())
+                y[t, h] = weights @ v[: t + 1, shared] / weights.sum()
+        x = x + dense(y.reshape(T, -1), attn["proj"])
+        h = norm(x, layer["norm_2"])
+        if c.activation == "swiglu":
+            hidden = activation(dense(h, mlp["gate"])) * dense(h, mlp["up"])
+        else:
+            hidden = activation(dense(h, mlp["up"]))
+        x = x + dense(hidden, mlp["down"])
+    x = norm(x, p["norm_f"])
+    if c.tied:
+        return x @ p["tokens"]["embedding"].T + p.get("head_bias", 0)
+    return dense(x, p["head"])
+
+
+@each_option
+def test_logits_equal_a_plain_numpy_transformer(name):
+    config = CONFIGS[name]
+    params = init_unlike(config)
+    ours_BTV = compiled(config, params, TOKENS_BT)
+    for tokens_T, ours_TV in zip(np.asarray(TOKENS_BT), ours_BTV, strict=True):
+        expected_TV = plain_logits(config, params, tokens_T)
         # float32 rounding through some 20 operations, each of sums of at most 64 terms
-        np.testing.assert_allclose(ours, logits, atol=20 * 64 * EPS * np.abs(logits).max())
+        atol = 20 * 64 * EPS * np.abs(expected_TV).max()
+        np.testing.assert_allclose(ours_TV, expected_TV, atol=atol)
+
+
+@each_combination
+def test_every_way_to_the_logits_gives_the_full_forwards(name):
+    """Token by token and several at a time through the cache, and the last position alone."""
+    config = CONFIGS[name]
+    params = init_unlike(config)
+    full_BTV = compiled(config, params, TOKENS_BT)
+    atol = 20 * 64 * EPS * float(jnp.abs(full_BTV).max())
+    cache = init_cache(config, len(TOKENS_BT))
+    assert {x.shape for x in (*cache.k_NSK, *cache.v_NSK)} == {
+        (len(TOKENS_BT) * (config.n_kv_head or config.n_head), config.block_size, 4)
+    }
+    parts = []
+    for start, end in [(0, 3), (3, 4), (4, 5), (5, 8)]:
+        part_BTV, cache = compiled(config, params, TOKENS_BT[:, start:end], cache=cache)
+        parts.append(part_BTV)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full_BTV, atol=atol)
+    last_B1V = compiled(config, params, TOKENS_BT, last_only=True)
+    np.testing.assert_allclose(last_B1V, full_BTV[:, -1:], atol=atol)
+
+
+@each_combination
+def test_every_parameter_has_a_finite_gradient_and_a_sharding_rule(name):
+    config = CONFIGS[name]
+    params = init_unlike(config)
+
+    @jax.jit
+    def grad(params):
+        rngs = {"dropout": jax.random.key(3)}
+        kwargs = {"deterministic": False, "rngs": rngs}
+        losses = lambda p: jax.nn.log_softmax(forward(config, p, TOKENS_BT, **kwargs))[..., 0]
+        return jax.grad(lambda p: losses(p).mean())(params)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grad(params)):
+        assert np.isfinite(leaf).all(), path
+        assert (leaf != 0).any(), path
+    state_shardings({"params": params}, make_mesh(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "present"),
+    [
+        (GPT2, {"head", "head_bias"}, {"attn/qkv/bias", "norm_f/bias", "positions"}),
+        (MODERN, {"positions", "bias", "head_bias"}, {"mlp/gate/kernel", "attn/q_norm/scale"}),
+        ({"tied": True}, {"head"}, {"head_bias"}),
+        ({"bias": False}, {"attn/proj/bias", "norm_f/bias", "mlp/up/bias"}, {"head/bias"}),
+    ],
+)
+def test_an_option_brings_the_parameters_it_names_and_no_other(options, missing, present):
+    shapes = jax.eval_shape(lambda: init(dataclasses.replace(BASE, **options)))
+    names = [
+        "/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
+    ]
+    for name in missing:
+        assert not any(f"/{name}/" in f"/{found}/" for found in names), name
+    for name in present:
+        assert any(f"/{name}/" in f"/{found}/" for found in names), name
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "n_head", "n_embd", "parameters"),
+    [
+        (12, 12, 768, 124_439_808),
+        (24, 16, 1024, 354_823_168),
+        (36, 20, 1280, 774_030_080),
+        (48, 25, 1600, 1_557_611_200),
+    ],
+)
+def test_gpt2_has_the_parameters_it_was_published_with(n_layer, n_head, n_embd, parameters):
+    sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+    assert count(ModelConfig(**sizes, block_size=1024, vocab_size=50257, **GPT2)) == parameters
+
+
+def test_nano_starts_from_the_parameters_it_always_had():
+    config = dataclasses.replace(load_config("nano").model, vocab_size=73)
+    key = make_keys(load_config("nano").seed).init
+    params = GPT(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    assert digest.hexdigest() == (
+        "24d0d0de8a8ec61cd48255e281028db61ce6a16a8bee38e764d052b06d1369b2"
+    ), "initialisation changed: old seeds no longer give their runs"
+
+
+def test_residual_layers_may_start_smaller():
+    config = dataclasses.replace(BASE, n_layer=8, n_embd=64)
+    one, other = (
+        init(dataclasses.replace(config, residual_init_scale=scaled))["blocks"]
+        for scaled in (False, True)
+    )
+    for part, layer, factor in [
+        ("attn", "proj", 0.25),
+        ("mlp", "down", 0.25),
+        ("attn", "qkv", 1),
+        ("mlp", "up", 1),
+    ]:
+        expected = one[part][layer]["kernel"] * factor
+        np.testing.assert_allclose(other[part][layer]["kernel"], expected, rtol=4 * EPS)
+    assert math.isclose(0.25, (2 * 8) ** -0.5)
+
+
+def test_embeddings_are_dropped_when_asked():
+    """Without a layer's own dropout, the logits change with the key; half is half."""
+    config = dataclasses.replace(BASE, dropout=0.0, embedding_dropout=0.5)
+    rngs = {"dropout": jax.random.key(0)}
+    plain = forward(config, PARAMS, TOKENS_BT)
+    assert (forward(config, PARAMS, TOKENS_BT, deterministic=False, rngs=rngs) != plain).any()
+    none = dataclasses.replace(config, embedding_dropout=0.0)
+    np.testing.assert_array_equal(forward(none, PARAMS, TOKENS_BT, deterministic=False), plain)
 
 
 def test_no_position_depends_on_a_later_one():
@@ -160,73 +370,3 @@ def test_too_many_tokens_are_refused():
         forward(TINY, PARAMS, jnp.zeros((1, 9), jnp.int32))
     with pytest.raises(ValueError, match="vocab_size is 0"):
         forward(dataclasses.replace(TINY, vocab_size=0), PARAMS, TOKENS_BT)
-
-
-# The statistics of dropout's bits. Each bound is five standard errors of the quantity tested: with
-# these fixed words a sound generator fails none of them; by chance one in 1.7 million would.
-
-
-def words(seed: int):
-    return jax.random.bits(jax.random.key(seed), (2,), jnp.uint32)
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.01, 0.2, 0.5, 0.9])
-def test_dropout_keeps_the_share_it_should(rate):
-    n = 1_000_000
-    kept = np.asarray(dropout_mask((n,), words(0), rate))
-    assert abs(kept.mean() - (1 - rate)) <= 5 * (rate * (1 - rate) / n) ** 0.5
-    rows = np.asarray(dropout_mask((1000, 1000), words(1), rate)).mean(axis=0)
-    assert abs(rows - (1 - rate)).max() <= 6 * (rate * (1 - rate) / 1000) ** 0.5
-
-
-def correlation(a, b):
-    return np.corrcoef(a.astype(float).ravel(), b.astype(float).ravel())[0, 1]
-
-
-@pytest.mark.parametrize("lag", [1, 2, 3, 16, 64, 128, 4096])
-def test_dropout_of_neighbours_is_independent(lag):
-    kept = np.asarray(dropout_mask((1_000_000,), words(2), 0.2))
-    assert abs(correlation(kept[lag:], kept[:-lag])) < 5 / (len(kept) - lag) ** 0.5
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
-@settings(deadline=None, derandomize=True, max_examples=50)
-def test_masks_of_different_keys_are_independent(seed, step, other):
-    n, key = 200_000, jax.random.key(seed)
-    assume(step != other)
-    a, b = (
-        np.asarray(dropout_mask((n,), jax.random.bits(jax.random.fold_in(key, i), (2,)), 0.5))
-        for i in (step, other)
-    )
-    assert abs(correlation(a, b)) < 5 / n**0.5
-
-
-def test_masks_of_successive_steps_are_independent():
-    """Also where one is shifted against the other, as attention weights of two steps might be."""
-    n = 200_000
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(5))
-    masks = [
-        np.asarray(dropout_mask((n,), jax.random.bits(k, (2,), jnp.uint32), 0.2)) for k in keys
-    ]
-    for i, a in enumerate(masks):
-        for b in masks[i + 1 :]:
-            for shift in (0, 1, 2, 64, 128):
-                limit = 5 / (n - shift) ** 0.5
-                assert abs(correlation(a[shift:], b[: n - shift])) < limit
-
-
-@pytest.mark.parametrize("shift", [1, 64, 4096])
-def test_masks_of_neighbouring_words_are_not_shifts_of_one_another(shift):
-    """Were an entry's index only added to a word, these two would be one mask, moved."""
-    n = 200_000
-    a = np.asarray(dropout_mask((n,), jnp.array([shift + 7, 3], jnp.uint32), 0.2))
-    b = np.asarray(dropout_mask((n,), jnp.array([7, 11], jnp.uint32), 0.2))
-    assert abs(correlation(a[: n - shift], b[shift:])) < 5 / (n - shift) ** 0.5
-
-
-def test_dropout_scales_what_it_keeps():
-    from gpt_jax.model import Dropout
-
-    x = jnp.full((1000,), 3.0)
-    y = Dropout(0.25).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    assert set(np.unique(y)) == {0.0, 4.0}

@@ -170,6 +170,31 @@ def test_a_prompt_read_in_parts_equals_the_full_forward(length):
         np.testing.assert_allclose(ours[:, :length], expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "gelu", "qkv_bias": True, "head_bias": False, "tied": True},
+        {"norm": "rms", "positions": "rotary", "qk_norm": True, "n_kv_head": 1, "bias": False},
+    ],
+    ids=["gpt2", "modern"],
+)
+def test_other_models_decode_as_their_full_forward_does_across_the_border(options):
+    config = dataclasses.replace(TINY, **options)
+    params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda x: x * 5, params)
+    padded = np.zeros(config.block_size, np.int32)
+    padded[:3] = [1, 2, 3]
+    texts = np.array([[1, 2, 3]] * 2)
+    state = prefill(config, params, padded, np.int32(3), jax.random.key(5), batch_size=2)
+    for _ in range(10):
+        expected_BTV = forward(config, params, texts[:, -config.block_size :])
+        np.testing.assert_allclose(state.logits_BV, expected_BTV[:, -1], atol=2e-5)
+        way = "append" if texts.shape[1] < config.block_size else "slide"
+        state, tokens_B1 = decode(config, params, state, Filters(temperature=1.0), steps=1, way=way)
+        texts = np.concatenate([texts, tokens_B1], axis=1)
+    assert (texts[0] != texts[1]).any()
+
+
 def test_one_compiled_program_serves_any_prompt_length():
     compiled_decode = sample._compiled_decode("cpu")
     prefill._clear_cache()

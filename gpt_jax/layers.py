@@ -1,0 +1,138 @@
+"""The model's layers that look at one position at a time: norms, MLP, rotation, dropout.
+
+Each is a small function or module of its own, and none knows of the cache. Letters in names are
+those of `model.py`, which puts the layers together.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.config import ModelConfig
+
+WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
+NORM_EPSILON = 1e-5
+
+# Of the MLP; for swiglu, of its gate.
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=True),  # Hendrycks and Gimpel 2016, section 2
+    "relu2": lambda x: jnp.square(nn.relu(x)),  # So et al. 2021, https://arxiv.org/abs/2109.08668
+    "swiglu": nn.silu,  # Shazeer 2020, https://arxiv.org/abs/2002.05202
+}
+
+
+def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
+    """Returns how the layers that end in a residual sum, proj and down, start.
+
+    GPT-2 divides by sqrt(2 n_layer), as many as there are sums (Radford et al. 2019, section 2.3).
+    """
+    if not config.residual_init_scale:
+        return WEIGHT_INIT
+    return nn.initializers.normal(stddev=0.02 * (2 * config.n_layer) ** -0.5)
+
+
+def rms_norm(name: str) -> nn.RMSNorm:
+    """Returns x / sqrt(mean(x^2) + 1e-5) * scale (Zhang and Sennrich 2019)."""
+    return nn.RMSNorm(epsilon=NORM_EPSILON, name=name)
+
+
+def make_norm(config: ModelConfig, name: str) -> nn.LayerNorm | nn.RMSNorm:
+    """Returns the norm that the config asks for; RMSNorm never has a bias."""
+    if config.norm == "rms":
+        return rms_norm(name)
+    return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, name=name)
+
+
+def rotate(x: jax.Array, position_T: jax.Array) -> jax.Array:
+    """Turns queries or keys by their positions (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    Entry i is paired with entry i + K / 2, as in GPT-NeoX and Llama (the paper pairs neighbours:
+    the same up to the order of entries). At position t a pair turns by t * 10000^(-2 i / K)
+    radians, so the product of a query and a key depends on the distance of their positions alone.
+
+    Args:
+      x: float32 (..., T, K), K even.
+      position_T: integers.
+    """
+    half = x.shape[-1] // 2
+    angle_TI = position_T[:, None] * 10_000.0 ** (-jnp.arange(half) / half)  # I = K / 2
+    cos_TI, sin_TI = jnp.cos(angle_TI), jnp.sin(angle_TI)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos_TI - b * sin_TI, b * cos_TI + a * sin_TI], axis=-1)
+
+
+def mlp_width(config: ModelConfig) -> int:
+    """Returns F: 4 D; for swiglu's three matrices 8/3 D, rounded to a multiple of 8.
+
+    So three matrices of D x F hold about as many parameters as two of D x 4 D.
+    """
+    if config.activation == "swiglu":
+        return 8 * max(1, round(config.n_embd / 3))
+    return 4 * config.n_embd
+
+
+class MLP(nn.Module):
+    """down(f(up(x))), wider inside; with swiglu down(silu(gate(x)) * up(x))."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, *, deterministic: bool):
+        c = self.config
+        D, F = x_BTD.shape[-1], mlp_width(c)
+        activation = ACTIVATIONS[c.activation]
+        h_BTF = nn.Dense(F, use_bias=c.bias, kernel_init=WEIGHT_INIT, name="up")(x_BTD)
+        if c.activation == "swiglu":
+            gate = nn.Dense(F, use_bias=c.bias, kernel_init=WEIGHT_INIT, name="gate")
+            h_BTF *= activation(gate(x_BTD))
+        else:
+            h_BTF = activation(h_BTF)
+        y_BTD = nn.Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
+        return Dropout(c.dropout)(y_BTD, deterministic=deterministic)
+
+
+def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.Array:
+    """Draws a dropout mask: True, with probability 1 - rate, where an entry is kept.
+
+    The bits come from a counter-based hash rather than from threefry: each entry's index, times one
+    random word made odd, plus the other, goes through the 32-bit integer mixer "lowbias32"
+    (C. Wellons, https://nullprogram.com/blog/2018/07/31/). XLA fuses that into the multiplication
+    it feeds, so no mask is ever written to memory, and that makes training faster. It is not a
+    cryptographic generator. `tests/test_model.py` checks its keep rate, the correlation of
+    neighbours and that of masks under related words. Indices repeat after 2^32 entries.
+
+    Args:
+      shape: shape of the mask.
+      words: uint32 (2,), drawn by jax.random.bits; they and the shape alone decide the mask.
+      rate: share of entries to drop, in [0, 1).
+    """
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    bits = index * (words[1] | 1) + words[0]
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    bits = bits ^ (bits >> 16)
+    return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+class Dropout(nn.Module):
+    """Drops entries with probability `rate` and scales the others by 1 / (1 - rate).
+
+    Hinton et al. 2012, https://arxiv.org/abs/1207.0580. Needs the rng stream "dropout" unless
+    `deterministic`.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        words = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
+        return jnp.where(dropout_mask(x.shape, words, self.rate), x / (1.0 - self.rate), 0.0)

@@ -1,0 +1,150 @@
+"""The layers one by one: values by hand, and the statistics of dropout's bits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from gpt_jax.layers import (
+    ACTIVATIONS,
+    MLP,
+    Dropout,
+    dropout_mask,
+    make_norm,
+    mlp_width,
+    rotate,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [  # at -2, -0.5, 0, 0.5, 2
+        ("relu", [0, 0, 0, 0.5, 2]),
+        ("relu2", [0, 0, 0, 0.25, 4]),
+        ("gelu", [-0.045402, -0.154286, 0, 0.345714, 1.954598]),
+        ("swiglu", [-0.238406, -0.188770, 0, 0.311230, 1.761594]),
+    ],
+)
+def test_activations_by_hand(name, values):
+    x = jnp.array([-2, -0.5, 0, 0.5, 2])
+    np.testing.assert_allclose(ACTIVATIONS[name](x), values, atol=1e-6)
+
+
+def test_norms_by_hand():
+    x = jnp.array([[1.0, 3.0, 5.0, 7.0]])  # mean 4, variance 5, mean square 21
+    layer, rms = (make_norm(dataclasses.replace(TINY, norm=n), "n") for n in ("layer", "rms"))
+    scale, bias = jnp.array([1.0, 2.0, 1.0, 1.0]), jnp.array([0.0, 0.0, 0.0, 9.0])
+    found = layer.apply({"params": {"scale": scale, "bias": bias}}, x)
+    root = 5.00001**0.5
+    np.testing.assert_allclose(found, [[-3 / root, -2 / root, 1 / root, 3 / root + 9]], rtol=1e-6)
+    root = 21.00001**0.5
+    found = rms.apply({"params": {"scale": scale}}, x)
+    np.testing.assert_allclose(found, [[1 / root, 6 / root, 5 / root, 7 / root]], rtol=1e-6)
+
+
+def test_rotation_by_hand():
+    """Pairs are (entry 0, entry 2), one radian a position, and (1, 3), a hundredth of one."""
+    x = jnp.array([[1.0, 1.0, 0.0, 0.0]] * 2)
+    expected = [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)]
+    np.testing.assert_allclose(rotate(x, jnp.array([0, 3])), [x[0], expected], atol=1e-6)
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 8))
+
+    def product(at_q, at_k):
+        return float((rotate(q, jnp.array([at_q])) * rotate(k, jnp.array([at_k]))).sum())
+
+    near = product(5, 2)
+    # A float32 angle of up to 103 radians is off by 103 * 6e-8; the product sums 8 terms of about 1
+    assert product(103, 100) == pytest.approx(near, abs=8 * 103 * 6e-8)
+    assert product(5, 3) != pytest.approx(near, abs=1e-2)
+
+
+@pytest.mark.parametrize("n_embd", [1, 8, 16, 100, 128, 768, 4096])
+def test_swiglu_has_about_as_many_parameters_as_four_times_the_width(n_embd):
+    config = dataclasses.replace(TINY, n_head=1, n_embd=n_embd, activation="swiglu")
+    F = mlp_width(config)
+    assert F % 8 == 0
+    assert F == 8 or abs(F - 8 / 3 * n_embd) <= 4
+    assert mlp_width(dataclasses.replace(config, activation="relu")) == 4 * n_embd
+    if n_embd >= 100:
+        assert abs(3 * F / (8 * n_embd) - 1) < 0.02
+    params = jax.eval_shape(
+        lambda: MLP(config).init(jax.random.key(0), jnp.zeros((1, 1, n_embd)), deterministic=True)
+    )["params"]
+    assert params["gate"]["kernel"].shape == params["up"]["kernel"].shape == (n_embd, F)
+    assert params["down"]["kernel"].shape == (F, n_embd)
+
+
+# The statistics of dropout's bits. Each bound is five standard errors of the quantity tested: with
+# these fixed words a sound generator fails none of them; by chance one in 1.7 million would.
+
+
+def words(seed: int):
+    return jax.random.bits(jax.random.key(seed), (2,), jnp.uint32)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.2, 0.5, 0.9])
+def test_dropout_keeps_the_share_it_should(rate):
+    n = 1_000_000
+    kept = np.asarray(dropout_mask((n,), words(0), rate))
+    assert abs(kept.mean() - (1 - rate)) <= 5 * (rate * (1 - rate) / n) ** 0.5
+    rows = np.asarray(dropout_mask((1000, 1000), words(1), rate)).mean(axis=0)
+    assert abs(rows - (1 - rate)).max() <= 6 * (rate * (1 - rate) / 1000) ** 0.5
+
+
+def correlation(a, b):
+    return np.corrcoef(a.astype(float).ravel(), b.astype(float).ravel())[0, 1]
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 16, 64, 128, 4096])
+def test_dropout_of_neighbours_is_independent(lag):
+    kept = np.asarray(dropout_mask((1_000_000,), words(2), 0.2))
+    assert abs(correlation(kept[lag:], kept[:-lag])) < 5 / (len(kept) - lag) ** 0.5
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_masks_of_different_keys_are_independent(seed, step, other):
+    n, key = 200_000, jax.random.key(seed)
+    assume(step != other)
+    a, b = (
+        np.asarray(dropout_mask((n,), jax.random.bits(jax.random.fold_in(key, i), (2,)), 0.5))
+        for i in (step, other)
+    )
+    assert abs(correlation(a, b)) < 5 / n**0.5
+
+
+def test_masks_of_successive_steps_are_independent():
+    """Also where one is shifted against the other, as attention weights of two steps might be."""
+    n = 200_000
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(5))
+    masks = [
+        np.asarray(dropout_mask((n,), jax.random.bits(k, (2,), jnp.uint32), 0.2)) for k in keys
+    ]
+    for i, a in enumerate(masks):
+        for b in masks[i + 1 :]:
+            for shift in (0, 1, 2, 64, 128):
+                limit = 5 / (n - shift) ** 0.5
+                assert abs(correlation(a[shift:], b[: n - shift])) < limit
+
+
+@pytest.mark.parametrize("shift", [1, 64, 4096])
+def test_masks_of_neighbouring_words_are_not_shifts_of_one_another(shift):
+    """Were an entry's index only added to a word, these two would be one mask, moved."""
+    n = 200_000
+    a = np.asarray(dropout_mask((n,), jnp.array([shift + 7, 3], jnp.uint32), 0.2))
+    b = np.asarray(dropout_mask((n,), jnp.array([7, 11], jnp.uint32), 0.2))
+    assert abs(correlation(a[: n - shift], b[shift:])) < 5 / (n - shift) ** 0.5
+
+
+def test_dropout_scales_what_it_keeps():
+    x = jnp.full((1000,), 3.0)
+    y = Dropout(0.25).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    assert set(np.unique(y)) == {0.0, 4.0}
