@@ -18,6 +18,7 @@ from gpt_jax.config_files import load_config
 from gpt_jax.errors import Interrupted, TrainingError, UserError
 
 if TYPE_CHECKING:
+    from gpt_jax import hf
     from gpt_jax.loop import train
     from gpt_jax.model import GPT
     from gpt_jax.run import Run, evaluate, load_run
@@ -33,6 +34,7 @@ __all__ = [
     "UserError",
     "evaluate",
     "generate",
+    "hf",
     "load_config",
     "load_run",
     "override",
@@ -46,6 +48,7 @@ _LAZY = {
     "Run": "run",
     "evaluate": "run",
     "generate": "text",
+    "hf": "hf",
     "load_run": "run",
     "stream": "text",
 }
@@ -54,4 +57,5 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'gpt_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gpt_jax.{_LAZY[name]}"), name)
+    module = importlib.import_module(f"gpt_jax.{_LAZY[name]}")
+    return module if name == _LAZY[name] else getattr(module, name)

@@ -110,11 +110,10 @@ class ModelConfig:
                 f"model.n_embd={self.n_embd} must be divisible by model.n_head={self.n_head}; "
                 f"try n_embd={tries}"
             )
-        if self.n_head % self.kv_heads:
-            tries = " or ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
+        if self.n_kv_head and self.n_head % self.n_kv_head:
             raise ConfigError(
                 f"model.n_kv_head={self.n_kv_head} must divide model.n_head={self.n_head}; "
-                f"try {tries}"
+                f"try n_kv_head={math.gcd(self.n_kv_head, self.n_head)}"
             )
         if self.positions == "rotary" and self.head_size % 2:
             raise ConfigError(

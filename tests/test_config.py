@@ -183,15 +183,16 @@ def test_a_switch_is_true_or_false(name, value):
 
 
 @pytest.mark.parametrize(
-    ("n_kv_head", "n_head", "tries"), [(3, 4, "1 or 2 or 4"), (8, 4, "1 or 2 or 4"), (2, 1, "1")]
+    ("n_kv_head", "n_head", "advice"), [(3, 4, 1), (6, 8, 2), (8, 4, 4), (2, 1, 1)]
 )
-def test_n_kv_head_must_divide_n_head(n_kv_head, n_head, tries):
+def test_n_kv_head_must_divide_n_head(n_kv_head, n_head, advice):
     assert ModelConfig(n_head=n_head).kv_heads == n_head
     with pytest.raises(ConfigError) as caught:
         ModelConfig(n_kv_head=n_kv_head, n_head=n_head)
     assert str(caught.value) == (
-        f"model.n_kv_head={n_kv_head} must divide model.n_head={n_head}; try {tries}"
+        f"model.n_kv_head={n_kv_head} must divide model.n_head={n_head}; try n_kv_head={advice}"
     )
+    assert ModelConfig(n_kv_head=advice, n_head=n_head).kv_heads == advice
 
 
 def test_rotary_positions_need_an_even_head_size():

@@ -31,6 +31,7 @@ ALLOWED = {
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "metrics", "model", "optim"}
     | {"step", "tokenizer"},
+    "hf": BASE,
     "text": {"config", "run", "sample", "step", "tokenizer"},
     "process": {"errors"},
     "programs": {"config", "data", "devices", "optim", "sharding", "step"},
@@ -72,6 +73,7 @@ def test_nothing_in_the_package_imports_the_loop_or_main():
         ("import gpt_jax.corpora", ["jax", "requests"]),
         ("import gpt_jax.loop", ["matplotlib", "requests", "tensorboardX"]),
         ("import gpt_jax; gpt_jax.load_config('nano')", ["jax"]),
+        ("import gpt_jax; gpt_jax.hf.load", ["jax", "safetensors"]),
     ],
 )
 def test_what_must_start_at_once_imports_nothing_heavy(statement, absent):

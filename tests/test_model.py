@@ -293,7 +293,6 @@ def test_residual_layers_may_start_smaller():
 
 
 def test_embeddings_are_dropped_when_asked():
-    """Without a layer's own dropout, the logits change with the key; half is half."""
     config = dataclasses.replace(BASE, dropout=0.0, embedding_dropout=0.5)
     rngs = {"dropout": jax.random.key(0)}
     plain = forward(config, PARAMS, TOKENS_BT)
