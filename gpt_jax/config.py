@@ -143,11 +143,32 @@ class DataConfig:
     train_fraction: float = setting(
         0.8, "first part of the text, for training; the rest is for validation", FRACTION
     )
+    tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = setting(
+        "char",
+        "char: a token for each character of the text; bpe: byte pairs learned from the training "
+        "text; gpt2, cl100k_base (GPT-4), o200k_base (GPT-4o): published ones, downloaded once, or "
+        "read from the folder that TIKTOKEN_CACHE_DIR names",
+    )
+    vocab_size: int | None = setting(
+        None,
+        "tokens that `bpe` learns, 256 bytes and <|endoftext|> among them; none for other "
+        "tokenizers, which have their own number",
+        (lambda x: x >= 257, "a whole number of at least 257"),
+    )
 
     def __post_init__(self):
         _check_fields(self, "data.")
         if not self.corpus:
             raise ConfigError("data.corpus is empty; give a name (oz, python-manual) or a path")
+        if self.tokenizer == "bpe" and self.vocab_size is None:
+            raise ConfigError(
+                "data.tokenizer=bpe needs data.vocab_size, the number of tokens to learn; try 1024"
+            )
+        if self.tokenizer != "bpe" and self.vocab_size is not None:
+            raise ConfigError(
+                f"data.vocab_size={self.vocab_size} is for data.tokenizer=bpe, and this is "
+                f"{self.tokenizer}; set one of them: data.tokenizer=bpe or data.vocab_size=none"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.errors import UserError
+from gpt_jax.errors import UserError, in_short
 from gpt_jax.files import write_atomically
 
 OZ_FILE = "wizard_of_oz.txt"
@@ -164,11 +164,11 @@ def _load_oz(progress: Callable[[int, int | None], None] | None) -> Corpus:
     try:
         text = original_form(_download(url, progress))
     except (OSError, ValueError) as error:
-        reason = f"{url}: {_reason(error)}"
+        why = f"{url}: {in_short(error)}"
         raise DownloadError(
-            f"corpus oz could not be downloaded ({reason}); put the book at {path}, or train on "
+            f"corpus oz could not be downloaded ({why}); put the book at {path}, or train on "
             "another text with --data.corpus python-manual or --data.corpus PATH",
-            reason,
+            why,
         ) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,23 +231,6 @@ def _download(url: str, progress: Callable[[int, int | None], None] | None) -> b
                 raise
             time.sleep(pause)
     raise AssertionError("the loop returns or raises")
-
-
-def _reason(error: Exception) -> str:
-    """Returns a failure in a few words; requests' own take several lines."""
-    import requests
-
-    if isinstance(error, requests.Timeout):
-        return "timed out"
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"{error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate is not accepted"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy does not connect"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return " ".join(str(error).split())
 
 
 def _download_once(requests, url, deadline, progress) -> bytes:

@@ -34,33 +34,37 @@ class Split:
         return self.n_bytes / len(self.tokens)
 
 
+def split_text(text: str, train_fraction: float) -> dict[str, str]:
+    """Cuts a text by characters: the first `train_fraction` is "train", the rest is "val".
+
+    The cut is made before encoding, so that every tokenizer has the same validation text.
+    """
+    cut = int(train_fraction * len(text))
+    return {"train": text[:cut], "val": text[cut:]}
+
+
 def make_splits(
-    tokens: np.ndarray, token_bytes: np.ndarray, train_fraction: float, block_size: int
+    tokens: dict[str, np.ndarray], token_bytes: np.ndarray, block_size: int
 ) -> dict[str, Split]:
-    """Cuts tokens by position: the first `train_fraction` is "train", the rest is "val".
+    """Returns the splits of a corpus whose parts are encoded.
 
     Args:
-      tokens: int32 (N,).
+      tokens: {name: int32 (N,)}, of each part.
       token_bytes: int32 (V,), UTF-8 bytes a token.
-      train_fraction: in (0, 1).
       block_size: T; each split must hold one sequence of T tokens and the token after it.
 
     Raises:
       UserError: a split is too short.
     """
-    cut = int(train_fraction * len(tokens))
-    splits = {
-        name: Split(part, int(token_bytes[part].sum()))
-        for name, part in (("train", tokens[:cut]), ("val", tokens[cut:]))
-    }
-    for name, split in splits.items():
-        if len(split.tokens) < block_size + 1:
+    total = sum(map(len, tokens.values()))
+    for name, part in tokens.items():
+        if len(part) < block_size + 1:
             raise UserError(
-                f"the corpus is too short: {len(split.tokens):,} of its {len(tokens):,} tokens are "
+                f"the corpus is too short: {len(part):,} of its {total:,} tokens are "
                 f"for {name}, and model.block_size={block_size} needs {block_size + 1}; use a "
                 "longer text, a smaller block_size or another data.train_fraction"
             )
-    return splits
+    return {name: Split(part, int(token_bytes[part].sum())) for name, part in tokens.items()}
 
 
 def sample_starts(key: jax.Array, n_tokens: int, block_size: int, batch_size: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How things end that don't end well, and the suggestion that goes with a word misspelt."""
+"""How things end that don't end well, and the words for it."""
 
 from __future__ import annotations
 
@@ -34,3 +34,20 @@ def suggest(word: str, known: Iterable[str]) -> str:
     else:
         close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def in_short(error: Exception) -> str:
+    """Returns a failed download's cause in a few words; requests' own take several lines."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return "timed out"
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"{error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not accepted"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy does not connect"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """A run is a folder; a `Run` is that folder in memory: settings, tokenizer, model and parameters.
 
     config.json     the settings, the corpus really used, versions, a format number
-    tokenizer.json  the vocabulary
+    tokenizer.json  the vocabulary, whole: a run is read without a network
     metrics.jsonl   one row for each chunk of steps, with the evaluations
     summary.json    the exact evaluation at the end; there once the run is finished
     samples.txt     text written at the end
@@ -30,7 +30,7 @@ import jax
 from gpt_jax import checkpoint
 from gpt_jax.config import FORMAT, Config, ConfigError, from_dict, to_dict
 from gpt_jax.corpora import Corpus, load_corpus
-from gpt_jax.data import Split, make_splits
+from gpt_jax.data import Split, make_splits, split_text
 from gpt_jax.errors import UserError
 from gpt_jax.evaluation import Evaluation, evaluate_split
 from gpt_jax.files import write_atomically
@@ -39,7 +39,7 @@ from gpt_jax.model import GPT, Params, unstack_blocks
 from gpt_jax.optim import make_optimizer
 from gpt_jax.step import init_state, make_keys
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
-from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
+from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -65,7 +65,7 @@ class Run:
     run_dir: Path
     config: Config
     corpus: dict[str, Any]
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     model: GPT
     params: Params
     step: int
@@ -78,7 +78,7 @@ class Run:
         return jax.jit(unstack_blocks)(self.params)
 
 
-def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: CharTokenizer) -> None:
+def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> None:
     """Makes a run's folder, whole or not at all.
 
     Raises:
@@ -226,12 +226,9 @@ def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split]:
     """
     corpus = load_corpus(corpus_name or run.config.data.corpus)
     check_same_corpus(corpus, run.corpus, run.run_dir)
-    return make_splits(
-        run.tokenizer.encode(corpus.text),
-        run.tokenizer.token_bytes,
-        run.config.data.train_fraction,
-        run.config.model.block_size,
-    )
+    texts = split_text(corpus.text, run.config.data.train_fraction)
+    tokens = {name: run.tokenizer.encode(text) for name, text in texts.items()}
+    return make_splits(tokens, run.tokenizer.token_bytes, run.config.model.block_size)
 
 
 def check_same_corpus(corpus: Corpus, record: dict[str, Any], run_dir: Path) -> None:

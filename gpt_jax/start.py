@@ -13,11 +13,11 @@ from typing import Any
 
 from gpt_jax.config import Config, ConfigError, get, override, settings
 from gpt_jax.corpora import Corpus, load_corpus
-from gpt_jax.data import Split, make_splits
+from gpt_jax.data import Split, make_splits, split_text
 from gpt_jax.errors import UserError
 from gpt_jax.run import check_same_corpus, is_run, read_config
 from gpt_jax.text import check_top_k
-from gpt_jax.tokenizer import CharTokenizer, load_tokenizer
+from gpt_jax.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Start:
 
     config: Config
     corpus: Corpus
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     splits: dict[str, Split]
     resumes: bool
 
@@ -57,25 +57,25 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
         tokenizer = load_tokenizer(run_dir)
         corpus = load_corpus(config.data.corpus, progress=progress)
         check_same_corpus(corpus, record, run_dir)
+        texts = split_text(corpus.text, config.data.train_fraction)
         if tokenizer.vocab_size != config.model.vocab_size:
             raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
     else:
         check_folder(run_dir)
         data = config.data
         corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
-        tokenizer = CharTokenizer.train(corpus.text)
+        texts = split_text(corpus.text, data.train_fraction)
+        tokenizer = make_tokenizer(data, texts)
         config = dataclasses.replace(
             config,
             data=dataclasses.replace(data, corpus=corpus.name),
             model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
         )
-    tokens = tokenizer.encode(corpus.text)
-    splits = make_splits(
-        tokens, tokenizer.token_bytes, config.data.train_fraction, config.model.block_size
-    )
+    tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
+    splits = make_splits(tokens, tokenizer.token_bytes, config.model.block_size)
     prompt = config.sample.prompt
     if prompt is None:
-        prompt = tokenizer.decode(splits["val"].tokens[:200]).strip().partition("\n")[0][:60]
+        prompt = texts["val"][:200].strip().partition("\n")[0][:60]
     tokenizer.encode(prompt)
     check_top_k(config.sample, tokenizer)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))

@@ -13,7 +13,7 @@ from gpt_jax.config import ConfigError, SampleConfig, override
 from gpt_jax.run import Run
 from gpt_jax.sample import Filters, generate_tokens
 from gpt_jax.step import make_keys
-from gpt_jax.tokenizer import CharTokenizer
+from gpt_jax.tokenizer import Tokenizer
 
 _keys = jax.jit(make_keys)
 
@@ -24,11 +24,12 @@ def stream(
     """Continues a prompt; yields the next piece of each text as it is written.
 
     An empty prompt starts from a line break (or token 0, in a vocabulary without one), which is
-    not part of the text.
+    not part of the text. A character of several tokens comes with the last of them; one that the
+    end cuts off is U+FFFD.
 
     Args:
       run: the run.
-      prompt: text of characters that the vocabulary has.
+      prompt: text that the tokenizer has tokens for.
       settings: how; None is the run's own. Its prompt is not used.
       seed: of the draws; None is the run's own.
 
@@ -36,13 +37,14 @@ def stream(
       num_samples texts, to be appended to what came before.
 
     Raises:
-      UserError: the prompt has unknown characters, or top_k is above the vocabulary.
+      UserError: the tokenizer can't encode the prompt, or top_k is above the vocabulary.
     """
     settings = run.config.sample if settings is None else settings
     check_top_k(settings, run.tokenizer)
     seed = override(run.config, {} if seed is None else {"seed": seed}).seed
     ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
     key = _keys(np.uint32(seed)).sample
+    decoders = [run.tokenizer.make_decoder() for _ in range(settings.num_samples)]
     for tokens_BT in generate_tokens(
         run.config.model,
         run.decode_params,
@@ -53,7 +55,10 @@ def stream(
         num_samples=settings.num_samples,
         window=settings.window,
     ):
-        yield [run.tokenizer.decode(row) for row in tokens_BT]
+        yield [decode(row) for decode, row in zip(decoders, tokens_BT, strict=True)]
+    cut_off = [decode([], last=True) for decode in decoders]
+    if any(cut_off):
+        yield cut_off
 
 
 def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any) -> str:
@@ -61,13 +66,13 @@ def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any)
 
     Args:
       run: from `train` or `load_run`.
-      prompt: text of characters that the vocabulary has; may be empty.
+      prompt: text that the tokenizer has tokens for; may be empty.
       seed: of the draws; None is the run's own.
       **settings: any field of SampleConfig (max_new_tokens, temperature, top_k, top_p, window) in
         place of the run's own. For several texts at once, see `stream`.
 
     Raises:
-      UserError: an unknown or invalid setting, or an unknown character.
+      UserError: an unknown or invalid setting, or a prompt that the tokenizer can't encode.
     """
     try:
         chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
@@ -76,7 +81,7 @@ def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any)
     return prompt + "".join(piece[0] for piece in stream(run, prompt, chosen, seed=seed))
 
 
-def check_top_k(settings: SampleConfig, tokenizer: CharTokenizer) -> None:
+def check_top_k(settings: SampleConfig, tokenizer: Tokenizer) -> None:
     """Raises ConfigError where top_k asks for more tokens than there are."""
     if settings.top_k is not None and settings.top_k > tokenizer.vocab_size:
         raise ConfigError(

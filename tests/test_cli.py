@@ -207,7 +207,8 @@ for argv in (["--help"], ["train", "--help"], ["sample", "--help"], ["eval", "--
 for argv in (["--train.steps", "0"], ["trian"], ["sample", "--top-p", "2"], ["eval", "--x"]):
     with contextlib.redirect_stderr(io.StringIO()):
         assert main.main(argv) == 2, argv
-slow = "jax jaxlib flax optax orbax numpy matplotlib rich requests tensorboardX".split()
+slow = "jax jaxlib flax optax orbax numpy matplotlib rich requests tensorboardX tiktoken tokenizers"
+slow = slow.split()
 print(sorted(set(slow) & set(sys.modules)))
 """
     done = subprocess.run(
@@ -323,6 +324,14 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (
             ["--data.train-fraction", "0"],
             "data.train_fraction=0.0 must be a number between 0 and 1, both excluded",
+        ),
+        (
+            ["--data.vocab-size", "256"],
+            "data.vocab_size=256 must be a whole number of at least 257",
+        ),
+        (
+            ["--data.tokenizer", "bpe"],
+            "data.tokenizer=bpe needs data.vocab_size, the number of tokens to learn; try 1024",
         ),
         (["--sample.top-p", "1.5"], "sample.top_p=1.5 must be a number in (0, 1]"),
         (["--sample.window", "wide"], "sample.window='wide' must be one of exact, refill"),

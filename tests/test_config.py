@@ -98,7 +98,31 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
     numbers = {
         name for name, hint, _ in settings(Config) if hint in (int, float, int | None, float | None)
     }
-    assert numbers == {*POSITIVE_INTS, *FLOATS, "seed", "model.vocab_size"}
+    assert numbers == {*POSITIVE_INTS, *FLOATS, "seed", "model.vocab_size", "data.vocab_size"}
+
+
+@pytest.mark.parametrize("value", [256, 0, -1])
+def test_learned_tokens_are_at_least_the_bytes_and_one(value):
+    message = f"data.vocab_size={value} must be a whole number of at least 257"
+    assert refusal("data.vocab_size", value) == message
+    assert DataConfig(tokenizer="bpe", vocab_size=257).vocab_size == 257
+
+
+def test_a_learned_tokenizer_and_its_size_go_together():
+    assert refusal("data.tokenizer", "bpe") == (
+        "data.tokenizer=bpe needs data.vocab_size, the number of tokens to learn; try 1024"
+    )
+    for name in ("char", "gpt2", "cl100k_base", "o200k_base"):
+        assert DataConfig(tokenizer=name).tokenizer == name
+        with pytest.raises(ConfigError) as caught:
+            DataConfig(tokenizer=name, vocab_size=300)
+        assert str(caught.value) == (
+            f"data.vocab_size=300 is for data.tokenizer=bpe, and this is {name}; set one of them: "
+            "data.tokenizer=bpe or data.vocab_size=none"
+        )
+    assert refusal("data.tokenizer", "word") == (
+        "data.tokenizer='word' must be one of char, bpe, gpt2, cl100k_base, o200k_base"
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,6 +274,7 @@ def test_none_is_for_optional_settings_only():
         "model.attention_scale",
         "model.n_kv_head",
         "data.fallback_corpus",
+        "data.vocab_size",
         "sample.prompt",
         "sample.top_k",
         "sample.top_p",

@@ -437,11 +437,13 @@ def test_the_originals_book(monkeypatch):
     assert len(set(corpus.text)) == 73
     assert corpus.text.startswith("\ufeff")
     assert original_form(PAGE.replace(BOOK_BYTES, _crlf(corpus.text[1:]))) == corpus.text
-    from gpt_jax.data import make_splits
+    from gpt_jax.data import make_splits, split_text
     from gpt_jax.tokenizer import CharTokenizer
 
     tokenizer = CharTokenizer.train(corpus.text)
-    splits = make_splits(tokenizer.encode(corpus.text), tokenizer.token_bytes, 0.8, 64)
+    texts = split_text(corpus.text, 0.8)
+    tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
+    splits = make_splits(tokens, tokenizer.token_bytes, 64)
     assert [len(splits[name].tokens) for name in ("train", "val")] == [166_239, 41_560]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.data import gather_batch, make_splits, make_windows, sample_starts
+from gpt_jax.data import gather_batch, make_splits, make_windows, sample_starts, split_text
 from gpt_jax.errors import UserError
 
 checked = settings(deadline=None, derandomize=True, max_examples=60)
@@ -73,17 +73,26 @@ def test_a_stride_outside_the_window_is_refused(stride):
         make_windows(100, 8, stride)
 
 
-def test_splits_are_cut_by_position_and_know_their_bytes():
-    tokens = np.array([0, 1, 1, 0, 2, 2, 2, 2, 0, 0], np.int32)
-    splits = make_splits(tokens, np.array([1, 2, 3], np.int32), 0.5, block_size=4)
-    np.testing.assert_array_equal(splits["train"].tokens, tokens[:5])
-    np.testing.assert_array_equal(splits["val"].tokens, tokens[5:])
+@given(st.text(), st.floats(0, 1, exclude_min=True, exclude_max=True))
+@checked
+def test_a_text_is_cut_by_characters(text, fraction):
+    texts = split_text(text, fraction)
+    assert list(texts) == ["train", "val"]
+    assert texts["train"] + texts["val"] == text
+    assert len(texts["train"]) == int(fraction * len(text))
+
+
+def test_splits_know_their_bytes():
+    tokens = {"train": np.array([0, 1, 1, 0, 2]), "val": np.array([2, 2, 2, 0, 0])}
+    splits = make_splits(tokens, np.array([1, 2, 3], np.int32), block_size=4)
+    np.testing.assert_array_equal(splits["train"].tokens, tokens["train"])
+    np.testing.assert_array_equal(splits["val"].tokens, tokens["val"])
     assert (splits["train"].n_bytes, splits["val"].n_bytes) == (9, 11)
     assert splits["val"].bytes_per_token == 11 / 5
 
 
-@pytest.mark.parametrize(("fraction", "side"), [(0.9, "val"), (0.1, "train")])
-def test_a_split_too_short_for_one_sequence_is_refused(fraction, side):
-    tokens = np.zeros(50, np.int32)
+@pytest.mark.parametrize(("cut", "side"), [(45, "val"), (5, "train")])
+def test_a_split_too_short_for_one_sequence_is_refused(cut, side):
+    tokens = {"train": np.zeros(cut, np.int32), "val": np.zeros(50 - cut, np.int32)}
     with pytest.raises(UserError, match=rf"too short: 5 of its 50 tokens are for {side}.*needs 9"):
-        make_splits(tokens, np.ones(1, np.int32), fraction, block_size=8)
+        make_splits(tokens, np.ones(1, np.int32), block_size=8)

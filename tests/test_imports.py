@@ -71,7 +71,14 @@ def test_nothing_in_the_package_imports_the_loop_or_main():
         ("import main", ["jax", "numpy", "rich"]),
         ("import gpt_jax.report", ["jax"]),
         ("import gpt_jax.corpora", ["jax", "requests"]),
-        ("import gpt_jax.loop", ["matplotlib", "requests", "tensorboardX"]),
+        (
+            "import gpt_jax.loop",
+            ["matplotlib", "requests", "tensorboardX", "tiktoken", "tokenizers"],
+        ),
+        (
+            "from gpt_jax.tokenizer import *; from_json(CharTokenizer.train('ab').to_json())",
+            ["jax", "requests", "tiktoken", "tokenizers"],
+        ),
         ("import gpt_jax; gpt_jax.load_config('nano')", ["jax"]),
         ("import gpt_jax; gpt_jax.hf.load", ["jax", "safetensors"]),
     ],

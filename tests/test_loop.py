@@ -365,6 +365,63 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
     assert train(tiny_config).step == 12
 
 
+BPE = {"data.tokenizer": "bpe", "data.vocab_size": 280}
+
+
+def test_a_run_of_byte_pairs_from_corpus_to_text(tiny_config, tmp_path):
+    book = tmp_path / "cyrillic.txt"
+    book.write_text("страшила и дровосек 😀 " * 80, encoding="utf-8")
+    run = train(tiny_config, **BPE, **{"data.corpus": str(book)})
+    assert run.config.model.vocab_size == 280
+    val = run_val_text(run).encode()
+    tokens = run.tokenizer.encode(val.decode())
+    exact = run.summary["val"]
+    assert exact["tokens_predicted"] == len(tokens) - 1
+    assert exact["bytes_predicted"] == len(val) - len(run.tokenizer.decode_bytes(tokens[:1]))
+    bits = exact["nats_per_token"] * (len(tokens) - 1) / np.log(2)
+    assert exact["bits_per_byte"] == pytest.approx(bits / exact["bytes_predicted"])
+    row = read_rows(run.run_dir)[-1]
+    assert row["val_bpb"] == pytest.approx(row["val_loss"] / np.log(2) * len(tokens) / len(val))
+    assert gpt_jax.evaluate(gpt_jax.load_run(run.run_dir)).record() == exact
+    prompt = "奥兹 😀\0\r\n"
+    assert gpt_jax.generate(run, prompt, max_new_tokens=40).startswith(prompt)
+
+
+def test_a_run_of_byte_pairs_goes_on_as_if_never_interrupted(tiny_config, tmp_path):
+    whole = train(tiny_config, **BPE, **{"train.steps": 16})
+    other = {"run_dir": str(tmp_path / "other")}
+    train(tiny_config, **BPE, **other)
+    assert_same_run(whole, train(tiny_config, **BPE, **other, **{"train.steps": 16}))
+    message = r"data.tokenizer is bpe there and char here; data.vocab_size is 280 there and None"
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_config, **other)
+
+
+def test_a_run_of_gpt2s_tokens_is_read_without_them(
+    tiny_config, gpt2_files, no_vocabularies, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    run = train(tiny_config, **{"data.tokenizer": "gpt2", "train.steps": 2})
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    assert gpt_jax.evaluate(gpt_jax.load_run(run.run_dir)).record() == run.summary["val"]
+    assert train(tiny_config, **{"data.tokenizer": "gpt2", "train.steps": 4}).step == 4
+
+
+def test_a_text_shows_a_character_with_the_last_of_its_tokens(tiny_config, monkeypatch):
+    run = train(tiny_config, **BPE)
+    rows = [[run.tokenizer.tokens.index(bytes([b])) for b in t.encode()] for t in ("a😀", "éé€")]
+    rows[1] = rows[1][:5]
+    tokens_BT = np.array(rows, np.int32)
+    monkeypatch.setattr(
+        "gpt_jax.text.generate_tokens", lambda *args, **kwargs: np.split(tokens_BT, 5, axis=1)
+    )
+    settings = dataclasses.replace(run.config.sample, num_samples=2)
+    assert list(gpt_jax.stream(run, "the", settings)) == [
+        ["a", ""], ["", "é"], ["", ""], ["", "é"], ["😀", ""], ["", "\ufffd"]
+    ]  # fmt: skip
+
+
 # --- the real command, killed for real ------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
-"""The character tokenizer: text to ids and back, and what it refuses."""
+"""The tokenizers: text to ids and back, and what they refuse."""
 
+import base64
+import functools
 import json
 
 import numpy as np
@@ -7,8 +9,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gpt_jax import tokenizer as module
+from gpt_jax.config import DataConfig
 from gpt_jax.errors import UserError
-from gpt_jax.tokenizer import FILE, CharTokenizer, from_json, load_tokenizer
+from gpt_jax.tokenizer import (
+    END_OF_TEXT,
+    FILE,
+    BpeTokenizer,
+    CharTokenizer,
+    from_json,
+    load_tokenizer,
+    make_tokenizer,
+)
 
 EXAMPLES = settings(deadline=None, derandomize=True, max_examples=150)
 ANY_CHARACTER = st.characters(codec=None, exclude_categories=())  # lone surrogates too
@@ -136,6 +148,7 @@ def test_json_round_trips(text):
     assert from_json(written).vocabulary == tokenizer.vocabulary
 
 
+BYTES_IN_BASE64 = [base64.b64encode(bytes([b])).decode() for b in range(256)]
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(ANY_CHARACTER, max_size=6),
     lambda inner: (
@@ -144,12 +157,26 @@ JUNK = st.recursive(
             st.sampled_from(["kind", "vocabulary"]) | st.text(max_size=4), inner, max_size=3
         )
         | st.fixed_dictionaries({"kind": st.just("char"), "vocabulary": inner})
+        | st.fixed_dictionaries(
+            {
+                "kind": st.just("bpe"),
+                "pattern": inner | st.just("."),
+                "special_tokens": inner | st.dictionaries(st.text(max_size=3), st.integers()),
+                "tokens": inner | st.just(BYTES_IN_BASE64) | st.lists(st.text(max_size=4)),
+            }
+        )
     ),
     max_leaves=8,
 )
 
 
+def bpe_json(**changes) -> str:
+    values = {"kind": "bpe", "pattern": ".", "special_tokens": {}, "tokens": BYTES_IN_BASE64}
+    return json.dumps(values | changes)
+
+
 @given(st.text() | JUNK.map(json.dumps))
+@example(bpe_json(special_tokens={"<|endoftext|>": 300}))
 @example("[" * 200_000)
 @example('{"kind": "char", "vocabulary": "ba"}')
 @example('{"kind": "char", "vocabulary": ["a", "b"]}')
@@ -162,6 +189,9 @@ def test_json_that_is_no_tokenizer_is_a_value_error(text):
     except ValueError:
         return
     values = json.loads(text)
+    if values["kind"] == "bpe":
+        assert json.loads(tokenizer.to_json()) == values
+        return
     assert values["kind"] == "char"
     assert (
         tokenizer.vocabulary == values["vocabulary"] == "".join(sorted(set(values["vocabulary"])))
@@ -171,8 +201,24 @@ def test_json_that_is_no_tokenizer_is_a_value_error(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", 'not a tokenizer of kind "char"'),
-        ('{"kind": "bpe", "vocabulary": "ab"}', 'not a tokenizer of kind "char"'),
+        ("[]", 'not a tokenizer of kind "char" or "bpe"'),
+        ('{"kind": "word", "vocabulary": "ab"}', 'not a tokenizer of kind "char" or "bpe"'),
+        ('{"kind": ["bpe"]}', 'not a tokenizer of kind "char" or "bpe"'),
+        (bpe_json(pattern=None), "its pattern is not a text"),
+        (bpe_json(pattern="("), "closing parenthesis"),
+        (bpe_json(special_tokens=["<|endoftext|>"]), "its special tokens are not texts with ids"),
+        (bpe_json(special_tokens={"a": True}), "its special tokens are not texts with ids"),
+        (bpe_json(special_tokens={"": 256}), "special tokens have a text and an id of their own"),
+        (bpe_json(special_tokens={"a": 256, "b": 256}), "a text and an id of their own"),
+        (bpe_json(special_tokens={"a": 255}), r"special tokens must be in \[256, 2\*\*31\)"),
+        (bpe_json(special_tokens={"a": 2**31}), r"special tokens must be in \[256, 2\*\*31\)"),
+        (bpe_json(special_tokens={"\ud800": 256}), "surrogates not allowed"),
+        (bpe_json(tokens="AAAA"), "its tokens are not a list of texts"),
+        (bpe_json(tokens=[65]), "its tokens are not a list of texts"),
+        (bpe_json(tokens=["AAA"]), "Incorrect padding"),
+        (bpe_json(tokens=BYTES_IN_BASE64[1:]), "each of the 256 bytes must be a token"),
+        (bpe_json(tokens=[*BYTES_IN_BASE64, "AA=="]), "at least one byte each, and different"),
+        (bpe_json(tokens=[*BYTES_IN_BASE64, ""]), "at least one byte each, and different"),
         ('{"kind": "char"}', "its vocabulary is not a text"),
         ('{"kind": "char", "vocabulary": ["a"]}', "its vocabulary is not a text"),
         ('{"kind": "char", "vocabulary": ""}', "at least one character"),
@@ -199,3 +245,207 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, content):
         load_tokenizer(tmp_path)
     assert str(caught.value).startswith(f"cannot read the tokenizer {path}: ")
     assert "\n" not in str(caught.value)
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+STORY = "".join(
+    f"{who}’s house stood in {where}, \r\n and {who.upper()} said: «{number} häuser» 😀\n\n"
+    for number, (who, where) in enumerate(
+        (who, where)
+        for who in ("Dorothy", "the Great Wizard", "Страшила", "Toto", "奥兹")
+        for where in ("Kansas", "Oz", "the green city", "a field of grain")
+    )
+)
+HARD = [
+    "Hello, world!",
+    "it's we'll I'VE they're",
+    "👩‍👩‍👧‍👦🏳️‍🌈🇩🇪😀",  # several code points a picture
+    "e\u0301 a\u0308\u0323 Z̷̛̳͇a̶l̸g̵o̷",  # combining marks
+    "नमस्ते 안녕하세요 مرحبا 奥兹国的巫师",
+    " " * 1000 + "a" + " " * 1000,
+    "a\t\t\t   \n\n \n",
+    "one\r\ntwo\r\n\r\n three\r",
+    "\0",
+    "a\0\0b\0",
+    "\ufeffbyte order mark\u2028\u2029\x85\u00a0\u3000",
+    "\U0010ffff\ue000\ufffd\x7f\x80",
+    "1234567890 3.14159 ١٢٣",
+    "<|endoftext|> <|endoftext|",
+]
+
+
+@functools.cache
+def learned() -> BpeTokenizer:
+    return BpeTokenizer.train(STORY, 400)
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_files):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+        return BpeTokenizer.published("gpt2")
+
+
+@given(WRITABLE_TEXT | st.sampled_from(HARD))
+@EXAMPLES
+def test_any_unicode_round_trips_through_learned_tokens(text):
+    tokenizer = learned()
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert tokenizer.decode_bytes(ids) == text.encode("utf-8")
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes[ids].sum() == len(text.encode("utf-8"))
+
+
+@given(st.lists(st.integers(0, 399)))
+@EXAMPLES
+def test_any_ids_are_bytes(ids):
+    tokenizer = learned()
+    raw = tokenizer.decode_bytes(ids)
+    assert len(raw) == sum(len(END_OF_TEXT) if i == 399 else len(tokenizer.tokens[i]) for i in ids)
+    assert tokenizer.decode(ids) == raw.decode("utf-8", "replace")
+    assert tokenizer.decode(np.array(ids)) == tokenizer.decode(ids)
+
+
+@given(WRITABLE_TEXT | st.sampled_from(HARD) | st.lists(st.integers(0, 399)), st.integers(1, 5))
+@EXAMPLES
+def test_text_that_comes_in_pieces_is_the_text(source, size):
+    tokenizer = learned()
+    ids = list(source if isinstance(source, list) else source.encode("utf-8"))
+    if not isinstance(source, list):
+        ids = [tokenizer.tokens.index(bytes([b])) for b in ids]  # a byte a token
+    decode, written = tokenizer.make_decoder(), ""
+    whole = tokenizer.decode(ids)
+    for at in range(0, len(ids), size):
+        written += decode(np.array(ids[at : at + size], np.int32))
+        assert whole.startswith(written)
+    assert written + decode([], last=True) == whole
+
+
+def test_a_character_comes_with_the_last_of_its_bytes():
+    tokenizer = learned()
+    decode = tokenizer.make_decoder()
+    ids = [tokenizer.tokens.index(bytes([b])) for b in "a€".encode()]
+    assert [decode([i]) for i in ids] == ["a", "", "", "€"]
+    assert decode(ids[1:3]) == ""
+    assert decode([], last=True) == "\ufffd"
+    decode = CharTokenizer("ab").make_decoder()
+    assert decode([1, 0]) + decode([], last=True) == "ba"
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_gpt2s_ids_are_tiktokens(gpt2, gpt2_files, monkeypatch, no_vocabularies, text):
+    import tiktoken
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    expected = tiktoken.get_encoding("gpt2").encode(text, disallowed_special=())
+    saved = from_json(gpt2.to_json())
+    assert saved.encode(text).tolist() == expected
+    assert saved.decode(expected) == text
+
+
+def test_gpt2_by_hand(gpt2):
+    assert gpt2.encode("Hello, world!").tolist() == [15496, 11, 995, 0]
+    assert gpt2.vocab_size == 50257
+    assert gpt2.special_tokens == {END_OF_TEXT: 50256}
+    assert gpt2.decode([50256]) == END_OF_TEXT
+    assert gpt2.decode([gpt2.start_token]) == "\n"
+    assert gpt2.token_bytes[[15496, 11, 995, 0, 50256]].tolist() == [5, 1, 6, 1, 0]
+
+
+def test_special_tokens_in_a_text_are_text_unless_allowed():
+    tokenizer = learned()
+    text = f"a{END_OF_TEXT}b"
+    assert 399 not in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    a, b = (tokenizer.tokens.index(c) for c in (b"a", b"b"))
+    assert tokenizer.encode(text, allowed_special=[END_OF_TEXT]).tolist() == [a, 399, b]
+
+
+@pytest.mark.parametrize(("text", "at"), [("a\ud800", 1), ("\udcff b", 0), ("é\ud83d\ude00", 1)])
+def test_surrogates_are_refused(text, at):
+    with pytest.raises(UserError) as caught:
+        learned().encode(text)
+    assert str(caught.value) == (
+        f"the text is not valid Unicode ({text[at]!r} at {at} is half of a surrogate pair); leave "
+        "that out"
+    )
+
+
+@pytest.mark.parametrize("text", [" " * 1_500_000, " " * 1_500_000 + "a", "\r\n" * 500_000])
+def test_a_run_longer_than_the_pattern_can_look_back_round_trips(text):
+    tokenizer = learned()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_learned_tokens_are_the_bytes_the_merges_and_the_end_of_text():
+    tokenizer = learned()
+    assert tokenizer.vocab_size == len(tokenizer.token_bytes) == 400
+    assert tokenizer.special_tokens == {END_OF_TEXT: 399}
+    assert {len(token) for token in tokenizer.tokens[:256]} == {1}
+    tokens = set(tokenizer.tokens)
+    for token in tokenizer.tokens[256:]:
+        assert any(token[:i] in tokens and token[i:] in tokens for i in range(1, len(token)))
+    assert len(tokenizer.encode(STORY)) < len(STORY.encode("utf-8")) / 2
+
+
+def test_tiktokens_ids_are_those_of_the_tokenizers_that_learned_them():
+    learner = module._learn(STORY, 399)
+    for text in (STORY, *HARD):
+        assert learner.encode(text).ids == learned().encode(text).tolist()
+
+
+def test_learning_is_the_same_every_time(monkeypatch):
+    monkeypatch.setattr(module, "PIECE_CHARACTERS", 500)
+    one, two = (BpeTokenizer.train(STORY, 400).to_json() for _ in range(2))
+    assert one == two
+
+
+def test_more_tokens_than_a_text_can_give_are_refused_with_the_most_there_are():
+    with pytest.raises(UserError) as caught:
+        BpeTokenizer.train("aaaa bb", 10**15)
+    assert str(caught.value) == (
+        f"data.vocab_size={10**15} is more than the 261 tokens that can be learned from the "
+        "training text; ask for 261 or fewer, or use a longer text"
+    )
+    assert BpeTokenizer.train("aaaa bb", 261).vocab_size == 261
+    assert BpeTokenizer.train("", 257).encode("é").shape == (2,)
+
+
+def test_byte_pairs_are_learned_from_the_training_text_only():
+    texts = {"train": STORY, "val": "xyzzy " * 1000}
+    tokenizer = make_tokenizer(DataConfig(tokenizer="bpe", vocab_size=400), texts)
+    assert tokenizer.to_json() == learned().to_json()
+    assert make_tokenizer(DataConfig(), texts).vocabulary == "".join(sorted({*STORY, *"xyzzy "}))
+
+
+def test_a_learned_tokenizer_is_saved_whole(tmp_path):
+    (tmp_path / FILE).write_text(learned().to_json(), encoding="utf-8")
+    saved = load_tokenizer(tmp_path)
+    assert saved.to_json() == learned().to_json()
+    assert saved.to_json().isascii()
+    assert saved.encode(STORY).tolist() == learned().encode(STORY).tolist()
+
+
+def test_ids_without_a_token_are_no_text():
+    values = json.loads(bpe_json(special_tokens={"<|a|>": 260}))
+    tokenizer = from_json(json.dumps(values))
+    assert tokenizer.vocab_size == 261
+    assert tokenizer.token_bytes[256:].tolist() == [0] * 5
+    assert tokenizer.decode([65, 256, 259, 260, 66]) == "A<|a|>B"
+    for ids in ([-1], [261]):
+        with pytest.raises(ValueError, match=r"^token ids must be in \[0, 261\)$"):
+            tokenizer.decode_bytes(ids)
+
+
+@pytest.mark.usefixtures("no_vocabularies")
+@pytest.mark.parametrize("name", ["gpt2", "cl100k_base", "o200k_base"])
+def test_a_published_vocabulary_that_cant_be_had_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        make_tokenizer(DataConfig(tokenizer=name), {})
+    assert str(caught.value) == (
+        f"tokenizer {name} could not be had (no connection); let TIKTOKEN_CACHE_DIR name a folder "
+        "with tiktoken's files, or use --data.tokenizer bpe"
+    )
