@@ -135,7 +135,7 @@ def train_command(argv: list[str]) -> int:
     values = vars(parser.parse(argv))
     config = override(config, {k: v for k, v in values.items() if k not in ("config", "debug")})
 
-    request_cpu_devices(config.train.batch_size)
+    request_cpu_devices(config.train.batch_at_once)
     from gpt_jax.loop import train
 
     train(config)

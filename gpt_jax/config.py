@@ -46,6 +46,7 @@ def setting(
 
 
 POSITIVE_INT = (lambda x: x >= 1, "a whole number of at least 1")
+NOT_NEGATIVE_INT = (lambda x: x >= 0, "a whole number of at least 0")
 POSITIVE = (lambda x: 0 < x <= sys.float_info.max, "a finite number above 0")
 NOT_NEGATIVE = (lambda x: 0 <= x <= sys.float_info.max, "a finite number of at least 0")
 BELOW_ONE = (lambda x: 0 <= x < 1, "a number in [0, 1)")
@@ -97,7 +98,7 @@ class ModelConfig:
     vocab_size: int = setting(
         0,
         "different tokens; 0 until the tokenizer says",
-        (lambda x: x >= 0, "a whole number of at least 0"),
+        NOT_NEGATIVE_INT,
         internal=True,
     )
 
@@ -136,7 +137,10 @@ class ModelConfig:
 class DataConfig:
     """What is read."""
 
-    corpus: str = setting("oz", "name of a corpus (oz, python-manual) or path of a UTF-8 text file")
+    corpus: str = setting(
+        "oz",
+        "name of a corpus (oz, shakespeare, python-manual) or path of a UTF-8 text file",
+    )
     fallback_corpus: str | None = setting(
         None, "corpus to train on when `corpus` cannot be downloaded; none makes that an error"
     )
@@ -159,7 +163,9 @@ class DataConfig:
     def __post_init__(self):
         _check_fields(self, "data.")
         if not self.corpus:
-            raise ConfigError("data.corpus is empty; give a name (oz, python-manual) or a path")
+            raise ConfigError(
+                "data.corpus is empty; give a name (oz, shakespeare, python-manual) or a path"
+            )
         if self.tokenizer == "bpe" and self.vocab_size is None:
             raise ConfigError(
                 "data.tokenizer=bpe needs data.vocab_size, the number of tokens to learn; try 1024"
@@ -173,17 +179,70 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019) at a constant learning rate."""
+    """AdamW (Loshchilov and Hutter 2019) or Muon, the learning rate over the steps, clipping."""
 
-    learning_rate: float = setting(3e-4, "step size of AdamW, constant", POSITIVE)
+    optimizer: typing.Literal["adamw", "muon"] = setting(
+        "adamw",
+        "adamw; muon: orthogonalised momentum for the matrices of blocks, AdamW for all else",
+    )
+    learning_rate: float = setting(3e-4, "step size, at its highest", POSITIVE)
+    schedule: typing.Literal["constant", "cosine", "wsd"] = setting(
+        "constant",
+        "of the learning rate after warmup: constant; cosine: falls to its floor by half a cosine; "
+        "wsd: stays, then falls to its floor by a line over the last decay_steps",
+    )
+    warmup_steps: int = setting(
+        0, "first steps, over which the learning rate rises by a line", NOT_NEGATIVE_INT
+    )
+    schedule_steps: int | None = setting(
+        None,
+        "step at which cosine or wsd reaches its floor, and stays there; none is train.steps",
+        POSITIVE_INT,
+    )
+    decay_steps: int | None = setting(
+        None, "steps of wsd's decay; none is a fifth of schedule_steps", POSITIVE_INT
+    )
+    floor: float = setting(
+        0.1,
+        "learning rate at the end of cosine or wsd, as a share of learning_rate, in [0, 1]",
+        (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+    )
     weight_decay: float = setting(
         0.01, "decoupled decay: a step shrinks weights by learning_rate * this", NOT_NEGATIVE
     )
+    decay: typing.Literal["all", "matrices"] = setting(
+        "all", "what decays: all parameters; matrices: kernels and embeddings, no norms and biases"
+    )
     beta1: float = setting(0.9, "decay of the gradient's running mean, in [0, 1)", BELOW_ONE)
     beta2: float = setting(0.999, "decay of the squared gradient's mean, in [0, 1)", BELOW_ONE)
+    muon_beta: float = setting(0.95, "decay of Muon's running mean, in [0, 1)", BELOW_ONE)
+    clip: float | None = setting(
+        None, "largest global L2 norm of the gradient; a larger one is scaled to it", POSITIVE
+    )
 
     def __post_init__(self):
         _check_fields(self, "optim.")
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise ConfigError(
+                f"optim.decay_steps={self.decay_steps} is for optim.schedule=wsd, and this is "
+                f"{self.schedule}; set optim.decay_steps=none (optim.schedule_steps is where "
+                "cosine ends)"
+            )
+
+    @property
+    def constant_steps(self) -> float:
+        """Step from which on the learning rate falls; infinite where it is constant.
+
+        Raises:
+          ValueError: the schedule has no length; `pin_schedule` gives it one.
+        """
+        if self.schedule == "constant":
+            return math.inf
+        if self.schedule_steps is None or (self.schedule == "wsd" and self.decay_steps is None):
+            raise ValueError(f"optim.schedule={self.schedule} has no length; see pin_schedule")
+        if self.decay_steps is None:
+            return self.warmup_steps
+        return self.schedule_steps - self.decay_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +251,12 @@ class TrainConfig:
 
     batch_size: int = setting(
         32, "sequences in an optimizer step, over all devices together", POSITIVE_INT
+    )
+    micro_batch: int | None = setting(
+        None,
+        "sequences computed at once, over all devices together: saves memory, gradients are "
+        "averaged; must divide batch_size; none is all of them",
+        POSITIVE_INT,
     )
     steps: int = setting(500, "optimizer steps in all", POSITIVE_INT)
     log_interval: int = setting(10, "steps in one compiled call and one log row", POSITIVE_INT)
@@ -202,6 +267,18 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_fields(self, "train.")
+        if self.batch_size % self.batch_at_once:
+            tries = range(min(self.batch_at_once, self.batch_size), 0, -1)
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} must be divisible by train.micro_batch="
+                f"{self.micro_batch}; try micro_batch="
+                f"{next(n for n in tries if self.batch_size % n == 0)}"
+            )
+
+    @property
+    def batch_at_once(self) -> int:
+        """Sequences computed at once: micro_batch, or the whole batch."""
+        return self.batch_size if self.micro_batch is None else self.micro_batch
 
     @property
     def chunk_steps(self) -> int:
@@ -263,6 +340,34 @@ class Config:
         _check_fields(self)
         if not self.run_dir:
             raise ConfigError("run_dir is empty; give a folder such as runs/nano")
+        optim = _pinned(self.optim, self.train.steps)
+        if optim.schedule != "constant" and (
+            optim.warmup_steps + (optim.decay_steps or 1) > (optim.schedule_steps or 0)
+        ):
+            decay = f" and optim.decay_steps={optim.decay_steps}" if optim.decay_steps else ""
+            raise ConfigError(
+                f"optim.warmup_steps={optim.warmup_steps}{decay} must fit into the schedule's "
+                f"{optim.schedule_steps} steps; try fewer, or more train.steps or "
+                "optim.schedule_steps"
+            )
+
+
+def pin_schedule(config: Config) -> Config:
+    """Returns the config with every length of its schedule said, none standing for train.steps.
+
+    A run keeps these: were they to follow train.steps, more steps would change the past.
+    """
+    return dataclasses.replace(config, optim=_pinned(config.optim, config.train.steps))
+
+
+def _pinned(optim: OptimConfig, train_steps: int) -> OptimConfig:
+    if optim.schedule == "constant":
+        return optim
+    end = train_steps if optim.schedule_steps is None else optim.schedule_steps
+    decay = optim.decay_steps
+    if optim.schedule == "wsd" and decay is None:
+        decay = max(1, end // 5)
+    return dataclasses.replace(optim, schedule_steps=end, decay_steps=decay)
 
 
 # --- one setting at a time ------------------------------------------------------------------------

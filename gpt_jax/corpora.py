@@ -24,6 +24,12 @@ OZ_URL = "https://www.gutenberg.org/cache/epub/55/pg55.txt"  # GPT_JAX_OZ_URL na
 OZ_SHA256 = "5fbceadaf1cbc51bd8bf30e5ebe60ed99d67ebda266120ba3f6379d6ecf106c2"
 OZ_CHARACTERS = 207_799
 OZ_VOCABULARY = 73
+SHAKESPEARE_FILE = "tinyshakespeare.txt"  # nanoGPT's text; GPT_JAX_SHAKESPEARE_URL names a mirror
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_CHARACTERS = 1_115_394
 MAX_DOWNLOAD_BYTES = 20_000_000
 TRIES = 3
 TIMEOUT_SECONDS = (5, 10)  # to connect; between two packets
@@ -82,7 +88,7 @@ def load_corpus(
     fallback: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Corpus:
-    """Returns the corpus `name`: "oz", "python-manual", or the path of a UTF-8 text file.
+    """Returns the corpus `name`: one of `NAMES`, or the path of a UTF-8 text file.
 
     Args:
       name: a name or a path.
@@ -92,14 +98,14 @@ def load_corpus(
     Raises:
       CorpusError: it can't be had, and why, and the ways out.
     """
-    if name == "oz":
+    if name in DOWNLOADS:
         try:
-            return _load_oz(progress)
+            return _load_or_download(name, progress)
         except DownloadError as error:
             if fallback is None:
                 raise
             corpus = load_corpus(fallback)
-            note = f"corpus oz could not be had ({error.reason}); using {fallback} instead"
+            note = f"corpus {name} could not be had ({error.reason}); using {fallback} instead"
             return dataclasses.replace(corpus, notes=(note, *corpus.notes), requested=name)
     if name == "python-manual":
         return _load_python_manual()
@@ -119,7 +125,7 @@ def read_text(path: Path) -> str:
         raise CorpusError(f"corpus {path} is a folder; give the path of a text file") from None
     except (FileNotFoundError, ValueError):  # ValueError: no path at all, such as "a\0b"
         raise CorpusError(
-            f"corpus {str(path)!r} is neither a file nor a name; the names are oz and python-manual"
+            f"corpus {str(path)!r} is neither a file nor a name; the names are {NAMES}"
         ) from None
     except OSError as error:
         raise CorpusError(f"corpus {path} can't be read: {error.strerror}") from error
@@ -154,44 +160,62 @@ def data_dir() -> Path:
     return Path(cache) / "gpt_jax"
 
 
-def _load_oz(progress: Callable[[int, int | None], None] | None) -> Corpus:
+def _load_or_download(name: str, progress: Callable[[int, int | None], None] | None) -> Corpus:
+    """Returns a named text from the first folder that has it, or downloads it to the first one."""
+    download = DOWNLOADS[name]
     repository = Path(__file__).parent.parent / "data"
-    for path in dict.fromkeys((data_dir() / OZ_FILE, repository / OZ_FILE)):
+    for path in dict.fromkeys((data_dir() / download.file, repository / download.file)):
         if path.exists():
-            return _oz(read_text(path), str(path))
-    url = os.environ.get("GPT_JAX_OZ_URL", OZ_URL)
-    path = data_dir() / OZ_FILE
+            return _with_notes(name, read_text(path), str(path))
+    url = os.environ.get(f"GPT_JAX_{name.upper()}_URL", download.url)
+    path = data_dir() / download.file
     try:
-        text = original_form(_download(url, progress))
+        text = download.form(_download(url, progress, download.what))
     except (OSError, ValueError) as error:
         why = f"{url}: {in_short(error)}"
         raise DownloadError(
-            f"corpus oz could not be downloaded ({why}); put the book at {path}, or train on "
-            "another text with --data.corpus python-manual or --data.corpus PATH",
+            f"corpus {name} could not be downloaded ({why}); put the {download.what} at {path}, or "
+            "train on another text with --data.corpus python-manual or --data.corpus PATH",
             why,
         ) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
     except OSError as error:
-        corpus = _oz(text, url)
-        note = f"{path} could not be written ({error.strerror}): the book is downloaded every time"
+        corpus = _with_notes(name, text, url)
+        note = (
+            f"{path} could not be written ({error.strerror}): the {download.what} is downloaded "
+            "every time"
+        )
         return dataclasses.replace(corpus, notes=(*corpus.notes, note))
-    return _oz(text, f"{url}, now at {path}")
+    return _with_notes(name, text, f"{url}, now at {path}")
 
 
-def _oz(text: str, source: str) -> Corpus:
-    corpus = Corpus("oz", text, source)
+def _with_notes(name: str, text: str, source: str) -> Corpus:
+    corpus = Corpus(name, text, source)
+    return dataclasses.replace(corpus, notes=DOWNLOADS[name].notes(corpus))
+
+
+def _oz_notes(corpus: Corpus) -> tuple[str, ...]:
     if corpus.sha256 == OZ_SHA256:
-        return corpus
-    vocabulary = len(set(text))
+        return ()
+    vocabulary = len(set(corpus.text))
     note = (
-        f"this edition of oz is not the original's: {len(text):,} characters of {vocabulary} kinds "
-        f"against {OZ_CHARACTERS:,} of {OZ_VOCABULARY}"
+        f"this edition of oz is not the original's: {len(corpus.text):,} characters of "
+        f"{vocabulary} kinds against {OZ_CHARACTERS:,} of {OZ_VOCABULARY}"
     )
     if vocabulary != OZ_VOCABULARY:
         note += ", so the parameter count differs too"
-    return dataclasses.replace(corpus, notes=(note,))
+    return (note,)
+
+
+def _shakespeare_notes(corpus: Corpus) -> tuple[str, ...]:
+    if corpus.sha256 == SHAKESPEARE_SHA256:
+        return ()
+    return (
+        f"this shakespeare is not nanoGPT's: {len(corpus.text):,} characters against "
+        f"{SHAKESPEARE_CHARACTERS:,}, or others",
+    )
 
 
 def original_form(raw: bytes) -> str:
@@ -215,14 +239,56 @@ def original_form(raw: bytes) -> str:
     return "\ufeff" + body
 
 
-def _download(url: str, progress: Callable[[int, int | None], None] | None) -> bytes:
+def checked_shakespeare(raw: bytes) -> str:
+    """Returns the text as it is served.
+
+    Raises:
+      ValueError: it is another (an error page, or a part of the text).
+    """
+    found = hashlib.sha256(raw).hexdigest()
+    if found != SHAKESPEARE_SHA256:
+        raise ValueError(
+            f"{len(raw):,} bytes with sha256 {found[:12]}, not {SHAKESPEARE_SHA256[:12]}"
+        )
+    return raw.decode("utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """A named text that is downloaded once.
+
+    Attributes:
+      file: its name in the folder of texts.
+      url: where it is; the environment's GPT_JAX_NAME_URL comes first.
+      what: a word for it.
+      form: from what is served to the text; raises ValueError where that is not the text.
+      notes: what differs from what one would expect of a text of this name, a sentence each.
+    """
+
+    file: str
+    url: str
+    what: str
+    form: Callable[[bytes], str]
+    notes: Callable[[Corpus], tuple[str, ...]]
+
+
+DOWNLOADS = {
+    "oz": Download(OZ_FILE, OZ_URL, "book", original_form, _oz_notes),
+    "shakespeare": Download(
+        SHAKESPEARE_FILE, SHAKESPEARE_URL, "text", checked_shakespeare, _shakespeare_notes
+    ),
+}
+NAMES = "oz, shakespeare and python-manual"
+
+
+def _download(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
     """Returns what a URL serves, whole; a refusal, a time-out or half a page is tried again."""
     import requests
 
     deadline = time.monotonic() + TOTAL_SECONDS
     for attempt in range(TRIES):
         try:
-            return _download_once(requests, url, deadline, progress)
+            return _download_once(requests, url, deadline, progress, what)
         except requests.RequestException as error:
             status = error.response.status_code if error.response is not None else None
             final = status is not None and status < 500 and status != 429
@@ -233,7 +299,7 @@ def _download(url: str, progress: Callable[[int, int | None], None] | None) -> b
     raise AssertionError("the loop returns or raises")
 
 
-def _download_once(requests, url, deadline, progress) -> bytes:
+def _download_once(requests, url, deadline, progress, what) -> bytes:
     chunks: list[bytes] = []
     size = 0
     with requests.get(
@@ -245,7 +311,7 @@ def _download_once(requests, url, deadline, progress) -> bytes:
             chunks.append(chunk)
             size += len(chunk)
             if size > MAX_DOWNLOAD_BYTES:
-                raise ValueError(f"more than {MAX_DOWNLOAD_BYTES:,} bytes, so not the book")
+                raise ValueError(f"more than {MAX_DOWNLOAD_BYTES:,} bytes, so not the {what}")
             if time.monotonic() > deadline:
                 raise ValueError(f"only {size:,} bytes in {TOTAL_SECONDS} s")
             if progress:

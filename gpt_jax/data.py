@@ -87,10 +87,10 @@ def gather_batch(tokens, starts_B, block_size: int):
 
     Returns:
       (B, T + 1), of the same kind as tokens, jax or NumPy: T inputs, and the same one further on
-      as targets.
+      as targets. Starts in parts, (parts, B / parts), give a batch in parts.
     """
     xp = np if isinstance(tokens, np.ndarray) else jnp
-    return tokens[starts_B[:, None] + xp.arange(block_size + 1)]
+    return tokens[starts_B[..., None] + xp.arange(block_size + 1)]
 
 
 def make_windows(

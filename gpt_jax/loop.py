@@ -36,7 +36,7 @@ from gpt_jax.run import (
     create_folder,
     load_run,
     read_summary,
-    update_steps,
+    update_length,
 )
 from gpt_jax.start import Start, make_start
 from gpt_jax.step import TrainState
@@ -77,7 +77,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
         create_folder(run_dir, config, start.corpus, start.tokenizer)
     with lock(run_dir):
         if start.resumes:
-            update_steps(run_dir, config.train.steps)
+            update_length(run_dir, config)
         try:
             _train(start, display)
             return _finish(load_run(run_dir), start, display)
@@ -94,7 +94,10 @@ def _already_finished(run: Run, summary: dict[str, Any], display: Display) -> Ru
         f"{run_dir} is finished: {run.step} steps on {run.corpus['name']}, validation loss "
         f"{summary['val']['nats_per_token']:.4f}. Nothing was changed."
     )
-    display.line(f"  go on with it:    add --train.steps {2 * run.step}")
+    more = f"add --train.steps {2 * run.step}"
+    if (end := run.config.optim.schedule_steps) is not None:
+        more += f" --optim.schedule-steps {end}"
+    display.line(f"  go on with it:    {more}")
     display.line(f"  write more text:  python main.py sample --run-dir {run_dir}")
     display.line(f"  train a new one:  add --run-dir {run_dir}-2")
     return run
@@ -136,11 +139,14 @@ def _train(start: Start, display: Display) -> None:
             first = step - len(finite) + int(np.argmin(finite))
             value = (values["loss"] + values["grad_norm"])[np.argmin(finite)]
             raise _diverged(f"at step {first + 1}", value, run_dir, checkpoints)
-        return {
+        row = {
             "step": step,
             "loss": values["loss"].mean().item(),
             "grad_norm": values["grad_norm"].mean().item(),
         }
+        if "learning_rate" in values:
+            row["learning_rate"] = values["learning_rate"][-1].item()
+        return row
 
     def check_evaluation(row: dict[str, Any]) -> None:
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
@@ -234,7 +240,7 @@ def _announce(start: Start, programs: Programs, display: Display) -> None:
     """Says what is about to happen."""
     mesh, n_params = programs.mesh, programs.n_params
     config, corpus = start.config, start.corpus
-    model, batch_size = config.model, config.train.batch_size
+    model, batch_size, at_once = config.model, config.train.batch_size, config.train.batch_at_once
     for note in corpus.notes:
         display.note(note)
     device = mesh.devices.flat[0]
@@ -242,6 +248,7 @@ def _announce(start: Start, programs: Programs, display: Display) -> None:
         display.note(hint)
     n, unused = mesh.size, len(jax.devices()) - mesh.size
     spare = f" ({unused} more left idle: they don't divide the batch)" if unused else ""
+    parts = f"{batch_size // at_once} parts x " if at_once < batch_size else ""
     tokens_per_step = batch_size * model.block_size
     total = tokens_per_step * config.train.steps
     n_train, n_val = (len(start.splits[name].tokens) for name in ("train", "val"))
@@ -252,8 +259,8 @@ def _announce(start: Start, programs: Programs, display: Display) -> None:
             "split": f"{n_train:,} tokens to train on, {n_val:,} to validate",
             "model": f"{n_params:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
             f"{model.n_embd} wide, context {model.block_size}, {model.vocab_size} tokens",
-            "devices": f"{n} x {device.device_kind}: batch {batch_size} = {n} x {batch_size // n} "
-            f"sequences{spare}",
+            "devices": f"{n} x {device.device_kind}: batch {batch_size} = {parts}{n} x "
+            f"{at_once // n} sequences{spare}",
             "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
             f"{total / n_train:.1f} times the training text",
             "run": f"{config.run_dir} ({'continued' if start.resumes else 'new'})",

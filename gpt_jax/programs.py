@@ -42,7 +42,7 @@ class Programs:
     def __init__(self, config: Config, splits: dict[str, Split]):
         """Works out shapes; `start` begins to compile."""
         self._config = config
-        self.mesh = make_mesh(config.train.batch_size)
+        self.mesh = make_mesh(config.train.batch_at_once)
         optimizer = make_optimizer(config.optim)
 
         def initialise(keys: Keys) -> TrainState:

@@ -107,10 +107,12 @@ def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: Toke
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def update_steps(run_dir: Path, steps: int) -> None:
-    """Raises the number of steps a run is to take, in its config.json."""
+def update_length(run_dir: Path, config: Config) -> None:
+    """Changes how many steps a run is to take, and how its schedule ends, in its config.json."""
     values = _read_json(run_dir / CONFIG_FILE)
-    values["train"]["steps"] = steps
+    values["train"]["steps"] = config.train.steps
+    if config.optim.schedule != "constant":
+        values["optim"] = to_dict(config)["optim"]
     write_atomically(run_dir / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
 

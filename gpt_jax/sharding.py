@@ -25,6 +25,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/attn/(qkv|proj)/(kernel|bias)|blocks/attn/(q_norm|k_norm)/scale", P()),
     (r"blocks/mlp/(gate|up|down)/(kernel|bias)", P()),
     (r"head/(kernel|bias)|head_bias", P()),
+    (r"ns_coeffs", P()),  # three numbers that optax keeps in Muon's state
 )
 
 
@@ -42,9 +43,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def make_place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """Returns a function that splits an array's first axis, the batch, over the devices."""
-    sharding = NamedSharding(mesh, P(("data", "fsdp")))
-    return lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
+    """Returns a function that splits a batch (B, T + 1) over the devices, by its first axis.
+
+    A batch in parts, (parts, B / parts, T + 1), has each of its parts split so.
+    """
+
+    def place_batch(batch: jax.Array) -> jax.Array:
+        spec = P(*[None] * (batch.ndim - 2), ("data", "fsdp"))
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, spec))
+
+    return place_batch
 
 
 def state_shardings(state, mesh: Mesh):

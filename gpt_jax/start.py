@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import Config, ConfigError, get, override, settings
+from gpt_jax import checkpoint
+from gpt_jax.config import Config, ConfigError, get, override, pin_schedule, settings
 from gpt_jax.corpora import Corpus, load_corpus
 from gpt_jax.data import Split, make_splits, split_text
 from gpt_jax.errors import UserError
@@ -53,7 +54,8 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
     resumes = is_run(run_dir)
     if resumes:
         saved, record = read_config(run_dir)
-        config = merge_with_saved(config, saved, record)
+        done = max(checkpoint.steps(run_dir), default=0)
+        config = merge_with_saved(config, saved, record, done)
         tokenizer = load_tokenizer(run_dir)
         corpus = load_corpus(config.data.corpus, progress=progress)
         check_same_corpus(corpus, record, run_dir)
@@ -67,7 +69,7 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
         texts = split_text(corpus.text, data.train_fraction)
         tokenizer = make_tokenizer(data, texts)
         config = dataclasses.replace(
-            config,
+            pin_schedule(config),
             data=dataclasses.replace(data, corpus=corpus.name),
             model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
         )
@@ -99,8 +101,15 @@ def check_folder(run_dir: Path) -> None:
         )
 
 
-def merge_with_saved(config: Config, saved: Config, record: dict[str, Any]) -> Config:
-    """Returns the settings to train a run on with; only `train.steps` may differ, and only grow.
+# What says how a schedule ends.
+ENDS = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
+
+
+def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
+    """Returns the settings to train a run on with.
+
+    Only `train.steps` may differ, and only grow; and how the schedule ends, where none of the
+    `done` steps has felt it.
 
     Raises:
       ConfigError: another setting differs; the message names each.
@@ -113,6 +122,12 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any]) -> C
     if corpus != used and os.path.exists(path):
         corpus = path
     free = {"run_dir", "train.steps", "model.vocab_size", "data.corpus", "data.fallback_corpus"}
+    config = pin_schedule(config)
+    ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
+        config.optim.constant_steps, saved.optim.constant_steps
+    )
+    if ends_may_move:
+        free |= ENDS
     if config.sample.prompt is None:
         config = override(config, {"sample.prompt": saved.sample.prompt})
     differences = [
@@ -127,14 +142,22 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any]) -> C
         differences.append(
             f"train.steps is {saved.train.steps} there and {config.train.steps} here (it can grow)"
         )
+    way_on = ""
+    end = saved.optim.schedule_steps
+    if not ends_may_move and end not in (None, config.optim.schedule_steps):
+        way_on = (
+            f"; --optim.schedule-steps {end} keeps the learning rate of the {done} steps taken, "
+            "and later steps stay at its floor"
+        )
     if differences:
         raise ConfigError(
             f"{config.run_dir} is a run with other settings: {'; '.join(differences)}. Choose "
-            "another --run-dir, or its own settings"
+            f"another --run-dir, or its own settings{way_on}"
         )
     return dataclasses.replace(
         saved,
         run_dir=config.run_dir,
         data=dataclasses.replace(saved.data, corpus=corpus),
+        optim=config.optim,
         train=dataclasses.replace(saved.train, steps=config.train.steps),
     )

@@ -7,6 +7,7 @@ No clock, no printing, no files, no mesh: every side effect is in `loop.py`, whi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -16,7 +17,7 @@ import optax
 from gpt_jax.config import ModelConfig, OptimConfig, TrainConfig
 from gpt_jax.data import gather_batch, sample_starts
 from gpt_jax.model import GPT, Params, forward
-from gpt_jax.optim import make_optimizer
+from gpt_jax.optim import make_learning_rate, make_optimizer
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -80,20 +81,47 @@ def loss_fn(
 def make_train_step(model: ModelConfig, optimizer: optax.GradientTransformation) -> Callable:
     """Returns train_step(state, batch, key) -> (state, metrics), one optimizer step.
 
-    batch is (B, T + 1) token ids, key is the step's dropout key. The metrics are float32 scalars:
-    `loss`, in nats a token, before the step and with dropout; `grad_norm`, the global L2 norm.
+    batch is (B, T + 1) token ids, key is the step's dropout key. A batch in parts, (parts, B /
+    parts, T + 1), is computed part by part; see `accumulate`. The metrics are float32 scalars:
+    `loss`, in nats a token, before the step and with dropout; `grad_norm`, the global L2 norm,
+    before clipping.
     """
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
-        loss, grads = jax.value_and_grad(lambda params: loss_fn(model, params, batch, key))(
-            state.params
-        )
+        def loss_and_grads(batch: jax.Array, key: jax.Array):
+            return jax.value_and_grad(lambda params: loss_fn(model, params, batch, key))(
+                state.params
+            )
+
+        if batch.ndim == 2:
+            loss, grads = loss_and_grads(batch, key)
+        else:
+            loss, grads = accumulate(loss_and_grads, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
+
+
+def accumulate(function: Callable, parts: jax.Array, key: jax.Array):
+    """Returns the mean of function(part, part's key) over the leading axis, summed in float32.
+
+    Parts of equal size, so a mean of means is the mean over the whole batch. Part i has the key
+    `fold_in(key, i)`: its dropout masks are its own, and other than they were in a whole batch.
+    """
+
+    def body(total: Any, part: tuple[jax.Array, jax.Array]):
+        i, batch = part
+        value = function(batch, jax.random.fold_in(key, i))
+        return jax.tree.map(lambda t, v: t + v.astype(jnp.float32), total, value), None
+
+    n = len(parts)
+    shapes = jax.eval_shape(function, parts[0], key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    total, _ = jax.lax.scan(body, zeros, (jnp.arange(n), parts))
+    return jax.tree.map(lambda t: t / n, total)
 
 
 def make_train_chunk(
@@ -105,16 +133,23 @@ def make_train_chunk(
     """Returns train_chunk(state, tokens, keys, *, steps) -> (state, metrics): many steps, one call.
 
     tokens is int (N,); each step draws its batch from it by the step's own key. `place_batch` says
-    how a batch is laid out over devices. The metrics are those of `train_step`, each (steps,).
+    how a batch is laid out over devices. The metrics are those of `train_step`, each (steps,), and
+    `learning_rate` where that is not constant.
     """
     train_step = make_train_step(model, make_optimizer(optim))
+    learning_rate = make_learning_rate(optim)
 
     def train_chunk(state: TrainState, tokens: jax.Array, keys: Keys, *, steps: int):
         def body(state: TrainState, _):
             data_key = jax.random.fold_in(keys.data, state.step)
             starts_B = sample_starts(data_key, len(tokens), model.block_size, train.batch_size)
+            if train.batch_at_once < train.batch_size:
+                starts_B = starts_B.reshape(-1, train.batch_at_once)  # in parts
             batch = place_batch(gather_batch(tokens, starts_B, model.block_size))
-            return train_step(state, batch, jax.random.fold_in(keys.dropout, state.step))
+            after, metrics = train_step(state, batch, jax.random.fold_in(keys.dropout, state.step))
+            if callable(learning_rate):
+                metrics["learning_rate"] = learning_rate(state.step)
+            return after, metrics
 
         return jax.lax.scan(body, state, length=steps)
 
@@ -146,11 +181,14 @@ def make_eval_step(
             ]
         )
 
+        if train.batch_at_once < train.batch_size:  # a mean over equal parts is the same
+            batches = batches.reshape(-1, train.batch_at_once, model.block_size + 1)
+
         def body(_, batch):
             return None, loss_fn(model, params, place_batch(batch))
 
         losses = jax.lax.scan(body, None, batches)[1]
-        return losses.reshape(len(splits), train.eval_batches).mean(axis=1)
+        return losses.reshape(len(splits), -1).mean(axis=1)
 
     return eval_step
 

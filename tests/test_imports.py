@@ -35,7 +35,7 @@ ALLOWED = {
     "text": {"config", "run", "sample", "step", "tokenizer"},
     "process": {"errors"},
     "programs": {"config", "data", "devices", "optim", "sharding", "step"},
-    "start": BASE | {"corpora", "data", "run", "text", "tokenizer"},
+    "start": BASE | {"checkpoint", "corpora", "data", "run", "text", "tokenizer"},
 }
 MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))
 

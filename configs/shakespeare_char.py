@@ -1,0 +1,29 @@
+"""nanoGPT's baby GPT: 10,745,088 parameters on tiny Shakespeare, a few minutes on a GPU.
+
+python main.py --config shakespeare_char
+
+Not run. nanoGPT gives a val loss of 1.4697 and 3 minutes on one A100 for its own.
+"""
+
+import dataclasses
+
+from gpt_jax.config import Config
+from gpt_jax.config_files import load_config
+
+
+def get_config() -> Config:
+    small = load_config("shakespeare_cpu")
+    return dataclasses.replace(
+        small,
+        run_dir="runs/shakespeare_char",
+        model=dataclasses.replace(
+            small.model,
+            n_layer=6,
+            n_head=6,
+            n_embd=384,
+            block_size=256,
+            dropout=0.2,
+            embedding_dropout=0.2,
+        ),
+        train=dataclasses.replace(small.train, batch_size=64, steps=5000, eval_batches=200),
+    )
