@@ -142,9 +142,8 @@ def reproduce_nanogpt(seeds: int) -> dict[str, Any]:
     for step in steps:
         cells = ["{mean:.3f} +- {half_width:.3f}".format(**result[s][step]) for s in SPLITS]
         print(f"{step:>6}   train {cells[0]}   val {cells[1]}")
-    print(
-        "exact val {mean:.4f} +- {half_width:.4f}".format(**result["exact_val"]["nats_per_token"])
-    )
+    exact = result["exact_val"]["nats_per_token"]
+    print("exact val {mean:.4f} +- {half_width:.4f}".format(**exact))
     return result
 
 

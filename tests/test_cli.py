@@ -342,7 +342,7 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (["--run-dir", ""], "run_dir is empty; give a folder such as runs/nano"),
         (
             ["--data.corpus", ""],
-            "data.corpus is empty; give a name (oz, python-manual) or a path",
+            "data.corpus is empty; give a name (oz, shakespeare, python-manual) or a path",
         ),
         (
             ["--train.steps"],
@@ -448,7 +448,8 @@ def test_a_sample_setting_that_breaks_a_rule_is_one_line(mistake, argv, line):
     [
         (
             "absent",
-            "corpus 'corpus' is neither a file nor a name; the names are oz and python-manual",
+            "corpus 'corpus' is neither a file nor a name; the names are oz, shakespeare "
+            "and python-manual",
         ),
         ("folder", "corpus corpus is a folder; give the path of a text file"),
         (b"", "corpus corpus is empty; give a text file"),

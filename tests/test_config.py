@@ -23,6 +23,7 @@ from gpt_jax.config import (
     get,
     override,
     parse,
+    pin_schedule,
     settings,
     to_dict,
 )
@@ -42,18 +43,27 @@ POSITIVE_INTS = [
     "train.eval_batches",
     "train.checkpoint_interval",
     "train.keep_checkpoints",
+    "train.micro_batch",
+    "optim.schedule_steps",
     "sample.max_new_tokens",
     "sample.top_k",
     "sample.num_samples",
 ]
-POSITIVE_FLOATS = ["optim.learning_rate", "model.attention_scale"]
+POSITIVE_FLOATS = ["optim.learning_rate", "optim.clip", "model.attention_scale"]
 NOT_NEGATIVE_FLOATS = ["optim.weight_decay", "sample.temperature"]
-SHARES = ["model.dropout", "model.embedding_dropout", "optim.beta1", "optim.beta2"]
+SHARES = [
+    "model.dropout",
+    "model.embedding_dropout",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.muon_beta",
+]
 FLOATS = [
     *POSITIVE_FLOATS,
     *NOT_NEGATIVE_FLOATS,
     *SHARES,
     "data.train_fraction",
+    "optim.floor",
     "sample.top_p",
 ]
 TEXTS = ["run_dir", "data.corpus"]
@@ -69,6 +79,8 @@ CHOICES = {
     "model.activation": "relu, gelu, relu2, swiglu",
     "model.norm": "layer, rms",
     "model.positions": "learned, rotary",
+    "optim.optimizer": "adamw, muon",
+    "optim.decay": "all, matrices",
     "sample.window": "exact, refill",
 }
 
@@ -98,7 +110,101 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
     numbers = {
         name for name, hint, _ in settings(Config) if hint in (int, float, int | None, float | None)
     }
-    assert numbers == {*POSITIVE_INTS, *FLOATS, "seed", "model.vocab_size", "data.vocab_size"}
+    assert numbers == {
+        *POSITIVE_INTS, *FLOATS, "seed", "model.vocab_size", "data.vocab_size",
+        "optim.warmup_steps", "optim.decay_steps",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_floor_is_a_share(value):
+    assert refusal("optim.floor", value) == f"optim.floor={value!r} must be a number in [0, 1]"
+    assert (OptimConfig(floor=0).floor, OptimConfig(floor=1).floor) == (0, 1)
+
+
+def test_lengths_of_a_schedule_are_whole_numbers():
+    assert refusal("optim.warmup_steps", -1) == (
+        "optim.warmup_steps=-1 must be a whole number of at least 0"
+    )
+    with pytest.raises(ConfigError, match=r"optim.decay_steps=0 must be .* at least 1"):
+        OptimConfig(schedule="wsd", decay_steps=0)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_decay_steps_are_for_wsd(schedule):
+    with pytest.raises(ConfigError) as caught:
+        OptimConfig(schedule=schedule, decay_steps=5)
+    assert str(caught.value) == (
+        f"optim.decay_steps=5 is for optim.schedule=wsd, and this is {schedule}; set "
+        "optim.decay_steps=none (optim.schedule_steps is where cosine ends)"
+    )
+    with pytest.raises(ConfigError, match="must be one of constant, cosine, wsd"):
+        OptimConfig(schedule="linear")
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        (
+            {"schedule": "cosine", "warmup_steps": 8},
+            "warmup_steps=8 must fit into the schedule's 8",
+        ),
+        (
+            {"schedule": "cosine", "warmup_steps": 3, "schedule_steps": 3},
+            "warmup_steps=3 must fit into the schedule's 3 steps; try fewer, or more train.steps",
+        ),
+        (
+            {"schedule": "wsd", "warmup_steps": 5, "decay_steps": 4},
+            "optim.warmup_steps=5 and optim.decay_steps=4 must fit into the schedule's 8 steps",
+        ),
+    ],
+)
+def test_a_schedule_fits_its_length(optim, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(optim=OptimConfig(**optim), train=TrainConfig(steps=8))
+    roomy = {**optim, "schedule_steps": 9}
+    assert Config(optim=OptimConfig(**roomy), train=TrainConfig(steps=8)).train.steps == 8
+
+
+@pytest.mark.parametrize(
+    ("optim", "pinned"),
+    [
+        ({}, (None, None, math.inf)),
+        ({"warmup_steps": 9}, (None, None, math.inf)),
+        ({"schedule": "cosine", "warmup_steps": 7}, (500, None, 7)),
+        ({"schedule": "cosine", "schedule_steps": 90}, (90, None, 0)),
+        ({"schedule": "wsd"}, (500, 100, 400)),
+        ({"schedule": "wsd", "schedule_steps": 3}, (3, 1, 2)),
+        ({"schedule": "wsd", "decay_steps": 30}, (500, 30, 470)),
+    ],
+)
+def test_a_schedule_is_as_long_as_training_unless_it_says_otherwise(optim, pinned):
+    config = Config(optim=OptimConfig(**optim), train=TrainConfig(steps=500))
+    found = pin_schedule(config).optim
+    assert (found.schedule_steps, found.decay_steps, found.constant_steps) == pinned
+    assert pin_schedule(dataclasses.replace(config, optim=found)).optim == found
+
+
+def test_the_length_of_a_schedule_that_has_none_is_an_error():
+    for schedule in ("cosine", "wsd"):
+        with pytest.raises(ValueError, match=f"schedule={schedule} has no length; see pin_sche"):
+            _ = OptimConfig(schedule=schedule).constant_steps
+
+
+@pytest.mark.parametrize(("micro_batch", "advice"), [(5, 4), (64, 32), (31, 16)])
+def test_a_micro_batch_divides_the_batch(micro_batch, advice):
+    assert refusal("train.micro_batch", micro_batch) == (
+        f"train.batch_size=32 must be divisible by train.micro_batch={micro_batch}; "
+        f"try micro_batch={advice}"
+    )
+    assert TrainConfig(micro_batch=advice).batch_at_once == advice
+    assert TrainConfig().batch_at_once == 32
+
+
+def test_settings_saved_before_there_were_schedules_mean_what_they_did():
+    optim = from_dict({"optim": {"learning_rate": 1e-3, "weight_decay": 0.01}}).optim
+    assert (optim.optimizer, optim.schedule, optim.warmup_steps) == ("adamw", "constant", 0)
+    assert (optim.decay, optim.clip) == ("all", None)
 
 
 @pytest.mark.parametrize("value", [256, 0, -1])
@@ -275,6 +381,10 @@ def test_none_is_for_optional_settings_only():
         "model.n_kv_head",
         "data.fallback_corpus",
         "data.vocab_size",
+        "optim.schedule_steps",
+        "optim.decay_steps",
+        "optim.clip",
+        "train.micro_batch",
         "sample.prompt",
         "sample.top_k",
         "sample.top_p",

@@ -302,6 +302,81 @@ def test_a_failed_download_ends_within_its_total_time(serve, monkeypatch, nowher
     assert nowhere == []
 
 
+# --- shakespeare ----------------------------------------------------------------------------------
+
+PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
+
+
+@pytest.fixture
+def serve_play(serve, monkeypatch):
+    """Starts a server of the given answers where `shakespeare` is downloaded from."""
+    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", Corpus("", PLAY, "").sha256)
+
+    def start(*answers):
+        server = serve(*answers)
+        monkeypatch.setenv("GPT_JAX_SHAKESPEARE_URL", server.url)
+        return server
+
+    return start
+
+
+def test_shakespeare_is_downloaded_once_and_taken_as_it_is(serve_play, tmp_path):
+    server = serve_play(PLAY.encode())
+    first, second = load_corpus("shakespeare"), load_corpus("shakespeare")
+    path = tmp_path / "texts" / "tinyshakespeare.txt"
+    assert first.text == second.text == PLAY == path.read_text("utf-8")
+    assert (first.name, first.notes, second.notes) == ("shakespeare", (), ())
+    assert (first.source, second.source) == (f"{server.url}, now at {path}", str(path))
+    assert len(server.paths) == 1
+
+
+@pytest.mark.parametrize("served", [b"<html>not here</html>", PLAY[:-1].encode(), b"\xff\xfe"])
+def test_what_is_not_shakespeare_is_refused_and_never_kept(serve_play, tmp_path, served):
+    server = serve_play(served)
+    with pytest.raises(DownloadError) as caught:
+        load_corpus("shakespeare")
+    path = tmp_path / "texts" / "tinyshakespeare.txt"
+    message = str(caught.value)
+    assert message.startswith(f"corpus shakespeare could not be downloaded ({server.url}: ")
+    assert f"{len(served)} bytes with sha256 " in message
+    assert message.endswith(
+        f"put the text at {path}, or train on another text with --data.corpus python-manual or "
+        "--data.corpus PATH"
+    )
+    assert not path.exists()
+
+
+def test_a_users_own_shakespeare_has_a_note(serve_play, tmp_path):
+    server = serve_play(PLAY.encode())
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "tinyshakespeare.txt").write_text("To be")
+    corpus = load_corpus("shakespeare")
+    assert corpus.text == "To be"
+    assert corpus.notes == (
+        "this shakespeare is not nanoGPT's: 5 characters against 1,115,394, or others",
+    )
+    assert server.paths == []
+
+
+def test_a_fallback_serves_for_shakespeare_too(no_server, monkeypatch):
+    monkeypatch.setenv("GPT_JAX_SHAKESPEARE_URL", no_server)
+    corpus = load_corpus("shakespeare", fallback="python-manual")
+    assert (corpus.name, corpus.requested) == ("python-manual", "shakespeare")
+    assert corpus.notes[0].startswith("corpus shakespeare could not be had (")
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("GPT_JAX_DATA") or "absent") / "tinyshakespeare.txt").is_file(),
+    reason="GPT_JAX_DATA names no folder with nanoGPT's tinyshakespeare.txt",
+)
+def test_nanogpts_shakespeare(monkeypatch):
+    monkeypatch.setenv("GPT_JAX_DATA", REAL_DATA)
+    corpus = load_corpus("shakespeare")
+    assert corpus.notes == ()
+    assert (len(corpus.text), len(set(corpus.text))) == (corpora.SHAKESPEARE_CHARACTERS, 65)
+    assert int(0.9 * len(corpus.text)) == 1_003_854  # nanoGPT's training tokens
+
+
 # --- in its place ---------------------------------------------------------------------------------
 
 
@@ -486,7 +561,8 @@ def test_a_missing_file_is_named_with_the_names_there_are(name, tmp_path, monkey
     with pytest.raises(CorpusError) as caught:
         load_corpus(name)
     assert str(caught.value) == (
-        f"corpus {name!r} is neither a file nor a name; the names are oz and python-manual"
+        f"corpus {name!r} is neither a file nor a name; the names are oz, shakespeare and "
+        "python-manual"
     )
 
 

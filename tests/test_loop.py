@@ -56,6 +56,7 @@ def test_a_run_is_a_folder_with_all_that_belongs_to_it(tiny_config):
             assert {"train_loss", "val_loss", "val_bpb", "tokens_per_second"} <= set(row)
         if row["step"]:
             assert row["loss"] > 0
+        assert "learning_rate" not in row  # it is constant
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
     assert list((run.run_dir / "tensorboard").glob("events.out.tfevents*"))
     assert run.summary["val"]["tokens_predicted"] == len(run_val_text(run)) - 1
@@ -112,6 +113,82 @@ def test_more_steps_continue_a_run_as_if_it_had_been_longer_from_the_start(tiny_
     samples = (continued.run_dir / "samples.txt").read_text()
     assert "=== step 12," in samples
     assert "=== step 20," in samples
+
+
+# --- schedules ------------------------------------------------------------------------------------
+
+SCHEDULED = {
+    "optim.schedule": "cosine", "optim.warmup_steps": 3, "optim.clip": 0.5,
+    "optim.decay": "matrices", "optim.optimizer": "muon", "train.micro_batch": 4,
+}  # fmt: skip
+WSD = {"optim.schedule": "wsd", "optim.warmup_steps": 2}
+
+
+def rates(run):
+    return [row["learning_rate"] for row in read_rows(run.run_dir)[1:]]
+
+
+def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path):
+    whole = train(tiny_config, **SCHEDULED)
+    other = {"run_dir": str(tmp_path / "other"), **SCHEDULED}
+    with pytest.MonkeyPatch.context() as patch:
+        write = loop.MetricsWriter.write
+
+        def failing(self, row):
+            write(self, row)
+            if row["step"] == 6:  # two steps after a checkpoint
+                raise KeyboardInterrupt("stopped by the test")
+
+        patch.setattr(loop.MetricsWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config, **other)
+    assert_same_run(whole, train(tiny_config, **other))
+    config = json.loads((whole.run_dir / "config.json").read_text())
+    assert config["optim"]["schedule_steps"] == 12
+
+
+def test_more_steps_do_not_move_the_end_of_a_schedule(tiny_config, tmp_path, capsys):
+    cosine = {"optim.schedule": "cosine", "optim.warmup_steps": 3}
+    run = train(tiny_config, **cosine)
+    # Rows of steps 2, 4, ... 12 have the rate of the step before, whose number is one less.
+    angles = np.pi * (np.array([3, 3, 5, 7, 9, 11]) - 3) / 9
+    shares = np.array([2 / 4, 1, 1, 1, 1, 1]) * (0.1 + 0.9 * (1 + np.cos(angles)) / 2)
+    np.testing.assert_allclose(rates(run), 3e-4 * shares, rtol=1e-6)  # 8 eps
+    before = timeless(run.run_dir)
+    with pytest.raises(ConfigError, match=r"optim.schedule_steps is 12 there and 20 here.*") as e:
+        train(tiny_config, **cosine, **{"train.steps": 20})
+    assert str(e.value).endswith(
+        "; --optim.schedule-steps 12 keeps the learning rate of the 12 steps taken, and later "
+        "steps stay at its floor"
+    )
+    assert timeless(run.run_dir) == before
+    gpt_jax.train(override(tiny_config, cosine))
+    assert "add --train.steps 24 --optim.schedule-steps 12" in capsys.readouterr().out
+    # What the message says works, and is the run that it would have been from the start.
+    more = {"train.steps": 20, "optim.schedule_steps": 12}
+    longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **cosine, **more)
+    assert_same_run(longer, train(tiny_config, **cosine, **more))
+    np.testing.assert_allclose(rates(longer)[6:], [3e-5] * 4, rtol=1e-6)
+
+
+def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, tmp_path):
+    """The use of wsd: train on at the stable rate, and decay when it is enough."""
+    far = {"optim.schedule_steps": 1000}
+    train(tiny_config, **WSD, **far)
+    then = {"train.steps": 20, "optim.schedule_steps": 20, "optim.decay_steps": 6}
+    longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **WSD, **then)
+    continued = train(tiny_config, **WSD, **then)
+    assert_same_run(longer, continued)
+    np.testing.assert_allclose(rates(continued)[-1], 3e-4 * (0.1 + 0.9 / 6), rtol=1e-6)
+    saved = json.loads((continued.run_dir / "config.json").read_text())
+    assert (saved["optim"]["schedule_steps"], saved["optim"]["decay_steps"]) == (20, 6)
+    # Now it has been felt; and a decay that would begin before the last step taken is refused.
+    with pytest.raises(ConfigError, match="schedule_steps is 20 there and 30 here"):
+        train(tiny_config, **WSD, **{**then, "train.steps": 30, "optim.schedule_steps": 30})
+    other = {"run_dir": str(tmp_path / "other"), **WSD}
+    train(tiny_config, **other, **far)
+    with pytest.raises(ConfigError, match=r"schedule_steps is 1000 there and 16 here"):
+        train(tiny_config, **other, **{"train.steps": 16, "optim.decay_steps": 5})
 
 
 def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):

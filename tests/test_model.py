@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY
 
 from gpt_jax.config import ModelConfig
-from gpt_jax.config_files import list_configs, load_config
+from gpt_jax.config_files import config_dir, list_configs, load_config
 from gpt_jax.model import GPT, forward, init_cache
 from gpt_jax.sharding import make_mesh, state_shardings
 from gpt_jax.step import make_keys
@@ -35,10 +35,21 @@ def count(config: ModelConfig) -> int:
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
+PARAMETERS = {  # (vocabulary of its corpus, parameters)
+    "nano": (73, 620_873),
+    "nano_original": (73, 620_873),
+    "shakespeare_cpu": (65, 804_096),
+    "shakespeare_char": (65, 10_745_088),
+}
+
+
 @pytest.mark.parametrize("name", list_configs())
 def test_every_config_has_the_parameter_count_it_states(name):
-    model = dataclasses.replace(load_config(name).model, vocab_size=73)
-    assert {"nano": 620_873, "nano_original": 620_873}[name] == count(model)
+    vocab_size, parameters = PARAMETERS[name]
+    assert count(dataclasses.replace(load_config(name).model, vocab_size=vocab_size)) == parameters
+    stated = config_dir() / f"{name}.py"
+    if name != "nano_original":
+        assert f"{parameters:,}" in stated.read_text("utf-8").partition("\n")[0]
 
 
 def test_initial_weights_have_the_originals_distribution():

@@ -1,5 +1,6 @@
 """The step: hand-computed losses, learning, and independence of chunks and devices."""
 
+import dataclasses
 import math
 
 import jax
@@ -14,9 +15,10 @@ from gpt_jax.data import Split, gather_batch, sample_starts
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.metrics import bits_per_byte
 from gpt_jax.model import forward
-from gpt_jax.optim import make_optimizer
+from gpt_jax.optim import make_learning_rate, make_optimizer
 from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
 from gpt_jax.step import (
+    accumulate,
     init_state,
     loss_fn,
     make_eval_step,
@@ -125,12 +127,12 @@ def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
     np.testing.assert_allclose(metrics["loss"], losses, atol=2e-4)
 
 
-def run_on(n_devices: int, steps: int):
-    mesh = make_mesh(TRAIN.batch_size, jax.devices()[:n_devices])
+def run_on(n_devices: int, steps: int, model=TINY, train=TRAIN):
+    mesh = make_mesh(train.batch_at_once, jax.devices()[:n_devices])
     assert mesh.size == n_devices
     state = jax.device_put(new_state(), replicated(mesh))
     chunk = jax.jit(
-        make_train_chunk(TINY, OPTIM, TRAIN, make_place_batch(mesh)),
+        make_train_chunk(model, OPTIM, train, make_place_batch(mesh)),
         static_argnames="steps",
         out_shardings=(state_shardings(state, mesh), None),
     )
@@ -151,6 +153,112 @@ def test_device_count_changes_rounding_only():
         _, many = run_on(n, steps=5)
         np.testing.assert_allclose(many[0], one[0], atol=bound)
         np.testing.assert_allclose(many, one, atol=20 * bound)  # 5 steps of AdamW amplify it
+
+
+# --- a batch in parts -----------------------------------------------------------------------------
+
+STILL = dataclasses.replace(TINY, dropout=0.0)
+BATCH = TOKENS[:72].reshape(8, 9)
+
+
+def in_parts(size):
+    return dataclasses.replace(TRAIN, micro_batch=size)
+
+
+def test_gradients_of_parts_are_those_of_the_whole_batch():
+    """Means of n = 64 terms in another order: n * eps * the largest term, of loss or gradient."""
+    params = new_state().params
+
+    def gradient(batch, _):
+        return jax.value_and_grad(loss_fn, 1)(STILL, params, batch)
+
+    @jax.jit
+    def all_ways(batch):
+        rows = batch[:, None]
+        whole = gradient(batch, None)
+        parts = [accumulate(gradient, batch.reshape(-1, n, 9), KEYS.dropout) for n in (1, 4)]
+        return whole, jax.lax.map(lambda row: gradient(row, None), rows), parts
+
+    whole, each, (by_one, by_four) = all_ways(BATCH)
+    for a, terms, *found in zip(*map(jax.tree.leaves, (whole, each, by_one, by_four)), strict=True):
+        bound = 64 * np.finfo(np.float32).eps * max(1e-3, float(jnp.abs(terms).max()))
+        for b in found:
+            np.testing.assert_allclose(a, b, rtol=0, atol=bound)
+            assert b.dtype == jnp.float32
+
+
+def test_each_part_has_dropout_masks_of_its_own():
+    """Part i has the key fold_in(key, i): equal rows in two parts get two losses."""
+    params = jax.tree.map(lambda x: 5 * x, new_state().params)
+    key = jax.random.fold_in(KEYS.dropout, 3)
+
+    def gradient(batch, key):
+        return jax.value_and_grad(loss_fn, 1)(TINY, params, batch, key)
+
+    twice = jnp.stack([BATCH[:4], BATCH[:4]])
+    loss, gradients = jax.jit(lambda: accumulate(gradient, twice, key))()
+    gradient = jax.jit(gradient)
+    one, two = (gradient(BATCH[:4], jax.random.fold_in(key, i)) for i in (0, 1))
+    assert abs(float(one[0] - two[0])) > 1e-3
+    eps = np.finfo(np.float32).eps  # two programs, so sums of 64 terms may differ in order
+    np.testing.assert_allclose(loss, (one[0] + two[0]) / 2, rtol=64 * eps)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, one[1], two[1])
+    assert largest_difference(gradients, mean) < 64 * eps * 10
+
+
+def test_a_step_in_parts_is_the_step_of_its_whole_batch():
+    """On two devices as on one; the optimizer's batch stays batch_size."""
+    bound = 64 * np.finfo(np.float32).eps * 2.4  # see test_device_count_changes_rounding_only
+    _, whole = run_on(1, steps=5, model=STILL)
+    _, parts = run_on(2, steps=5, model=STILL, train=in_parts(2))
+    np.testing.assert_allclose(parts[0], whole[0], atol=bound)
+    np.testing.assert_allclose(parts, whole, atol=20 * bound)  # 5 steps of AdamW amplify it
+
+
+def test_device_count_changes_rounding_only_in_parts_too():
+    """With dropout: the masks of a part are those of its key, however it is split."""
+    bound = 64 * np.finfo(np.float32).eps * 2.4
+    _, one = run_on(1, steps=5, train=in_parts(4))
+    _, many = run_on(4, steps=5, train=in_parts(4))
+    np.testing.assert_allclose(many[0], one[0], atol=bound)
+    np.testing.assert_allclose(many, one, atol=20 * bound)
+
+
+def test_a_part_that_is_the_whole_batch_changes_nothing():
+    def program(train):
+        chunk = jax.jit(make_train_chunk(TINY, OPTIM, train), static_argnames="steps")
+        return chunk.lower(new_state(), TOKENS, KEYS, steps=2).as_text()
+
+    assert program(in_parts(8)) == program(TRAIN) != program(in_parts(4))
+
+
+def test_each_part_is_split_over_the_devices():
+    mesh = make_mesh(4, jax.devices())
+    parts = jax.device_put(jnp.zeros((3, 8, 9), jnp.int32), replicated(mesh))
+    placed = jax.jit(make_place_batch(mesh))(parts)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 2, 9)}
+
+
+def test_an_evaluation_in_parts_is_the_same():
+    """Means of 3 * 64 losses of about 2.4 in another order."""
+    params = new_state().params
+    whole, parts = (
+        jax.jit(make_eval_step(TINY, train))(params, [TOKENS, TOKENS[:100]], KEYS.eval)
+        for train in (TRAIN, in_parts(2))
+    )
+    np.testing.assert_allclose(parts, whole, rtol=3 * 64 * np.finfo(np.float32).eps)
+
+
+def test_the_learning_rate_of_each_step_is_among_its_numbers():
+    optim = OptimConfig(learning_rate=1e-2, schedule="cosine", warmup_steps=2, schedule_steps=9)
+    chunk = jax.jit(make_train_chunk(TINY, optim, TRAIN), static_argnames="steps")
+    state, metrics = chunk(
+        init_state(TINY, make_optimizer(optim), KEYS.init), TOKENS, KEYS, steps=3
+    )
+    _, more = chunk(state, TOKENS, KEYS, steps=3)
+    rates = [float(make_learning_rate(optim)(t)) for t in range(6)]
+    found = np.concatenate([metrics["learning_rate"], more["learning_rate"]])
+    np.testing.assert_allclose(found, rates, rtol=8 * np.finfo(np.float32).eps)
 
 
 def test_the_batch_is_split_over_the_devices():
