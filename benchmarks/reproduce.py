@@ -166,7 +166,7 @@ def main() -> None:
     if load_corpus(corpus).sha256 != sha256:
         sys.exit(f"error: this is not the original's edition of {corpus}; see GPT_JAX_DATA")
     request_cpu_devices(batch_size)
-    result = {"machine": describe_machine(), "command": " ".join(sys.argv)}
+    result = {"machine": describe_machine(), "command": " ".join(["python", *sys.argv])}
     result |= reproduce(args.seeds or seeds)
     out = args.out or Path("benchmarks/results") / file
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ def machine(result: dict[str, Any]) -> str:
 
 SHOWN = ("python", "jax", "flax", "torch")
 SAMPLE_CHARACTERS = 220
+NANOGPT_VAL = 1.88  # its README, 20 batches of 12 x 64 characters
 
 
 def losses() -> str:
@@ -116,6 +117,34 @@ def samples(configs: dict[str, Any]) -> list[str]:
         lines += ["", f"A text by `{name}`, its last seed, after 500 steps:", ""]
         lines += ["```text", text[:SAMPLE_CHARACTERS].rstrip(), "```"]
     return lines
+
+
+def shakespeare() -> str:
+    """nanoGPT's recipe for a CPU."""
+    result = load("shakespeare_cpu.json")
+    plus_minus = "{mean:.3f} ± {half_width:.3f}".format
+    lines = ["| step | train | val |", "|---|---|---|"]
+    for step in result["val"]:
+        if int(step) % 500 == 0:
+            cells = [plus_minus(**result[split][step]) for split in ("train", "val")]
+            lines.append(f"| {step} | {' | '.join(cells)} |")
+    exact, seconds = result["exact_val"], sorted(result["training_seconds"])
+    seeds = len(seconds)
+    lines += [
+        "",
+        f"Nats a token, mean of {seeds} seeds and its 95% interval; 20 random batches, as in "
+        f"nanoGPT, which gives {NANOGPT_VAL} for one seed. On the whole validation split "
+        f"{plus_minus(**exact['nats_per_token'])} ({plus_minus(**exact['bits_per_byte'])} bits a "
+        f"byte), after {seconds[0]:.0f} to {seconds[-1]:.0f} s of training beside other work.",
+    ]
+    if torch := result.get("torch"):
+        n = len(torch["val"]["values"])
+        lines[-1] += (
+            f" The same recipe in PyTorch {torch['version']} (`benchmarks/torch_shakespeare.py`, "
+            f"{n} seeds): {plus_minus(**torch['val'])}, on the whole split "
+            f"{plus_minus(**torch['exact_val'])}."
+        )
+    return "\n".join([*lines, "", machine(result)])
 
 
 def train_flop(model: str) -> float:
@@ -230,6 +259,7 @@ LONGER_STEPS = (500, 1000, 2000, 3000, 4000, 5000, 6000, 8000, 10000, 12000)
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "losses": ("reproduce.json", losses),
     "longer": ("longer.json", longer),
+    "shakespeare": ("shakespeare_cpu.json", shakespeare),
     "speed": ("speed_cpu.json", speed),
 }
 
