@@ -128,8 +128,10 @@ def rates(run):
     return [row["learning_rate"] for row in read_rows(run.run_dir)[1:]]
 
 
-def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path):
-    whole = train(tiny_config, **SCHEDULED)
+def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
+    whole = gpt_jax.train(override(tiny_config, SCHEDULED))
+    # As many devices as divide a part, of the 8 there are.
+    assert "4 x cpu: batch 8 = 2 parts x 4 x 1 sequences" in capsys.readouterr().out
     other = {"run_dir": str(tmp_path / "other"), **SCHEDULED}
     with pytest.MonkeyPatch.context() as patch:
         write = loop.MetricsWriter.write
