@@ -1,6 +1,6 @@
 """nanoGPT's recipe for a CPU in PyTorch, over seeds: what `shakespeare_cpu` is compared with.
 
-    python benchmarks/torch_shakespeare.py [--seeds 3]
+    python benchmarks/torch_shakespeare.py [--seeds 3] [--threads 1]
 
 The model of `configs/shakespeare_cpu.py` with the recipe's own GELU, the exact one, and its
 optimizer, written anew; the losses of random batches and of the whole validation split. Prints
@@ -114,7 +114,9 @@ def train(seed: int, train_tokens, val_tokens, vocab_size: int) -> dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, choices=T_95)
+    parser.add_argument("--threads", type=int, default=1, help="more are slower beside other work")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     corpus = load_corpus("shakespeare")
     if corpus.sha256 != SHAKESPEARE_SHA256:
         sys.exit("error: this is not nanoGPT's edition of shakespeare; see GPT_JAX_DATA")
