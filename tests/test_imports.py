@@ -16,6 +16,7 @@ ALLOWED = {
     "devices": set(),
     "corpora": BASE,
     "tokenizer": BASE,
+    "shards": BASE | {"tokenizer"},
     "data": BASE,
     "metrics": BASE,
     "sharding": BASE,
@@ -71,6 +72,7 @@ def test_nothing_in_the_package_imports_the_loop_or_main():
         ("import main", ["jax", "numpy", "rich"]),
         ("import gpt_jax.report", ["jax"]),
         ("import gpt_jax.corpora", ["jax", "requests"]),
+        ("import gpt_jax.shards", ["jax", "requests", "tiktoken", "tokenizers"]),
         (
             "import gpt_jax.loop",
             ["matplotlib", "requests", "tensorboardX", "tiktoken", "tokenizers"],

@@ -1,0 +1,654 @@
+"""Corpora on disk as token ids: the format of a prepared corpus, its reader and its writer.
+
+A prepared corpus is a folder:
+
+    manifest.json     written last: what the shards are, and how they were made
+    tokenizer.json    see tokenizer.py
+    train-00000.bin   token ids, little-endian uint16 (uint32 for a vocabulary beyond 65,536), no
+    val-00000.bin     header; shards of one split follow one another like the pages of a book
+
+The folders of nanoGPT (https://github.com/karpathy/nanoGPT: train.bin and val.bin, uint16) and of
+llm.c and modded-nanogpt (https://github.com/karpathy/llm.c, dev/data/data_common.py: a header of
+256 int32, then uint16 or uint32) are read as they are.
+
+Opening a corpus maps its shards into memory and reads next to nothing of them: sizes are checked
+against the manifest or the header, and ids against the vocabulary in the first and last
+`CHECKED_TOKENS` of each shard. `verify` reads everything. Nothing here knows batches or devices;
+`data/prepare.py` makes such folders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.files import write_atomically
+from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, from_json
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+WORK_FOLDER = ".prepare"  # there while a preparation is unfinished
+SPLITS = ("train", "val")
+MAX_SHARD_TOKENS = 2**31 - 1  # an offset in a shard is an int32
+MAX_JSON_BYTES = 1 << 26
+CHECKED_TOKENS = 1 << 16
+CHUNK_TOKENS = 1 << 22  # held in memory at once by what reads or writes a whole shard
+
+SHARD_NAME = re.compile(r"(train|val)-\d{5,9}\.bin")
+FOREIGN_NAME = re.compile(r"(?:.*_)?(train|val)(?:_\d+)?\.bin")
+HEADER_BYTES = 256 * 4
+# {(magic, version): bytes of a token}, of llm.c's headers for GPT-2 and Llama 3.
+HEADERS = {(20240520, 1): 2, (20240801, 7): 4}
+GPT2_VOCABULARY = 50257
+
+
+class ShardError(UserError):
+    """A prepared corpus that can't be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A prepared corpus, open for reading.
+
+    Attributes:
+      folder: where it is.
+      kind: "gpt_jax", "nanoGPT" or "llm.c".
+      tokenizer: of its ids; None where the folder doesn't say and GPT-2's can't be meant.
+      vocab_size: V; ids are in [0, V). None where the folder doesn't say and there is no tokenizer.
+      dtype: of the ids on disk, little-endian uint16 or uint32.
+      shards: for "train" and "val", the ids (N,) of each shard in order, mapped, not read; N is at
+        most `MAX_SHARD_TOKENS` (a longer file of nanoGPT's appears as several).
+      n_bytes: {split: bytes of UTF-8 that its ids stand for}, None where unknown.
+      n_documents: {split: documents that end in it}, None where unknown.
+      record: what a run keeps of its corpus; its "sha256" identifies the content: of a manifest,
+        the sums of shards and tokenizer; of other programs' folders, which have no sums, the sizes
+        and the first and last `CHECKED_TOKENS` ids of each file.
+      notes: what differs from what one would expect, a sentence each.
+      manifest: as read; empty for other programs' folders.
+    """
+
+    folder: Path
+    kind: str
+    tokenizer: Tokenizer | None
+    vocab_size: int | None
+    dtype: np.dtype
+    shards: dict[str, tuple[np.ndarray, ...]]
+    n_bytes: dict[str, int | None]
+    n_documents: dict[str, int | None]
+    record: dict[str, Any]
+    notes: tuple[str, ...]
+    manifest: dict[str, Any]
+
+    @property
+    def n_tokens(self) -> dict[str, int]:
+        """{split: tokens in all its shards}."""
+        return {split: sum(map(len, shards)) for split, shards in self.shards.items()}
+
+
+def is_prepared(path: str | os.PathLike[str]) -> bool:
+    """Says whether `path` is a folder that `open_prepared` is for, sound and whole or not."""
+    folder = os.fspath(path)
+    if os.path.isfile(os.path.join(folder, MANIFEST_FILE)):
+        return True
+    return os.path.isdir(os.path.join(folder, WORK_FOLDER)) or bool(_foreign_files(folder))
+
+
+def open_prepared(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> Prepared:
+    """Opens a prepared corpus.
+
+    Args:
+      path: its folder.
+      tokenizer: of a folder of nanoGPT or llm.c, whose ids are otherwise taken for GPT-2's (their
+        meta.pkl, a program in disguise, is never read). A folder with a manifest has its own.
+
+    Raises:
+      ShardError: a file is missing, short, damaged or of another kind; which one, and a way out.
+    """
+    folder = Path(path)
+    if os.path.isfile(folder / MANIFEST_FILE):
+        return _open_own(folder)
+    if os.path.isdir(folder / WORK_FOLDER):
+        raise ShardError(
+            f"the preparation of {folder} is not finished; the same `python main.py prepare` "
+            "command again goes on with it"
+        )
+    files = _foreign_files(folder)
+    if not files:
+        raise ShardError(
+            f"{folder} is no prepared corpus: it has no {MANIFEST_FILE} and no train.bin; make one "
+            "with: python main.py prepare"
+        )
+    return _open_foreign(folder, files, tokenizer)
+
+
+def verify(
+    prepared: Prepared, progress: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
+    """Reads every token: sums against the manifest, ids against the vocabulary.
+
+    Args:
+      prepared: the corpus; other programs' folders have no sums, so only their ids are checked.
+      progress: called with (tokens so far, tokens in all).
+
+    Returns:
+      {split: tokens}, all of them sound.
+
+    Raises:
+      ShardError: names every shard that is damaged, and how.
+    """
+    done, total = 0, sum(prepared.n_tokens.values())
+    entries = {split: _entries(prepared.manifest, split) for split in SPLITS}
+    sizes = None if prepared.tokenizer is None else prepared.tokenizer.token_bytes
+    damaged = []
+    for split, shards in prepared.shards.items():
+        for number, ids in enumerate(shards):
+            digest, n_bytes, highest = hashlib.sha256(), 0, 0
+            for start in range(0, len(ids), CHUNK_TOKENS):
+                chunk = np.array(ids[start : start + CHUNK_TOKENS])
+                digest.update(chunk.tobytes())
+                highest = max(highest, int(chunk.max()))
+                if sizes is not None and highest < len(sizes):
+                    n_bytes += int(sizes[chunk].sum(dtype=np.int64))
+                done += len(chunk)
+                if progress:
+                    progress(done, total)
+            name = _name_of(ids)
+            if prepared.vocab_size is not None and highest >= prepared.vocab_size:
+                damaged.append(f"{name} has id {highest}, and the vocabulary {prepared.vocab_size}")
+            elif prepared.manifest:
+                entry = entries[split][number]
+                if digest.hexdigest() != entry["sha256"]:
+                    damaged.append(f"{name} has another sha256 than the manifest")
+                elif n_bytes != entry["bytes"]:
+                    damaged.append(f"{name} stands for {n_bytes:,} bytes, not {entry['bytes']:,}")
+    if damaged:
+        raise ShardError(f"{prepared.folder} is damaged: {'; '.join(damaged)}; prepare it again")
+    return prepared.n_tokens
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _open_own(folder: Path) -> Prepared:
+    path = folder / MANIFEST_FILE
+    manifest = read_manifest(folder)
+    raw = _read_small(folder / TOKENIZER_FILE)
+    if hashlib.sha256(raw).hexdigest() != manifest["tokenizer"]["sha256"]:
+        raise ShardError(
+            f"{folder / TOKENIZER_FILE} is not the tokenizer that {path} was made with; restore it "
+            "or prepare the corpus again"
+        )
+    try:
+        tokenizer = from_json(raw.decode("utf-8"))
+    except (ValueError, UserError) as error:
+        raise ShardError(f"cannot read the tokenizer {folder / TOKENIZER_FILE}: {error}") from error
+    vocab_size = manifest["vocab_size"]
+    if tokenizer.vocab_size != vocab_size:
+        raise ShardError(
+            f"{path} is damaged: its vocab_size is {vocab_size}, its tokenizer's "
+            f"{tokenizer.vocab_size}; prepare it again"
+        )
+    dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+    shards = {
+        split: tuple(
+            _map(folder / entry["name"], dtype, entry["tokens"], 0, f"{MANIFEST_FILE} says")
+            for entry in _entries(manifest, split)
+        )
+        for split in SPLITS
+    }
+    _check_ids(shards, vocab_size)
+    totals = manifest["totals"]
+    return Prepared(
+        folder=folder,
+        kind="gpt_jax",
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        dtype=dtype,
+        shards=shards,
+        n_bytes={split: totals[split]["bytes"] for split in SPLITS},
+        n_documents={split: totals[split]["documents"] for split in SPLITS},
+        record=_record(folder, "gpt_jax", shards, vocab_size, content_sha256(manifest)),
+        notes=(),
+        manifest=manifest,
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns a folder's manifest, its form checked: types, names, sizes and sums of sizes.
+
+    Raises:
+      ShardError: it is damaged, or a newer program wrote it.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(_read_small(path))
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{path} is damaged: {error}; prepare the corpus again") from error
+    written = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(written) is int and written > FORMAT:
+        raise ShardError(
+            f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
+        )
+    if wrong := _fault(manifest):
+        raise ShardError(f"{path} is damaged: {wrong}; prepare the corpus again")
+    return manifest
+
+
+def content_sha256(manifest: Mapping[str, Any]) -> str:
+    """Returns one sum for what a manifest says of tokens and tokenizer, wherever they came from."""
+    content = {name: manifest[name] for name in ("dtype", "vocab_size", "shards")}
+    content["tokenizer"] = manifest["tokenizer"]["sha256"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _fault(manifest: Any) -> str:
+    """Returns what is wrong with the form of a manifest, or ''."""
+    if not isinstance(manifest, dict) or repr(manifest.get("format")) != repr(FORMAT):
+        return "it has no format number"
+    if manifest.get("dtype") not in ("uint16", "uint32"):
+        return f"its dtype {manifest.get('dtype')!r:.40} is neither uint16 nor uint32"
+    vocab_size = manifest.get("vocab_size")
+    most = 2 ** (8 * np.dtype(manifest["dtype"]).itemsize)
+    if not _is_count(vocab_size) or not 1 <= vocab_size <= min(most, 2**31):
+        return f"its vocab_size {vocab_size!r:.40} does not fit {manifest['dtype']}"
+    tokenizer = manifest.get("tokenizer")
+    if not isinstance(tokenizer, dict) or not _is_sum(tokenizer.get("sha256")):
+        return "it has no sha256 of the tokenizer"
+    shards, totals = manifest.get("shards"), manifest.get("totals")
+    if not isinstance(shards, list) or not isinstance(totals, dict):
+        return "it has no shards or no totals"
+    for shard in shards:
+        if not isinstance(shard, dict):
+            return "a shard is no entry"
+        name = shard.get("name")
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+            return f"{name!r:.60} is no shard's name"
+        if not _is_count(shard.get("tokens")) or not 1 <= shard["tokens"] <= MAX_SHARD_TOKENS:
+            return f"{name} has {shard.get('tokens')!r:.40} tokens"
+        if not _is_count(shard.get("bytes")) or not _is_sum(shard.get("sha256")):
+            return f"{name} lacks its bytes or its sha256"
+    if len({shard["name"] for shard in shards}) < len(shards):
+        return "a shard is named twice"
+    for split in SPLITS:
+        total, entries = totals.get(split), _entries(manifest, split)
+        if not isinstance(total, dict) or not _is_count(total.get("documents")):
+            return f"it has no totals of {split}"
+        if not entries:
+            return f"it has no shard of {split}"
+        for name in ("tokens", "bytes"):
+            if total.get(name) != sum(entry[name] for entry in entries):
+                return f"the {name} of {split} are not the sum of its shards'"
+    return ""
+
+
+def _entries(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
+    return [s for s in manifest.get("shards", []) if s["name"].startswith(f"{split}-")]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_sum(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _read_small(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise ShardError(f"{path} can't be read: {error.strerror}; restore the file") from error
+    if len(raw) > MAX_JSON_BYTES:
+        raise ShardError(f"{path} is damaged: it has more than {MAX_JSON_BYTES:,} bytes")
+    return raw
+
+
+def _foreign_files(folder: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Returns {split: names} of the files that nanoGPT, llm.c or modded-nanogpt write, or {}."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return {}
+    files = {}
+    for name in names:
+        if match := FOREIGN_NAME.fullmatch(name):
+            files.setdefault(match[1], []).append(name)
+    return files
+
+
+def _open_foreign(
+    folder: Path, files: dict[str, list[str]], tokenizer: Tokenizer | None
+) -> Prepared:
+    for split in SPLITS:
+        if split not in files:
+            raise ShardError(
+                f"{folder} has no {split} tokens (a file such as {split}.bin); add them"
+            )
+    found = {split: [_inspect(folder / name) for name in files[split]] for split in SPLITS}
+    kinds = {(kind, width) for shards in found.values() for _, kind, width, _ in shards}
+    if len(kinds) > 1:
+        shown = ", ".join(sorted(f"{kind} with {8 * width} bits" for kind, width in kinds))
+        raise ShardError(f"{folder} mixes token files of different kinds ({shown}); part them")
+    kind, width = kinds.pop()
+    dtype = np.dtype(f"<u{width}")
+    shards = {
+        split: tuple(
+            part
+            for path, _, _, n_tokens in found[split]
+            for part in _cut(
+                _map(path, dtype, n_tokens, HEADER_BYTES if kind == "llm.c" else 0, "its size says")
+            )
+        )
+        for split in SPLITS
+    }
+    notes: tuple[str, ...] = ()
+    if tokenizer is None and width == 2:
+        tokenizer = BpeTokenizer.published("gpt2")
+        notes = (f"{folder} does not name its tokenizer: its ids are taken for GPT-2's",)
+    elif tokenizer is None:
+        notes = (f"{folder} does not name its tokenizer: there is no text and no bits per byte",)
+    vocab_size = None if tokenizer is None else tokenizer.vocab_size
+    if vocab_size is not None:
+        _check_ids(shards, vocab_size)
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for ids in shards[split]:
+            digest.update(f"{split} {len(ids)} {width}\n".encode())
+            for part in _ends(ids):
+                digest.update(part.tobytes())
+    return Prepared(
+        folder=folder,
+        kind=kind,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        dtype=dtype,
+        shards=shards,
+        n_bytes=dict.fromkeys(SPLITS),
+        n_documents=dict.fromkeys(SPLITS),
+        record=_record(folder, kind, shards, vocab_size, digest.hexdigest()),
+        notes=notes,
+        manifest={},
+    )
+
+
+def _inspect(path: Path) -> tuple[Path, str, int, int]:
+    """Returns (path, kind, bytes of a token, tokens) of another program's file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            raw = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise ShardError(f"{path} can't be read: {error.strerror}; restore the file") from error
+    magic, version, n_tokens = (int(x) for x in np.frombuffer(raw[:12].ljust(12, b"\0"), "<i4"))
+    if magic in {known for known, _ in HEADERS}:
+        width = HEADERS.get((magic, version))
+        if width is None:
+            raise ShardError(f"{path} has version {version} of its header, which is unknown")
+        if n_tokens < 1 or size != HEADER_BYTES + n_tokens * width:
+            raise ShardError(
+                f"{path} is damaged: its header says {n_tokens:,} tokens of {width} bytes, and "
+                f"{max(size - HEADER_BYTES, 0):,} bytes follow it; fetch or make the file again"
+            )
+        return path, "llm.c", width, n_tokens
+    if path.name not in ("train.bin", "val.bin"):
+        raise ShardError(
+            f"{path} does not begin with the header of llm.c (magic 20240520); if it is raw "
+            "uint16, as nanoGPT's files are, name it train.bin or val.bin"
+        )
+    if size % 2 or not size:
+        raise ShardError(f"{path} has {size:,} bytes, which are no uint16 tokens; make it again")
+    return path, "nanoGPT", 2, size // 2
+
+
+def _map(path: Path, dtype: np.dtype, n_tokens: int, offset: int, says: str) -> np.ndarray:
+    """Maps a file of exactly so many tokens behind `offset` bytes."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ShardError(f"shard {path} can't be read: {error.strerror}; restore it") from error
+    if size != offset + n_tokens * dtype.itemsize:
+        raise ShardError(
+            f"shard {path} has {size:,} bytes, and {says} {n_tokens:,} tokens of {dtype.itemsize} "
+            "bytes; restore it or prepare the corpus again"
+        )
+    try:
+        return np.memmap(path, dtype, "r", offset, (n_tokens,))
+    except OSError as error:
+        raise ShardError(f"shard {path} can't be read: {error.strerror}; restore it") from error
+
+
+def _cut(ids: np.ndarray) -> list[np.ndarray]:
+    """Parts a file of any length, as nanoGPT's are, into views that an int32 can point into."""
+    return [ids[at : at + MAX_SHARD_TOKENS] for at in range(0, len(ids), MAX_SHARD_TOKENS)]
+
+
+def _ends(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(ids[:CHECKED_TOKENS]), np.array(ids[-CHECKED_TOKENS:])
+
+
+def _check_ids(shards: Mapping[str, tuple[np.ndarray, ...]], vocab_size: int) -> None:
+    for part in shards.values():
+        for ids in part:
+            highest = max(int(end.max()) for end in _ends(ids))
+            if highest >= vocab_size:
+                raise ShardError(
+                    f"shard {_name_of(ids)} has id {highest}, and the tokenizer's vocabulary is "
+                    f"{vocab_size}: it was made with another tokenizer, or is damaged"
+                )
+
+
+def _name_of(ids: np.ndarray) -> str:
+    return Path(str(getattr(ids, "filename", "?"))).name
+
+
+def _record(folder, kind, shards, vocab_size, sha256) -> dict[str, Any]:
+    return {
+        "name": str(folder.absolute()),
+        "requested": str(folder.absolute()),
+        "source": f"{folder} ({kind})",
+        "sha256": sha256,
+        "tokens": {split: sum(map(len, shards[split])) for split in SPLITS},
+        "vocabulary": vocab_size,
+    }
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+class ShardWriter:
+    """Writes the shards of a prepared corpus: what is appended, in order, cut to size.
+
+    Until `finish` has written the manifest, the folder is no prepared corpus. `save_state` brings
+    everything to disk and returns where it stands; a writer made from that state takes back what
+    came later and goes on, and the shards are the same bytes as without the interruption.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        shard_tokens: int,
+        state: Mapping[str, Any] | None = None,
+    ):
+        """Takes a folder that exists; without a state it begins anew.
+
+        Args:
+          folder: where to write.
+          tokenizer: of the ids that will come.
+          shard_tokens: in every shard but a split's last, at most `MAX_SHARD_TOKENS`.
+          state: what `save_state` returned.
+
+        Raises:
+          ShardError: a shard that the state speaks of is missing or shorter than it says.
+        """
+        if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
+            raise ShardError(
+                f"shard_tokens={shard_tokens} must be between 1 and {MAX_SHARD_TOKENS:,}"
+            )
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._shard_tokens = shard_tokens
+        self._sizes = tokenizer.token_bytes
+        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        self._open: dict[str, _OpenShard] = {}
+        self._done: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        kept = set()
+        if state:
+            for split in SPLITS:
+                self._done[split] = [dict(entry) for entry in state["shards"][split]]
+                kept |= {entry["name"] for entry in self._done[split]}
+                n_tokens, n_bytes = state["open"][split]
+                if n_tokens:
+                    shard = _OpenShard(self._next_path(split), n_tokens * self.dtype.itemsize)
+                    shard.tokens, shard.bytes = n_tokens, n_bytes
+                    self._open[split] = shard
+                    kept.add(shard.path.name)
+        for path in folder.iterdir():
+            if SHARD_NAME.fullmatch(path.name) and path.name not in kept:
+                path.unlink()
+
+    @property
+    def n_tokens(self) -> dict[str, int]:
+        """{split: tokens so far}."""
+        return {
+            split: sum(entry["tokens"] for entry in self._done[split])
+            + (self._open[split].tokens if split in self._open else 0)
+            for split in SPLITS
+        }
+
+    def append(self, split: str, ids: np.ndarray) -> None:
+        """Adds ids (N,) in [0, V) to a split."""
+        for start in range(0, len(ids), CHUNK_TOKENS):
+            chunk = ids[start : start + CHUNK_TOKENS]
+            while len(chunk):
+                if split not in self._open:
+                    self._open[split] = _OpenShard(self._next_path(split), 0)
+                shard = self._open[split]
+                room = self._shard_tokens - shard.tokens
+                shard.write(chunk[:room].astype(self.dtype), self._sizes)
+                chunk = chunk[room:]
+                if shard.tokens == self._shard_tokens:
+                    self._close(split)
+
+    def save_state(self) -> dict[str, Any]:
+        """Brings all to disk and returns where the writer stands, ready for JSON."""
+        for shard in self._open.values():
+            shard.sync()
+        return {
+            "shards": {split: list(self._done[split]) for split in SPLITS},
+            "open": {
+                split: [self._open[split].tokens, self._open[split].bytes]
+                if split in self._open
+                else [0, 0]
+                for split in SPLITS
+            },
+        }
+
+    def finish(
+        self, tokenizer_name: str, n_documents: Mapping[str, int], **facts: Any
+    ) -> dict[str, Any]:
+        """Closes the shards, writes tokenizer and manifest, and returns the manifest.
+
+        Args:
+          tokenizer_name: "char", "bpe", "gpt2", ...
+          n_documents: {split: documents}.
+          **facts: what else the manifest is to say: the source, the settings, the counts.
+
+        Raises:
+          ShardError: a split has no tokens.
+        """
+        for split in list(self._open):
+            self._close(split)
+        for split in SPLITS:
+            if not self._done[split]:
+                raise ShardError(f"no tokens for {split}")
+        content = self._tokenizer.to_json()
+        write_atomically(self._folder / TOKENIZER_FILE, content)
+        manifest = {
+            "format": FORMAT,
+            "dtype": "uint16" if self.dtype.itemsize == 2 else "uint32",
+            "vocab_size": self._tokenizer.vocab_size,
+            "tokenizer": {
+                "name": tokenizer_name,
+                "sha256": hashlib.sha256(content.encode("utf-8")).hexdigest(),
+            },
+            "totals": {
+                split: {
+                    "tokens": sum(entry["tokens"] for entry in self._done[split]),
+                    "bytes": sum(entry["bytes"] for entry in self._done[split]),
+                    "documents": n_documents[split],
+                }
+                for split in SPLITS
+            },
+            **facts,
+            "shards": [entry for split in SPLITS for entry in self._done[split]],
+        }
+        write_atomically(self._folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+        return manifest
+
+    def close(self) -> None:
+        """Closes the files as they are; for a writer that can't go on."""
+        for shard in self._open.values():
+            shard.file.close()
+
+    def _next_path(self, split: str) -> Path:
+        return self._folder / f"{split}-{len(self._done[split]):05d}.bin"
+
+    def _close(self, split: str) -> None:
+        shard = self._open.pop(split)
+        shard.sync()
+        shard.file.close()
+        self._done[split].append(
+            {
+                "name": shard.path.name,
+                "tokens": shard.tokens,
+                "bytes": shard.bytes,
+                "sha256": shard.digest.hexdigest(),
+            }
+        )
+
+
+class _OpenShard:
+    """A shard that is being written, from its first `size` bytes on."""
+
+    def __init__(self, path: Path, size: int):
+        self.path, self.tokens, self.bytes = path, 0, 0
+        self.digest = hashlib.sha256()
+        try:
+            self.file = path.open("r+b" if size else "w+b")
+        except OSError as error:
+            raise ShardError(f"shard {path} can't be opened: {error.strerror}") from error
+        left = size
+        while left and (chunk := self.file.read(min(left, 1 << 22))):
+            self.digest.update(chunk)
+            left -= len(chunk)
+        if left:
+            self.file.close()
+            raise ShardError(
+                f"{path} is {left:,} bytes shorter than the preparation had written; delete "
+                f"{path.parent} and prepare it again"
+            )
+        self.file.truncate(size)
+        self.file.seek(size)
+
+    def write(self, ids: np.ndarray, sizes: np.ndarray) -> None:
+        raw = ids.tobytes()
+        self.file.write(raw)
+        self.digest.update(raw)
+        self.tokens += len(ids)
+        self.bytes += int(sizes[ids].sum(dtype=np.int64))
+
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())

@@ -1,0 +1,443 @@
+"""The format of prepared corpora: what is written is read, and no damage is silent."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_jax import shards as module
+from gpt_jax.errors import UserError
+from gpt_jax.shards import (
+    HEADER_BYTES,
+    MANIFEST_FILE,
+    WORK_FOLDER,
+    ShardError,
+    ShardWriter,
+    content_sha256,
+    is_prepared,
+    open_prepared,
+    verify,
+)
+from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
+
+TOKENIZER = CharTokenizer("\nabcdefghé")
+EXAMPLES = settings(deadline=None, derandomize=True, max_examples=40)
+
+
+def ids_of(n, seed=0, vocab_size=TOKENIZER.vocab_size):
+    return np.random.default_rng(seed).integers(0, vocab_size, n).astype(np.int32)
+
+
+def write(folder, train=None, val=None, shard_tokens=100, tokenizer=TOKENIZER):
+    """A prepared corpus; its defaults are 250 and 30 tokens."""
+    folder.mkdir(exist_ok=True)
+    writer = ShardWriter(folder, tokenizer, shard_tokens)
+    writer.append("train", ids_of(250) if train is None else train)
+    writer.append("val", ids_of(30, 1) if val is None else val)
+    writer.finish("char", {"train": 3, "val": 1}, source={"kind": "text"})
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "corpus")
+
+
+def change_manifest(folder, change):
+    path = folder / MANIFEST_FILE
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_what_is_written_is_read(folder):
+    prepared = open_prepared(folder)
+    assert is_prepared(folder)
+    assert prepared.kind == "gpt_jax"
+    assert [len(ids) for ids in prepared.shards["train"]] == [100, 100, 50]
+    assert np.concatenate(prepared.shards["train"]).tolist() == ids_of(250).tolist()
+    assert np.concatenate(prepared.shards["val"]).tolist() == ids_of(30, 1).tolist()
+    assert all(isinstance(ids, np.memmap) for ids in prepared.shards["train"])
+    assert prepared.tokenizer.to_json() == TOKENIZER.to_json()
+    assert (prepared.dtype, prepared.vocab_size) == (np.dtype("<u2"), 10)
+    assert prepared.n_tokens == {"train": 250, "val": 30}
+    assert prepared.n_bytes["train"] == len(TOKENIZER.decode(ids_of(250)).encode())
+    assert prepared.n_documents == {"train": 3, "val": 1}
+    assert prepared.notes == ()
+    assert verify(prepared) == {"train": 250, "val": 30}
+
+
+def test_the_bytes_on_disk_by_hand(tmp_path):
+    folder = write(tmp_path / "c", np.array([1, 9]), np.array([0]))
+    assert (folder / "train-00000.bin").read_bytes() == b"\x01\x00\x09\x00"
+    assert (folder / "val-00000.bin").read_bytes() == b"\x00\x00"
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    assert manifest["format"] == 1
+    assert manifest["dtype"] == "uint16"
+    assert manifest["source"] == {"kind": "text"}
+    assert manifest["totals"]["train"] == {"tokens": 2, "bytes": 3, "documents": 3}  # a, é
+    assert manifest["shards"][0] == {
+        "name": "train-00000.bin",
+        "tokens": 2,
+        "bytes": 3,
+        "sha256": hashlib.sha256(b"\x01\x00\x09\x00").hexdigest(),
+    }
+    raw = (folder / TOKENIZER_FILE).read_bytes()
+    assert manifest["tokenizer"] == {"name": "char", "sha256": hashlib.sha256(raw).hexdigest()}
+
+
+def test_a_vocabulary_beyond_16_bits_is_written_in_32(tmp_path):
+    characters = "".join(chr(i) for i in range(32, 2**16 + 2**12) if not 0xD800 <= i < 0xE000)
+    assert len(characters) > 2**16
+    tokenizer = CharTokenizer(characters)
+    ids = np.array([0, 2**16, len(characters) - 1])
+    prepared = open_prepared(write(tmp_path / "c", ids, ids, tokenizer=tokenizer))
+    assert prepared.dtype == np.dtype("<u4")
+    assert prepared.shards["train"][0].tolist() == ids.tolist()
+    verify(prepared)
+
+
+@given(
+    parts=st.lists(st.tuples(st.sampled_from(["train", "val"]), st.integers(0, 70)), max_size=12),
+    stops=st.sets(st.integers(0, 11)),
+    lost=st.integers(0, 60),
+    shard_tokens=st.integers(1, 50),
+)
+@EXAMPLES
+def test_a_writer_that_was_stopped_anywhere_writes_the_same_bytes(
+    tmp_path_factory, parts, stops, lost, shard_tokens
+):
+    parts = [("train", 3), ("val", 2), *parts]
+    whole, stopped = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("stopped")
+    writer = ShardWriter(whole, TOKENIZER, shard_tokens)
+    other = ShardWriter(stopped, TOKENIZER, shard_tokens)
+    for number, (split, n) in enumerate(parts):
+        writer.append(split, ids_of(n, number))
+        if number in stops:  # what came after the state is lost
+            state = json.loads(json.dumps(other.save_state()))
+            other.append(split, ids_of(lost, 99))
+            other.close()
+            other = ShardWriter(stopped, TOKENIZER, shard_tokens, state)
+        other.append(split, ids_of(n, number))
+        assert other.n_tokens == writer.n_tokens
+    for each in (writer, other):
+        each.finish("char", {"train": 1, "val": 1})
+    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {
+        p.name: p.read_bytes() for p in stopped.iterdir()
+    }
+
+
+def test_a_writer_refuses_a_state_whose_shards_are_gone(tmp_path):
+    writer = ShardWriter(tmp_path, TOKENIZER, 100)
+    writer.append("train", ids_of(50))
+    state = writer.save_state()
+    writer.close()
+    os.truncate(tmp_path / "train-00000.bin", 60)
+    with pytest.raises(ShardError, match="40 bytes shorter than the preparation had written"):
+        ShardWriter(tmp_path, TOKENIZER, 100, state)
+    (tmp_path / "train-00000.bin").unlink()
+    with pytest.raises(ShardError, match="can't be opened: No such file"):
+        ShardWriter(tmp_path, TOKENIZER, 100, state)
+
+
+def test_a_split_without_tokens_is_no_corpus(tmp_path):
+    writer = ShardWriter(tmp_path, TOKENIZER, 100)
+    writer.append("train", ids_of(5))
+    with pytest.raises(ShardError, match="no tokens for val"):
+        writer.finish("char", {"train": 1, "val": 0})
+    assert not is_prepared(tmp_path)
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "train-00001.bin").unlink(), r"train-00001.bin can't be read: No such"),
+        (
+            lambda f: os.truncate(f / "train-00001.bin", 198),
+            r"train-00001.bin has 198 bytes, and manifest.json says 100 tokens of 2",
+        ),
+        (
+            lambda f: (f / "val-00000.bin").write_bytes(ids_of(31).astype("<u2").tobytes()),
+            r"val-00000.bin has 62 bytes, and manifest.json says 30 tokens",
+        ),
+        (
+            lambda f: (f / "val-00000.bin").write_bytes(
+                np.append(ids_of(29), 10).astype("<u2").tobytes()
+            ),
+            r"val-00000.bin has id 10, and the tokenizer's vocabulary is 10",
+        ),
+        (
+            lambda f: (f / TOKENIZER_FILE).write_text(CharTokenizer("ab").to_json()),
+            r"is not the tokenizer that .*manifest.json was made with",
+        ),
+        (lambda f: (f / TOKENIZER_FILE).unlink(), r"tokenizer.json can't be read"),
+        (lambda f: (f / MANIFEST_FILE).write_text("{"), r"manifest.json is damaged: Expecting"),
+        (lambda f: (f / MANIFEST_FILE).write_text("[" * 100_000), r"manifest.json is damaged"),
+        (lambda f: (f / MANIFEST_FILE).write_text("[]"), r"is damaged: it has no format number"),
+    ],
+)
+def test_damaged_files_are_named(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ShardError, match=message) as caught:
+        open_prepared(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format=2), "has format 2, from a newer gpt_jax"),
+        (lambda m: m.update(format=True), "no format number"),
+        (lambda m: m.update(dtype="<u8"), "dtype '<u8' is neither uint16 nor uint32"),
+        (lambda m: m.update(dtype="uint32"), "bytes, and manifest.json says"),
+        (lambda m: m.update(vocab_size=2**16 + 1), "vocab_size 65537 does not fit uint16"),
+        (lambda m: m.update(vocab_size=11), "vocab_size is 11, its tokenizer's 10"),
+        (lambda m: m["shards"][0].update(name="../train-00000.bin"), "is no shard's name"),
+        (lambda m: m["shards"][0].update(name="/etc/train-00000.bin"), "is no shard's name"),
+        (lambda m: m["shards"][0].update(name="train-00000.bin\n"), "is no shard's name"),
+        (lambda m: m["shards"][0].update(name=m["shards"][1]["name"]), "is named twice"),
+        (lambda m: m["shards"][0].update(tokens=2**31), "has 2147483648 tokens"),
+        (lambda m: m["shards"][0].update(tokens=10**400), "tokens"),
+        (lambda m: m["shards"][0].update(tokens=0), "has 0 tokens"),
+        (lambda m: m["shards"][0].update(tokens=1.5), "has 1.5 tokens"),
+        (lambda m: m["shards"][0].update(tokens=99), "tokens of train are not the sum"),
+        (lambda m: m["shards"][0].update(bytes=-1), "lacks its bytes"),
+        (lambda m: m["shards"][0].update(sha256="x"), "lacks its bytes or its sha256"),
+        (lambda m: m["shards"].pop(), "no shard of val"),
+        (lambda m: m["shards"].append(7), "a shard is no entry"),
+        (lambda m: m.pop("totals"), "no shards or no totals"),
+        (lambda m: m["totals"].pop("val"), "no totals of val"),
+        (lambda m: m["tokenizer"].update(sha256=None), "no sha256 of the tokenizer"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(folder, change, message):
+    change_manifest(folder, change)
+    with pytest.raises(ShardError, match=message):
+        open_prepared(folder)
+
+
+def test_what_a_manifest_may_take_is_bounded(folder, monkeypatch):
+    monkeypatch.setattr(module, "MAX_JSON_BYTES", 100)
+    with pytest.raises(ShardError, match=r"manifest.json is damaged: it has more than 100 bytes"):
+        open_prepared(folder)
+
+
+def test_verify_finds_one_flipped_bit_that_opening_does_not(tmp_path):
+    n = 3 * module.CHECKED_TOKENS
+    folder = write(tmp_path / "c", ids_of(n), shard_tokens=2 * n)
+    path = folder / "train-00000.bin"
+    raw = bytearray(path.read_bytes())
+    raw[n] ^= 1  # in the middle
+    path.write_bytes(raw)
+    prepared = open_prepared(folder)
+    with pytest.raises(ShardError, match=r"train-00000.bin has another sha256 than the manifest"):
+        verify(prepared)
+
+
+def test_verify_finds_an_id_beyond_the_vocabulary_that_opening_does_not(tmp_path):
+    n = 3 * module.CHECKED_TOKENS
+    ids = ids_of(n)
+    folder = write(tmp_path / "c", ids, shard_tokens=2 * n)
+    ids[n // 2] = 10
+    raw = ids.astype("<u2").tobytes()
+    (folder / "train-00000.bin").write_bytes(raw)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    change_manifest(folder, lambda m: m["shards"][0].update(sha256=sha256))
+    with pytest.raises(ShardError, match=r"train-00000.bin has id 10, and the vocabulary 10"):
+        verify(open_prepared(folder))
+
+
+def test_verify_recounts_the_bytes(folder):
+    def change(manifest):
+        manifest["shards"][0]["bytes"] += 1
+        manifest["totals"]["train"]["bytes"] += 1
+
+    change_manifest(folder, change)
+    with pytest.raises(ShardError, match=r"train-00000.bin stands for"):
+        verify(open_prepared(folder))
+
+
+def test_verify_tells_how_far_it_is(folder):
+    seen = []
+    verify(open_prepared(folder), lambda done, total: seen.append((done, total)))
+    assert seen == [(100, 280), (200, 280), (250, 280), (280, 280)]
+
+
+def test_the_record_identifies_the_content_not_the_place(folder, tmp_path):
+    record = open_prepared(folder).record
+    other = write(tmp_path / "other")
+    assert open_prepared(other).record["sha256"] == record["sha256"]
+    changed = write(tmp_path / "changed", np.append(ids_of(249), 3))
+    assert open_prepared(changed).record["sha256"] != record["sha256"]
+    assert record["tokens"] == {"train": 250, "val": 30}
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    assert record["sha256"] == content_sha256(manifest)
+
+
+def test_a_folder_that_is_no_corpus(tmp_path):
+    assert not is_prepared(tmp_path)
+    assert not is_prepared(tmp_path / "missing")
+    assert not is_prepared("a\0b")
+    assert not is_prepared("x" * 10_000)
+    with pytest.raises(ShardError, match=r"is no prepared corpus: .* python main.py prepare"):
+        open_prepared(tmp_path)
+
+
+def test_an_unfinished_preparation_says_so(tmp_path):
+    (tmp_path / WORK_FOLDER).mkdir()
+    assert is_prepared(tmp_path)
+    with pytest.raises(ShardError, match=r"is not finished; the same `python main.py prepare`"):
+        open_prepared(tmp_path)
+
+
+# --- other programs' folders ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def gpt2(gpt2_files):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+        return BpeTokenizer.published("gpt2")
+
+
+@pytest.fixture
+def with_gpt2(gpt2, monkeypatch):
+    monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
+
+
+def llm_c(path, ids, magic=20240520, version=1, n_tokens=None, dtype="<u2"):
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(ids) if n_tokens is None else n_tokens
+    path.write_bytes(header.tobytes() + np.asarray(ids, dtype).tobytes())
+    return path
+
+
+def test_a_nanogpt_folder_is_read_as_it_is(tmp_path, with_gpt2):
+    train, val = ids_of(1000, 0, 50257), ids_of(100, 1, 50257)
+    (tmp_path / "train.bin").write_bytes(train.astype("<u2").tobytes())
+    (tmp_path / "val.bin").write_bytes(val.astype("<u2").tobytes())
+    (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    assert is_prepared(tmp_path)
+    prepared = open_prepared(tmp_path)
+    assert prepared.kind == "nanoGPT"
+    assert prepared.shards["train"][0].tolist() == train.tolist()
+    assert prepared.shards["val"][0].tolist() == val.tolist()
+    assert (prepared.vocab_size, prepared.dtype) == (50257, np.dtype("<u2"))
+    assert prepared.n_bytes == prepared.n_documents == {"train": None, "val": None}
+    assert "are taken for GPT-2's" in prepared.notes[0]
+    assert verify(prepared) == {"train": 1000, "val": 100}
+    assert prepared.manifest == {}
+
+
+def test_a_nanogpt_file_longer_than_an_int32_appears_as_several(tmp_path, with_gpt2, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SHARD_TOKENS", 64)
+    train = ids_of(150, 0, 50257)
+    (tmp_path / "train.bin").write_bytes(train.astype("<u2").tobytes())
+    (tmp_path / "val.bin").write_bytes(train[:9].astype("<u2").tobytes())
+    shards = open_prepared(tmp_path).shards["train"]
+    assert [len(ids) for ids in shards] == [64, 64, 22]
+    assert np.concatenate(shards).tolist() == train.tolist()
+
+
+def test_another_tokenizer_may_be_named(tmp_path):
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes(ids_of(50).astype("<u2").tobytes())
+    prepared = open_prepared(tmp_path, TOKENIZER)
+    assert (prepared.vocab_size, prepared.notes) == (10, ())
+    with pytest.raises(ShardError, match=r"has id \d, and the tokenizer's vocabulary is 2"):
+        open_prepared(tmp_path, CharTokenizer("ab"))
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        (["fineweb_train_000001.bin", "fineweb_train_000002.bin"], "fineweb_val_000000.bin"),
+        (["tiny_shakespeare_train.bin"], "tiny_shakespeare_val.bin"),
+        (["train.bin"], "val.bin"),
+    ],
+)
+def test_a_folder_of_llm_c_is_read_as_it_is(tmp_path, with_gpt2, train, val):
+    for number, name in enumerate(train):
+        llm_c(tmp_path / name, ids_of(600, number, 50257))
+    llm_c(tmp_path / val, ids_of(70, 9, 50257))
+    prepared = open_prepared(tmp_path)
+    assert prepared.kind == "llm.c"
+    for number, ids in enumerate(prepared.shards["train"]):
+        assert ids.tolist() == ids_of(600, number, 50257).tolist()
+    assert prepared.shards["val"][0].tolist() == ids_of(70, 9, 50257).tolist()
+    assert prepared.n_tokens == {"train": 600 * len(train), "val": 70}
+
+
+def test_llama_3s_tokens_have_32_bits(tmp_path):
+    for name in ("fineweb_train_000001.bin", "fineweb_val_000000.bin"):
+        llm_c(tmp_path / name, [128_000, 5, 128_001], 20240801, 7, dtype="<u4")
+    prepared = open_prepared(tmp_path)
+    assert prepared.shards["val"][0].tolist() == [128_000, 5, 128_001]
+    assert prepared.dtype == np.dtype("<u4")
+    assert prepared.tokenizer is prepared.vocab_size is None
+    assert "does not name its tokenizer" in prepared.notes[0]
+    verify(prepared)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda p: llm_c(p, [1, 2], n_tokens=3),
+            "its header says 3 tokens of 2 bytes, and 4 bytes",
+        ),
+        (
+            lambda p: llm_c(p, [1, 2], n_tokens=1),
+            "its header says 1 tokens of 2 bytes, and 4 bytes",
+        ),
+        (lambda p: llm_c(p, [1, 2], n_tokens=-1), "its header says -1 tokens"),
+        (lambda p: llm_c(p, [], n_tokens=0), "its header says 0 tokens"),
+        (lambda p: llm_c(p, [1, 2], version=2), "has version 2 of its header, which is unknown"),
+        (lambda p: llm_c(p, [1, 2], 20240801, 7), "its header says 2 tokens of 4 bytes"),
+        (lambda p: llm_c(p, [1, 2], 20240801, 7, dtype="<u4"), "mixes token files of different"),
+        (lambda p: llm_c(p, [1, 2], 7), "does not begin with the header of llm.c"),
+        (lambda p: p.write_bytes(b""), "does not begin with the header of llm.c"),
+        (lambda p: os.truncate(llm_c(p, [1, 2]), HEADER_BYTES // 2), "and 0 bytes follow it"),
+        (lambda p: llm_c(p, [1, 50257]), "has id 50257, and the tokenizer's vocabulary is 50257"),
+        (lambda p: p.symlink_to("nowhere"), "can't be read: No such file"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, with_gpt2, make, message):
+    llm_c(tmp_path / "fineweb_val_000000.bin", [1, 2, 3])
+    make(tmp_path / "fineweb_train_000001.bin")
+    with pytest.raises(ShardError, match=message):
+        open_prepared(tmp_path)
+
+
+def test_a_nanogpt_file_of_odd_size_is_refused(tmp_path, with_gpt2):
+    (tmp_path / "train.bin").write_bytes(b"abc")
+    (tmp_path / "val.bin").write_bytes(b"ab")
+    with pytest.raises(ShardError, match=r"train.bin has 3 bytes, which are no uint16 tokens"):
+        open_prepared(tmp_path)
+
+
+def test_a_folder_without_validation_tokens_is_refused(tmp_path, with_gpt2):
+    llm_c(tmp_path / "fineweb_train_000001.bin", [1])
+    with pytest.raises(ShardError, match=r"has no val tokens \(a file such as val.bin\)"):
+        open_prepared(tmp_path)
+
+
+def test_the_sum_of_a_foreign_folder_changes_with_its_ends(tmp_path, with_gpt2):
+    sums = set()
+    for last in (1, 2):
+        for name in ("a_train.bin", "a_val.bin"):
+            llm_c(tmp_path / name, [5, 6, last])
+        sums.add(open_prepared(tmp_path).record["sha256"])
+    assert len(sums) == 2
+
+
+def test_every_error_is_a_users():
+    assert issubclass(ShardError, UserError)
