@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 30
 
 
 class _Console(Console):
@@ -22,6 +25,9 @@ class Display:
         self._live = self._console.is_terminal and not quiet
         self._bar: Progress | None = None
         self._headed = False
+        self._work_total = 1
+        self._work_begun = (0, 0.0)  # how much was done, and when that was
+        self._work_shown = 0.0
 
     def line(self, text: str = "") -> None:
         """Prints one line as it is."""
@@ -73,6 +79,34 @@ class Display:
                 completed=step,
                 status=f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s",
             )
+
+    def start_work(self, done: int, total: int) -> None:
+        """Opens the bar of a preparation, for `work`."""
+        self._work_total, self._work_begun = total, (done, time.monotonic())
+        self._work_shown = time.monotonic()
+        if self._live:
+            self._bar = Progress(
+                TextColumn("{task.percentage:>3.0f}%"),
+                BarColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.add_task("work", total=total, completed=done, status="starting")
+            self._bar.start()
+
+    def work(self, done: int, speed: str) -> None:
+        """Moves the bar; where there is no terminal, a line every LINE_SECONDS."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, status=speed)
+        elif time.monotonic() - self._work_shown > LINE_SECONDS:
+            self._work_shown = time.monotonic()
+            before, begun = self._work_begun
+            rate = (done - before) / (self._work_shown - begun)
+            left = f"{(self._work_total - done) / rate / 60:,.0f} min left" if rate else ""
+            self.line(f"{100 * done / self._work_total:3.0f}%  {speed}  {left}".rstrip())
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Prints the row of an evaluation, under a heading the first time."""

@@ -13,8 +13,8 @@ from gpt_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def lock(run_dir: Path) -> Generator[None]:
-    """Keeps a second process from training the same run."""
+def lock(run_dir: Path, doing: str = "trained") -> Generator[None]:
+    """Keeps a second process from training the same run, or from doing else in a folder."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -28,7 +28,7 @@ def lock(run_dir: Path) -> Generator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{run_dir} is being trained by another process") from None
+            raise UserError(f"{run_dir} is being {doing} by another process") from None
         except OSError:
             pass  # a file system without locks
         yield

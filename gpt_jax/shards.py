@@ -606,9 +606,10 @@ class ShardWriter:
         return self._folder / f"{split}-{len(self._done[split]):05d}.bin"
 
     def _close(self, split: str) -> None:
-        shard = self._open.pop(split)
+        shard = self._open[split]
         shard.sync()
         shard.file.close()
+        del self._open[split]
         self._done[split].append(
             {
                 "name": shard.path.name,

@@ -1,0 +1,234 @@
+"""Common Crawl's WET files: the plain text of web pages, in records behind one another.
+
+The format is WARC 1.0 (https://iipc.github.io/warc-specifications/): each record has a version
+line, headers, an empty line, as many bytes as its Content-Length says, and two line ends; each is a
+gzip member of its own. A file that breaks off anywhere but between two records raises `Damage`;
+what breaks off there is noticed by its length, which a download is checked against.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data.settings import PrepareConfig
+from data.sources import BLOCK_BYTES, Damage, Document, Plan, Unit, _too_large
+from gpt_jax.errors import TrainingError, UserError, in_short
+from gpt_jax.files import write_atomically
+
+TRIES = 6
+PAUSE_SECONDS = 1.0  # before the second try; twice as long before each next one
+TIMEOUT_SECONDS = (10, 60)  # to connect; between two packets
+DOWNLOAD_BYTES = 1 << 16  # written at once: what a broken connection loses
+MAX_LISTING_BYTES = 1 << 26
+MAX_HEADER_BYTES = 1 << 16
+CRAWL = re.compile(r"CC-MAIN-\d{4}(?:-\d{2}){1,3}")
+LISTED = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.warc\.wet\.gz")
+
+
+def is_crawl(name: str) -> bool:
+    """Says whether an input is the id of a crawl, such as CC-MAIN-2024-33, and not a path."""
+    return CRAWL.fullmatch(name) is not None
+
+
+def plan(config: PrepareConfig, work: Path) -> Plan:
+    """Returns a unit for each file of a crawl's listing, wet.paths.gz.
+
+    Raises:
+      UserError, TrainingError: the listing can't be had, or is none.
+    """
+    base = config.base_url.rstrip("/") + "/"
+    url = f"{base}crawl-data/{config.input}/wet.paths.gz"
+    saved = work / "wet.paths.gz"
+    if not saved.exists():
+        download(url, saved, MAX_LISTING_BYTES)
+    try:
+        with gzip.open(saved) as file:
+            raw = file.read(MAX_LISTING_BYTES + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        saved.unlink()
+        raise UserError(f"{url} is no listing: {error}; try again") from error
+    lines = raw.decode("utf-8", "replace").split()
+    for line in lines:
+        if not LISTED.fullmatch(line) or ".." in line:
+            saved.unlink()
+            raise UserError(f"{url} lists {line!r:.80}, which is no path of a WET file")
+    listed = len(lines)
+    if config.limit_files:
+        lines = lines[: config.limit_files]
+    if not lines:
+        raise UserError(f"{url} lists no files")
+    units = [
+        {"kind": "wet", "name": line.rpartition("/")[2], "path": "", "size": 0, "url": base + line}
+        for line in lines
+    ]
+    return Plan(units, [], facts={"files": len(units), "listed_files": listed, "url": url})
+
+
+def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | Damage]:
+    """Yields the documents of a WET file, downloaded first where its unit has an address.
+
+    Raises:
+      Damage: the file breaks off, or is no WET file.
+      UserError, TrainingError: it can't be downloaded.
+    """
+    path = unit["path"]
+    if unit.get("url"):
+        folder = work / "downloads"
+        folder.mkdir(exist_ok=True)
+        path = str(folder / unit["name"])
+        if not os.path.exists(path):
+            download(unit["url"], Path(path))
+    try:
+        with gzip.open(path) as stream:
+            file = io.BufferedReader(stream, BLOCK_BYTES)
+            yield from records(file, unit["name"], config.max_document_mb << 20)
+    except (EOFError, OSError, zlib.error) as error:
+        raise Damage(f"{unit['name']} can't be read to its end: {error}") from error
+    finally:
+        if unit.get("url"):
+            Path(path).unlink(missing_ok=True)
+
+
+def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | Damage]:
+    """Yields the documents of WET's records, one for each of type `conversion`.
+
+    Raises:
+      Damage: there is something else than a record, or half of one.
+    """
+    number = 0
+    while line := file.readline(MAX_HEADER_BYTES):
+        if line in (b"\r\n", b"\n"):
+            continue
+        where = f"{name}, record {number}"
+        if not line.startswith(b"WARC/1."):
+            raise Damage(f"{where}, does not begin with WARC/1")
+        headers = _headers(file, where)
+        length = headers.get("content-length", "")
+        if not re.fullmatch(r"\d{1,18}", length):
+            raise Damage(f"{where}, has no Content-Length")
+        size, kept = int(length), headers.get("warc-type") == "conversion"
+        if kept and size <= limit:
+            block = file.read(size)
+            n = len(block)
+        else:
+            block, n = b"", _skip(file, size)
+        if n < size or file.read(4) != b"\r\n\r\n":
+            raise Damage(f"{where}, is not as long as its Content-Length of {size:,} says")
+        number += 1
+        if not kept:
+            continue
+        if size > limit:
+            yield _too_large(where, limit)
+            continue
+        try:
+            text = block.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            yield Damage(f"{where}, is not UTF-8 at {error.start}")
+            continue
+        yield Document(text, headers.get("warc-identified-content-language"))
+    if not number:
+        raise Damage(f"{name} has no records")
+
+
+def _headers(file: IO[bytes], where: str) -> dict[str, str]:
+    headers, size = {}, 0
+    while (line := file.readline(MAX_HEADER_BYTES)) not in (b"\r\n", b"\n"):
+        size += len(line)
+        if not line.endswith(b"\n") or size > MAX_HEADER_BYTES:
+            raise Damage(f"{where}, breaks off in its headers")
+        name, _, value = line.decode("utf-8", "replace").partition(":")
+        headers[name.strip().lower()] = value.strip()
+    return headers
+
+
+def _skip(file: IO[bytes], size: int) -> int:
+    left = size
+    while left and (block := file.read(min(left, BLOCK_BYTES))):
+        left -= len(block)
+    return size - left
+
+
+# --- downloads ------------------------------------------------------------------------------------
+
+
+def download(url: str, path: Path, limit: int | None = None) -> None:
+    """Puts what a URL serves at `path`, whole; goes on where an earlier try or process stopped.
+
+    The length is checked against the one that the server names. Failures that may pass (no
+    connection, half a file, status 429 and 5xx) are tried again, `TRIES` times in all.
+
+    Raises:
+      UserError: the server refuses, or sends more than `limit` bytes.
+      TrainingError: it can't be had now.
+    """
+    import requests
+
+    part = path.with_name(path.name + ".part")
+    for attempt in range(TRIES):
+        try:
+            _download_rest(requests, url, part, limit)
+        except (requests.RequestException, EOFError) as error:
+            response = getattr(error, "response", None)
+            status = None if response is None else response.status_code
+            if status is not None and status < 500 and status != 429:
+                raise UserError(
+                    f"{url}: {in_short(error)}; check the crawl's id at "
+                    "https://commoncrawl.org/get-started, and --base-url"
+                ) from error
+            if attempt == TRIES - 1:
+                raise TrainingError(
+                    f"{url} could not be downloaded ({in_short(error)}, {TRIES} times); the same "
+                    "command again goes on from here"
+                ) from error
+            time.sleep(PAUSE_SECONDS * 2**attempt)
+        except OSError as error:
+            raise TrainingError(f"{part} can't be written: {error.strerror}") from error
+        else:
+            part.replace(path)
+            return
+
+
+def _download_rest(requests: Any, url: str, part: Path, limit: int | None) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "gpt_jax", "Accept-Encoding": "identity"}
+    tag = part.with_name(part.name + ".tag")  # half a file goes on only as the same file
+    if have and tag.exists() and (name := tag.read_text("utf-8")):
+        headers |= {"Range": f"bytes={have}-", "If-Range": name}
+    with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=headers) as response:
+        if response.status_code == 416:  # what is there is not the beginning of what is served
+            part.unlink(missing_ok=True)
+            raise EOFError("the file has changed on the server")
+        response.raise_for_status()
+        begins = f"bytes {have}-"
+        resumed = response.status_code == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(begins):
+            part.unlink(missing_ok=True)
+            raise EOFError("the server sent another part than asked for")
+        length = response.headers.get("Content-Length", "")
+        if not length.isdigit():
+            raise EOFError("the server names no length")
+        total = int(length) + (have if resumed else 0)
+        if limit is not None and total > limit:
+            raise UserError(f"{url} has {total:,} bytes, more than the {limit:,} expected")
+        name = response.headers.get("ETag", "")
+        if not name or name.startswith("W/"):
+            name = response.headers.get("Last-Modified", "")
+        write_atomically(tag, name)
+        with part.open("ab" if resumed else "wb") as file:
+            for block in response.iter_content(DOWNLOAD_BYTES):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+    if (size := part.stat().st_size) != total:
+        if size > total:
+            part.unlink()
+        raise EOFError(f"{size:,} of {total:,} bytes")
+    tag.unlink(missing_ok=True)

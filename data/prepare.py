@@ -1,0 +1,666 @@
+"""`python main.py prepare`: from a source of text to a prepared corpus (see `gpt_jax.shards`).
+
+    plan       sources.py parts the source into units, in order, some megabytes each where it can
+    tokenizer  learned, or found, once
+    parts      each unit is read, filtered and encoded to a part of its own, by many processes
+    shards     one process appends the parts in order, drops duplicates, and cuts to size
+
+Everything unfinished is in the folder `.prepare` of the corpus, and everything there is a function
+of the settings and the source: parts appear whole or not at all, by whatever process or machine,
+and after each part that is appended a journal says how far the shards are. So a preparation that
+was killed goes on from its journal, and its shards are the same bytes as an uninterrupted one's.
+
+Memory is bounded by the settings, not by the corpus: see README.md.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import sources
+from data.filters import Seen, digest, is_validation, reject
+from data.settings import PrepareConfig
+from data.sources import Damage, Document, Plan, Unit, make_plan, read_unit
+from gpt_jax.config import ConfigError, from_dict
+from gpt_jax.console import Display
+from gpt_jax.devices import usable_cores
+from gpt_jax.errors import TrainingError, UserError
+from gpt_jax.files import write_atomically
+from gpt_jax.process import lock
+from gpt_jax.shards import (
+    CHUNK_TOKENS,
+    MANIFEST_FILE,
+    SPLITS,
+    WORK_FOLDER,
+    ShardWriter,
+    is_prepared,
+    open_prepared,
+    read_manifest,
+)
+from gpt_jax.tokenizer import (
+    END_OF_TEXT,
+    BpeTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    from_json,
+    load_tokenizer,
+)
+from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+
+PLAN_FILE = "plan.json"
+JOURNAL_FILE = "journal.json"
+SEEN_FILE = "seen.bin"
+PARTS = "parts"
+DOCUMENTS_FILE = "documents.bin"
+COUNTS_FILE = "counts.json"
+NAMED_DAMAGE = 100  # in the manifest; the counts have all
+# A document of a part: its digest, tokens, side.
+DOCUMENT = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("val", "?")])
+
+
+def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, Any]:
+    """Makes the prepared corpus `config.out`, or goes on making it, and returns its manifest.
+
+    With `config.engine` "plan" it stops when the plan and the tokenizer are there, and returns {}.
+
+    Raises:
+      UserError: a setting, the source or the folder is not as it must be; which, and a way out.
+      TrainingError: it can't go on now; what is there stays, and the same call goes on.
+    """
+    display = display or Display()
+    out = Path(os.path.expanduser(config.out))
+    if manifest := _finished(out, config):
+        display.note(f"{out} is prepared already, with these settings")
+        _clean(out)
+        return manifest
+    work = out / WORK_FOLDER
+    _check_folder(out, work)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {work}: {error.strerror}; choose another --out") from error
+    try:
+        with lock(work, "prepared"):
+            try:
+                return _prepare(config, out, work, display)
+            finally:
+                display.stop()
+                if work.is_dir() and not (work / PLAN_FILE).exists():
+                    shutil.rmtree(work)  # nothing was begun: a mistake leaves no folder behind
+                    with contextlib.suppress(OSError):
+                        out.rmdir()
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise TrainingError(
+            f"{out} can't be written{where}: {error.strerror or error}; the same command again "
+            "goes on from here"
+        ) from error
+
+
+def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> dict[str, Any]:
+    plan = _load_plan(config, work) or _start_plan(config, work)
+    tokenizer = load_tokenizer(work)
+    journal = _load_journal(work)
+    how = "cut by position" if plan.by_position else "documents, parted by their hash"
+    display.facts(
+        {
+            "source": f"{config.source} {config.input}, {how}",
+            "tokenizer": f"{config.tokenizer}, {tokenizer.vocab_size:,} tokens",
+            "folder": str(out) + (f", goes on at unit {journal['units']}" if journal else ""),
+            "units": f"{len(plan.units):,}",
+        }
+    )
+    (work / PARTS).mkdir(exist_ok=True)
+    if config.engine == "plan":
+        display.line(
+            f"{work} has the plan: make the parts on any machine (data/README.md), then give this "
+            "command with another --engine"
+        )
+        return {}
+    state = journal["writer"] if journal else None
+    writer = ShardWriter(out, tokenizer, config.shard_tokens, state)
+    assembly = _Assembly(config, work, writer, journal)
+    try:
+        before = sum(writer.n_tokens.values())
+        assembled = lambda: sum(writer.n_tokens.values()) - before
+        parts = _parts(config, plan, work, assembly.n_units, assembled, display)
+        with contextlib.closing(parts):  # ends its processes, whatever happens here
+            for number in parts:
+                assembly.append(number)
+        return assembly.finish(plan)
+    finally:
+        assembly.close()
+
+
+# --- what is there already ------------------------------------------------------------------------
+
+
+def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
+    if not (out / MANIFEST_FILE).is_file():
+        return None
+    open_prepared(out)
+    manifest = read_manifest(out)
+    settings = manifest.get("settings")
+    if different := _differences(settings if isinstance(settings, dict) else {}, config.record()):
+        raise UserError(
+            f"{out} holds a corpus prepared with other settings: {different}; choose another --out"
+        )
+    return manifest
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{name} is {there.get(name)!r} there and {here[name]!r} here"
+        for name in here
+        if there.get(name) != here[name]
+    )
+
+
+def _check_folder(out: Path, work: Path) -> None:
+    if os.path.lexists(out) and not out.is_dir():
+        raise UserError(f"--out {out} is a file; choose another folder")
+    if work.is_dir():
+        return
+    try:
+        names = sorted(os.listdir(out)) if out.is_dir() else []
+    except OSError as error:
+        raise UserError(f"--out {out} can't be read: {error.strerror}") from error
+    if is_prepared(out):
+        raise UserError(f"--out {out} holds another program's corpus; choose another folder")
+    if names:
+        raise UserError(f"--out {out} holds other files ({names[0]}); choose another folder")
+
+
+def _clean(out: Path) -> None:
+    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
+
+
+def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
+    """Returns the plan that was begun, if the settings and the files are still the same."""
+    path = work / PLAN_FILE
+    if not path.exists():
+        return None
+    values = _read_json(path)
+    settings = values["settings"]
+    if different := _differences(settings, config.record()):
+        raise UserError(
+            f"{work.parent} was begun with other settings: {different}; use those, choose another "
+            "--out, or delete it"
+        )
+    for name, size, changed in values["plan"]["files"]:
+        try:
+            now = os.stat(name)
+        except OSError as error:
+            raise UserError(
+                f"{name} is gone since the preparation began: {error.strerror}"
+            ) from None
+        if (now.st_size, now.st_mtime_ns) != (size, changed):
+            raise UserError(
+                f"{name} has changed since the preparation began; delete {work.parent} and begin "
+                "again"
+            )
+    saved: dict[str, Any] = values["plan"]
+    return Plan(
+        saved["units"],
+        saved["files"],
+        saved["by_position"],
+        damaged=tuple(saved["damaged"]),
+        facts=saved["facts"],
+    )
+
+
+def _start_plan(config: PrepareConfig, work: Path) -> Plan:
+    """Makes the plan and the tokenizer, and keeps them."""
+    plan = make_plan(config, work)
+    if plan.by_position and any(
+        getattr(config, name) is not None
+        for name in ("min_characters", "max_characters", "min_letters", "max_repetition")
+    ) | bool(config.deduplicate):
+        raise ConfigError(
+            f"filters are for many documents, and --input {config.input} is a single text, which "
+            "is cut by position; leave them out"
+        )
+    tokenizer = _make_tokenizer(config, plan, work)
+    write_atomically(work / TOKENIZER_FILE, tokenizer.to_json())
+    settings, saved = config.record(), dataclasses.asdict(plan) | {"characters": ""}
+    write_atomically(work / PLAN_FILE, json.dumps({"settings": settings, "plan": saved}))
+    return plan
+
+
+def _load_journal(work: Path) -> dict[str, Any] | None:
+    path = work / JOURNAL_FILE
+    return _read_json(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}; delete {path.parent.parent} and prepare again"
+        ) from error
+
+
+# --- the tokenizer --------------------------------------------------------------------------------
+
+
+def _make_tokenizer(config: PrepareConfig, plan: Plan, work: Path) -> Tokenizer:
+    if config.tokenizer == "char":
+        characters = plan.characters or _characters(config, plan, work)
+        return CharTokenizer(characters)
+    if config.tokenizer == "bpe":
+        assert config.vocab_size is not None  # PrepareConfig sees to it
+        return BpeTokenizer.train(_sample(config, plan, work), config.vocab_size)
+    return BpeTokenizer.published(config.tokenizer)
+
+
+def _characters(config: PrepareConfig, plan: Plan, work: Path) -> str:
+    """Returns the characters of all documents that are kept, and the line feed between them."""
+    found = {"\n"}
+    limits = config.limits()
+    for unit in plan.units:
+        for document in _sound(config, unit, work):
+            if not reject(document.text, document.language, limits):
+                found.update(document.text)
+    return "".join(sorted(found))
+
+
+def _sample(config: PrepareConfig, plan: Plan, work: Path) -> str:
+    """Returns the text that byte pairs are learned from: of the training side, at most `sample_mb`.
+
+    Each unit gives from its beginning, as much as there is room for if all give the same, and at
+    least UNIT_BYTES; units that are too many for that are chosen at equal distances. A single text
+    that is not larger than the sample is taken whole.
+    """
+    limits, budget = config.limits(), config.sample_mb << 20
+    units = [unit for unit in plan.units if unit.get("split") != "val"]
+    n = min(len(units), max(1, budget // sources.UNIT_BYTES))
+    whole = plan.by_position and sum(unit["size"] for unit in units) <= budget
+    texts: list[str] = []
+    left = budget
+    for i in range(n):
+        quota = left if whole else left // (n - i)
+        for document in _sound(config, units[i * len(units) // n], work):
+            if not document.split:
+                if reject(document.text, document.language, limits):
+                    continue
+                if is_validation(digest(document.text), config.val_fraction):
+                    continue
+            text = document.text.encode("utf-8")[:quota].decode("utf-8", "ignore")
+            size = len(text.encode("utf-8"))
+            texts.append(text if document.split else text + "\n")
+            quota, left = quota - size, left - size
+            if quota < 4:  # bytes of a character
+                break
+    if not texts:
+        raise UserError(
+            f"--input {config.input} has no document for training to learn byte pairs from; use a "
+            "smaller --val-fraction or more documents"
+        )
+    return "".join(texts)
+
+
+def _sound(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document]:
+    """Yields the sound documents of a unit; damage is dealt with when it is prepared."""
+    try:
+        for document in read_unit(config, unit, work):
+            if isinstance(document, Document):
+                yield document
+    except Damage as error:
+        if config.on_damage == "stop":
+            raise _stop(error) from error
+
+
+def _stop(error: Damage) -> UserError:
+    return UserError(f"{error}; repair or remove it, or use --on-damage skip")
+
+
+# --- parts: one unit each, in any process ---------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=2)
+def _open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
+    """Returns what a process needs for any of the units."""
+    values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
+    names = {field.name for field in dataclasses.fields(PrepareConfig)}
+    settings = {k: v for k, v in values["settings"].items() if k in names}
+    config = from_dict({**settings, "out": str(Path(work).parent)}, PrepareConfig)
+    with open(Path(work) / TOKENIZER_FILE, encoding="utf-8") as file:
+        return config, values["plan"]["units"], from_json(file.read())
+
+
+def prepare_part(work: str, number: int) -> None:
+    """Reads, filters and encodes a unit to its part, unless that is there.
+
+    A function of what the work folder's plan says, so any process that sees the folder and the
+    source may do it, also one on another machine.
+
+    Raises:
+      UserError: the unit is damaged, and damage is to stop.
+      TrainingError: it could not be downloaded.
+    """
+    part = Path(work) / PARTS / f"{number:06d}"
+    if part.exists():
+        return
+    config, units, tokenizer = _open_work(work)
+    temporary = part.with_name(f".{part.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.mkdir()
+        try:
+            counts = _write_part(config, units[number], tokenizer, Path(work), temporary)
+        except Damage as error:
+            if config.on_damage == "stop":
+                raise _stop(error) from error
+            shutil.rmtree(temporary)  # what was read before the damage goes too
+            temporary.mkdir()
+            counts = {"damaged_units": 1, "damaged": [str(error)]}
+        write_atomically(temporary / COUNTS_FILE, json.dumps(counts))
+        with contextlib.suppress(FileExistsError):  # another process was faster; it has the same
+            temporary.rename(part)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_part(
+    config: PrepareConfig, unit: Unit, tokenizer: Tokenizer, work: Path, folder: Path
+) -> dict[str, Any]:
+    """Writes a part's tokens and documents, and returns its counts."""
+    limits, dropped, damaged, read = config.limits(), Counter(), [], 0
+    dtype, separator = _dtype(tokenizer), b""
+    with contextlib.ExitStack() as stack:
+        files = {
+            split: stack.enter_context(open(folder / f"{split}.bin", "wb")) for split in SPLITS
+        }
+        index = stack.enter_context(open(folder / DOCUMENTS_FILE, "wb"))
+        for document in read_unit(config, unit, work):
+            read += 1
+            if isinstance(document, Damage):
+                if config.on_damage == "stop":
+                    raise document
+                damaged.append(str(document))
+                continue
+            if document.split:
+                split, key, end = document.split, 0, b""
+            else:
+                if reason := reject(document.text, document.language, limits):
+                    dropped[reason] += 1
+                    continue
+                key = digest(document.text)
+                split = "val" if is_validation(key, config.val_fraction) else "train"
+                end = separator = separator or _separator(tokenizer)
+            ids = tokenizer.encode(document.text)
+            files[split].write(ids.astype(dtype).tobytes() + end)
+            n_tokens = len(ids) + len(end) // dtype.itemsize
+            index.write(np.array([(key, n_tokens, split == "val")], DOCUMENT).tobytes())
+            _count(n_tokens)
+    return {
+        "read": read,
+        "dropped": dict(dropped),
+        "damaged_records": len(damaged),
+        "damaged": damaged[:NAMED_DAMAGE],
+    }
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def _separator(tokenizer: Tokenizer) -> bytes:
+    """Returns what ends a document: the token for it, or a line feed where characters are all."""
+    if isinstance(tokenizer, BpeTokenizer):
+        ids = [tokenizer.special_tokens[END_OF_TEXT]]
+    else:
+        ids = tokenizer.encode("\n")
+    return np.asarray(ids).astype(_dtype(tokenizer)).tobytes()
+
+
+# --- many processes -------------------------------------------------------------------------------
+
+_tokens_so_far: Any = None  # of all processes, shared between them
+
+
+def _count(n_tokens: int) -> None:
+    if _tokens_so_far is not None:
+        with _tokens_so_far.get_lock():
+            _tokens_so_far.value += n_tokens
+
+
+def _start_process(counter: Any) -> None:
+    """Prepares a process of the pool: it counts, and it ends when its parent does."""
+    global _tokens_so_far
+    _tokens_so_far = counter
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)  # a killed parent can't end its children
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _parts(
+    config: PrepareConfig,
+    plan: Plan,
+    work: Path,
+    first: int,
+    assembled: Callable[[], int],
+    display: Display,
+) -> Generator[int]:
+    """Sees to it that the parts from `first` on come to be, and yields each one's number, in order.
+
+    No more than two parts for each process are ahead of the one that is yielded, so unfinished work
+    takes little room on the disk.
+    """
+    n_units = len(plan.units)
+    workers = min(config.workers or usable_cores(), max(n_units - first, 1))
+    progress = _Progress(plan, first, display)
+    if config.engine == "datatrove" and first < n_units:
+        from data.engines import run_datatrove
+
+        run_datatrove(work, first, n_units, workers)
+    if workers == 1 or config.engine != "local":
+        for number in range(first, n_units):
+            prepare_part(str(work), number)
+            yield number
+            progress.part(number)
+            progress.show(assembled())
+        return
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, context, initializer=_start_process, initargs=(counter,)
+    )
+    running: dict[int, concurrent.futures.Future[None]] = {}
+    try:
+        ahead = first
+        for number in range(first, n_units):
+            while ahead < min(number + 2 * workers + 1, n_units):
+                running[ahead] = pool.submit(prepare_part, str(work), ahead)
+                ahead += 1
+            while not running[number].done():
+                concurrent.futures.wait([running[number]], timeout=0.25)
+                progress.show(counter.value)
+            try:
+                running.pop(number).result()
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise TrainingError(
+                    "a process was killed, perhaps for its memory (fewer --workers need less); the "
+                    "same command again goes on from here"
+                ) from error
+            yield number
+            progress.part(number)
+    finally:
+        for process in list(getattr(pool, "_processes", None) or {}):
+            with contextlib.suppress(ProcessLookupError):
+                if running:  # something went wrong: don't wait for parts that nobody wants
+                    os.kill(process, 15)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Progress:
+    """What is done of the plan, in bytes of the source where its units say so, else in units."""
+
+    def __init__(self, plan: Plan, first: int, display: Display):
+        self._sizes = [unit["size"] or 1 for unit in plan.units]
+        self._done = sum(self._sizes[:first])
+        self._start = time.monotonic()
+        self._display = display
+        display.start_work(self._done, sum(self._sizes))
+
+    def part(self, number: int) -> None:
+        self._done += self._sizes[number]
+
+    def show(self, n_tokens: int) -> None:
+        """Shows where things stand, `n_tokens` after the start."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        self._display.work(self._done, f"{n_tokens / seconds:,.0f} tokens/s")
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+class _Assembly:
+    """Appends parts to the shards, in order, and keeps the journal."""
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        work: Path,
+        writer: ShardWriter,
+        journal: dict[str, Any] | None,
+    ):
+        self._config, self._work, self._writer = config, work, writer
+        journal = journal or {}
+        self.n_units: int = journal.get("units", 0)
+        self._documents = Counter(journal.get("documents", {}))
+        self._counts = Counter(journal.get("counts", {}))
+        self._dropped = Counter(journal.get("dropped", {}))
+        self._damaged: list[str] = journal.get("damaged", [])
+        self._seen: Seen | None = None
+        if config.filter("deduplicate"):
+            self._seen = Seen(config.dedup_documents)
+            self._seen_file = (work / SEEN_FILE).open("a+b")
+            self._seen_file.truncate(8 * journal.get("seen", 0))
+            self._seen_file.seek(0)
+            while raw := self._seen_file.read(1 << 20):
+                for value in np.frombuffer(raw, "<u8").tolist():
+                    self._seen.add(value)
+
+    def append(self, number: int) -> None:
+        """Appends a part, writes the journal, and removes the part."""
+        folder = self._work / PARTS / f"{number:06d}"
+        counts = json.loads((folder / COUNTS_FILE).read_text("utf-8"))
+        if (folder / DOCUMENTS_FILE).exists():
+            documents: np.ndarray = np.fromfile(folder / DOCUMENTS_FILE, DOCUMENT)
+            keep = self._new(documents)
+            for split in SPLITS:
+                side = documents["val"] == (split == "val")
+                self._copy(split, folder / f"{split}.bin", documents[side], keep[side])
+                self._documents[split] += int(keep[side].sum())
+            if n := int((~keep).sum()):
+                self._dropped["duplicate"] += n
+        self._dropped.update(counts.get("dropped", {}))
+        for name in ("read", "damaged_records", "damaged_units"):
+            self._counts[name] += counts.get(name, 0)
+        self._damaged = (self._damaged + counts["damaged"])[:NAMED_DAMAGE]
+        self.n_units = number + 1
+        self._save()
+        shutil.rmtree(folder)
+
+    def _new(self, documents: np.ndarray) -> np.ndarray:
+        if self._seen is None:
+            return np.ones(len(documents), bool)
+        add = self._seen.add
+        keep = np.fromiter((add(d) for d in documents["digest"].tolist()), bool, len(documents))
+        self._seen_file.write(documents["digest"][keep].tobytes())
+        return keep
+
+    def _copy(self, split: str, path: Path, documents: np.ndarray, keep: np.ndarray) -> None:
+        dtype = self._writer.dtype
+        ends = np.cumsum(documents["tokens"].astype(np.int64))
+        edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))  # of runs that are kept
+        with path.open("rb") as file:
+            for first, last in edges.reshape(-1, 2).tolist():
+                start = int(ends[first - 1]) if first else 0
+                file.seek(start * dtype.itemsize)
+                left = int(ends[last - 1]) - start
+                while left:
+                    ids = np.fromfile(file, dtype, min(left, CHUNK_TOKENS))
+                    if not len(ids):
+                        raise UserError(
+                            f"{path} is shorter than its index says; delete {self._work.parent} "
+                            "and prepare again"
+                        )
+                    self._writer.append(split, ids)
+                    left -= len(ids)
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {
+            "units": self.n_units,
+            "documents": self._documents,
+            "counts": self._counts,
+            "dropped": self._dropped,
+            "damaged": self._damaged,
+        }
+        if self._seen is not None:
+            self._seen_file.flush()
+            os.fsync(self._seen_file.fileno())
+            state["seen"] = self._seen_file.tell() // 8
+        state["writer"] = self._writer.save_state()
+        write_atomically(self._work / JOURNAL_FILE, json.dumps(state))
+
+    def finish(self, plan: Plan) -> dict[str, Any]:
+        """Writes the manifest, removes what is unfinished no more, and returns the manifest."""
+        config = self._config
+        for split in SPLITS:
+            if not self._writer.n_tokens[split]:
+                dropped = sum(self._dropped.values())
+                raise UserError(
+                    f"no document of {self._counts['read']:,} is for {split} ({dropped:,} were "
+                    "dropped by filters); use another --val-fraction, more documents or milder "
+                    f"filters, and another --out (or delete {self._work.parent})"
+                )
+        if plan.by_position:  # units are pieces of one text, which both splits have a part of
+            self._counts["read"] = 1
+            self._documents = Counter(dict.fromkeys(SPLITS, 1))
+        counts: dict[str, Any] = {
+            "read": self._counts["read"],
+            "kept": self._counts["read"] if plan.by_position else sum(self._documents.values()),
+            "dropped": dict(sorted(self._dropped.items())),
+            "damaged_records": self._counts["damaged_records"],
+            "damaged_files": len(plan.damaged) + self._counts["damaged_units"],
+        }
+        if self._seen is not None:
+            counts["not_remembered"] = self._seen.forgotten
+        manifest = self._writer.finish(
+            config.tokenizer,
+            {split: self._documents[split] for split in SPLITS},
+            source={"kind": config.source, "by_position": plan.by_position, **plan.facts},
+            settings=config.record(),
+            counts=counts,
+            damaged=[*plan.damaged, *self._damaged][:NAMED_DAMAGE],
+        )
+        _clean(self._work.parent)
+        return manifest
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._seen is not None:
+            self._seen_file.close()

@@ -1,0 +1,543 @@
+"""Where documents come from: plans that part a source into units, and readers of one unit each.
+
+A unit is a dict, ready for JSON, of some megabytes where the format allows: a piece of a text, some
+small files, a range of lines, some row groups, else a whole file. Units stand in the order of the
+corpus and are read independently of one another, in any process, without holding a file in memory.
+
+A reader yields `Document`s, and a `Damage` for a record that is none; for a file that breaks off or
+is of another kind it raises `Damage`. No reader takes a short file for a whole one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import dataclasses
+import glob
+import gzip
+import importlib
+import io
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data.settings import PrepareConfig
+from gpt_jax.errors import UserError
+
+UNIT_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
+SEARCH_BYTES = 1 << 20
+EXTRAS = "pip install -r requirements-data.txt"
+
+Unit = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One document: its text, the language tags of its source, the split where it is given."""
+
+    text: str
+    language: str | None = None
+    split: str | None = None
+
+
+class Damage(Exception):
+    """A record or a file that can't be read; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What there is to read.
+
+    Attributes:
+      units: in the order of the corpus; each has a "name" for people and a "size" in bytes, if only
+        of what is stored, or 0.
+      files: (path, bytes, time of change in ns) of each file, to notice that one has changed.
+      by_position: the corpus is a single text, cut into the splits by position.
+      characters: of a single text, in order, where its tokenizer is to be of characters.
+      damaged: files that were left out.
+      facts: what the manifest is to say of the source.
+    """
+
+    units: list[Unit]
+    files: list[tuple[str, int, int]]
+    by_position: bool = False
+    characters: str = ""
+    damaged: tuple[str, ...] = ()
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def make_plan(config: PrepareConfig, work: Path) -> Plan:
+    """Returns the plan of a source; `work` keeps what had to be downloaded for it.
+
+    Raises:
+      UserError: there is nothing to read, or it is of another kind; which, and a way out.
+    """
+    if config.source == "hf":
+        return _plan_hf(config)
+    if config.source == "wet":
+        from data import common_crawl
+
+        if common_crawl.is_crawl(config.input):
+            return common_crawl.plan(config, work)
+    paths = list_files(config.input)
+    if config.source == "wet" and config.limit_files:
+        paths = paths[: config.limit_files]
+    files = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    facts = {"files": len(files), "stored_bytes": sum(size for _, size, _ in files)}
+    if config.source == "text" and len(paths) == 1:
+        units, characters = plan_text(paths[0], config.val_fraction, config.tokenizer == "char")
+        return Plan(units, files, True, characters, facts=facts)
+    plan_file = {
+        "text": _plan_small,
+        "jsonl": _plan_lines,
+        "parquet": _plan_parquet,
+        "wet": _plan_whole,
+    }[config.source]
+    units, damaged = [], []
+    for path, size, _ in files:
+        try:
+            units.extend(plan_file(path, size))
+        except Damage as error:
+            if config.on_damage == "stop":
+                raise UserError(f"{error}; repair or remove it, or use --on-damage skip") from error
+            damaged.append(str(error))
+    if config.source == "text":
+        units = _grouped(units)
+    if not units:
+        raise UserError(f"--input {config.input}: every file is empty or damaged")
+    return Plan(units, files, damaged=tuple(damaged), facts=facts)
+
+
+def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document | Damage]:
+    """Yields the documents of a unit, and a `Damage` in the place of each record that is none.
+
+    Raises:
+      Damage: the file can't be read to its end.
+    """
+    kind = unit["kind"]
+    try:
+        if kind == "piece":
+            yield _read_piece(unit)
+        elif kind == "files":
+            yield from _read_files(unit, config.max_document_mb << 20)
+        elif kind == "lines":
+            yield from _read_lines(unit, config)
+        elif kind == "parquet":
+            yield from _read_parquet(unit, config)
+        elif kind == "hf":
+            yield from _read_hf(unit, config)
+        else:
+            from data import common_crawl
+
+            yield from common_crawl.read(unit, config, work)
+    except (EOFError, OSError) as error:  # gzip's and zstd's own, and the disk's
+        why = getattr(error, "strerror", None) or str(error) or "it breaks off"
+        raise Damage(f"{unit['name']} can't be read to its end: {why}") from error
+
+
+def list_files(pattern: str) -> list[str]:
+    """Returns the absolute paths of the files that a path or pattern stands for, by name.
+
+    Raises:
+      UserError: there are none, or the path is a folder.
+    """
+    expanded = os.path.expanduser(pattern)
+    if os.path.isdir(expanded):
+        raise UserError(f"--input {pattern} is a folder; give a pattern such as '{pattern}/*'")
+    if os.path.lexists(expanded):
+        paths = [expanded]
+    else:
+        paths = sorted(p for p in glob.glob(expanded, recursive=True) if os.path.isfile(p))
+    if not paths:
+        raise UserError(f"--input {pattern} matches no file; give a path, or a pattern in quotes")
+    for path in paths:
+        if not os.access(path, os.R_OK) or not os.path.isfile(path):
+            raise UserError(f"--input {path} can't be read; check the file and its permissions")
+    return [os.path.abspath(path) for path in paths]
+
+
+# --- one text -------------------------------------------------------------------------------------
+
+# Where a text may be cut so that the pieces have the tokens of the whole: where the patterns of
+# GPT-2, cl100k_base, o200k_base and `tokenizer.PATTERN` end a match whatever surrounds the place.
+# That is between words apart by one space, and behind a single line feed between words.
+CUT = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=[^\W\d_]\n)(?=[^\W\d_])")
+
+
+def plan_text(
+    path: str, val_fraction: float, with_characters: bool = False
+) -> tuple[list[Unit], str]:
+    """Parts a text by position, as `gpt_jax.data.split_text` does, and each side into pieces.
+
+    The first int((1 - val_fraction) * characters) are for training. Pieces have the tokens of the
+    whole side wherever there is a place to `CUT` within `SEARCH_BYTES`.
+
+    Returns:
+      (units, the different characters of the text in order if asked for, else "").
+
+    Raises:
+      UserError: the file is empty or not UTF-8 text.
+    """
+    ends = [(0, 0)]  # of each block: characters and bytes up to there
+    characters: set[str] = set()
+    for text in _text_blocks(path):
+        if with_characters:
+            characters.update(text)
+        ends.append((ends[-1][0] + len(text), ends[-1][1] + len(text.encode("utf-8"))))
+    total, size = ends[-1]
+    if not total:
+        raise UserError(f"{path} is empty; give a text file")
+    cut = int((1 - val_fraction) * total)
+    before, at = ends[bisect.bisect_right(ends, (cut, size)) - 1]
+    with open(path, "rb") as file:
+        file.seek(at)
+        text = file.read(BLOCK_BYTES + 8).decode("utf-8", "ignore")
+    boundary = at + len(text[: cut - before].encode("utf-8"))
+    units = []
+    with open(path, "rb") as file:
+        for split, first, end in (("train", 0, boundary), ("val", boundary, size)):
+            start = first
+            while start < end:
+                stop = _cut_at(file, start, end)
+                units.append(_unit("piece", path, stop - start, start, stop) | {"split": split})
+                start = stop
+    return units, "".join(sorted(characters))
+
+
+def _text_blocks(path: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    at = 0
+    with open(path, "rb") as file:
+        while raw := file.read(BLOCK_BYTES):
+            if at == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise UserError(f"{path} looks like UTF-16, not UTF-8; convert it with iconv")
+            if b"\0" in raw:
+                raise UserError(
+                    f"{path} looks binary (a zero byte at {at + raw.index(0)}); give a text"
+                )
+            yield _decoded(decoder, raw, path, False)
+            at += len(raw)
+    yield _decoded(decoder, b"", path, True)
+
+
+def _decoded(decoder: Any, raw: bytes, path: str, final: bool) -> str:
+    try:
+        return decoder.decode(raw, final)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(
+            f"{path} is not UTF-8 (byte {byte:#04x}: {error.reason}); convert it, for example "
+            "with: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _cut_at(file: IO[bytes], start: int, end: int) -> int:
+    """Returns where the piece from `start` ends: a place to cut, about UNIT_BYTES on."""
+    if end - start <= UNIT_BYTES + SEARCH_BYTES:
+        return end
+    at = start + UNIT_BYTES
+    file.seek(at)
+    raw = file.read(min(SEARCH_BYTES, end - at))
+    skipped = next(i for i in range(4) if raw[i] & 0xC0 != 0x80)  # to the next character's start
+    text = raw[skipped:].decode("utf-8", "ignore")
+    found = CUT.search(text)
+    return at + skipped + (len(text[: found.start()].encode("utf-8")) if found else 0)
+
+
+def _read_piece(unit: Unit) -> Document:
+    with open(unit["path"], "rb") as file:
+        file.seek(unit["start"])
+        raw = file.read(unit["end"] - unit["start"])
+    if len(raw) < unit["end"] - unit["start"]:
+        raise Damage(f"{unit['name']} has become shorter while it was read")
+    try:
+        return Document(raw.decode("utf-8"), split=unit["split"])
+    except UnicodeDecodeError as error:
+        raise Damage(f"{unit['name']} has changed while it was read: {error.reason}") from error
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _unit(kind: str, path: str, size: int, start: int = 0, end: int = 0) -> Unit:
+    name = os.path.basename(path) + (f" from {start:,}" if start else "")
+    return {"kind": kind, "name": name, "path": path, "size": size, "start": start, "end": end}
+
+
+def _plan_small(path: str, size: int) -> list[Unit]:
+    return [{"kind": "files", "name": os.path.basename(path), "size": size, "paths": [path]}]
+
+
+def _grouped(units: list[Unit]) -> list[Unit]:
+    """Joins units of a file each to units of several files."""
+    grouped: list[Unit] = []
+    for unit in units:
+        if grouped and grouped[-1]["size"] + unit["size"] <= UNIT_BYTES:
+            grouped[-1]["size"] += unit["size"]
+            grouped[-1]["paths"] += unit["paths"]
+        else:
+            grouped.append(unit)
+    return grouped
+
+
+def _plan_whole(path: str, size: int) -> list[Unit]:
+    return [_unit("wet", path, size)]
+
+
+def _read_files(unit: Unit, limit: int) -> Iterator[Document | Damage]:
+    for path in unit["paths"]:
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(limit + 1)
+            if len(raw) > limit:
+                yield _too_large(path, limit)
+            elif b"\0" in raw:
+                yield Damage(f"{path} looks binary (a zero byte at {raw.index(0)})")
+            else:
+                yield Document(raw.decode("utf-8"))
+        except OSError as error:
+            yield Damage(f"{path} can't be read: {error.strerror}")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            yield Damage(f"{path} is not UTF-8 (byte {byte:#04x} at {error.start})")
+
+
+def _too_large(name: str, limit: int) -> Damage:
+    return Damage(f"{name} is a document of more than --max-document-mb {limit >> 20}")
+
+
+# --- JSON lines -----------------------------------------------------------------------------------
+
+
+def _plan_lines(path: str, size: int) -> list[Unit]:
+    """Parts a plain file into ranges: the lines that begin in [start, end); others stay whole."""
+    if not size:
+        raise Damage(f"{path} is empty")
+    if path.endswith((".gz", ".zst")):
+        return [_unit("lines", path, size)]
+    starts = range(0, size, UNIT_BYTES)
+    return [
+        _unit("lines", path, min(UNIT_BYTES, size - at), at, min(at + UNIT_BYTES, size))
+        for at in starts
+    ]
+
+
+def open_stream(path: str) -> Any:
+    """Opens a file, .gz and .zst decompressed; one that breaks off raises EOFError at its end.
+
+    Raises:
+      UserError: .zst needs a package that is not installed.
+    """
+    if path.endswith(".gz"):
+        return gzip.open(path)
+    if path.endswith(".zst"):
+        zstd = _zstd()
+        if zstd is None:
+            raise UserError(f"reading {os.path.basename(path)} needs backports.zstd: {EXTRAS}")
+        return zstd.open(path)
+    return open(path, "rb")
+
+
+def _zstd() -> Any:
+    """Returns the module that notices where a file breaks off, or None; `zstandard` does not."""
+    return _optional("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+
+
+def _optional(name: str) -> Any:
+    """Returns a module, or None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def _read_lines(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
+    limit, field = config.max_document_mb << 20, config.text_field
+    at, end = unit["start"], unit["end"]
+    try:
+        with open_stream(unit["path"]) as raw_file:
+            file = io.BufferedReader(raw_file, BLOCK_BYTES)
+            if at:  # the line that is under way belongs to the range before
+                file.seek(at - 1)
+                at += _skip_line(file) - 1
+            while not end or at < end:
+                line = file.readline(limit + 1)
+                if not line:
+                    return
+                where = f"{os.path.basename(unit['path'])}, the line at byte {at:,}"
+                at += len(line)
+                if len(line) > limit:
+                    at += 0 if line.endswith(b"\n") else _skip_line(file)
+                    yield _too_large(where, limit)
+                elif line.strip():
+                    yield _document(line, field, where)
+    except Exception as error:  # a ZstdError can't be named where the package is not there
+        if not isinstance(error, zlib.error) and type(error).__name__ != "ZstdError":
+            raise
+        raise Damage(f"{unit['name']} can't be read to its end: {error}") from error
+
+
+def _skip_line(file: IO[bytes]) -> int:
+    skipped = 0
+    while part := file.readline(BLOCK_BYTES):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _document(line: bytes, field: str, where: str) -> Document | Damage:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Damage(f"{where}, is not JSON: {error}")
+    text = record.get(field) if isinstance(record, dict) else None
+    return _checked(text, field, where)
+
+
+def _checked(text: Any, field: str, where: str) -> Document | Damage:
+    if not isinstance(text, str):
+        return Damage(f"{where}, has no text in its field {field!r} (see --text-field)")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return Damage(f"{where}, has half of a surrogate pair at {error.start}")
+    return Document(text)
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+def _open_parquet(path: str) -> Any:
+    pyarrow, parquet = _optional("pyarrow"), _optional("pyarrow.parquet")
+    if parquet is None:
+        raise UserError(f"--source parquet needs pyarrow: {EXTRAS}")
+    try:
+        return parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        detail = " ".join(str(error).split())
+        raise Damage(f"{path} is no whole Parquet file: {detail:.200}") from error
+
+
+def _plan_parquet(path: str, size: int) -> list[Unit]:
+    """Parts a file into ranges of row groups."""
+    with _open_parquet(path) as file:
+        metadata = file.metadata
+        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    units, start, total = [], 0, sum(sizes) or 1
+    for i in range(len(sizes)):
+        inside = sum(sizes[start : i + 1])
+        if inside >= 2 * UNIT_BYTES or i == len(sizes) - 1:
+            units.append(_unit("parquet", path, size * inside // total, start, i + 1))
+            start = i + 1
+    return units
+
+
+def _read_parquet(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
+    field, limit = config.text_field, config.max_document_mb << 20
+    failures = (_optional("pyarrow").ArrowException, OSError, UnicodeDecodeError)
+    with _open_parquet(unit["path"]) as file:
+        if field not in file.schema_arrow.names:
+            raise UserError(
+                f"{unit['path']} has no column {field!r}; its columns are "
+                f"{', '.join(file.schema_arrow.names)} (see --text-field)"
+            )
+        row = 0
+        try:
+            for batch in file.iter_batches(
+                batch_size=256,
+                row_groups=list(range(unit["start"], unit["end"])),
+                columns=[field],
+                use_threads=False,
+            ):
+                for value in batch.column(0):
+                    where = f"{unit['name']}, row {row:,} from there"
+                    row += 1
+                    buffer = value.as_buffer() if hasattr(value, "as_buffer") else None
+                    if buffer is not None and buffer.size > limit:
+                        yield _too_large(where, limit)
+                    else:
+                        yield _checked(value.as_py(), field, where)
+        except failures as error:
+            detail = " ".join(str(error).split())
+            raise Damage(f"{unit['name']} can't be read to its end: {detail:.200}") from error
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+
+def _dataset(name: str, config: PrepareConfig, revision: str | None) -> Any:
+    datasets = _optional("datasets")
+    if datasets is None:
+        raise UserError(f"--source hf needs the package datasets: {EXTRAS}")
+    try:
+        return datasets.load_dataset(
+            name,
+            name=config.hf_config,
+            split=config.hf_split,
+            revision=revision,
+            streaming=True,
+        )
+    except Exception as error:  # whatever the hub, the network and the formats come up with
+        detail = " ".join(str(error).split())
+        raise UserError(
+            f"data set {name} can't be opened: {type(error).__name__}: {detail:.300}; check "
+            "--input, --hf-config, --hf-split and --hf-revision (data sets made by a script need "
+            "--hf-revision refs/convert/parquet)"
+        ) from error
+
+
+def _plan_hf(config: PrepareConfig) -> Plan:
+    """A unit for each file behind a data set; the commit is pinned, where there is one."""
+    name = os.path.expanduser(config.input)
+    name = os.path.abspath(name) if os.path.isdir(name) else name
+    data_set = _dataset(name, config, config.hf_revision)
+    field = config.text_field
+    if data_set.column_names and field not in data_set.column_names:
+        raise UserError(
+            f"data set {config.input} has no column {field!r}; its columns are "
+            f"{', '.join(data_set.column_names)} (see --text-field)"
+        )
+    revision = config.hf_revision
+    if not os.path.isdir(name):
+        hub = importlib.import_module("huggingface_hub")  # comes with datasets
+        revision = hub.HfApi().dataset_info(name, revision=revision).sha
+    n = data_set.num_shards
+    units = [
+        {
+            "kind": "hf",
+            "name": f"{config.input}, file {i + 1} of {n}",
+            "path": name,
+            "size": 0,
+            "index": i,
+            "count": n,
+            "revision": revision,
+        }
+        for i in range(n)
+    ]
+    return Plan(units, [], facts={"files": n, "revision": revision})
+
+
+def _read_hf(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
+    data_set = _dataset(unit["path"], config, unit["revision"])
+    limit, field = config.max_document_mb << 20, config.text_field
+    part = data_set.shard(num_shards=unit["count"], index=unit["index"])
+    row = 0
+    try:
+        for record in part.select_columns([field]):
+            where = f"{unit['name']}, row {row:,}"
+            row += 1
+            text = record.get(field)
+            if isinstance(text, str) and 4 * len(text) > limit and len(text.encode()) > limit:
+                yield _too_large(where, limit)
+            else:
+                yield _checked(text, field, where)
+    except (EOFError, OSError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise Damage(f"{unit['name']} can't be read to its end: {detail:.300}") from error

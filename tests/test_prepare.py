@@ -1,0 +1,917 @@
+"""Preparing corpora: every source, every way to break off, and the same bytes however it went."""
+
+import contextlib
+import gzip
+import http.server
+import importlib.util
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import main
+from data import common_crawl, sources
+from data import prepare as module
+from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
+from data.prepare import prepare
+from data.settings import PrepareConfig
+from gpt_jax.console import Display
+from gpt_jax.data import split_text
+from gpt_jax.errors import TrainingError, UserError
+from gpt_jax.shards import MANIFEST_FILE, WORK_FOLDER, open_prepared, verify
+from gpt_jax.tokenizer import END_OF_TEXT, PATTERN, BpeTokenizer, CharTokenizer
+
+TEXT = (
+    "The wizard said: Dorothy, go home.\nToto ran;  the lion\n\nslept — café, 12345 times!\n" * 60
+)
+DOCUMENTS = [
+    f"Document {i}: " + " ".join(f"word{i * j % 97}" for j in range(i % 37)) for i in range(200)
+]
+EXAMPLES = settings(deadline=None, derandomize=True, max_examples=150)
+
+
+def run(tmp_path, name="out", **values):
+    """Prepares in this process, and returns the corpus opened and verified."""
+    values = {"tokenizer": "char", "workers": 1, "out": str(tmp_path / name)} | values
+    prepare(PrepareConfig(**values), Display(quiet=True))
+    prepared = open_prepared(values["out"])
+    verify(prepared)
+    return prepared
+
+
+def ids_of(prepared, split):
+    return np.concatenate(prepared.shards[split])
+
+
+def texts_of(prepared, split):
+    """The documents of a split, as their separator parts them."""
+    text = prepared.tokenizer.decode(ids_of(prepared, split))
+    separator = "\n" if isinstance(prepared.tokenizer, CharTokenizer) else END_OF_TEXT
+    assert text.endswith(separator)
+    return text.removesuffix(separator).split(separator)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def halves(documents, val_fraction=0.1):
+    val = [d for d in documents if is_validation(digest(d), val_fraction)]
+    return [d for d in documents if d not in set(val)], val
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    """Pieces of some hundred bytes, so that a small text has many."""
+    monkeypatch.setattr(sources, "UNIT_BYTES", 300)
+    monkeypatch.setattr(sources, "SEARCH_BYTES", 100)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
+
+
+@pytest.fixture(scope="session")
+def gpt2(gpt2_files):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+        return BpeTokenizer.published("gpt2")
+
+
+def write_jsonl(path, documents=DOCUMENTS, field="text"):
+    raw = "".join(json.dumps({field: d, "id": i}) + "\n" for i, d in enumerate(documents)).encode()
+    if path.suffix == ".gz":
+        raw = gzip.compress(raw, mtime=0)
+    elif path.suffix == ".zst":
+        raw = pytest.importorskip("backports.zstd").compress(raw)
+    path.write_bytes(raw)
+    return path
+
+
+def warc_record(kind, block, language=None, length=None):
+    headers = f"WARC/1.0\r\nWARC-Type: {kind}\r\n"
+    if language:
+        headers += f"WARC-Identified-Content-Language: {language}\r\n"
+    headers += f"Content-Length: {len(block) if length is None else length}\r\n\r\n"
+    return headers.encode() + block + b"\r\n\r\n"
+
+
+def wet_bytes(documents=DOCUMENTS, language="eng", first=b"Software-Info: none\r\n"):
+    records = [warc_record("warcinfo", first)]
+    records += [warc_record("conversion", d.encode() + b"\n", language) for d in documents]
+    return b"".join(gzip.compress(record, mtime=0) for record in records)
+
+
+# --- one text -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe", "gpt2"])
+@pytest.mark.parametrize("val_fraction", [0.1, 0.2, 0.37])
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(
+    tmp_path, book, small_units, gpt2, monkeypatch, tokenizer, val_fraction
+):
+    monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
+    size = 300 if tokenizer == "bpe" else None
+    prepared = run(
+        tmp_path, input=str(book), tokenizer=tokenizer, vocab_size=size, val_fraction=val_fraction
+    )
+    parts = split_text(TEXT, 1 - val_fraction)
+    expected = {
+        "char": lambda: CharTokenizer.train(TEXT),
+        "bpe": lambda: BpeTokenizer.train(parts["train"], 300),
+        "gpt2": lambda: gpt2,
+    }[tokenizer]()
+    assert prepared.tokenizer.to_json() == expected.to_json()
+    for split, text in parts.items():
+        assert ids_of(prepared, split).tolist() == expected.encode(text).tolist()
+        assert prepared.n_bytes[split] == len(text.encode())
+    assert prepared.n_documents == {"train": 1, "val": 1}
+    assert prepared.manifest["source"]["by_position"] is True
+
+
+def test_the_units_of_a_text_are_small_and_follow_one_another(book, small_units):
+    units, characters = sources.plan_text(str(book), 0.1, True)
+    assert len(units) > 15
+    assert characters == "".join(sorted(set(TEXT)))
+    assert [unit["start"] for unit in units[1:]] == [unit["end"] for unit in units[:-1]]
+    assert all(unit["end"] - unit["start"] <= 400 for unit in units)
+
+
+PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    "o200k_base": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+",
+    "learned": PATTERN,
+}
+CHARACTERS = st.sampled_from(list("aB9 \n\r\t./'sé²½Ⅷ中\u00a0\u0301\u3000—")) | st.characters(
+    codec="utf-8"
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_no_match_spans_a_place_to_cut(pattern):
+    """Cut there, the matches of the pieces are those of the whole, for every published pattern."""
+    regex = importlib.import_module("regex")  # comes with tiktoken
+    compiled = regex.compile(pattern)
+
+    @given(st.text(CHARACTERS, max_size=40))
+    @example("x.\nA y's B\r\n c")
+    @EXAMPLES
+    def check(text):
+        places = [0, *(match.start() for match in sources.CUT.finditer(text)), len(text)]
+        pieces = [text[a:b] for a, b in itertools.pairwise(places)]
+        assert [m for piece in pieces for m in compiled.findall(piece)] == compiled.findall(text)
+
+    check()
+
+
+def test_a_text_without_a_place_to_cut_is_cut_between_characters(tmp_path, small_units):
+    path = tmp_path / "long.txt"
+    path.write_text("é—中" * 2000, encoding="utf-8")
+    prepared = run(tmp_path, input=str(path))
+    parts = split_text("é—中" * 2000, 0.9)
+    for split, text in parts.items():
+        assert prepared.tokenizer.decode(ids_of(prepared, split)) == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "is empty; give a text file"),
+        (b"abc\xffdef" * 99, "is not UTF-8 .byte 0xff: invalid start byte.; convert it"),
+        ("é".encode()[:1], "is not UTF-8 .byte 0xc3: unexpected end of data"),
+        (b"a" * 300 + b"\0", "looks binary .a zero byte at 300"),
+        (b"\xff\xfea\0", "looks like UTF-16, not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_before_anything_is_written(
+    tmp_path, small_units, raw, message
+):
+    (tmp_path / "x.txt").write_bytes(raw)
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, input=str(tmp_path / "x.txt"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_filters_are_not_for_a_single_text(tmp_path, book):
+    with pytest.raises(UserError, match="filters are for many documents"):
+        run(tmp_path, input=str(book), min_characters=3)
+
+
+# --- many documents -------------------------------------------------------------------------------
+
+
+def test_documents_are_parted_by_their_hash_and_end_with_the_token_for_it(
+    tmp_path, gpt2, monkeypatch
+):
+    monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
+    source = write_jsonl(tmp_path / "a.jsonl", [*DOCUMENTS, f"not a {END_OF_TEXT} token"])
+    prepared = run(tmp_path, source="jsonl", input=str(source), tokenizer="gpt2")
+    train, val = halves([*DOCUMENTS, f"not a {END_OF_TEXT} token"])
+    assert 10 < len(val) < 40
+    for split, documents in (("train", train), ("val", val)):
+        expected = np.concatenate([[*gpt2.encode(d), 50256] for d in documents])
+        assert ids_of(prepared, split).tolist() == expected.tolist()
+        assert prepared.n_bytes[split] == sum(len(d.encode()) for d in documents)
+        assert prepared.n_documents[split] == len(documents)
+    assert prepared.manifest["counts"] == {
+        "read": 201,
+        "kept": 201,
+        "dropped": {},
+        "damaged_records": 0,
+        "damaged_files": 0,
+    }
+
+
+def test_a_document_stays_on_its_side_as_the_corpus_grows():
+    train, val = halves(DOCUMENTS)
+    more_train, more_val = halves([*DOCUMENTS, *(f"more {i}" for i in range(500))])
+    assert set(train) <= set(more_train)
+    assert set(val) <= set(more_val)
+    share = len(halves([f"{i}" for i in range(20_000)])[1]) / 20_000
+    assert abs(share - 0.1) < 4 * (0.1 * 0.9 / 20_000) ** 0.5  # four standard deviations
+
+
+def test_characters_of_many_documents_are_parted_by_a_line_feed(tmp_path):
+    prepared = run(tmp_path, source="jsonl", input=str(write_jsonl(tmp_path / "a.jsonl")))
+    train, val = halves(DOCUMENTS)
+    assert texts_of(prepared, "train") == train
+    assert texts_of(prepared, "val") == val
+    assert set(prepared.tokenizer.vocabulary) == set("".join(DOCUMENTS)) | {"\n"}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_json_lines_in_ranges_and_streams(tmp_path, small_units, name):
+    source = write_jsonl(tmp_path / name)
+    if name == "a.jsonl":
+        assert len(sources._plan_lines(str(source), source.stat().st_size)) > 50
+    prepared = run(tmp_path, source="jsonl", input=str(source))
+    assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
+
+
+@given(
+    lines=st.lists(st.integers(0, 60), min_size=1, max_size=30),
+    unit=st.integers(1, 90),
+    ends=st.booleans(),
+)
+@EXAMPLES
+def test_ranges_of_lines_have_every_line_once(tmp_path_factory, lines, unit, ends):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    documents = ["x" * n for n in lines]
+    text = "\n".join(json.dumps({"text": d}) for d in documents) + "\n" * ends
+    path.write_text(text)
+    config = PrepareConfig(source="jsonl", input="-", out="-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "UNIT_BYTES", unit)
+        units = sources._plan_lines(str(path), len(text))
+    read = [d.text for u in units for d in sources.read_unit(config, u, path)]
+    assert read == documents
+
+
+def test_parquet_in_row_groups(tmp_path, small_units):
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": DOCUMENTS, "score": list(range(200))})
+    importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=9)
+    assert len(sources._plan_parquet(str(path), path.stat().st_size)) > 5
+    prepared = run(tmp_path, source="parquet", input=str(path))
+    assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
+    with pytest.raises(UserError, match="has no column 'body'; its columns are text, score"):
+        run(tmp_path, "other", source="parquet", input=str(path), text_field="body")
+
+
+def test_several_text_files_are_documents(tmp_path, small_units):
+    for i, document in enumerate(DOCUMENTS):
+        (tmp_path / f"{i:03d}.txt").write_text(document)
+    prepared = run(tmp_path, input=str(tmp_path / "*.txt"))
+    assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="datasets is not installed")
+@pytest.mark.filterwarnings("default")
+def test_a_data_set_of_the_hub_is_streamed(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(4):
+        write_jsonl(folder / f"{i}.jsonl", DOCUMENTS[50 * i : 50 * i + 50])
+    prepared = run(tmp_path, source="hf", input=str(folder))
+    assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
+    assert prepared.manifest["source"]["files"] == 4
+    with pytest.raises(UserError, match="has no column 'body'"):
+        run(tmp_path, "other", source="hf", input=str(folder), text_field="body")
+
+
+@pytest.mark.parametrize(
+    ("source", "missing", "package"),
+    [("parquet", "pyarrow", "pyarrow"), ("hf", "datasets", "the package datasets"),
+     ("jsonl", "backports", "backports.zstd")],
+)  # fmt: skip
+def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch, source, missing, package):
+    (tmp_path / "a.zst").write_bytes(b"x")
+    monkeypatch.setattr(sources, "_optional", lambda name: None)
+    message = f"needs {package}: pip install -r requirements-data.txt"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, source=source, input=str(tmp_path / "a.zst"))
+
+
+# --- Common Crawl ---------------------------------------------------------------------------------
+
+OFF = {"min_characters": 0, "min_letters": 0.0, "max_repetition": 1.0, "deduplicate": False}
+
+
+def test_wet_files(tmp_path):
+    (tmp_path / "a.warc.wet.gz").write_bytes(wet_bytes())
+    prepared = run(tmp_path, source="wet", input=str(tmp_path / "*.wet.gz"), **OFF)
+    assert [texts_of(prepared, split) for split in ("train", "val")] == [
+        [d.strip() for d in half] for half in halves([d.strip() for d in DOCUMENTS])
+    ]
+
+
+def test_filters_are_on_for_wet_and_the_manifest_shows_them(tmp_path):
+    good = [f"Page {i} is an ordinary text of words. " * 9 for i in range(40)]
+    bad = ["short", "12345 67890 " * 30, "again and again\n" * 30, good[3]]
+    (tmp_path / "a.warc.wet.gz").write_bytes(wet_bytes([*good, *bad]))
+    prepared = run(tmp_path, source="wet", input=str(tmp_path / "a.warc.wet.gz"))
+    counts, shown = prepared.manifest["counts"], prepared.manifest["settings"]
+    assert counts["dropped"] == {
+        "duplicate": 1,
+        "max_repetition": 1,
+        "min_characters": 1,
+        "min_letters": 1,
+    }
+    assert (counts["read"], counts["kept"]) == (44, 40)
+    assert (shown["min_characters"], shown["min_letters"], shown["deduplicate"]) == (200, 0.6, True)
+
+
+def test_a_language_is_kept_by_its_first_tag(tmp_path):
+    raw = wet_bytes(DOCUMENTS[:100], "eng,deu") + wet_bytes(DOCUMENTS[100:], "deu,eng")
+    (tmp_path / "a.warc.wet.gz").write_bytes(raw)
+    prepared = run(
+        tmp_path, source="wet", input=str(tmp_path / "a.warc.wet.gz"), language="eng", **OFF
+    )
+    assert sorted(texts_of(prepared, "train") + texts_of(prepared, "val")) == sorted(
+        d.strip() for d in DOCUMENTS[:100]
+    )
+    assert prepared.manifest["counts"]["dropped"] == {"language": 100}
+
+
+@pytest.mark.skipif("GPT_JAX_DATA" not in os.environ, reason="GPT_JAX_DATA is not set")
+def test_a_real_wet_file():
+    path = Path(os.environ["GPT_JAX_DATA"]) / "common_crawl_sample.warc.wet.gz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    with gzip.open(path) as file:
+        (document,) = common_crawl.records(file, path.name, 1 << 26)
+    assert document.text.startswith("Escopete - Biquipedia")
+    assert document.language == "spa"
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def damaged_sources():
+    lines = "".join(json.dumps({"text": d}) + "\n" for d in DOCUMENTS[:50]).encode()
+    zipped = gzip.compress(lines, mtime=0)
+    flipped = bytearray(zipped)
+    flipped[len(flipped) // 2] ^= 1
+    wet, records = wet_bytes(DOCUMENTS[:50]), warc_record("conversion", b"x" * 90, length=70)
+    return {
+        "gz that breaks off": ("jsonl", "b.jsonl.gz", zipped[:-20], "ended before"),
+        "gz with a flipped bit": ("jsonl", "b.jsonl.gz", bytes(flipped), "can't be read to its"),
+        "gz that is none": ("jsonl", "b.jsonl.gz", lines, "Not a gzipped file"),
+        "wet that breaks off": ("wet", "b.wet.gz", wet[:-20], "ended before"),
+        "wet cut in its text": (
+            "wet", "b.wet.gz", gzip.compress(gzip.decompress(wet)[:-20]), "is not as long as its",
+        ),
+        "wet cut in its headers": (
+            "wet", "b.wet.gz", gzip.compress(b"WARC/1.0\r\nWARC-Type: x"), "breaks off in its h",
+        ),
+        "wet with a wrong length": ("wet", "b.wet.gz", gzip.compress(records), "Content-Length of"),
+        "wet that is none": ("wet", "b.wet.gz", zipped, "does not begin with WARC/1"),
+        "wet of nothing": ("wet", "b.wet.gz", gzip.compress(b""), "has no records"),
+        "parquet that breaks off": ("parquet", "b.parquet", b"PAR1 half", "no whole Parquet file"),
+        "zst that breaks off": ("jsonl", "b.jsonl.zst", lines, "can't be read to its end"),
+        "zst that is none": ("jsonl", "b.jsonl.zst", lines, "can't be read to its end"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", damaged_sources())
+def test_a_damaged_file_stops_or_is_left_out_whole_and_named(tmp_path, case):
+    source, name, raw, message = damaged_sources()[case]
+    if name.endswith(".zst"):
+        zstd = pytest.importorskip("backports.zstd")
+        raw = zstd.compress(raw)[:-20] if "breaks off" in case else raw
+        write_jsonl(tmp_path / "a.jsonl.zst")
+    elif source == "jsonl":
+        write_jsonl(tmp_path / "a.jsonl.gz")
+    elif source == "wet":
+        (tmp_path / "a.wet.gz").write_bytes(wet_bytes())
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        table = pyarrow.table({"text": DOCUMENTS})
+        importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    (tmp_path / name).write_bytes(raw)
+    off = OFF if source == "wet" else {}
+    values = {"source": source, "input": str(tmp_path / "*.*"), **off}
+    with pytest.raises(UserError, match=message) as caught:
+        run(tmp_path, tokenizer="bpe", vocab_size=257, **values)
+    assert name in str(caught.value)
+    assert "--on-damage skip" in str(caught.value)
+    prepared = run(tmp_path, "skipped", on_damage="skip", **values)
+    assert sum(prepared.n_documents.values()) == len(DOCUMENTS)
+    assert prepared.manifest["counts"]["damaged_files"] == 1
+    assert name in prepared.manifest["damaged"][0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{oh no", "the line at byte 34, is not JSON"),
+        ("[" * 5000, "is not JSON"),
+        ('["text"]', "has no text in its field 'text'"),
+        ('{"text": 7}', "has no text in its field 'text'"),
+        ('{"text": "\\ud800"}', "has half of a surrogate pair at 0"),
+        (json.dumps({"text": "x" * (1 << 20)}), "a document of more than --max-document-mb 1"),
+    ],
+)
+def test_a_damaged_line_stops_or_is_left_out_and_named(tmp_path, line, message):
+    first = json.dumps({"text": "0123456789 abcdefghij"}) + "\n"
+    assert len(first) == 34
+    good = "".join(json.dumps({"text": d}) + "\n" for d in DOCUMENTS)
+    (tmp_path / "a.jsonl").write_text(first + line + "\n" + good)
+    values = {"source": "jsonl", "input": str(tmp_path / "a.jsonl"), "max_document_mb": 1}
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, **values, tokenizer="bpe", vocab_size=257)
+    prepared = run(tmp_path, "skipped", on_damage="skip", **values)
+    assert sum(prepared.n_documents.values()) == len(DOCUMENTS) + 1
+    assert prepared.manifest["counts"]["damaged_records"] == 1
+    assert re.search(message, prepared.manifest["damaged"][0])
+
+
+# --- filters --------------------------------------------------------------------------------------
+
+
+def test_measures_by_hand():
+    assert letters("ab 1.\n") == 0.5
+    assert letters(" \n") == letters("") == 0
+    assert letters("éß中") == 1
+    assert repetition("ab\ncd\nab\nab") == 4 / 8
+    assert repetition("ab\ncd") == repetition("") == repetition("\n\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "reason"),
+    [
+        ("", Limits(), "empty"),
+        ("abc", Limits(), None),
+        ("abc", Limits(min_characters=3, max_characters=3), None),
+        ("abc", Limits(min_characters=4), "min_characters"),
+        ("abc", Limits(max_characters=2), "max_characters"),
+        ("ab12", Limits(min_letters=0.5), None),
+        ("ab123", Limits(min_letters=0.5), "min_letters"),
+        ("ab\nab", Limits(max_repetition=0.5), None),
+        ("ab\nab\nab", Limits(max_repetition=0.5), "max_repetition"),
+        ("abc", Limits(language="eng"), "language"),
+    ],
+)
+def test_limits_at_their_edges(text, limits, reason):
+    assert reject(text, None, limits) == reason
+    assert reject(text, "eng,deu", Limits(language="eng")) == (None if text else "empty")
+
+
+@given(st.lists(st.integers(0, 40) | st.integers(0, 2**64 - 1), max_size=60), st.integers(1, 50))
+@EXAMPLES
+def test_what_was_seen_is_a_set_until_it_is_full(values, capacity):
+    seen, known = Seen(capacity), set()
+    for value in values:
+        value = value or 1  # 0 stands for an empty place, and is taken for 1
+        assert seen.add(value) == (value not in known)
+        if len(known) < capacity:
+            known.add(value)
+    assert seen.forgotten == sum(v not in known for v in (value or 1 for value in values))
+
+
+def test_duplicates_are_dropped_across_files_and_the_first_is_kept(tmp_path, small_units):
+    documents = DOCUMENTS + DOCUMENTS[::-3] + ["new", "new"]
+    for i in range(5):
+        write_jsonl(tmp_path / f"{i}.jsonl.gz", documents[i * 60 : i * 60 + 60])
+    values = {"source": "jsonl", "input": str(tmp_path / "*.gz")}
+    prepared = run(tmp_path, deduplicate=True, **values)
+    unique = list(dict.fromkeys(documents))
+    assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(unique))
+    assert prepared.manifest["counts"]["dropped"] == {"duplicate": len(documents) - len(unique)}
+    assert prepared.manifest["counts"]["not_remembered"] == 0
+    little = run(tmp_path, "little", deduplicate=True, dedup_documents=8, **values)
+    assert little.manifest["counts"]["not_remembered"] > 150
+
+
+def test_bpe_learns_from_a_bounded_sample_of_the_training_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "UNIT_BYTES", 1 << 18)
+    documents = [f"{i} " + chr(97 + i % 26) * 40_000 for i in range(60)]
+    train, _ = halves(documents)
+    seen = []
+    learn = BpeTokenizer.train.__func__
+
+    def train_spy(cls, text, vocab_size):
+        seen.append(text)
+        return learn(cls, text[:1000], vocab_size)
+
+    monkeypatch.setattr(BpeTokenizer, "train", classmethod(train_spy))
+    source = write_jsonl(tmp_path / "a.jsonl", documents)
+    run(tmp_path, source="jsonl", input=str(source), tokenizer="bpe", vocab_size=260, sample_mb=1)
+    (text,) = seen
+    assert 2**19 < len(text.encode()) <= 2**20 + len(documents)
+    parts = text.removesuffix("\n").split("\n")
+    assert all(any(d.startswith(part) for d in train) for part in parts)
+    assert len({part[:2] for part in parts}) > 20  # from beginning, middle and end
+
+
+# --- interruptions --------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def many_files(folder, n=8):
+    for i in range(n):
+        documents = DOCUMENTS[i::n] + DOCUMENTS[:3]
+        write_jsonl(folder / f"{i:02d}.jsonl.gz", documents)
+    return {
+        "source": "jsonl",
+        "input": str(folder / "*.jsonl.gz"),
+        "deduplicate": True,
+        "shard_tokens": 1000,
+    }
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace", "rename", "rmtree"])
+def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
+    tmp_path, monkeypatch, place
+):
+    values = many_files(tmp_path, 4)
+    whole = run(tmp_path, "whole", **values)
+    assert len(whole.shards["train"]) > 2
+    countdown = [0]
+
+    def patch(owner, name):
+        real = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            countdown[0] -= 1
+            if countdown[0] == 0:
+                raise Killed
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    patch(*{
+        "fsync": (os, "fsync"),
+        "replace": (Path, "replace"),
+        "rename": (Path, "rename"),
+        "rmtree": (module.shutil, "rmtree"),
+    }[place])  # fmt: skip
+    for after in itertools.count(2):  # each time further on, from wherever the last one stopped
+        countdown[0] = after
+        try:
+            run(tmp_path, "stopped", **values)
+            break
+        except Killed:
+            continue
+    assert after > 2
+    assert contents(tmp_path / "whole") == contents(tmp_path / "stopped")
+
+
+def command(values, out, workers=2):
+    words = [sys.executable, str(ROOT / "main.py"), "prepare", f"--out={out}", "--tokenizer=char"]
+    words += [f"--{k.replace('_', '-')}={str(v).lower() if v is True else v}"
+              for k, v in values.items()]  # fmt: skip
+    return [*words, f"--workers={workers}"]
+
+
+def test_real_kills_and_two_processes_give_the_same_bytes(tmp_path):
+    values = many_files(tmp_path, 24)
+    whole = run(tmp_path, "whole", **values)
+    out = tmp_path / "killed"
+    journal = out / WORK_FOLDER / "journal.json"
+    kills, seen = 0, set()
+    deadline = time.monotonic() + 120
+    while not (out / MANIFEST_FILE).exists():
+        assert time.monotonic() < deadline
+        process = subprocess.Popen(command(values, out), stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            units = 0
+            with contextlib.suppress(OSError, ValueError):
+                units = json.loads(journal.read_text())["units"]
+            if units // 8 not in seen and units % 8 >= 3:  # three times, at different places
+                seen.add(units // 8)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.001)
+        process.wait()
+    assert kills >= 1
+    assert contents(out) == contents(tmp_path / "whole")
+    assert sum(whole.n_documents.values()) == len(set(DOCUMENTS))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
+def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+    process = subprocess.Popen(
+        command(many_files(tmp_path, 24), tmp_path / "out"), stdout=subprocess.DEVNULL
+    )
+    journal = tmp_path / "out" / WORK_FOLDER / "journal.json"
+    while process.poll() is None and not journal.exists():
+        time.sleep(0.001)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_number_of_processes_does_not_show(tmp_path):
+    values = many_files(tmp_path)
+    run(tmp_path, "one", **values)
+    run(tmp_path, "two", **values, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("datatrove"), reason="datatrove is not installed")
+@pytest.mark.filterwarnings("default")
+def test_datatrove_gives_the_same_bytes(tmp_path):
+    values = many_files(tmp_path)
+    run(tmp_path, "local", **values)
+    run(tmp_path, "datatrove", **values, workers=2, engine="datatrove")
+    assert contents(tmp_path / "local") == contents(tmp_path / "datatrove")
+
+
+def test_parts_made_elsewhere_are_taken(tmp_path, monkeypatch):
+    from data.engines import Parts
+
+    values = many_files(tmp_path)
+    run(tmp_path, "local", **values)
+    config = PrepareConfig(out=str(tmp_path / "apart"), tokenizer="char", engine="plan", **values)
+    assert prepare(config, Display(quiet=True)) == {}
+    for rank in (1, 0):
+        Parts(str(tmp_path / "apart" / WORK_FOLDER), 8)(None, rank, 2)
+    monkeypatch.setattr(module, "_write_part", None)  # there is nothing left to do
+    run(tmp_path, "apart", **values)
+    assert contents(tmp_path / "local") == contents(tmp_path / "apart")
+
+
+def test_a_preparation_goes_on_with_its_own_settings_only(tmp_path, monkeypatch):
+    values = many_files(tmp_path, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Assembly, "append", lambda self, number: exec("raise KeyError"))
+        with pytest.raises(KeyError):
+            run(tmp_path, **values)
+    with pytest.raises(UserError, match="begun with other settings: shard_tokens is 1000 there"):
+        run(tmp_path, **values | {"shard_tokens": 7})
+    write_jsonl(tmp_path / "01.jsonl.gz", ["another"])
+    with pytest.raises(UserError, match=r"01.jsonl.gz has changed since the preparation began"):
+        run(tmp_path, **values)
+    (tmp_path / "01.jsonl.gz").unlink()
+    with pytest.raises(UserError, match=r"01.jsonl.gz is gone since the preparation began"):
+        run(tmp_path, **values)
+
+
+def test_a_finished_corpus_is_not_made_again(tmp_path, book, monkeypatch):
+    run(tmp_path, input=str(book))
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(module, "_prepare", None)
+    run(tmp_path, input=str(book))
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(UserError, match=r"other settings: val_fraction is 0.1 there and 0.2 here"):
+        run(tmp_path, input=str(book), val_fraction=0.2)
+
+
+def test_two_preparations_of_one_folder(tmp_path, book):
+    from gpt_jax.process import lock
+
+    (tmp_path / "out" / WORK_FOLDER).mkdir(parents=True)
+    with (
+        lock(tmp_path / "out" / WORK_FOLDER),
+        pytest.raises(UserError, match="is being prepared by another process"),
+    ):
+        run(tmp_path, input=str(book))
+
+
+def test_an_empty_side_is_an_error(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS[:3])
+    with pytest.raises(UserError, match=r"no document of 3 is for val .0 were dropped"):
+        run(tmp_path, source="jsonl", input=str(source), val_fraction=1e-9)
+
+
+# --- downloads ------------------------------------------------------------------------------------
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `server.files`; each path's next trouble is taken from `server.troubles`."""
+
+    def do_GET(self):
+        self.server.requests.append((self.path, self.headers.get("Range")))
+        trouble = self.server.troubles.get(self.path, [])
+        trouble = trouble.pop(0) if trouble else None
+        body = self.server.files.get(self.path)
+        if isinstance(trouble, int):
+            return self.send_error(trouble)
+        if body is None:
+            return self.send_error(404)
+        start, status = 0, 200
+        wanted = self.headers.get("Range")
+        if wanted and self.headers.get("If-Range") == '"tag"' and trouble != "no range":
+            start, status = int(wanted[6:-1]), 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", '"tag"')
+        if status == 206:
+            at = 0 if trouble == "wrong range" else start
+            self.send_header("Content-Range", f"bytes {at}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        rest = body[start:]
+        self.wfile.write(rest[: len(rest) // 2] if trouble == "half" else rest)
+        return None
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(common_crawl, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(common_crawl, "DOWNLOAD_BYTES", 256)
+    monkeypatch.setenv("NO_PROXY", "*")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    paths = [f"crawl-data/CC-MAIN-2024-33/segments/1/wet/{i}.warc.wet.gz" for i in range(3)]
+    server.files = {f"/{path}": wet_bytes(DOCUMENTS[i::3]) for i, path in enumerate(paths)}
+    listing = gzip.compress("".join(path + "\n" for path in paths).encode())
+    server.files["/crawl-data/CC-MAIN-2024-33/wet.paths.gz"] = listing
+    server.paths, server.troubles, server.requests = [f"/{p}" for p in paths], {}, []
+    server.values = {
+        "source": "wet",
+        "input": "CC-MAIN-2024-33",
+        "base_url": f"http://127.0.0.1:{server.server_port}/",
+        **OFF,
+    }
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def half_of(server, path):
+    """What a client keeps of half a file: whole blocks."""
+    return len(server.files[path]) // 2 // 256 * 256
+
+
+def documents_of(prepared):
+    return sorted(texts_of(prepared, "train") + texts_of(prepared, "val"))
+
+
+def test_a_crawl_is_downloaded_by_its_id(tmp_path, server, gpt2, monkeypatch):
+    monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
+    prepared = run(tmp_path, tokenizer="gpt2", **server.values)
+    assert documents_of(prepared) == sorted(d.strip() for d in DOCUMENTS)
+    assert prepared.manifest["source"]["listed_files"] == 3
+    assert [path for path, _ in server.requests[1:]] == server.paths
+    prepared = run(tmp_path, "two", tokenizer="gpt2", limit_files=2, **server.values)
+    assert documents_of(prepared) == sorted(d.strip() for d in DOCUMENTS[0::3] + DOCUMENTS[1::3])
+
+
+@pytest.mark.parametrize(
+    ("trouble", "n_requests"),
+    [
+        (["half"], 2),
+        (["half", "half", "half"], 4),
+        (["half", "no range"], 2),
+        (["half", "wrong range"], 3),
+        (["half", 416], 3),
+        ([503, 429, 500], 4),
+    ],
+)
+def test_a_download_with_troubles_is_whole(tmp_path, server, trouble, n_requests):
+    path = server.paths[0]
+    server.troubles[path] = list(trouble)
+    target = tmp_path / "file"
+    common_crawl.download(server.values["base_url"] + path[1:], target)
+    assert target.read_bytes() == server.files[path]
+    assert len(server.requests) == n_requests
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    if trouble == ["half"]:
+        assert server.requests[1][1] == f"bytes={half_of(server, path)}-"
+
+
+def test_a_download_goes_on_in_another_process(tmp_path, server):
+    path = server.paths[0]
+    url, target = server.values["base_url"] + path[1:], tmp_path / "file"
+    server.troubles[path] = ["half", *[503] * common_crawl.TRIES]
+    with pytest.raises(TrainingError, match=r"could not be downloaded .503 .* goes on from here"):
+        common_crawl.download(url, target)
+    server.troubles, server.requests = {}, []
+    common_crawl.download(url, target)
+    assert target.read_bytes() == server.files[path]
+    assert server.requests == [(path, f"bytes={half_of(server, path)}-")]
+
+
+def test_a_crawl_that_is_not_there_is_a_users_error(tmp_path, server):
+    with pytest.raises(UserError, match="404 Not Found; check the crawl's id"):
+        run(tmp_path, **server.values | {"input": "CC-MAIN-2019-01"})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ["../../etc/passwd", "/a.warc.wet.gz", "a/../b.warc.wet.gz", "x"])
+def test_a_listing_with_other_paths_is_refused(tmp_path, server, line):
+    listing = gzip.compress(f"{line}\n".encode())
+    server.files["/crawl-data/CC-MAIN-2024-33/wet.paths.gz"] = listing
+    with pytest.raises(UserError, match="which is no path of a WET file"):
+        run(tmp_path, **server.values)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out=o"], "--input is missing; for example: --input book.txt"),
+        (["--input=i"], "--out is missing"),
+        (["--input=i", "--out=o"], "--input i matches no file"),
+        (["--input=.", "--out=o"], "--input . is a folder; give a pattern such as './*'"),
+        (["--input=i", "--out=o", "--source=csv"], "source='csv' must be one of text, jsonl"),
+        (["--input=i", "--out=o", "--tokenizer=bpe"], "tokenizer=bpe needs vocab_size"),
+        (["--input=i", "--out=o", "--vocab-size=300"], "vocab_size=300 is for tokenizer=bpe"),
+        (["--input=i", "--out=o", "--val-fraction=0"], "val_fraction=0.0 must be a number between"),
+        (["--input=i", "--out=o", "--language=eng"], "language='eng' is for source=wet, and this"),
+        (["--input=i", "--out=o", "--hf-split=x"], "hf_split='x' is for source=hf"),
+        (["--input=i", "--out=o", "--text-field=x"], "text_field='x' is for source=jsonl or"),
+        (["--input=i", "--out=o", "--shard-tokens=0"], "shard_tokens=0 must be a whole number in"),
+        (["--inputs=i"], "unknown setting '--inputs'; did you mean --input?"),
+        (["--verify=o", "--input=i"], "--verify o takes no other setting"),
+        (["--verify=o"], "o is no prepared corpus"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["prepare", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_command_prepares_and_verifies(tmp_path, book, capsys):
+    out = tmp_path / "out"
+    words = ["prepare", f"--input={book}", f"--out={out}", "--tokenizer=char", "--workers=1"]
+    assert main.main(words) == 0
+    shown = capsys.readouterr().out
+    parts = split_text(TEXT, 0.9)
+    for split in ("train", "val"):
+        assert re.search(rf"{split} +{len(parts[split]):,} tokens", shown)
+    assert main.main(["prepare", f"--verify={out}"]) == 0
+    assert f"{out} is sound" in capsys.readouterr().out
+    path = out / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[::-1])
+    assert main.main(["prepare", "--verify", str(out)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path, book):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"holds other files .thesis.tex.; choose another folder"):
+        run(tmp_path, input=str(book))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file; choose another folder"):
+        run(tmp_path, "file", input=str(book))
+
+
+def test_the_package_never_imports_the_recipes():
+    for path in (ROOT / "gpt_jax").glob("*.py"):
+        assert not re.search(r"^\s*(from|import) data\b", path.read_text("utf-8"), re.MULTILINE)
