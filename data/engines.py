@@ -12,9 +12,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from data.prepare import prepare_part
+from data.prepare import open_work, prepare_part
 from data.sources import EXTRAS
 from gpt_jax.errors import TrainingError, UserError
+from gpt_jax.shards import WORK_FOLDER
 
 MAX_TASKS = 1000  # an engine's bookkeeping for each
 
@@ -32,6 +33,12 @@ class Parts:
     work: str
     n_units: int
     first: int = 0
+
+    @classmethod
+    def of(cls, out: str) -> Parts:
+        """Returns the step for the corpus `out`, whose plan is made."""
+        work = Path(out).absolute() / WORK_FOLDER
+        return cls(str(work), len(open_work(str(work))[1]))
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         for number in range(self.first + rank, self.n_units, world_size):

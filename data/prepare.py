@@ -335,7 +335,7 @@ def _stop(error: Damage) -> UserError:
 
 
 @functools.lru_cache(maxsize=2)
-def _open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
+def open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
     """Returns what a process needs for any of the units."""
     values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
     names = {field.name for field in dataclasses.fields(PrepareConfig)}
@@ -358,7 +358,7 @@ def prepare_part(work: str, number: int) -> None:
     part = Path(work) / PARTS / f"{number:06d}"
     if part.exists():
         return
-    config, units, tokenizer = _open_work(work)
+    config, units, tokenizer = open_work(work)
     temporary = part.with_name(f".{part.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         temporary.mkdir()

@@ -678,7 +678,7 @@ def test_parts_made_elsewhere_are_taken(tmp_path, monkeypatch):
     config = PrepareConfig(out=str(tmp_path / "apart"), tokenizer="char", engine="plan", **values)
     assert prepare(config, Display(quiet=True)) == {}
     for rank in (1, 0):
-        Parts(str(tmp_path / "apart" / WORK_FOLDER), 8)(None, rank, 2)
+        Parts.of(str(tmp_path / "apart"))(None, rank, 2)
     monkeypatch.setattr(module, "_write_part", None)  # there is nothing left to do
     run(tmp_path, "apart", **values)
     assert contents(tmp_path / "local") == contents(tmp_path / "apart")
@@ -852,6 +852,31 @@ def test_a_listing_with_other_paths_is_refused(tmp_path, server, line):
     server.files["/crawl-data/CC-MAIN-2024-33/wet.paths.gz"] = listing
     with pytest.raises(UserError, match="which is no path of a WET file"):
         run(tmp_path, **server.values)
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("GPT_JAX_DATA" not in os.environ, reason="GPT_JAX_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "val_fraction", "tokens"),
+    [
+        ("wizard_of_oz.txt", "char", 0.2, {"train": 166_239, "val": 41_560}),
+        ("tinyshakespeare.txt", "gpt2", 0.1, {"train": 301_966, "val": 36_059}),
+    ],
+)
+def test_recipes_give_the_counts_that_the_readme_says(
+    tmp_path, gpt2, monkeypatch, name, tokenizer, val_fraction, tokens
+):
+    """Shakespeare's are those of nanoGPT's data/shakespeare/readme.md."""
+    monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
+    path = Path(os.environ["GPT_JAX_DATA"]) / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    prepared = run(tmp_path, input=str(path), tokenizer=tokenizer, val_fraction=val_fraction)
+    assert prepared.n_tokens == tokens
+    readme = (ROOT / "data/README.md").read_text("utf-8")
+    assert f"{tokens['train']:,} + {tokens['val']:,} tokens" in readme
 
 
 # --- the command line -----------------------------------------------------------------------------
