@@ -8,12 +8,13 @@ So no document comes twice, but the words do, as in the files. Three programs en
 vocabulary in two processes, one after the other, several rounds, each in a fresh process:
 
     tiktoken  two processes call encode_ordinary on documents that are in memory already
-    gpt_jax   main.py prepare --workers 2, from the file to verified shards
+    gpt_jax   main.py prepare --workers 2, from the file to shards with their sums
     nanogpt   datasets.map with two processes over the same file, then a memmap, where there is
               `datasets`: what nanoGPT's data/openwebtext/prepare.py does, written anew
 
 Bytes are of the documents' text; seconds are of encoding alone for tiktoken (processes started,
-documents read) and of the whole command for the others. The peak of memory is of the largest
+documents read) and of the whole command for the others; what starting costs is measured apart, as
+it does not grow with the text. The peak of memory is of the largest
 process and of all together, by sampling.
 """
 
@@ -98,16 +99,25 @@ def _encode_half(corpus: str, half: int) -> tuple[float, float, int]:
 
 
 def run_gpt_jax(corpus: Path) -> dict[str, Any]:
-    """The command as a user gives it."""
-    out = corpus.parent / "gpt_jax"
+    """The command as a user gives it; and the same on next to nothing, for what starting costs."""
+    little = corpus.parent / "little.jsonl"
+    with corpus.open() as file:
+        little.write_text("".join(file.readline() for _ in range(20)))
+    startup, _ = _time_command(little)
+    seconds, n_tokens = _time_command(corpus)
+    return {"seconds": seconds, "tokens": n_tokens, "startup_seconds": startup}
+
+
+def _time_command(source: Path) -> tuple[float, int]:
+    out = source.parent / "gpt_jax"
     command = [sys.executable, str(ROOT / "main.py"), "prepare", "--source=jsonl"]
-    command += [f"--input={corpus}", f"--out={out}", "--tokenizer=gpt2", "--workers=2"]
+    command += [f"--input={source}", f"--out={out}", "--tokenizer=gpt2", "--workers=2"]
     start = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - start
     totals = json.loads((out / "manifest.json").read_text())["totals"]
     shutil.rmtree(out)
-    return {"seconds": seconds, "tokens": sum(total["tokens"] for total in totals.values())}
+    return seconds, sum(total["tokens"] for total in totals.values())
 
 
 def run_nanogpt(corpus: Path) -> dict[str, Any]:
@@ -247,10 +257,16 @@ def main() -> None:
         "medians": medians,
         "gpt_jax_over_tiktoken": speed["gpt_jax"] / speed["tiktoken"],
     }
+    row = medians["gpt_jax"]
+    without_startup = n_bytes / 1e6 / (row["seconds"] - row["startup_seconds"])
+    result["without_startup_over_tiktoken"] = without_startup / speed["tiktoken"]
     if "nanogpt" in speed:
         result["gpt_jax_over_nanogpt"] = speed["gpt_jax"] / speed["nanogpt"]
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"gpt_jax / tiktoken: {result['gpt_jax_over_tiktoken']:.2f}; written to {args.out}")
+    print(
+        f"gpt_jax / tiktoken: {result['gpt_jax_over_tiktoken']:.2f}, without starting "
+        f"{result['without_startup_over_tiktoken']:.2f}; written to {args.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """`python main.py prepare`: from a source of text to a prepared corpus (see `gpt_jax.shards`).
 
-    plan       sources.py parts the source into units, in order, some megabytes each where it can
+    plan       sources.py parts the source into units, in order, about a megabyte each where it can
     tokenizer  learned, or found, once
     parts      each unit is read, filtered and encoded to a part of its own, by many processes
     shards     one process appends the parts in order, drops duplicates, and cuts to size
 
 Everything unfinished is in the folder `.prepare` of the corpus, and everything there is a function
 of the settings and the source: parts appear whole or not at all, by whatever process or machine,
-and after each part that is appended a journal says how far the shards are. So a preparation that
+and a journal says, again and again, how far the shards are. So a preparation that
 was killed goes on from its journal, and its shards are the same bytes as an uninterrupted one's.
 
 Memory is bounded by the settings, not by the corpus: see README.md.
@@ -69,6 +69,7 @@ SEEN_FILE = "seen.bin"
 PARTS = "parts"
 DOCUMENTS_FILE = "documents.bin"
 COUNTS_FILE = "counts.json"
+SAVE_PAUSE = 10  # times what the journal took until it is written again: disks may be slow
 NAMED_DAMAGE = 100  # in the manifest; the counts have all
 # A document of a part: its digest, tokens, side.
 DOCUMENT = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("val", "?")])
@@ -553,6 +554,8 @@ class _Assembly:
         self._counts = Counter(journal.get("counts", {}))
         self._dropped = Counter(journal.get("dropped", {}))
         self._damaged: list[str] = journal.get("damaged", [])
+        self._appended: list[Path] = []  # since the journal was written
+        self._next_save = 0.0
         self._seen: Seen | None = None
         if config.filter("deduplicate"):
             self._seen = Seen(config.dedup_documents)
@@ -564,7 +567,7 @@ class _Assembly:
                     self._seen.add(value)
 
     def append(self, number: int) -> None:
-        """Appends a part, writes the journal, and removes the part."""
+        """Appends a part; now and then writes the journal, and removes what was appended."""
         folder = self._work / PARTS / f"{number:06d}"
         counts = json.loads((folder / COUNTS_FILE).read_text("utf-8"))
         if (folder / DOCUMENTS_FILE).exists():
@@ -581,8 +584,11 @@ class _Assembly:
             self._counts[name] += counts.get(name, 0)
         self._damaged = (self._damaged + counts["damaged"])[:NAMED_DAMAGE]
         self.n_units = number + 1
-        self._save()
-        shutil.rmtree(folder)
+        self._appended.append(folder)
+        start = time.monotonic()
+        if start >= self._next_save:
+            self._save()
+            self._next_save = time.monotonic() + SAVE_PAUSE * (time.monotonic() - start)
 
     def _new(self, documents: np.ndarray) -> np.ndarray:
         if self._seen is None:
@@ -625,9 +631,12 @@ class _Assembly:
             state["seen"] = self._seen_file.tell() // 8
         state["writer"] = self._writer.save_state()
         write_atomically(self._work / JOURNAL_FILE, json.dumps(state))
+        for folder in self._appended:
+            shutil.rmtree(folder)
+        self._appended.clear()
 
     def finish(self, plan: Plan) -> dict[str, Any]:
-        """Writes the manifest, removes what is unfinished no more, and returns the manifest."""
+        """Writes the manifest, removes what was for going on, and returns the manifest."""
         config = self._config
         for split in SPLITS:
             if not self._writer.n_tokens[split]:

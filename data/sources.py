@@ -1,8 +1,9 @@
 """Where documents come from: plans that part a source into units, and readers of one unit each.
 
-A unit is a dict, ready for JSON, of some megabytes where the format allows: a piece of a text, some
-small files, a range of lines, some row groups, else a whole file. Units stand in the order of the
-corpus and are read independently of one another, in any process, without holding a file in memory.
+A unit is a dict, ready for JSON, of about a megabyte where the format allows: a piece of a text,
+some small files, a range of lines, some row groups, else a whole file. Units stand in the order of
+the corpus and are read independently of one another, in any process, without holding a file in
+memory.
 
 A reader yields `Document`s, and a `Damage` for a record that is none; for a file that breaks off or
 is of another kind it raises `Damage`. No reader takes a short file for a whole one.
@@ -29,9 +30,9 @@ from typing import IO, Any
 from data.settings import PrepareConfig
 from gpt_jax.errors import UserError
 
-UNIT_BYTES = 8 << 20
+UNIT_BYTES = 1 << 20  # small, so that processes end at about the same time
 BLOCK_BYTES = 4 << 20
-SEARCH_BYTES = 1 << 20
+SEARCH_BYTES = 1 << 18
 EXTRAS = "pip install -r requirements-data.txt"
 
 Unit = dict[str, Any]
