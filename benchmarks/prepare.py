@@ -102,7 +102,7 @@ def run_gpt_jax(corpus: Path) -> dict[str, Any]:
     """The command as a user gives it; and the same on next to nothing, for what starting costs."""
     little = corpus.parent / "little.jsonl"
     with corpus.open() as file:
-        little.write_text("".join(file.readline() for _ in range(20)))
+        little.write_text("".join(file.readline() for _ in range(100)))
     startup, _ = _time_command(little)
     seconds, n_tokens = _time_command(corpus)
     return {"seconds": seconds, "tokens": n_tokens, "startup_seconds": startup}
