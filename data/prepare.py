@@ -24,6 +24,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -115,7 +116,11 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
 
 
 def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> dict[str, Any]:
-    plan = _load_plan(config, work) or _start_plan(config, work)
+    plan = _load_plan(config, work)
+    if plan is None:
+        if config.tokenizer in ("char", "bpe"):
+            display.line("reading the source for its tokenizer")
+        plan = _start_plan(config, work)
     tokenizer = load_tokenizer(work)
     journal = _load_journal(work)
     how = "cut by position" if plan.by_position else "documents, parted by their hash"
@@ -446,6 +451,7 @@ def _start_process(counter: Any) -> None:
     """Prepares a process of the pool: it counts, and it ends when its parent does."""
     global _tokens_so_far
     _tokens_so_far = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -511,7 +517,7 @@ def _parts(
         for process in list(getattr(pool, "_processes", None) or {}):
             with contextlib.suppress(ProcessLookupError):
                 if running:  # something went wrong: don't wait for parts that nobody wants
-                    os.kill(process, 15)
+                    os.kill(process, signal.SIGTERM)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
