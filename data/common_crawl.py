@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.settings import PrepareConfig
-from data.sources import BLOCK_BYTES, Damage, Document, Plan, Unit, _too_large
+from data.sources import BLOCK_BYTES, STREAM_BYTES, Damage, Document, Plan, Unit, _too_large
 from gpt_jax.errors import TrainingError, UserError, in_short
 from gpt_jax.files import write_atomically
 
@@ -88,7 +88,7 @@ def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | D
             download(unit["url"], Path(path))
     try:
         with gzip.open(path) as stream:
-            file = io.BufferedReader(stream, BLOCK_BYTES)
+            file = io.BufferedReader(stream, STREAM_BYTES)
             yield from records(file, unit["name"], config.max_document_mb << 20)
     except (EOFError, OSError, zlib.error) as error:
         raise Damage(f"{unit['name']} can't be read to its end: {error}") from error

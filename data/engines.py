@@ -12,7 +12,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from data.prepare import open_work, prepare_part
+from data.parts import open_work, prepare_part
 from data.sources import EXTRAS
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.shards import WORK_FOLDER

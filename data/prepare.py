@@ -18,14 +18,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -36,9 +35,20 @@ import numpy as np
 
 from data import sources
 from data.filters import Seen, digest, is_validation, reject
+from data.parts import (
+    NAMED_DAMAGE,
+    PARTS,
+    PLAN_FILE,
+    load_part,
+    part_path,
+    prepare_and_count,
+    prepare_part,
+    start_process,
+    stop,
+)
 from data.settings import PrepareConfig
 from data.sources import Damage, Document, Plan, Unit, make_plan, read_unit
-from gpt_jax.config import ConfigError, from_dict
+from gpt_jax.config import ConfigError
 from gpt_jax.console import Display
 from gpt_jax.devices import usable_cores
 from gpt_jax.errors import TrainingError, UserError
@@ -54,26 +64,17 @@ from gpt_jax.shards import (
     open_prepared,
     read_manifest,
 )
+from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import (
-    END_OF_TEXT,
     BpeTokenizer,
     CharTokenizer,
     Tokenizer,
-    from_json,
     load_tokenizer,
 )
-from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 
-PLAN_FILE = "plan.json"
 JOURNAL_FILE = "journal.json"
 SEEN_FILE = "seen.bin"
-PARTS = "parts"
-DOCUMENTS_FILE = "documents.bin"
-COUNTS_FILE = "counts.json"
 SAVE_PAUSE = 10  # times what the journal took until it is written again: disks may be slow
-NAMED_DAMAGE = 100  # in the manifest; the counts have all
-# A document of a part: its digest, tokens, side.
-DOCUMENT = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("val", "?")])
 
 
 def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, Any]:
@@ -120,8 +121,9 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
     if plan is None:
         if config.tokenizer in ("char", "bpe"):
             display.line("reading the source for its tokenizer")
-        plan = _start_plan(config, work)
-    tokenizer = load_tokenizer(work)
+        plan, tokenizer = _start_plan(config, work)
+    else:
+        tokenizer = load_tokenizer(work)
     journal = _load_journal(work)
     how = "cut by position" if plan.by_position else "documents, parted by their hash"
     display.facts(
@@ -231,7 +233,7 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
     )
 
 
-def _start_plan(config: PrepareConfig, work: Path) -> Plan:
+def _start_plan(config: PrepareConfig, work: Path) -> tuple[Plan, Tokenizer]:
     """Makes the plan and the tokenizer, and keeps them."""
     plan = make_plan(config, work)
     if plan.by_position and any(
@@ -246,7 +248,7 @@ def _start_plan(config: PrepareConfig, work: Path) -> Plan:
     write_atomically(work / TOKENIZER_FILE, tokenizer.to_json())
     settings, saved = config.record(), dataclasses.asdict(plan) | {"characters": ""}
     write_atomically(work / PLAN_FILE, json.dumps({"settings": settings, "plan": saved}))
-    return plan
+    return plan, tokenizer
 
 
 def _load_journal(work: Path) -> dict[str, Any] | None:
@@ -330,136 +332,14 @@ def _sound(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document]:
                 yield document
     except Damage as error:
         if config.on_damage == "stop":
-            raise _stop(error) from error
+            raise stop(error) from error
 
 
 def _stop(error: Damage) -> UserError:
     return UserError(f"{error}; repair or remove it, or use --on-damage skip")
 
 
-# --- parts: one unit each, in any process ---------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=2)
-def open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
-    """Returns what a process needs for any of the units."""
-    values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
-    names = {field.name for field in dataclasses.fields(PrepareConfig)}
-    settings = {k: v for k, v in values["settings"].items() if k in names}
-    config = from_dict({**settings, "out": str(Path(work).parent)}, PrepareConfig)
-    with open(Path(work) / TOKENIZER_FILE, encoding="utf-8") as file:
-        return config, values["plan"]["units"], from_json(file.read())
-
-
-def prepare_part(work: str, number: int) -> None:
-    """Reads, filters and encodes a unit to its part, unless that is there.
-
-    A function of what the work folder's plan says, so any process that sees the folder and the
-    source may do it, also one on another machine.
-
-    Raises:
-      UserError: the unit is damaged, and damage is to stop.
-      TrainingError: it could not be downloaded.
-    """
-    part = Path(work) / PARTS / f"{number:06d}"
-    if part.exists():
-        return
-    config, units, tokenizer = open_work(work)
-    temporary = part.with_name(f".{part.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.mkdir()
-        try:
-            counts = _write_part(config, units[number], tokenizer, Path(work), temporary)
-        except Damage as error:
-            if config.on_damage == "stop":
-                raise _stop(error) from error
-            shutil.rmtree(temporary)  # what was read before the damage goes too
-            temporary.mkdir()
-            counts = {"damaged_units": 1, "damaged": [str(error)]}
-        write_atomically(temporary / COUNTS_FILE, json.dumps(counts))
-        with contextlib.suppress(FileExistsError):  # another process was faster; it has the same
-            temporary.rename(part)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_part(
-    config: PrepareConfig, unit: Unit, tokenizer: Tokenizer, work: Path, folder: Path
-) -> dict[str, Any]:
-    """Writes a part's tokens and documents, and returns its counts."""
-    limits, dropped, damaged, read = config.limits(), Counter(), [], 0
-    dtype, separator = _dtype(tokenizer), b""
-    with contextlib.ExitStack() as stack:
-        files = {
-            split: stack.enter_context(open(folder / f"{split}.bin", "wb")) for split in SPLITS
-        }
-        index = stack.enter_context(open(folder / DOCUMENTS_FILE, "wb"))
-        for document in read_unit(config, unit, work):
-            read += 1
-            if isinstance(document, Damage):
-                if config.on_damage == "stop":
-                    raise document
-                damaged.append(str(document))
-                continue
-            if document.split:
-                split, key, end = document.split, 0, b""
-            else:
-                if reason := reject(document.text, document.language, limits):
-                    dropped[reason] += 1
-                    continue
-                key = digest(document.text)
-                split = "val" if is_validation(key, config.val_fraction) else "train"
-                end = separator = separator or _separator(tokenizer)
-            ids = tokenizer.encode(document.text)
-            files[split].write(ids.astype(dtype).tobytes() + end)
-            n_tokens = len(ids) + len(end) // dtype.itemsize
-            index.write(np.array([(key, n_tokens, split == "val")], DOCUMENT).tobytes())
-            _count(n_tokens)
-    return {
-        "read": read,
-        "dropped": dict(dropped),
-        "damaged_records": len(damaged),
-        "damaged": damaged[:NAMED_DAMAGE],
-    }
-
-
-def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-
-
-def _separator(tokenizer: Tokenizer) -> bytes:
-    """Returns what ends a document: the token for it, or a line feed where characters are all."""
-    if isinstance(tokenizer, BpeTokenizer):
-        ids = [tokenizer.special_tokens[END_OF_TEXT]]
-    else:
-        ids = tokenizer.encode("\n")
-    return np.asarray(ids).astype(_dtype(tokenizer)).tobytes()
-
-
 # --- many processes -------------------------------------------------------------------------------
-
-_tokens_so_far: Any = None  # of all processes, shared between them
-
-
-def _count(n_tokens: int) -> None:
-    if _tokens_so_far is not None:
-        with _tokens_so_far.get_lock():
-            _tokens_so_far.value += n_tokens
-
-
-def _start_process(counter: Any) -> None:
-    """Prepares a process of the pool: it counts, and it ends when its parent does."""
-    global _tokens_so_far
-    _tokens_so_far = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)  # a killed parent can't end its children
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _parts(
@@ -492,14 +372,14 @@ def _parts(
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, context, initializer=_start_process, initargs=(counter,)
+        workers, context, initializer=start_process, initargs=(counter,)
     )
     running: dict[int, concurrent.futures.Future[None]] = {}
     try:
         ahead = first
         for number in range(first, n_units):
             while ahead < min(number + 2 * workers + 1, n_units):
-                running[ahead] = pool.submit(prepare_part, str(work), ahead)
+                running[ahead] = pool.submit(prepare_and_count, str(work), ahead)
                 ahead += 1
             while not running[number].done():
                 concurrent.futures.wait([running[number]], timeout=0.25)
@@ -574,23 +454,24 @@ class _Assembly:
 
     def append(self, number: int) -> None:
         """Appends a part; now and then writes the journal, and removes what was appended."""
-        folder = self._work / PARTS / f"{number:06d}"
-        counts = json.loads((folder / COUNTS_FILE).read_text("utf-8"))
-        if (folder / DOCUMENTS_FILE).exists():
-            documents: np.ndarray = np.fromfile(folder / DOCUMENTS_FILE, DOCUMENT)
-            keep = self._new(documents)
-            for split in SPLITS:
-                side = documents["val"] == (split == "val")
-                self._copy(split, folder / f"{split}.bin", documents[side], keep[side])
-                self._documents[split] += int(keep[side].sum())
-            if n := int((~keep).sum()):
-                self._dropped["duplicate"] += n
+        path = part_path(self._work, number)
+        while (part := load_part(path)) is None:  # the power was cut while it was on its way
+            path.unlink()
+            prepare_part(str(self._work), number)
+        counts, documents = part.counts, part.documents
+        keep = self._new(documents)
+        self._copy(path, documents, keep)
+        for split in SPLITS:
+            side = documents["val"] == (split == "val")
+            self._documents[split] += int((keep & side).sum())
+        if n := int((~keep).sum()):
+            self._dropped["duplicate"] += n
         self._dropped.update(counts.get("dropped", {}))
         for name in ("read", "damaged_records", "damaged_units"):
             self._counts[name] += counts.get(name, 0)
         self._damaged = (self._damaged + counts["damaged"])[:NAMED_DAMAGE]
         self.n_units = number + 1
-        self._appended.append(folder)
+        self._appended.append(path)
         start = time.monotonic()
         if start >= self._next_save:
             self._save()
@@ -604,23 +485,22 @@ class _Assembly:
         self._seen_file.write(documents["digest"][keep].tobytes())
         return keep
 
-    def _copy(self, split: str, path: Path, documents: np.ndarray, keep: np.ndarray) -> None:
+    def _copy(self, path: Path, documents: np.ndarray, keep: np.ndarray) -> None:
+        """Appends the documents that are kept, in runs of neighbours of one split."""
         dtype = self._writer.dtype
         ends = np.cumsum(documents["tokens"].astype(np.int64))
-        edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))  # of runs that are kept
+        kinds = np.where(keep, documents["val"].astype(int), -1)
+        edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
         with path.open("rb") as file:
-            for first, last in edges.reshape(-1, 2).tolist():
+            for first, last in itertools.pairwise(edges):
+                if first == last or kinds[first] < 0:
+                    continue
                 start = int(ends[first - 1]) if first else 0
                 file.seek(start * dtype.itemsize)
                 left = int(ends[last - 1]) - start
                 while left:
                     ids = np.fromfile(file, dtype, min(left, CHUNK_TOKENS))
-                    if not len(ids):
-                        raise UserError(
-                            f"{path} is shorter than its index says; delete {self._work.parent} "
-                            "and prepare again"
-                        )
-                    self._writer.append(split, ids)
+                    self._writer.append(SPLITS[kinds[first]], ids)
                     left -= len(ids)
 
     def _save(self) -> None:
@@ -637,8 +517,8 @@ class _Assembly:
             state["seen"] = self._seen_file.tell() // 8
         state["writer"] = self._writer.save_state()
         write_atomically(self._work / JOURNAL_FILE, json.dumps(state))
-        for folder in self._appended:
-            shutil.rmtree(folder)
+        for path in self._appended:
+            path.unlink()
         self._appended.clear()
 
     def finish(self, plan: Plan) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from gpt_jax.errors import UserError
 
 UNIT_BYTES = 1 << 20  # small, so that processes end at about the same time
 BLOCK_BYTES = 4 << 20
+STREAM_BYTES = 1 << 17
 SEARCH_BYTES = 1 << 18
 EXTRAS = "pip install -r requirements-data.txt"
 
@@ -342,7 +343,7 @@ def open_stream(path: str) -> Any:
         if zstd is None:
             raise UserError(f"reading {os.path.basename(path)} needs backports.zstd: {EXTRAS}")
         return zstd.open(path)
-    return open(path, "rb")
+    return open(path, "rb", buffering=0)
 
 
 def _zstd() -> Any:
@@ -363,7 +364,7 @@ def _read_lines(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage
     at, end = unit["start"], unit["end"]
     try:
         with open_stream(unit["path"]) as raw_file:
-            file = io.BufferedReader(raw_file, BLOCK_BYTES)
+            file = io.BufferedReader(raw_file, STREAM_BYTES)
             if at:  # the line that is under way belongs to the range before
                 file.seek(at - 1)
                 at += _skip_line(file) - 1

@@ -22,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import main
-from data import common_crawl, sources
+from data import common_crawl, parts, sources
 from data import prepare as module
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
@@ -574,7 +574,7 @@ def many_files(folder, n=8):
     }
 
 
-@pytest.mark.parametrize("place", ["fsync", "replace", "rename", "rmtree"])
+@pytest.mark.parametrize("place", ["fsync", "replace", "unlink"])
 def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
     tmp_path, monkeypatch, place
 ):
@@ -598,8 +598,7 @@ def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
     patch(*{
         "fsync": (os, "fsync"),
         "replace": (Path, "replace"),
-        "rename": (Path, "rename"),
-        "rmtree": (module.shutil, "rmtree"),
+        "unlink": (Path, "unlink"),
     }[place])  # fmt: skip
     for after in itertools.count(2):  # each time further on, from wherever the last one stopped
         countdown[0] = after
@@ -687,9 +686,36 @@ def test_parts_made_elsewhere_are_taken(tmp_path, monkeypatch):
     assert prepare(config, Display(quiet=True)) == {}
     for rank in (1, 0):
         Parts.of(str(tmp_path / "apart"))(None, rank, 2)
-    monkeypatch.setattr(module, "_write_part", None)  # there is nothing left to do
+    monkeypatch.setattr(parts, "_write", None)  # there is nothing left to do
     run(tmp_path, "apart", **values)
     assert contents(tmp_path / "local") == contents(tmp_path / "apart")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"",
+        lambda raw: raw[:-1],
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: bytes(len(raw)),
+        lambda raw: raw[:99] + bytes([raw[99] ^ 1]) + raw[100:],
+        lambda raw: raw[:-200] + bytes([raw[-200] ^ 1]) + raw[-199:],
+    ],
+)
+def test_a_part_that_a_power_cut_has_damaged_is_made_again(tmp_path, damage):
+    from data.engines import Parts
+
+    values = many_files(tmp_path, 3)
+    run(tmp_path, "whole", **values)
+    config = PrepareConfig(out=str(tmp_path / "cut"), tokenizer="char", engine="plan", **values)
+    prepare(config, Display(quiet=True))
+    Parts.of(config.out)(None)
+    path = parts.part_path(tmp_path / "cut" / WORK_FOLDER, 1)
+    assert parts.load_part(path) is not None
+    path.write_bytes(damage(path.read_bytes()))
+    assert parts.load_part(path) is None
+    run(tmp_path, "cut", **values)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
 
 
 def test_a_preparation_goes_on_with_its_own_settings_only(tmp_path, monkeypatch):
