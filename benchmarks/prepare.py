@@ -258,7 +258,8 @@ def main() -> None:
     speed = {way: row["mb_per_second"] for way, row in medians.items()}
     result = {
         "machine": machine,
-        "command": " ".join(["python benchmarks/prepare.py", *sys.argv[1:]]),
+        "command": "python benchmarks/prepare.py --text "
+        + " ".join([*map(str, args.text), f"--megabytes {args.megabytes} --rounds {args.rounds}"]),
         "text_bytes": n_bytes,
         "rounds": rows,
         "medians": medians,
