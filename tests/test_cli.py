@@ -366,8 +366,11 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         ),
         (["--zzzzzzzzzzzz", "3"], "unknown setting '--zzzzzzzzzzzz' (see main.py train --help)"),
         (["train", "nano"], "unknown argument 'nano'; did you mean --config nano?"),
-        (["trian"], "unknown verb 'trian'; did you mean train?; there are train, sample, eval"),
-        (["qqqq"], "unknown verb 'qqqq'; there are train, sample, eval"),
+        (
+            ["trian"],
+            "unknown verb 'trian'; did you mean train?; there are train, sample, eval, prepare",
+        ),
+        (["qqqq"], "unknown verb 'qqqq'; there are train, sample, eval, prepare"),
         (["nano"], "unknown verb 'nano'; did you mean --config nano?"),
         (
             ["--config", "nnao"],
