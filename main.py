@@ -35,6 +35,7 @@ VERBS = {
     "sample": "write text with a trained model",
     "eval": "evaluate a trained model on a whole split, exactly",
     "prepare": "turn texts of any size into token shards on disk",
+    "export": "write a run as a GPT-2 folder, as transformers reads it",
 }
 
 
@@ -134,11 +135,23 @@ def train_command(argv: list[str]) -> int:
     options = {name: "--" + name.replace("_", "-") for name, _, _ in settings(Config)}
     add_settings(parser, config, options)
     values = vars(parser.parse(argv))
-    config = override(config, {k: v for k, v in values.items() if k not in ("config", "debug")})
+    values = {k: v for k, v in values.items() if k not in ("config", "debug")}
+    given = {}  # settings to hold against those of init_from, once it is read
+    if values.get("init_from", config.init_from) is not None:
+        of_source = [name for name in options if name.startswith("model.")]
+        of_source += ["data.tokenizer", "data.vocab_size"]
+        if config.init_from is not None:  # the config file's own
+            given = {k: get(config, k) for k in of_source if get(config, k) != get(Config(), k)}
+        given |= {k: values.pop(k) for k in of_source if k in values}
+    config = override(config, values)
 
     request_cpu_devices(config.train.batch_at_once)
     from gpt_jax.loop import train
 
+    if config.init_from is not None:
+        from gpt_jax.start import start_from
+
+        config = start_from(config, given)
     train(config)
     return 0
 
@@ -149,10 +162,21 @@ def run_parser(verb: str, more: str = "") -> Parser:
         usage=f"python main.py {verb} --run-dir FOLDER [...]",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + "." + more,
     )
-    parser.add_argument("--run-dir", default="runs/nano", metavar="FOLDER",
-                        help="the run's folder (default: runs/nano)")  # fmt: skip
+    folder = parser.add_mutually_exclusive_group()
+    # fmt: off
+    folder.add_argument("--run-dir", default="runs/nano", metavar="FOLDER",
+                        help="the run's folder, or a GPT-2 folder (default: runs/nano)")
+    folder.add_argument("--init-from", metavar="X", help="in place of --run-dir: also a name on "
+                        "Hugging Face's hub, such as openai-community/gpt2")
+    # fmt: on
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def run_folder(run_dir: str, init_from: str | None) -> Path:
+    from gpt_jax.hf import find
+
+    return Path(os.path.expanduser(run_dir)) if init_from is None else find(init_from)
 
 
 def sample_command(argv: list[str]) -> int:
@@ -169,7 +193,7 @@ def sample_command(argv: list[str]) -> int:
     add_settings(parser, SampleConfig(), names)
     parser.add_argument("--seed", type=int, metavar="X", help="of the draws (default: the run's)")
     values = vars(parser.parse(argv))
-    run_dir, seed = Path(os.path.expanduser(values.pop("run_dir"))), values.pop("seed")
+    folder, seed = [values.pop(name) for name in ("run_dir", "init_from")], values.pop("seed")
     del values["debug"]
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed} must be a whole number in [0, 2**32)")
@@ -179,6 +203,7 @@ def sample_command(argv: list[str]) -> int:
     from gpt_jax.run import load_run, read_config
     from gpt_jax.text import stream
 
+    run_dir = run_folder(*folder)
     config, _ = read_config(run_dir)
     chosen = dataclasses.replace(config.sample, **values)
     prompt = values.get("prompt")
@@ -221,25 +246,35 @@ def eval_command(argv: list[str]) -> int:
                         "prediction more context (default: block_size)")  # fmt: skip
     parser.add_argument("--data.corpus", dest="corpus", metavar="X",
                         help="where the run's corpus is now (default: where it was)")  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, metavar="X",
+                        help="the most tokens to predict, the first of the split, of each corpus "
+                        "(default: all)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse(argv)
 
     request_cpu_devices(8)
     from gpt_jax.run import evaluate, load_run
 
-    run = load_run(args.run_dir)
-    evaluation = evaluate(run, split=args.split, stride=args.stride, corpus_name=args.corpus)
+    run = load_run(run_folder(args.run_dir, args.init_from))
+    evaluation = evaluate(
+        run,
+        split=args.split,
+        stride=args.stride,
+        corpus_name=args.corpus,
+        max_tokens=args.max_tokens,
+    )
+    corpus = run.corpus or {"name": args.corpus}
     if args.json:
         record = {
             "run_dir": str(run.run_dir),
             "step": run.step,
             "split": args.split,
-            "corpus": run.corpus,
+            "corpus": corpus,
             **evaluation.record(),
         }
         print(json.dumps(record, indent=2))
     else:
-        print(f"{run.run_dir}, step {run.step}, {args.split} split of {run.corpus['name']}:")
+        print(f"{run.run_dir}, step {run.step}, {args.split} split of {corpus['name']}:")
         print(evaluation)
     return 0
 
@@ -308,11 +343,29 @@ def verify_command(folder: str) -> int:
     return 0
 
 
+def export_command(argv: list[str]) -> int:
+    parser = run_parser("export")
+    parser.add_argument("--out", metavar="FOLDER", required=True,
+                        help="folder to write, made if missing; never written over")  # fmt: skip
+    args = parser.parse(argv)
+
+    request_cpu_devices(1)
+    from gpt_jax.run import export, load_run
+
+    folder = Path(os.path.expanduser(args.out))
+    export(load_run(run_folder(args.run_dir, args.init_from)), folder)
+    print(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"  in transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+    print(f"  here:            python main.py sample --run-dir {folder}")
+    return 0
+
+
 COMMANDS = {
     "train": train_command,
     "sample": sample_command,
     "eval": eval_command,
     "prepare": prepare_command,
+    "export": export_command,
 }
 
 

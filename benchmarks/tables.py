@@ -255,10 +255,44 @@ def longer() -> str:
     )
 
 
+def directions() -> str:
+    """What the four directions do for nano."""
+    result = load("directions.json")
+    lines = [
+        "| | parameters | bits a byte | beside nano | seconds | it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in result["directions"].items():
+        bits, beside = ("{mean:.3f} ± {half_width:.3f}".format(**row[k])
+                        for k in ("bits_per_byte", "beside_nano"))  # fmt: skip
+        beside_mean, half = row["beside_nano"]["mean"], row["beside_nano"]["half_width"]
+        verdict = "helps" if beside_mean < 0 else "harms"
+        if abs(beside_mean) <= half:
+            verdict = "neither helps nor harms, as far as these seeds show"
+        cells = [bits, "-", f"{row['seconds']:.0f}", "-"]
+        if name != "nano":
+            sign = "+" if beside_mean >= 0 else ""
+            cells = [bits, sign + beside, f"{row['seconds']:.0f}", verdict]
+        lines.append(f"| {name} | {row['parameters']:,} | {' | '.join(cells)} |")
+    seeds = len(result["directions"]["nano"]["bits_per_byte"]["values"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"After {result['steps']} steps, on the whole of the book's last "
+            f"{result['val_characters']:,} characters; mean of {seeds} seeds and its 95% interval, "
+            "differences seed by seed; seconds of the whole training.",
+            "",
+            machine(result),
+        ]
+    )
+
+
 LONGER_STEPS = (500, 1000, 2000, 3000, 4000, 5000, 6000, 8000, 10000, 12000)
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "losses": ("reproduce.json", losses),
     "longer": ("longer.json", longer),
+    "directions": ("directions.json", directions),
     "shakespeare": ("shakespeare_cpu.json", shakespeare),
     "speed": ("speed_cpu.json", speed),
 }

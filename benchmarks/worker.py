@@ -55,12 +55,12 @@ class Jax:
         from gpt_jax.programs import Programs
 
         if model not in self.states:
-            split = Split(TOKENS, len(TOKENS))
+            split = Split((TOKENS,), len(TOKENS))
             programs = Programs(self.config(model), {"train": split, "val": split})
             keys = programs.keys()
             self.states[model] = programs, keys, programs.initialise(keys)
         programs, keys, state = self.states[model]
-        state, metrics = programs.train_chunk(state, keys, steps)
+        state, metrics = programs.train_chunk(state, keys, 0, steps)
         np.asarray(metrics["loss"])
         self.states[model] = programs, keys, state
 

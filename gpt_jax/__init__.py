@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpt_jax.loop import train
     from gpt_jax.model import GPT
     from gpt_jax.run import Run, evaluate, load_run
+    from gpt_jax.start import start_from
     from gpt_jax.text import generate, stream
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "load_config",
     "load_run",
     "override",
+    "start_from",
     "stream",
     "train",
 ]
@@ -50,6 +52,7 @@ _LAZY = {
     "generate": "text",
     "hf": "hf",
     "load_run": "run",
+    "start_from": "start",
     "stream": "text",
 }
 

@@ -95,6 +95,21 @@ class ModelConfig:
     residual_init_scale: bool = setting(
         False, "start the layers that end in a residual sum 1/sqrt(2 n_layer) times as large"
     )
+    dtype: typing.Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "of activations and matrix products; parameters, their gradients, norms, softmax and loss "
+        "are float32",
+    )
+    remat: typing.Literal["none", "full", "dots"] = setting(
+        "none",
+        "what a block computes again for its gradient, to save memory: none; full, all from its "
+        "input; dots, all but products with parameters",
+    )
+    attention: typing.Literal["auto", "plain", "blockwise", "fused"] = setting(
+        "auto",
+        "how attention is computed: plain, with all scores in memory; blockwise, some queries at a "
+        "time; fused, cuDNN's kernel; auto, what the device and the settings allow",
+    )
     vocab_size: int = setting(
         0,
         "different tokens; 0 until the tokenizer says",
@@ -122,6 +137,11 @@ class ModelConfig:
                 f"n_head={self.n_head} = {self.head_size}; "
                 f"try n_embd={(self.head_size + 1) * self.n_head}"
             )
+        if self.dropout and self.attention in ("blockwise", "fused"):
+            raise ConfigError(
+                f"model.attention={self.attention} has no dropout of attention weights, and "
+                f"model.dropout={self.dropout}; set model.dropout=0 or model.attention=plain"
+            )
 
     @property
     def head_size(self) -> int:
@@ -139,19 +159,36 @@ class DataConfig:
 
     corpus: str = setting(
         "oz",
-        "name of a corpus (oz, shakespeare, python-manual) or path of a UTF-8 text file",
+        "name of a corpus (oz, shakespeare, python-manual), path of a UTF-8 text file or of a "
+        "prepared folder; or prepared folders with their shares of the sequences, as "
+        "DIR1:0.7,DIR2:0.3 (a comma in a path does no harm)",
     )
     fallback_corpus: str | None = setting(
         None, "corpus to train on when `corpus` cannot be downloaded; none makes that an error"
     )
     train_fraction: float = setting(
-        0.8, "first part of the text, for training; the rest is for validation", FRACTION
+        0.8,
+        "first part of the text, for training; the rest is for validation. Prepared folders have "
+        "both parts already",
+        FRACTION,
+    )
+    order: typing.Literal["random", "epochs"] = setting(
+        "random",
+        "random: each sequence starts anywhere; epochs: sequences of block_size tokens side by "
+        "side, each once in an epoch, in an order that is new in each",
+    )
+    resident: typing.Literal["auto", "device", "host"] = setting(
+        "auto",
+        "where tokens lie: device, on each; host, which gathers batches ahead of time; auto: on "
+        "the devices where they take at most a quarter of one's memory (on a CPU 1 GiB). The "
+        "batches are the same",
     )
     tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = setting(
         "char",
         "char: a token for each character of the text; bpe: byte pairs learned from the training "
         "text; gpt2, cl100k_base (GPT-4), o200k_base (GPT-4o): published ones, downloaded once, or "
-        "read from the folder that TIKTOKEN_CACHE_DIR names",
+        "read from the folder that TIKTOKEN_CACHE_DIR names. Prepared folders have their own: "
+        "leave this out",
     )
     vocab_size: int | None = setting(
         None,
@@ -258,10 +295,22 @@ class TrainConfig:
         "averaged; must divide batch_size; none is all of them",
         POSITIVE_INT,
     )
+    loss_chunk: int | None = setting(
+        None,
+        "tokens whose logits are in memory at once, over all devices together; none is all that "
+        "are computed at once",
+        POSITIVE_INT,
+    )
     steps: int = setting(500, "optimizer steps in all", POSITIVE_INT)
     log_interval: int = setting(10, "steps in one compiled call and one log row", POSITIVE_INT)
     eval_interval: int = setting(50, "steps between evaluations", POSITIVE_INT)
     eval_batches: int = setting(50, "random batches of each split in an evaluation", POSITIVE_INT)
+    final_eval_tokens: int | None = setting(
+        None,
+        "the most tokens of the validation split, the first, that the exact evaluation at the end "
+        "predicts, of each corpus; none is all",
+        POSITIVE_INT,
+    )
     checkpoint_interval: int = setting(100, "steps between checkpoints", POSITIVE_INT)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", POSITIVE_INT)
 
@@ -329,6 +378,12 @@ class Config:
         0,
         "of initialisation, batches, dropout and samples",
         (lambda x: 0 <= x < 2**32, "a whole number in [0, 2**32)"),
+    )
+    init_from: str | None = setting(
+        None,
+        "run or GPT-2 folder to start from, or a name on Hugging Face's hub "
+        "(openai-community/gpt2): its parameters, model settings and tokenizer; model.dropout may "
+        "differ, model.block_size be smaller; none starts from random parameters",
     )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

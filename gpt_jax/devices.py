@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from pathlib import Path
 
 # PCI vendor and device, as in jax's hardware_utils; Google's other cards are no TPUs.
@@ -33,6 +34,22 @@ def usable_cores(root: Path = Path("/")) -> int:
     except (OSError, ValueError):  # no such file, or "max": no quota
         pass
     return cores
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Returns the bytes this process may still take: free ones, within a container's limit.
+
+    None where the system has no /proc/meminfo.
+    """
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    if not found:
+        return None
+    limits = [1024 * int(found[1])]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        text = _read(root / "sys/fs/cgroup" / name)
+        if text.isdigit():  # else "max": no limit
+            limits.append(int(text))
+    return min(limits)
 
 
 def request_cpu_devices(batch_size: int) -> None:

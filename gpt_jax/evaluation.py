@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gpt_jax.config import ModelConfig
-from gpt_jax.data import Split, make_windows
+from gpt_jax.data import Mixture, Split, count_windows, make_windows
 from gpt_jax.devices import WIDE, compiler_options
 from gpt_jax.metrics import bits_per_byte
 from gpt_jax.model import Params
@@ -19,7 +20,7 @@ from gpt_jax.sharding import make_mesh, make_place_batch, replicated
 from gpt_jax.step import make_window_losses
 
 BATCH_TOKENS = 4096  # computed at once
-CALL_BATCHES = 16  # batches in one compiled call
+CALL_BATCHES = 16  # at most, in one compiled call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,26 @@ class Evaluation:
     """An exact evaluation of one split.
 
     Attributes:
-      nats_per_token: mean cross-entropy.
-      tokens: how many were predicted: all of the split but the first.
+      nats_per_token: mean cross-entropy; of a mixture, the corpora's means by their shares.
+      tokens: how many were predicted: all but the first of each shard, or as many as were asked
+        for.
       n_bytes: UTF-8 bytes of those tokens.
       stride: from one window's start to the next, in tokens.
+      n_predictable: tokens that could be predicted.
+      parts: of a mixture: (share of the rows, evaluation) of each corpus.
     """
 
     nats_per_token: float
     tokens: int
     n_bytes: int
     stride: int
+    n_predictable: int
+    parts: tuple[tuple[float, Evaluation], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the split was predicted."""
+        return self.tokens == self.n_predictable
 
     @property
     def perplexity(self) -> float:
@@ -45,11 +56,14 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
+        if self.parts:
+            per_token = sum(share * part.n_bytes / part.tokens for share, part in self.parts)
+            return bits_per_byte(self.nats_per_token, per_token)
         return bits_per_byte(self.nats_per_token * self.tokens, self.n_bytes)
 
     def record(self) -> dict[str, Any]:
         """Returns the figures for JSON."""
-        return {
+        record = {
             "nats_per_token": self.nats_per_token,
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
@@ -57,29 +71,42 @@ class Evaluation:
             "bytes_predicted": self.n_bytes,
             "stride": self.stride,
         }
+        if not self.is_whole:
+            record["of_tokens"] = self.n_predictable
+        if self.parts:
+            record["parts"] = [{"share": share, **part.record()} for share, part in self.parts]
+        return record
 
     def __str__(self) -> str:
+        tokens = f"{self.tokens:,}"
+        if not self.is_whole:
+            tokens = f"the first {tokens} of {self.n_predictable:,}"
         return (
             f"{self.nats_per_token:.4f} nats a token, perplexity {self.perplexity:.3f}, "
-            f"{self.bits_per_byte:.4f} bits a byte ({self.tokens:,} tokens, {self.n_bytes:,} bytes)"
+            f"{self.bits_per_byte:.4f} bits a byte ({tokens} tokens, {self.n_bytes:,} bytes)"
         )
 
 
 @functools.lru_cache(maxsize=4)
-def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh):
+def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int | None = None):
     options = compiler_options(jax.default_backend(), library_products=config.n_embd < WIDE)
-    return jax.jit(make_window_losses(config, make_place_batch(mesh)), compiler_options=options)
+    losses = make_window_losses(config, make_place_batch(mesh), loss_chunk)
+    return jax.jit(losses, compiler_options=options)
 
 
 def evaluate_split(
     config: ModelConfig,
     params: Params,
-    split: Split,
+    split: Split | Mixture,
     token_bytes: np.ndarray,
     *,
     stride: int | None = None,
+    loss_chunk: int | None = None,
+    max_tokens: int | None = None,
 ) -> Evaluation:
     """Evaluates a model on a whole split; sums in float64.
+
+    The host gathers the windows, a few at a time, so the memory does not grow with the split.
 
     Args:
       config: the model's.
@@ -87,29 +114,90 @@ def evaluate_split(
       split: what to predict.
       token_bytes: int32 (V,), UTF-8 bytes a token.
       stride: see `data.make_windows`; None is block_size.
+      loss_chunk: see `step.chunked_losses`.
+      max_tokens: the most tokens to predict, the first ones, of each corpus; None is all.
 
     Raises:
       ConfigError: the stride is not in [1, block_size].
     """
-    starts, firsts, lasts = make_windows(len(split.tokens), config.block_size, stride)
+    parts = tuple(
+        (
+            float(share),
+            _evaluate_part(config, params, part, token_bytes, stride, max_tokens, loss_chunk),
+        )
+        for share, part in split.parts
+    )
+    if len(parts) == 1:
+        return parts[0][1]
+    return Evaluation(
+        nats_per_token=sum(share * part.nats_per_token for share, part in parts),
+        tokens=sum(part.tokens for _, part in parts),
+        n_bytes=sum(part.n_bytes for _, part in parts),
+        stride=stride or config.block_size,
+        n_predictable=sum(part.n_predictable for _, part in parts),
+        parts=parts,
+    )
+
+
+def _evaluate_part(
+    config, params, split, token_bytes, stride, max_tokens, loss_chunk
+) -> Evaluation:
     # The batch is the same for any number of devices up to 8, and so are the windows in it.
     batch_size = 8 * max(1, BATCH_TOKENS // config.block_size // 8)
     mesh = make_mesh(batch_size)
     params = jax.device_put(params, replicated(mesh))
-    # Padding for the last partial window: read, never counted.
-    tokens = np.concatenate([split.tokens, np.zeros(config.block_size, np.int32)])
-    tokens = jax.device_put(tokens, replicated(mesh))
-    per_call = batch_size * CALL_BATCHES
-    total = 0.0
-    for at in range(0, len(starts), per_call):
-        part = [a[at : at + per_call].astype(np.int32) for a in (starts, firsts, lasts)]
-        part = [np.pad(a, (0, per_call - len(a))).reshape(CALL_BATCHES, -1) for a in part]
-        losses = _window_losses(config, mesh)(params, tokens, *part)
+    n_predictable = sum(len(shard) - 1 for shard in split.shards)
+    n_predicted, shards = 0, []
+    for shard in split.shards:
+        left = n_predictable if max_tokens is None else max_tokens - n_predicted
+        if left > 0 and len(shard) > 1:
+            shards.append(shard[: left + 1])
+            n_predicted += len(shards[-1]) - 1
+    total, n_bytes = 0.0, 0
+    index_T = np.arange(config.block_size)
+    for batches, firsts, lasts in _calls(shards, config.block_size, stride, batch_size):
+        losses = _window_losses(config, mesh, loss_chunk)(params, batches, firsts, lasts)
         total += float(np.asarray(losses, np.float64).sum())
-    n_predicted = len(split.tokens) - 1
+        counts = (index_T >= firsts[..., None]) & (index_T < lasts[..., None])
+        n_bytes += int(token_bytes[batches[..., 1:][counts]].sum())
     return Evaluation(
         nats_per_token=total / n_predicted,
         tokens=n_predicted,
-        n_bytes=int(token_bytes[split.tokens[1:]].sum()),
+        n_bytes=n_bytes,
         stride=stride or config.block_size,
+        n_predictable=n_predictable,
     )
+
+
+def _calls(shards: Sequence[np.ndarray], block_size: int, stride: int | None, batch_size: int):
+    """Yields what each call of `_window_losses` takes: batches (W, B, T + 1), firsts, lasts (W, B).
+
+    The windows of all shards follow one another; W is the same in every call.
+    """
+    n_windows = [count_windows(len(shard), block_size, stride or block_size) for shard in shards]
+    shape = min(CALL_BATCHES, -(-sum(n_windows) // batch_size)), batch_size
+    n_rows = shape[0] * shape[1]
+
+    def empty() -> tuple[np.ndarray, ...]:
+        # What no window fills is read, and never counted.
+        rows = np.zeros((n_rows, block_size + 1), np.int32)
+        return rows, np.zeros(n_rows, np.int32), np.zeros(n_rows, np.int32)
+
+    used, (rows, firsts, lasts) = 0, empty()
+    for shard, n in zip(shards, n_windows, strict=True):
+        at = 0
+        while at < n:
+            windows = range(at, min(at + n_rows - used, n))
+            here = slice(used, used + len(windows))
+            starts, firsts[here], lasts[here] = make_windows(
+                len(shard), block_size, stride, windows
+            )
+            for row, start in zip(rows[here], starts, strict=True):
+                part = shard[start : start + block_size + 1]
+                row[: len(part)] = part
+            at, used = windows.stop, here.stop
+            if used == n_rows:
+                yield rows.reshape(*shape, -1), firsts.reshape(shape), lasts.reshape(shape)
+                used, (rows, firsts, lasts) = 0, empty()
+    if used:
+        yield rows.reshape(*shape, -1), firsts.reshape(shape), lasts.reshape(shape)

@@ -2,7 +2,7 @@
 
 Everything is checked against the header of the file, names, shapes and types, before memory is
 taken for it. Pickled weights (.bin) are never read: unpickling runs code. This module knows
-NumPy and neither jax nor torch.
+NumPy and neither jax nor torch. The tokenizer beside them is `hf_tokenizer.py`'s.
 
 `load` takes any GPT-2 of transformers' `GPT2LMHeadModel` or `GPT2Model` that computes what
 `model.py` can; `save` writes what transformers computes the same logits from. Projections are
@@ -12,7 +12,6 @@ NumPy and neither jax nor torch.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -34,6 +33,8 @@ HEAD = "lm_head.weight"
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks in older files
 FLOATS = ("F32", "F16", "BF16", "F64")
 SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")  # no separator: nothing outside the folder
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_FILES = [CONFIG_FILE, "*.safetensors", INDEX_FILE, "tokenizer.json", "vocab.json", "merges.txt"]
 
 # What every GPT-2 of transformers has, as settings of our model.
 GPT2 = {
@@ -60,6 +61,41 @@ SIZES = {
 }
 
 
+def find(source: str | os.PathLike[str]) -> Path:
+    """Returns a folder, or that of a model on Hugging Face's hub, downloaded once to its own cache.
+
+    Args:
+      source: a path, or a name such as openai-community/gpt2 that is no path.
+
+    Raises:
+      UserError: there is no such folder, or it can't be downloaded, and why.
+    """
+    folder = Path(os.path.expanduser(source))
+    name = os.fspath(source)
+    if os.path.lexists(folder):
+        return folder
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(
+            f"{name} does not exist; give a run, a GPT-2 folder, or a name on Hugging Face's hub "
+            "such as openai-community/gpt2"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{name} is no folder; for a model of that name on Hugging Face's hub: "
+            "pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub's own, and those of the network library it happens to use
+        detail = str(error).strip().partition("\n")[0][:100]
+        raise UserError(
+            f"{name} is no folder, and can't be had from Hugging Face's hub "
+            f"({type(error).__name__}: {detail}); check the name and the network, or give a folder"
+        ) from error
+
+
 def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads a GPT-2 folder.
 
@@ -76,7 +112,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
       ConfigError: it is a GPT-2 of a kind that the model has no setting for.
     """
     folder = Path(os.path.expanduser(folder))
-    config = _read_config(folder)
+    config = load_config(folder)
     with contextlib.ExitStack() as stack:
         tensors = _open_tensors(folder, stack)
         prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
@@ -187,7 +223,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def load_config(folder: Path) -> ModelConfig:
+    """Returns the settings of a GPT-2 folder's model; raises as `load` does."""
     path = folder / CONFIG_FILE
     if not os.path.isfile(path):
         what = "has no config.json" if os.path.isdir(folder) else "does not exist"
@@ -213,8 +250,6 @@ def _read_config(folder: Path) -> ModelConfig:
             f"{path}: attn_pdrop={attn!r:.60} and resid_pdrop={resid!r:.60} are one setting here, "
             "dropout; make them equal in that file"
         )
-    if not isinstance(scaled := values.get("scale_attn_weights", True), bool):
-        raise ConfigError(f"{path}: scale_attn_weights={scaled!r:.60} must be true or false")
     try:
         config = ModelConfig(
             **{ours: values.get(theirs, default) for ours, (theirs, default) in SIZES.items()},
@@ -222,7 +257,7 @@ def _read_config(folder: Path) -> ModelConfig:
             qkv_bias=True,
             head_bias=False,
             tied=values.get("tie_word_embeddings", True),
-            attention_scale=None if scaled else 1.0,
+            attention_scale=None if values.get("scale_attn_weights", True) else 1.0,
             residual_init_scale=True,
             dropout=resid,
             embedding_dropout=values.get("embd_pdrop", 0.1),
@@ -234,10 +269,6 @@ def _read_config(folder: Path) -> ModelConfig:
         raise ConfigError(
             f"{path}: n_inner={inner!r:.60} can't be loaded, only none or 4 n_embd = "
             f"{4 * config.n_embd}; choose a model with that"
-        )
-    if not config.vocab_size:
-        raise ConfigError(
-            f"{path}: vocab_size=0 must be a whole number of at least 1; get it again"
         )
     return config
 
@@ -259,21 +290,19 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise UserError(f"{index} is damaged: it has no weight_map; get it again")
-    files: dict[str, dict[str, Any]] = {}
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+    tensors = {}
+    for name in dict.fromkeys(map(str, weight_map.values())):
+        if not SHARD_NAME.fullmatch(name):
             raise UserError(
                 f"{index} names {name!r:.80}, which is no .safetensors file of its folder; "
                 "get it again from a source you trust"
             )
-        if name not in files:
-            files[name] = _open_file(folder / name, stack)
-        if tensor not in files[name]:
-            raise UserError(f"{folder / name} lacks {tensor:.80}, which {INDEX_FILE} says it has")
-    return {tensor: files[name][tensor] for tensor, name in weight_map.items()}
+        tensors |= _open_file(folder / name, stack)
+    return tensors
 
 
 def _open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    import ml_dtypes  # noqa: F401 - NumPy learns from it what bfloat16 is; it comes with jax
     from safetensors import SafetensorError, safe_open
 
     if not os.path.isfile(path):
@@ -350,18 +379,16 @@ def _check_is_gpt2(config: ModelConfig) -> None:
     """Raises ConfigError where GPT-2's architecture has no place for a setting."""
     if not config.vocab_size:
         raise ConfigError("model.vocab_size is 0; set it to the tokenizer's")
-    if config.n_kv_head == config.n_head:
-        config = dataclasses.replace(config, n_kv_head=None)
-    for name, value in GPT2.items():
-        if getattr(config, name) != value:
-            raise ConfigError(
-                f"model.{name}={getattr(config, name)!r} has no place in a GPT-2 folder; train a "
-                f"model with model.{name}={value!r} to save it"
-            )
+    wanted = GPT2 | {"n_kv_head": None if config.n_kv_head != config.n_head else config.n_head}
     if config.attention_scale not in (None, 1.0, config.head_size**-0.5):
+        wanted["attention_scale"] = None
+    unlike = {name: value for name, value in wanted.items() if getattr(config, name) != value}
+    if unlike:
+        have = ", ".join(f"model.{name}={getattr(config, name)!r}" for name in unlike)
+        need = ", ".join(f"model.{name}={value!r}" for name, value in unlike.items())
         raise ConfigError(
-            f"model.attention_scale={config.attention_scale!r} has no place in a GPT-2 folder; "
-            "train a model with model.attention_scale=None, the standard, to save it"
+            f"{have} {'has' if len(unlike) == 1 else 'have'} no place in a GPT-2 folder; train a "
+            f"model with {need} to save it"
         )
 
 

@@ -34,16 +34,42 @@ def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
     return nn.initializers.normal(stddev=0.02 * (2 * config.n_layer) ** -0.5)
 
 
-def rms_norm(name: str) -> nn.RMSNorm:
-    """Returns x / sqrt(mean(x^2) + 1e-5) * scale (Zhang and Sennrich 2019)."""
-    return nn.RMSNorm(epsilon=NORM_EPSILON, name=name)
+class Dense(nn.Module):
+    """x W + b, computed in x's dtype; the parameters are float32.
+
+    The bias is added in float32, so that its gradient, a sum over all tokens, is one in float32:
+    linen's Dense would add up thousands of terms in bfloat16's 8 bits.
+    """
+
+    features: int
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer = WEIGHT_INIT
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = x @ kernel.astype(x.dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return (y + bias).astype(x.dtype)
 
 
-def make_norm(config: ModelConfig, name: str) -> nn.LayerNorm | nn.RMSNorm:
+def rms_norm(name: str, dtype: jax.typing.DTypeLike = jnp.float32) -> nn.RMSNorm:
+    """Returns x / sqrt(mean(x^2) + 1e-5) * scale (Zhang and Sennrich 2019).
+
+    Computed in float32 and returned as dtype, as is `make_norm`.
+    """
+    return nn.RMSNorm(epsilon=NORM_EPSILON, dtype=dtype, name=name)
+
+
+def make_norm(
+    config: ModelConfig, name: str, dtype: jax.typing.DTypeLike = jnp.float32
+) -> nn.LayerNorm | nn.RMSNorm:
     """Returns the norm that the config asks for; RMSNorm never has a bias."""
     if config.norm == "rms":
-        return rms_norm(name)
-    return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, name=name)
+        return rms_norm(name, dtype)
+    return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
 
 
 def rotate(x: jax.Array, position_T: jax.Array) -> jax.Array:
@@ -54,14 +80,15 @@ def rotate(x: jax.Array, position_T: jax.Array) -> jax.Array:
     radians, so the product of a query and a key depends on the distance of their positions alone.
 
     Args:
-      x: float32 (..., T, K), K even.
+      x: (..., T, K), K even; turned in float32, returned in its own dtype.
       position_T: integers.
     """
     half = x.shape[-1] // 2
     angle_TI = position_T[:, None] * 10_000.0 ** (-jnp.arange(half) / half)  # I = K / 2
     cos_TI, sin_TI = jnp.cos(angle_TI), jnp.sin(angle_TI)
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos_TI - b * sin_TI, b * cos_TI + a * sin_TI], axis=-1)
+    turned = jnp.concatenate([a * cos_TI - b * sin_TI, b * cos_TI + a * sin_TI], axis=-1)
+    return turned.astype(x.dtype)
 
 
 def mlp_width(config: ModelConfig) -> int:
@@ -84,13 +111,12 @@ class MLP(nn.Module):
         c = self.config
         D, F = x_BTD.shape[-1], mlp_width(c)
         activation = ACTIVATIONS[c.activation]
-        h_BTF = nn.Dense(F, use_bias=c.bias, kernel_init=WEIGHT_INIT, name="up")(x_BTD)
+        h_BTF = Dense(F, use_bias=c.bias, name="up")(x_BTD)
         if c.activation == "swiglu":
-            gate = nn.Dense(F, use_bias=c.bias, kernel_init=WEIGHT_INIT, name="gate")
-            h_BTF *= activation(gate(x_BTD))
+            h_BTF *= activation(Dense(F, use_bias=c.bias, name="gate")(x_BTD))
         else:
             h_BTF = activation(h_BTF)
-        y_BTD = nn.Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
+        y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic)
 
 

@@ -21,12 +21,14 @@ import jax
 import numpy as np
 
 from gpt_jax import checkpoint, report
-from gpt_jax.config import Config, to_dict
+from gpt_jax.attention import choose_attention, find_backend
+from gpt_jax.config import Config, ConfigError, pin_schedule, to_dict
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
 from gpt_jax.errors import Interrupted, TrainingError
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
+from gpt_jax.memory import check_memory
 from gpt_jax.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.process import catch_signals, lock
 from gpt_jax.programs import Programs
@@ -34,6 +36,7 @@ from gpt_jax.run import (
     SUMMARY_FILE,
     Run,
     create_folder,
+    is_run,
     load_run,
     read_summary,
     update_length,
@@ -57,11 +60,14 @@ def train(config: Config, *, quiet: bool = False) -> Run:
 
     Raises:
       UserError: a mistake to mend, before anything is computed.
-      TrainingError: the loss is not finite any more, or the disk refuses a checkpoint.
+      TrainingError: the loss is not finite any more, the disk refuses a checkpoint, or a device
+        has no memory left.
       Interrupted: Ctrl-C or SIGTERM; the state is saved, and the same call goes on from it.
     """
     display = Display(quiet)
     config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
+    if config.model.vocab_size and not is_run(Path(config.run_dir)):
+        _check_machine(pin_schedule(config))  # before a large corpus is looked for
     try:
         start = make_start(config, display.download)
     finally:
@@ -73,8 +79,9 @@ def train(config: Config, *, quiet: bool = False) -> Run:
             run = load_run(run_dir)
             if run.step == config.train.steps:  # else its last checkpoint is damaged: go on
                 return _already_finished(run, summary, display)
-    else:
-        create_folder(run_dir, config, start.corpus, start.tokenizer)
+    _check_machine(config)
+    if not start.resumes:
+        create_folder(run_dir, config, start.corpus, start.tokenizer, start.origin)
     with lock(run_dir):
         if start.resumes:
             update_length(run_dir, config)
@@ -86,6 +93,22 @@ def train(config: Config, *, quiet: bool = False) -> Run:
                 f"cannot write the run {run_dir}: {error.strerror or error}; its checkpoints stay, "
                 "and the same command goes on from them"
             ) from error
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise TrainingError(
+                f"the memory is too small: {str(error).splitlines()[0]}; checkpoints stay. "
+                "With another --run-dir, try a smaller --train.micro-batch, --model.remat full, "
+                "--train.loss-chunk 4096 or --model.dtype bfloat16"
+            ) from error
+
+
+def _check_machine(config: Config) -> None:
+    """Raises UserError where this machine can't train as the settings say."""
+    name, reason = choose_attention(config.model, find_backend())
+    if config.model.attention == "fused" != name:
+        raise ConfigError(f"model.attention=fused can't be: {reason}; set model.attention=auto")
+    check_memory(config)
 
 
 def _already_finished(run: Run, summary: dict[str, Any], display: Display) -> Run:
@@ -115,10 +138,10 @@ def _train(start: Start, display: Display) -> None:
     if 0 < step < train.steps:
         display.line(f"going on from step {step}")
     if step < train.steps:
-        programs.start(step)
+        programs.start(step, initialises=start.params is None)
     keys = programs.keys()
     if state is None:
-        state = programs.initialise(keys)
+        state = programs.adopt(start.params) if start.params else programs.initialise(keys)
     val_bytes_per_token = start.splits["val"].bytes_per_token
     tokens_per_step = train.batch_size * config.model.block_size
 
@@ -167,7 +190,7 @@ def _train(start: Start, display: Display) -> None:
         while step < train.steps:
             n = programs.chunk_length(step)
             mark += programs.wait_for_chunk(n)  # compiling is not training
-            state, metrics = programs.train_chunk(state, keys, n)
+            state, metrics = programs.train_chunk(state, keys, step, n)
             if pending:  # the numbers of one chunk are read while the next is computed
                 writer.write(read_chunk(*pending))
                 now = time.perf_counter()
@@ -241,6 +264,8 @@ def _announce(start: Start, programs: Programs, display: Display) -> None:
     mesh, n_params = programs.mesh, programs.n_params
     config, corpus = start.config, start.corpus
     model, batch_size, at_once = config.model, config.train.batch_size, config.train.batch_at_once
+    attention, reason = choose_attention(model, find_backend())
+    origin = start.origin
     for note in corpus.notes:
         display.note(note)
     device = mesh.devices.flat[0]
@@ -251,31 +276,49 @@ def _announce(start: Start, programs: Programs, display: Display) -> None:
     parts = f"{batch_size // at_once} parts x " if at_once < batch_size else ""
     tokens_per_step = batch_size * model.block_size
     total = tokens_per_step * config.train.steps
-    n_train, n_val = (len(start.splits[name].tokens) for name in ("train", "val"))
+    n_train, n_val = (start.splits[name].n_tokens for name in ("train", "val"))
     display.facts(
         {
-            "corpus": f"{corpus.name}, {len(corpus.text):,} characters, from {corpus.source}",
+            "corpus": f"{corpus.name}, {corpus.size}, from {corpus.source}",
             "sha256": corpus.sha256,
             "split": f"{n_train:,} tokens to train on, {n_val:,} to validate",
             "model": f"{n_params:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
             f"{model.n_embd} wide, context {model.block_size}, {model.vocab_size} tokens",
+            **({"from": _describe_origin(origin, model.block_size)} if origin else {}),
+            "attention": f"{attention} ({reason})" if reason else attention,
             "devices": f"{n} x {device.device_kind}: batch {batch_size} = {parts}{n} x "
             f"{at_once // n} sequences{spare}",
             "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
             f"{total / n_train:.1f} times the training text",
+            "batches": f"{config.data.order}, {programs.feed.describe()}",
             "run": f"{config.run_dir} ({'continued' if start.resumes else 'new'})",
         }
     )
     display.line()
 
 
+def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
+    step = f", step {origin['step']:,}" if origin["step"] else ""
+    cut = f", cut to the first {block_size:,} of its {origin['block_size']:,} positions"
+    return (
+        f"{origin['source']}{step}, parameters' sha256 {origin['sha256'][:12]}"
+        f"{cut if block_size < origin['block_size'] else ''}"
+    )
+
+
 def _finish(run: Run, start: Start, display: Display) -> Run:
     """Evaluates exactly, writes text, draws the picture; the summary comes last."""
     prompt = run.config.sample.prompt or ""
     evaluation = evaluate_split(
-        run.config.model, run.params, start.splits["val"], run.tokenizer.token_bytes
+        run.config.model,
+        run.params,
+        start.splits["val"],
+        run.tokenizer.token_bytes,
+        loss_chunk=run.config.train.loss_chunk,
+        max_tokens=run.config.train.final_eval_tokens,
     )
-    display.line(f"\nwhole validation split: {evaluation}")
+    what = "whole validation split" if evaluation.is_whole else "part of the validation split"
+    display.line(f"\n{what}: {evaluation}")
     corpus = Path(run.config.data.corpus).name
     title = f"{run.run_dir.absolute().name}: {corpus}, {run.step:,} steps"
     picture = report.plot_losses(run.rows, run.run_dir, title)

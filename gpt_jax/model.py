@@ -1,8 +1,8 @@
 """The GPT: a decoder-only transformer as a flax.linen module.
 
 It maps tokens to logits and does nothing else: no loss, no sampling, no sharding rules, no files.
-Its layers without attention are in `layers.py`. Read `step.py` next for how it is trained,
-`sample.py` for how it writes text.
+How attention is computed is in `attention.py`, the other layers are in `layers.py`. Read `step.py`
+next for how it is trained, `sample.py` for how it writes text.
 
 Letters in names give the shape of an array (`x_BTD` is batch, time, embedding):
 
@@ -14,10 +14,15 @@ Letters in names give the shape of an array (`x_BTD` is batch, time, embedding):
 
 Parameters of the blocks are stacked along a leading axis L, whatever the depth, so that one table
 of sharding rules and one checkpoint layout serve every size.
+
+With model.dtype=bfloat16 activations and matrix products are bfloat16. Parameters, their gradients
+as the optimizer sees them, and every sum over tokens, positions or entries (norms, softmax, the
+gradients of embeddings and biases) stay float32, and so do the logits.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -26,19 +31,39 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.attention import attend, choose_attention, find_backend
 from gpt_jax.config import ModelConfig
-from gpt_jax.layers import MLP, WEIGHT_INIT, Dropout, make_norm, residual_init, rms_norm, rotate
+from gpt_jax.layers import (
+    MLP,
+    WEIGHT_INIT,
+    Dense,
+    Dropout,
+    make_norm,
+    residual_init,
+    rms_norm,
+    rotate,
+)
 
 Params = Any  # the tree under "params": nested dicts of float32 arrays
+
+UNROLL = 6  # layers up to which the scan over blocks is unrolled, which trains a tenth faster
+
+# What a block keeps for its gradient; the rest is computed again (Chen et al. 2016,
+# https://arxiv.org/abs/1604.06174).
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with parameters
+}
 
 
 class Cache(flax.struct.PyTreeNode):
     """Keys and values of the tokens seen so far: what decoding carries from one token to the next.
 
     Attributes:
-      k_NSK: keys, float32; S is block_size. Entries at positions >= length are not valid yet. One
-        array a layer, and sequences and heads in one axis: so XLA updates each in place, where
-        stacked layers, or a batch axis of 1, would cost a copy of all of it for every token.
+      k_NSK: keys, of the model's dtype; S is block_size. Entries at positions >= length are not
+        valid yet. One array a layer, and sequences and heads in one axis: so XLA updates each in
+        place, where stacked layers, or a batch axis of 1, would cost a copy of all of it for every
+        token.
       v_NSK: values, likewise.
       length: int32 scalar, how many positions are valid; the next token's position.
     """
@@ -51,7 +76,7 @@ class Cache(flax.struct.PyTreeNode):
 def init_cache(config: ModelConfig, batch_size: int) -> Cache:
     """Returns an empty cache for `batch_size` sequences of at most `config.block_size` tokens."""
     c = config
-    empty = (jnp.zeros((batch_size * c.kv_heads, c.block_size, c.head_size)),) * c.n_layer
+    empty = (jnp.zeros((batch_size * c.kv_heads, c.block_size, c.head_size), c.dtype),) * c.n_layer
     return Cache(k_NSK=empty, v_NSK=empty, length=jnp.zeros((), jnp.int32))
 
 
@@ -84,28 +109,26 @@ class Attention(nn.Module):
         """Attends from x to itself, or to what is cached and itself.
 
         Args:
-          x_BTD: float32.
+          x_BTD: of the model's dtype.
           cached: None, or (k_NSK, v_NSK, length); the T tokens then stand at positions
             length .. length + T - 1.
           deterministic: no dropout.
           last_only: compute the output of the last position alone (T is then 1 in the result).
 
         Returns:
-          (float32 (B, T, D), None or the new (k_NSK, v_NSK)).
+          ((B, T, D) of the model's dtype, None or the new (k_NSK, v_NSK)).
         """
         c = self.config
         B, T, D = x_BTD.shape
-        H, K, G = c.n_head, c.head_size, c.n_head // c.kv_heads
-        qkv_BTE = nn.Dense(
-            (H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, kernel_init=WEIGHT_INIT, name="qkv"
-        )(x_BTD)
+        H, K = c.n_head, c.head_size
+        qkv_BTE = Dense((H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, name="qkv")(x_BTD)
         q, k, v = (
             jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2)  # (B, H or H / G, T, K)
             for part_BTE in jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
         )
         start = 0 if cached is None else cached[2]
         if c.qk_norm:
-            q, k = rms_norm("q_norm")(q), rms_norm("k_norm")(k)
+            q, k = rms_norm("q_norm", x_BTD.dtype)(q), rms_norm("k_norm", x_BTD.dtype)(k)
         if c.positions == "rotary":
             position_T = start + jnp.arange(T)
             q, k = rotate(q, position_T), rotate(k, position_T)
@@ -120,18 +143,13 @@ class Attention(nn.Module):
         if last_only:
             q, start, T = q[..., -1:, :], start + T - 1, 1
 
-        # Query heads that share a head of keys stand one after another along time, (.., G T, K).
-        q = q.reshape(*k.shape[:-2], G * T, K)
+        whole = cached is None and not last_only and not self.is_initializing()
+        name = choose_attention(c, find_backend())[0] if whole else "plain"
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
-        scores = jnp.einsum("...TK,...SK->...TS", q * scale, k)
-        position_T1 = start + jnp.tile(jnp.arange(T), G)[:, None]
-        causal_TS = jnp.arange(k.shape[-2]) <= position_T1
-        scores = jnp.where(causal_TS, scores, jnp.finfo(scores.dtype).min)
-        weights = jax.nn.softmax(scores, axis=-1)
-        weights = Dropout(c.dropout)(weights, deterministic=deterministic)
-        y_BHTK = jnp.einsum("...TS,...SK->...TK", weights, v).reshape(B, H, T, K)
+        drop = functools.partial(Dropout(c.dropout), deterministic=deterministic)
+        y_BHTK = attend(name, q * scale, k, v, start, drop).reshape(B, H, T, K)
         y_BTD = jnp.moveaxis(y_BHTK, 1, 2).reshape(B, T, D)
-        y_BTD = nn.Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
+        y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
 
 
@@ -146,16 +164,37 @@ class Block(nn.Module):
     def __call__(self, x_BTD, kv, length):
         cached = None if kv is None else (*kv, length)
         y_BTD, kv = Attention(self.config, name="attn")(
-            make_norm(self.config, "norm_1")(x_BTD),
+            make_norm(self.config, "norm_1", x_BTD.dtype)(x_BTD),
             cached,
             deterministic=self.deterministic,
             last_only=self.last_only,
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
         x_BTD += MLP(self.config, name="mlp")(
-            make_norm(self.config, "norm_2")(x_BTD), deterministic=self.deterministic
+            make_norm(self.config, "norm_2", x_BTD.dtype)(x_BTD), deterministic=self.deterministic
         )
         return x_BTD, kv
+
+
+class Head(nn.Module):
+    """The parameters of an untied output head: `head_logits` applies them."""
+
+    features: int
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, n_embd: int):
+        kernel_DV = self.param("kernel", WEIGHT_INIT, (n_embd, self.features))
+        if not self.use_bias:
+            return kernel_DV, None
+        return kernel_DV, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+def head_logits(x_BTD: jax.Array, head: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    """Returns the float32 logits (B, T, V) of the last states, for head = (kernel_DV, bias_V)."""
+    kernel_DV, bias_V = head
+    logits_BTV = jnp.dot(x_BTD, kernel_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    return logits_BTV if bias_V is None else logits_BTV + bias_V
 
 
 class GPT(nn.Module):
@@ -175,6 +214,7 @@ class GPT(nn.Module):
         cache: Cache | None = None,
         deterministic: bool = True,
         last_only: bool = False,
+        hidden: bool = False,
     ):
         """Predicts the next token at every position.
 
@@ -185,9 +225,11 @@ class GPT(nn.Module):
           deterministic: no dropout.
           last_only: return the logits of the last position alone, (B, 1, V), without computing
             the last block for the others. For decoding without a cache.
+          hidden: return what `head_logits` takes in place of the logits: to compute them in parts.
 
         Returns:
-          float32 logits (B, T, V); with a cache, (logits, the cache with tokens_BT added).
+          float32 logits (B, T, V); with a cache, (logits, the cache with tokens_BT added); with
+          hidden, (x_BTD, head): the last block's states, normalised, and the head's parameters.
         """
         c = self.config
         if not c.vocab_size:
@@ -201,6 +243,7 @@ class GPT(nn.Module):
         if c.positions == "learned":
             position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
             x_BTD += jax.lax.dynamic_slice_in_dim(position_SD, start, T)
+        x_BTD = x_BTD.astype(c.dtype)
         x_BTD = Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic)
         kv = []
         if (last_only or cache is not None) and not self.is_initializing():
@@ -212,24 +255,28 @@ class GPT(nn.Module):
                 x_BTD, new = block.apply({"params": layer}, x_BTD, cached, start)
                 kv.append(new)
         else:
+            block, unroll = Block, c.n_layer if c.n_layer <= UNROLL else 1
+            if c.remat != "none":
+                # Only in a loop will XLA not merge what is computed again with the first time.
+                block, unroll = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=False), 1
             blocks = nn.scan(
-                Block,
+                block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
                 length=c.n_layer,
-                unroll=1 if self.is_initializing() else c.n_layer,  # rolled up compiles sooner
+                unroll=1 if self.is_initializing() else unroll,  # rolled up compiles sooner
             )(c, deterministic, name="blocks")
             x_BTD, _ = blocks(x_BTD, None, start)
-        x_BTD = make_norm(c, "norm_f")(x_BTD)
+        x_BTD = make_norm(c, "norm_f", x_BTD.dtype)(x_BTD)
         if c.tied:
-            logits_BTV = embed.attend(x_BTD)
-            if c.head_bias:
-                logits_BTV += self.param("head_bias", nn.initializers.zeros, (c.vocab_size,))
+            bias = ("head_bias", nn.initializers.zeros, (c.vocab_size,))
+            head = embed.embedding.T, self.param(*bias) if c.head_bias else None
         else:
-            logits_BTV = nn.Dense(
-                c.vocab_size, use_bias=c.head_bias, kernel_init=WEIGHT_INIT, name="head"
-            )(x_BTD)
+            head = Head(c.vocab_size, use_bias=c.head_bias, name="head")(c.n_embd)
+        if hidden:
+            return x_BTD, head
+        logits_BTV = head_logits(x_BTD, head)
         if cache is None:
             return logits_BTV
         k_NSK, v_NSK = zip(*kv, strict=True)

@@ -16,8 +16,10 @@ import numpy as np
 import optax
 
 from gpt_jax.config import Config
-from gpt_jax.data import Split
+from gpt_jax.data import Mixture, Split
 from gpt_jax.devices import WIDE, compiler_options
+from gpt_jax.feed import Feed
+from gpt_jax.model import Params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
 from gpt_jax.step import (
@@ -27,6 +29,8 @@ from gpt_jax.step import (
     make_eval_step,
     make_keys,
     make_train_chunk,
+    start_state,
+    state_shapes,
 )
 
 
@@ -37,9 +41,10 @@ class Programs:
       mesh: the devices.
       target: the state's shapes, dtypes and shardings, as a tree of jax.ShapeDtypeStruct.
       n_params: parameters of the model.
+      feed: where batches come from.
     """
 
-    def __init__(self, config: Config, splits: dict[str, Split]):
+    def __init__(self, config: Config, splits: dict[str, Split] | dict[str, Mixture]):
         """Works out shapes; `start` begins to compile."""
         self._config = config
         self.mesh = make_mesh(config.train.batch_at_once)
@@ -50,7 +55,7 @@ class Programs:
 
         everywhere = replicated(self.mesh)
         keys = jax.eval_shape(lambda: make_keys(config.seed))
-        state = jax.eval_shape(initialise, keys)
+        state = state_shapes(config.model, config.optim)
         self.n_params = sum(x.size for x in jax.tree.leaves(state.params))
         shardings = state_shardings(state, self.mesh)
 
@@ -60,19 +65,27 @@ class Programs:
         self.target = jax.tree.map(placed, state, shardings)
         self._keys_target = jax.tree.map(lambda key: placed(key, everywhere), keys)
         self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
+        self.feed = Feed(config, splits, self.mesh)
+        self._metrics: Any = None  # of the chunk before
         place = make_place_batch(self.mesh)
         options = compiler_options(
             jax.default_backend(), library_products=config.model.n_embd < WIDE
         )
         self._initialise = jax.jit(initialise, out_shardings=shardings, compiler_options=options)
+        self._adopt = jax.jit(
+            lambda params: start_state(jax.tree.map(jnp.copy, params), optimizer),
+            out_shardings=shardings,
+        )  # a copy: placed arrays may share the host's memory, and the state is donated
         self._chunk = jax.jit(
-            make_train_chunk(config.model, config.optim, config.train, place),
+            make_train_chunk(
+                config.model, config.optim, config.train, place, self.feed.samplers[0]
+            ),
             static_argnames="steps",
             donate_argnums=0,
             out_shardings=(shardings, None),
             compiler_options=options,
         )
-        evaluate = make_eval_step(config.model, config.train, place)
+        evaluate = make_eval_step(config.model, config.train, place, self.feed.samplers)
         self._evaluate = jax.jit(
             lambda params, splits, key, step: evaluate(
                 params, splits, jax.random.fold_in(key, step)
@@ -80,20 +93,20 @@ class Programs:
             compiler_options=options,
         )
         self._finite = jax.jit(lambda params: jnp.isfinite(optax.tree.norm(params)))
-        self._tokens = [jax.device_put(splits[name].tokens, everywhere) for name in splits]
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="compile")
         self._compiled: dict[Any, Future] = {}
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, *, initialises: bool = True) -> None:
         """Begins to compile what a run that goes on from `step` needs first.
 
         A new run evaluates first; compiling its chunk meanwhile would only slow that down.
         """
-        if step == 0:
+        if step == 0 and initialises:
             self._initialise_program()
-        else:
+        elif step:
             self._chunk_program(self.chunk_length(step))
         self._evaluate_program()
+        self.feed.prepare(step, self.chunk_length(step))
 
     def chunk_length(self, step: int) -> int:
         """Returns how many steps the chunk that begins at `step` takes."""
@@ -108,9 +121,28 @@ class Programs:
         """Returns the state before the first step."""
         return self._initialise_program().result()(keys)
 
-    def train_chunk(self, state: TrainState, keys: Keys, steps: int):
-        """Takes `steps` steps; the state given is used up. See `step.make_train_chunk`."""
-        return self._chunk_program(steps).result()(state, self._tokens[0], keys)
+    def adopt(self, params: Params) -> TrainState:
+        """Returns the state before the first step with parameters from the host, NumPy's."""
+        target = self.target.params
+
+        def place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+            return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
+
+        return self._adopt(jax.tree.map(place, params, target))
+
+    def train_chunk(self, state: TrainState, keys: Keys, step: int, steps: int):
+        """Takes `steps` steps after `step`; the state given is used up. See `step.py`.
+
+        Raises:
+          UserError: the corpus has an id beyond the vocabulary.
+        """
+        program = self._chunk_program(steps).result()
+        state, metrics = program(state, self.feed.train_tokens(step, steps), keys)
+        step += steps
+        if step < self._config.train.steps:
+            self.feed.prepare(step, self.chunk_length(step), after=self._metrics)
+        self._metrics = metrics
+        return state, metrics
 
     def wait_for_chunk(self, steps: int) -> float:
         """Returns once the program of a chunk is compiled: the seconds that took."""
@@ -121,7 +153,7 @@ class Programs:
     def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
         """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""
         return self._evaluate_program().result()(
-            state.params, self._tokens, keys.eval, np.int32(step)
+            state.params, self.feed.eval_tokens(step), keys.eval, np.int32(step)
         )
 
     def is_finite(self, state: TrainState) -> bool:
@@ -129,7 +161,8 @@ class Programs:
         return bool(self._finite(state.params))
 
     def close(self) -> None:
-        """Stops compiling what nobody waits for."""
+        """Stops compiling and gathering what nobody waits for."""
+        self.feed.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _initialise_program(self) -> Future:
@@ -137,11 +170,11 @@ class Programs:
 
     def _evaluate_program(self) -> Future:
         step = jax.ShapeDtypeStruct((), np.int32)
-        args = (self.target.params, self._tokens, self._keys_target.eval, step)
+        args = (self.target.params, self.feed.eval_target(), self._keys_target.eval, step)
         return self._program("evaluate", self._evaluate, *args)
 
     def _chunk_program(self, steps: int) -> Future:
-        args = (self.target, self._tokens[0], self._keys_target)
+        args = (self.target, self.feed.train_target(steps), self._keys_target)
         return self._program(steps, self._chunk, *args, steps=steps)
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:

@@ -22,24 +22,24 @@ import os
 import platform
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from gpt_jax import checkpoint
+from gpt_jax import checkpoint, hf, hf_tokenizer
 from gpt_jax.config import FORMAT, Config, ConfigError, from_dict, to_dict
-from gpt_jax.corpora import Corpus, load_corpus
-from gpt_jax.data import Split, make_splits, split_text
+from gpt_jax.corpora import Corpus, PreparedCorpus, find_difference, load_corpus
+from gpt_jax.data import Mixture, Split, count_bytes, make_splits, split_text
 from gpt_jax.errors import UserError
 from gpt_jax.evaluation import Evaluation, evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.metrics import read_rows
 from gpt_jax.model import GPT, Params, unstack_blocks
-from gpt_jax.optim import make_optimizer
-from gpt_jax.step import init_state, make_keys
+from gpt_jax.step import state_shapes
+from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
-from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -53,7 +53,8 @@ class Run:
     Attributes:
       run_dir: the folder.
       config: the settings; `config.model` builds the model.
-      corpus: the record of the corpus it was trained on (name, sha256, characters, ...).
+      corpus: the record of the corpus it was trained on (name, sha256, characters, ...); {} for a
+        GPT-2 folder.
       tokenizer: text to ids and back.
       model: the linen module.
       params: float32 tree; `model.apply({"params": params}, tokens_BT)` gives logits.
@@ -78,8 +79,14 @@ class Run:
         return jax.jit(unstack_blocks)(self.params)
 
 
-def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Makes a run's folder, whole or not at all.
+def create_folder(
+    run_dir: Path,
+    config: Config,
+    corpus: Corpus | PreparedCorpus,
+    tokenizer: Tokenizer,
+    origin: dict[str, Any] | None = None,
+) -> None:
+    """Makes a run's folder, whole or not at all; origin is the record of what it starts from.
 
     Raises:
       UserError: it can't be written.
@@ -89,6 +96,7 @@ def create_folder(run_dir: Path, config: Config, corpus: Corpus, tokenizer: Toke
         "format": FORMAT,
         **{k: v for k, v in to_dict(config).items() if k != "run_dir"},
         "corpus": corpus.record(),
+        "origin": origin,
         "versions": {"python": platform.python_version(), **versions},
     }
     temporary = run_dir.with_name(f".{run_dir.name}.{os.getpid()}")
@@ -121,7 +129,7 @@ def is_run(run_dir: Path) -> bool:
 
 
 def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
-    """Returns a run's settings and the record of its corpus.
+    """Returns a run's settings and the record of its corpus; {} for a GPT-2 folder, which has none.
 
     Raises:
       UserError: the folder is no run, its config is damaged, or a newer program wrote it.
@@ -133,6 +141,8 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
             what = "has no config.json" if os.path.isdir(run_dir) else "is a file"
         raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
     values = _read_json(path)
+    if "model_type" in values:  # transformers wrote it
+        return Config(run_dir=str(run_dir), model=hf.load_config(run_dir)), {}
     written = values.pop("format", None)
     if not isinstance(written, int) or isinstance(written, bool) or written < 1:
         raise UserError(f"{path} is damaged: its format is {written!r}{REPAIR}")
@@ -141,7 +151,8 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
             f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
         )
     corpus = values.pop("corpus", None)
-    values.pop("versions", None)
+    for record in ("versions", "origin"):
+        values.pop(record, None)
     if not isinstance(corpus, dict) or not isinstance(corpus.get("sha256"), str):
         raise UserError(f"{path} is damaged: it has no record of the corpus{REPAIR}")
     try:
@@ -156,11 +167,17 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
 def load_run(run_dir: str | os.PathLike[str]) -> Run:
     """Returns the run of a folder, with the parameters of its newest sound checkpoint.
 
+    A GPT-2 folder is as good: a run of 0 steps without a corpus.
+
     Raises:
       UserError: the folder is no run, has no checkpoint yet, or is damaged.
     """
     run_dir = Path(os.path.expanduser(run_dir))
     config, corpus = read_config(run_dir)
+    if not corpus:
+        tokenizer = hf_tokenizer.load_tokenizer(run_dir, config.model.vocab_size)
+        params = jax.device_put(hf.load(run_dir)[1], jax.devices()[0])
+        return Run(run_dir, config, corpus, tokenizer, GPT(config.model), params, 0, [], {})
     tokenizer = load_tokenizer(run_dir)
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
@@ -168,11 +185,10 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
             f"{config.model.vocab_size}"
         )
     model = GPT(config.model)
-    optimizer = make_optimizer(config.optim)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(lambda: init_state(config.model, optimizer, make_keys(0).init)),
+        state_shapes(config.model, config.optim),
     )
     step, state, messages = checkpoint.restore(run_dir, target)
     for message in messages:
@@ -191,6 +207,18 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
         rows=read_rows(run_dir),
         summary=summary if summary.get("step") == step else {},
     )
+
+
+def export(run: Run, folder: Path) -> None:
+    """Writes a run's model and tokenizer as a GPT-2 folder that transformers loads.
+
+    Raises:
+      ConfigError: GPT-2 has no place for a setting of the model.
+      UserError: the folder holds a model already or can't be written.
+    """
+    special = getattr(run.tokenizer, "special_tokens", {})
+    hf.save(folder, run.config.model, run.params, end_token=special.get(END_OF_TEXT))
+    hf_tokenizer.save_tokenizer(folder, run.tokenizer, run.config.model.block_size)
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
@@ -216,37 +244,97 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split]:
+def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split] | dict[str, Mixture]:
     """Returns the training and validation parts of the corpus that a run was trained on.
 
     Args:
       run: the run.
-      corpus_name: where that corpus is now; None is where it was.
+      corpus_name: where that corpus is now; None is where it was. For a GPT-2 folder, any corpus.
 
     Raises:
-      UserError: it can't be had, or is not the same text any more.
+      UserError: it can't be had, or is not the same any more.
     """
-    corpus = load_corpus(corpus_name or run.config.data.corpus)
-    check_same_corpus(corpus, run.corpus, run.run_dir)
-    texts = split_text(corpus.text, run.config.data.train_fraction)
-    tokens = {name: run.tokenizer.encode(text) for name, text in texts.items()}
-    return make_splits(tokens, run.tokenizer.token_bytes, run.config.model.block_size)
+    if not run.corpus and not corpus_name:
+        raise UserError(
+            f"{run.run_dir} is a GPT-2 folder and has no corpus of its own; name one with "
+            "--data.corpus"
+        )
+    corpus = load_corpus(corpus_name or run.config.data.corpus, tokenizer=run.tokenizer)
+    check_same_tokenizer(corpus, run.tokenizer, run.run_dir)
+    if run.corpus:
+        check_same_corpus(corpus, run.corpus, run.run_dir)
+    return encode_corpus(corpus, run.tokenizer, run.config)
 
 
-def check_same_corpus(corpus: Corpus, record: dict[str, Any], run_dir: Path) -> None:
-    """Raises UserError where a corpus is not the text that a run's record names."""
+def encode_corpus(
+    corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer, config: Config
+) -> dict[str, Split] | dict[str, Mixture]:
+    """Returns the tokens of a corpus, "train" and "val".
+
+    Raises:
+      UserError: a part is too short for one sequence, or has characters without a token.
+    """
+    block_size = config.model.block_size
+    if isinstance(corpus, Corpus):
+        texts = split_text(corpus.text, config.data.train_fraction)
+        tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
+        return make_splits(tokens, tokenizer.token_bytes, block_size)
+    parts: dict[str, list[tuple[Fraction, Split]]] = {"train": [], "val": []}
+    for share, prepared in corpus.parts:
+        for name in parts:
+            shards, n_bytes = prepared.shards[name], prepared.n_bytes[name]
+            longest = max(map(len, shards))
+            if longest < block_size + 1:
+                raise UserError(
+                    f"the corpus {prepared.folder} is too short: its longest shard for {name} has "
+                    f"{longest:,} tokens, and model.block_size={block_size} needs "
+                    f"{block_size + 1}; use a smaller block_size or another corpus"
+                )
+            if n_bytes is None and name == "val":
+                n_bytes = count_bytes(shards, tokenizer.token_bytes)
+            parts[name].append((share, Split(shards, n_bytes)))
+    if len(corpus.parts) == 1:
+        return {name: part[0][1] for name, part in parts.items()}
+    return {name: Mixture(tuple(part)) for name, part in parts.items()}
+
+
+def check_same_tokenizer(
+    corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer, source: Path | str
+) -> None:
+    """Raises UserError where a prepared corpus has ids of another tokenizer than a model."""
+    if isinstance(corpus, PreparedCorpus) and (
+        difference := find_difference(tokenizer, corpus.tokenizer)
+    ):
+        raise UserError(
+            f"{source} and {corpus.source} have different tokenizers: {difference}; prepare the "
+            "corpus with the model's, or name a text"
+        )
+
+
+def check_same_corpus(
+    corpus: Corpus | PreparedCorpus, record: dict[str, Any], run_dir: Path
+) -> None:
+    """Raises UserError where a corpus is not the one that a run's record names."""
     if corpus.sha256 != record["sha256"]:
+        kind = "text" if isinstance(corpus, Corpus) else "tokens"
         raise UserError(
             f"{run_dir} was trained on {record.get('name')} with sha256 {record['sha256'][:12]}, "
-            f"and {corpus.source} now has {corpus.sha256[:12]}: not the same text; name the old "
+            f"and {corpus.source} now has {corpus.sha256[:12]}: not the same {kind}; name the old "
             "one with --data.corpus PATH, or choose another --run-dir"
         )
 
 
 def evaluate(
-    run: Run, *, split: str = "val", stride: int | None = None, corpus_name: str | None = None
+    run: Run,
+    *,
+    split: str = "val",
+    stride: int | None = None,
+    corpus_name: str | None = None,
+    max_tokens: int | None = None,
 ) -> Evaluation:
     """Evaluates a run exactly: every token of the split but the first, predicted once.
+
+    "First" is that of each shard. Of a mixture it evaluates each corpus and weighs them.
 
     Args:
       run: the run.
@@ -254,10 +342,19 @@ def evaluate(
       stride: tokens from one window's start to the next; None is block_size. Smaller gives each
         prediction more context, at more cost.
       corpus_name: where the run's corpus is now; None is where it was.
+      max_tokens: the most tokens to predict, of each corpus; None is all.
     """
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
     if split not in ("train", "val"):
         raise ConfigError(f"split={split!r} must be val or train")
     part = load_splits(run, corpus_name)[split]
     return evaluate_split(
-        run.config.model, run.params, part, run.tokenizer.token_bytes, stride=stride
+        run.config.model,
+        run.params,
+        part,
+        run.tokenizer.token_bytes,
+        stride=stride,
+        loss_chunk=run.config.train.loss_chunk,
+        max_tokens=max_tokens,
     )

@@ -42,17 +42,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Returns how an array lies whose axis `axis` is the batch: split over the devices."""
+    return NamedSharding(mesh, P(*[None] * axis, ("data", "fsdp")))
+
+
 def make_place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     """Returns a function that splits a batch (B, T + 1) over the devices, by its first axis.
 
     A batch in parts, (parts, B / parts, T + 1), has each of its parts split so.
     """
-
-    def place_batch(batch: jax.Array) -> jax.Array:
-        spec = P(*[None] * (batch.ndim - 2), ("data", "fsdp"))
-        return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, spec))
-
-    return place_batch
+    return lambda batch: jax.lax.with_sharding_constraint(
+        batch, batch_sharding(mesh, axis=batch.ndim - 2)
+    )
 
 
 def state_shardings(state, mesh: Mesh):

@@ -67,7 +67,7 @@ class Prepared:
       vocab_size: V; ids are in [0, V). None where the folder doesn't say and there is no tokenizer.
       dtype: of the ids on disk, little-endian uint16 or uint32.
       shards: for "train" and "val", the ids (N,) of each shard in order, mapped, not read; N is at
-        most `MAX_SHARD_TOKENS` (a longer file of nanoGPT's appears as several).
+        most `MAX_SHARD_TOKENS` but for other programs' files, which may be of any length.
       n_bytes: {split: bytes of UTF-8 that its ids stand for}, None where unknown.
       n_documents: {split: documents that end in it}, None where unknown.
       record: what a run keeps of its corpus; its "sha256" identifies the content: of a manifest,
@@ -344,11 +344,8 @@ def _open_foreign(
     dtype = np.dtype(f"<u{width}")
     shards = {
         split: tuple(
-            part
+            _map(path, dtype, n_tokens, HEADER_BYTES if kind == "llm.c" else 0, "its size says")
             for path, _, _, n_tokens in found[split]
-            for part in _cut(
-                _map(path, dtype, n_tokens, HEADER_BYTES if kind == "llm.c" else 0, "its size says")
-            )
         )
         for split in SPLITS
     }
@@ -426,11 +423,6 @@ def _map(path: Path, dtype: np.dtype, n_tokens: int, offset: int, says: str) -> 
         return np.memmap(path, dtype, "r", offset, (n_tokens,))
     except OSError as error:
         raise ShardError(f"shard {path} can't be read: {error.strerror}; restore it") from error
-
-
-def _cut(ids: np.ndarray) -> list[np.ndarray]:
-    """Parts a file of any length, as nanoGPT's are, into views that an int32 can point into."""
-    return [ids[at : at + MAX_SHARD_TOKENS] for at in range(0, len(ids), MAX_SHARD_TOKENS)]
 
 
 def _ends(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

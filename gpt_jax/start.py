@@ -6,19 +6,48 @@ Nothing here writes, and nothing here touches a device.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from gpt_jax import checkpoint
-from gpt_jax.config import Config, ConfigError, get, override, pin_schedule, settings
-from gpt_jax.corpora import Corpus, load_corpus
-from gpt_jax.data import Split, make_splits, split_text
+from gpt_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    get,
+    override,
+    pin_schedule,
+    settings,
+)
+from gpt_jax.corpora import (
+    Corpus,
+    PreparedCorpus,
+    absolute_name,
+    load_corpus,
+    mixture_entries,
+)
+from gpt_jax.data import Mixture, Split, split_text
 from gpt_jax.errors import UserError
-from gpt_jax.run import check_same_corpus, is_run, read_config
+from gpt_jax.hf import find
+from gpt_jax.model import Params
+from gpt_jax.run import (
+    Run,
+    check_same_corpus,
+    check_same_tokenizer,
+    encode_corpus,
+    is_run,
+    load_run,
+    read_config,
+)
 from gpt_jax.text import check_top_k
-from gpt_jax.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +56,21 @@ class Start:
 
     Attributes:
       config: as it will be trained: with the corpus really used, the vocabulary's size, a prompt.
-      corpus: the text and its record.
-      tokenizer: of the text.
+      corpus: the text, or the prepared folders, and its record.
+      tokenizer: of the corpus.
       splits: "train" and "val".
       resumes: the run's folder is there already.
+      params: what a new run starts from, NumPy's; None is random parameters.
+      origin: the record of where `params` are from, for config.json.
     """
 
     config: Config
-    corpus: Corpus
+    corpus: Corpus | PreparedCorpus
     tokenizer: Tokenizer
-    splits: dict[str, Split]
+    splits: dict[str, Split] | dict[str, Mixture]
     resumes: bool
+    params: Params | None = None
+    origin: dict[str, Any] | None = None
 
 
 def make_start(config: Config, progress: Callable[[int, int | None], None] | None = None) -> Start:
@@ -52,36 +85,156 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
     """
     run_dir = Path(config.run_dir)
     resumes = is_run(run_dir)
+    params = origin = None
     if resumes:
         saved, record = read_config(run_dir)
+        if not record:
+            raise UserError(
+                f"run_dir {run_dir} is a GPT-2 folder; train on from it in a folder of its own: "
+                f"--init-from {run_dir} --run-dir {run_dir}-trained"
+            )
         done = max(checkpoint.steps(run_dir), default=0)
         config = merge_with_saved(config, saved, record, done)
         tokenizer = load_tokenizer(run_dir)
-        corpus = load_corpus(config.data.corpus, progress=progress)
+        corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
         check_same_corpus(corpus, record, run_dir)
-        texts = split_text(corpus.text, config.data.train_fraction)
         if tokenizer.vocab_size != config.model.vocab_size:
             raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
     else:
         check_folder(run_dir)
         data = config.data
         corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
-        texts = split_text(corpus.text, data.train_fraction)
-        tokenizer = make_tokenizer(data, texts)
+        if config.init_from is None:
+            tokenizer = _tokenizer(data, corpus)
+        else:
+            source = load_run(find(config.init_from))
+            params, origin = take_params(source, config)
+            tokenizer = source.tokenizer
+            check_same_tokenizer(corpus, tokenizer, config.init_from)
+            if isinstance(corpus, Corpus):
+                learned = isinstance(tokenizer, BpeTokenizer)
+                data = dataclasses.replace(
+                    data,
+                    tokenizer="bpe" if learned else "char",
+                    # 257 is the setting's least; a folder may have the bare 256 bytes
+                    vocab_size=max(tokenizer.vocab_size, 257) if learned else None,
+                )
         config = dataclasses.replace(
             pin_schedule(config),
             data=dataclasses.replace(data, corpus=corpus.name),
             model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
         )
-    tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
-    splits = make_splits(tokens, tokenizer.token_bytes, config.model.block_size)
+    if config.data.order == "epochs" and mixture_entries(config.data.corpus):
+        raise ConfigError(
+            "data.order=epochs is for one corpus, and a mixture is drawn at random; use "
+            "data.order=random"
+        )
+    splits = encode_corpus(corpus, tokenizer, config)
     prompt = config.sample.prompt
     if prompt is None:
-        prompt = texts["val"][:200].strip().partition("\n")[0][:60]
+        prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]
     tokenizer.encode(prompt)
     check_top_k(config.sample, tokenizer)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
-    return Start(config, corpus, tokenizer, splits, resumes)
+    return Start(config, corpus, tokenizer, splits, resumes, params, origin)
+
+
+def start_from(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns the settings for a run that starts from `config.init_from`.
+
+    Args:
+      config: with init_from, a path or a name on the hub. Its model settings are not used: those of
+        the folder are, or those of the run where `config.run_dir` is one already and was begun so.
+      values: dotted settings to replace after that.
+
+    Raises:
+      ConfigError: a value breaks a rule, or chooses a tokenizer: the folder has one.
+      UserError: the folder can't be read.
+    """
+    for name in ("data.tokenizer", "data.vocab_size"):
+        if name in values:
+            raise ConfigError(
+                f"{name}={values[name]} can't be chosen: init_from={config.init_from} brings its "
+                "tokenizer; leave it out"
+            )
+    run_dir = Path(os.path.expanduser(config.run_dir))
+    theirs = read_config(run_dir)[0] if is_run(run_dir) else config
+    if theirs.init_from == config.init_from and is_run(run_dir):
+        config = dataclasses.replace(
+            config,
+            data=dataclasses.replace(
+                config.data, tokenizer=theirs.data.tokenizer, vocab_size=theirs.data.vocab_size
+            ),
+        )
+    else:
+        theirs, _ = read_config(find(config.init_from or ""))
+    check_same_model(config.init_from, theirs, values)
+    return override(dataclasses.replace(config, model=theirs.model), values)
+
+
+def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError where dotted settings of the model contradict those to start from."""
+    free = {f"model.{name}" for name in ("dropout", "embedding_dropout", "residual_init_scale")}
+    free |= {f"model.{name}" for name in ("dtype", "remat", "attention")}  # how it is computed
+    if values.get("model.block_size", math.inf) < theirs.model.block_size:
+        free.add("model.block_size")
+    differences = [
+        f"{name} is {get(theirs, name)} there and {value} here"
+        for name, value in values.items()
+        if name not in free and get(theirs, name) != value
+    ]
+    if differences:
+        raise ConfigError(
+            f"init_from={init_from} is another model: {'; '.join(differences)}. Leave these "
+            "settings out; only dropout, dtype, remat and attention may differ, and block_size be "
+            "smaller"
+        )
+
+
+def take_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:
+    """Returns the parameters to start a run of `config` from, and the record of their source.
+
+    Positions beyond the run's block_size are cut.
+
+    Raises:
+      ConfigError: a setting of the model is not that of the source; the message names each.
+    """
+    theirs, ours = source.config.model, config.model
+    values = {f"model.{name}": value for name, value in dataclasses.asdict(ours).items()}
+    del values["model.vocab_size"]  # comes with the tokenizer
+    check_same_model(config.init_from, source.config, values)
+    params = jax.tree.map(np.asarray, source.params)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).data)
+    origin = {
+        "source": config.init_from,
+        "path": str(source.run_dir.absolute()),
+        "step": source.step,
+        "block_size": theirs.block_size,
+        "sha256": digest.hexdigest(),
+    }
+    if "positions" in params:
+        params = {**params, "positions": params["positions"][: ours.block_size]}
+    return params, origin
+
+
+def _tokenizer(data: DataConfig, corpus: Corpus | PreparedCorpus) -> Tokenizer:
+    if isinstance(corpus, Corpus):
+        return make_tokenizer(data, split_text(corpus.text, data.train_fraction))
+    if data.tokenizer != DataConfig().tokenizer:
+        raise ConfigError(
+            f"data.tokenizer={data.tokenizer} is for a text, and {corpus.source} is prepared with "
+            "a tokenizer of its own; leave data.tokenizer out"
+        )
+    return corpus.tokenizer
+
+
+def _first_text(split: Split | Mixture, tokenizer: Tokenizer) -> str:
+    """Returns the first 200 characters of a split's first corpus, without special tokens."""
+    _, first = split.parts[0]
+    ids = np.array(first.shards[0][:800])  # a character takes 4 tokens at most
+    return tokenizer.make_decoder()(ids[tokenizer.token_bytes[ids] > 0])[:200]
 
 
 def check_folder(run_dir: Path) -> None:
@@ -118,10 +271,11 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
     asked_for, used = record.get("requested"), saved.data.corpus
     if corpus == asked_for and config.data.fallback_corpus is not None:
         corpus = used  # a run that began on a fallback corpus stays on it
-    path = os.path.abspath(os.path.expanduser(corpus))
-    if corpus != used and os.path.exists(path):
+    path = absolute_name(corpus)
+    if corpus != used:
         corpus = path
-    free = {"run_dir", "train.steps", "model.vocab_size", "data.corpus", "data.fallback_corpus"}
+    free = {"run_dir", "train.steps", "model.vocab_size"}
+    free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
     config = pin_schedule(config)
     ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
         config.optim.constant_steps, saved.optim.constant_steps
@@ -135,8 +289,8 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
         for name, _, _ in settings(Config)
         if name not in free and get(saved, name) != get(config, name)
     ]
-    # Another path may hold the same text: `check_same_corpus` compares sums.
-    if corpus not in (used, path):
+    # Another path may hold the same corpus: `check_same_corpus` compares sums.
+    if corpus != used and not (os.path.isabs(corpus) or mixture_entries(corpus)):
         differences.append(f"data.corpus is {used} there and {corpus} here")
     if config.train.steps < saved.train.steps:
         differences.append(
@@ -157,7 +311,7 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
     return dataclasses.replace(
         saved,
         run_dir=config.run_dir,
-        data=dataclasses.replace(saved.data, corpus=corpus),
+        data=dataclasses.replace(saved.data, corpus=corpus, resident=config.data.resident),
         optim=config.optim,
         train=dataclasses.replace(saved.train, steps=config.train.steps),
     )

@@ -6,6 +6,7 @@ No clock, no printing, no files, no mesh: every side effect is in `loop.py`, whi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config import ModelConfig, OptimConfig, TrainConfig
-from gpt_jax.data import gather_batch, sample_starts
-from gpt_jax.model import GPT, Params, forward
+from gpt_jax.model import GPT, Params, forward, head_logits
 from gpt_jax.optim import make_learning_rate, make_optimizer
+from gpt_jax.pieces import Sampler, eval_places, gather_places, one_piece, train_places
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -57,10 +58,20 @@ def init_state(
     model: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
     """Returns the state before the first step."""
-    params = GPT(model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return start_state(GPT(model).init(key, jnp.zeros((1, 1), jnp.int32))["params"], optimizer)
+
+
+def start_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step, with these parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
     )
+
+
+@functools.lru_cache(maxsize=8)
+def state_shapes(model: ModelConfig, optim: OptimConfig) -> TrainState:
+    """Returns the state's shapes and dtypes, as a tree of jax.ShapeDtypeStruct."""
+    return jax.eval_shape(lambda: init_state(model, make_optimizer(optim), jax.random.key(0)))
 
 
 def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
@@ -68,17 +79,69 @@ def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
 
 
-def loss_fn(
-    model: ModelConfig, params: Params, batch: jax.Array, dropout_key: jax.Array | None = None
-):
-    """Returns the mean loss of a batch (B, T + 1), in nats a token; no dropout without a key."""
+def chunked_losses(
+    x_BTD: jax.Array, head: Any, targets_BT: jax.Array, loss_chunk: int
+) -> jax.Array:
+    """Returns `token_losses` of the states before the head, without all logits in memory at once.
+
+    Positions are taken in turn, `loss_chunk` tokens of the batch at a time and at least one of each
+    sequence (a chunk spans the batch, which devices share); the gradient computes the logits again.
+
+    Args:
+      x_BTD: as `model.GPT` returns them with hidden=True.
+      head: likewise.
+      targets_BT: integers.
+      loss_chunk: tokens.
+    """
+    B, T, D = x_BTD.shape
+    t = min(max(1, loss_chunk // B), T)
+    n = -(-T // t)
+    x_BTD = jnp.pad(x_BTD, ((0, 0), (0, n * t - T), (0, 0)))
+    padded_BT = jnp.pad(targets_BT, ((0, 0), (0, n * t - T)))
+    chunks = x_BTD.reshape(B, n, t, D).swapaxes(0, 1), padded_BT.reshape(B, n, t).swapaxes(0, 1)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # in a loop there is nothing to merge
+    def chunk_losses(chunk):
+        x_BtD, targets_Bt = chunk
+        return token_losses(head_logits(x_BtD, head), targets_Bt)
+
+    return jax.lax.map(chunk_losses, chunks).swapaxes(0, 1).reshape(B, n * t)[:, :T]
+
+
+def batch_losses(
+    model: ModelConfig,
+    params: Params,
+    batch: jax.Array,
+    dropout_key: jax.Array | None = None,
+    loss_chunk: int | None = None,
+) -> jax.Array:
+    """Returns the loss of each token that a batch (B, T + 1) asks for, in nats: float32 (B, T).
+
+    No dropout without a key. For loss_chunk see `chunked_losses`; None takes the logits whole.
+    """
     inputs_BT, targets_BT = batch[:, :-1], batch[:, 1:]
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    logits_BTV = forward(model, params, inputs_BT, deterministic=dropout_key is None, rngs=rngs)
-    return token_losses(logits_BTV, targets_BT).mean()
+    kwargs = {"deterministic": dropout_key is None, "rngs": rngs}
+    if loss_chunk is None:
+        return token_losses(forward(model, params, inputs_BT, **kwargs), targets_BT)
+    x_BTD, head = forward(model, params, inputs_BT, hidden=True, **kwargs)
+    return chunked_losses(x_BTD, head, targets_BT, loss_chunk)
 
 
-def make_train_step(model: ModelConfig, optimizer: optax.GradientTransformation) -> Callable:
+def loss_fn(
+    model: ModelConfig,
+    params: Params,
+    batch: jax.Array,
+    dropout_key: jax.Array | None = None,
+    loss_chunk: int | None = None,
+) -> jax.Array:
+    """Returns the mean of `batch_losses`, in nats a token."""
+    return batch_losses(model, params, batch, dropout_key, loss_chunk).mean()
+
+
+def make_train_step(
+    model: ModelConfig, optimizer: optax.GradientTransformation, loss_chunk: int | None = None
+) -> Callable:
     """Returns train_step(state, batch, key) -> (state, metrics), one optimizer step.
 
     batch is (B, T + 1) token ids, key is the step's dropout key. A batch in parts, (parts, B /
@@ -89,9 +152,9 @@ def make_train_step(model: ModelConfig, optimizer: optax.GradientTransformation)
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
         def loss_and_grads(batch: jax.Array, key: jax.Array):
-            return jax.value_and_grad(lambda params: loss_fn(model, params, batch, key))(
-                state.params
-            )
+            return jax.value_and_grad(
+                lambda params: loss_fn(model, params, batch, key, loss_chunk)
+            )(state.params)
 
         if batch.ndim == 2:
             loss, grads = loss_and_grads(batch, key)
@@ -129,29 +192,36 @@ def make_train_chunk(
     optim: OptimConfig,
     train: TrainConfig,
     place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
+    sampler: Sampler | None = None,
 ) -> Callable:
     """Returns train_chunk(state, tokens, keys, *, steps) -> (state, metrics): many steps, one call.
 
-    tokens is int (N,); each step draws its batch from it by the step's own key. `place_batch` says
-    how a batch is laid out over devices. The metrics are those of `train_step`, each (steps,), and
-    `learning_rate` where that is not constant.
+    tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several pieces; each step draws its
+    batch from it by its own number and key. Where the host has drawn them, tokens is what it
+    gathered: (steps, B, T + 1). `place_batch` says how a batch is laid out over devices. The
+    metrics are those of `train_step`, each (steps,), and `learning_rate` where that is not
+    constant.
     """
-    train_step = make_train_step(model, make_optimizer(optim))
+    train_step = make_train_step(model, make_optimizer(optim), train.loss_chunk)
     learning_rate = make_learning_rate(optim)
 
     def train_chunk(state: TrainState, tokens: jax.Array, keys: Keys, *, steps: int):
-        def body(state: TrainState, _):
-            data_key = jax.random.fold_in(keys.data, state.step)
-            starts_B = sample_starts(data_key, len(tokens), model.block_size, train.batch_size)
-            if train.batch_at_once < train.batch_size:
-                starts_B = starts_B.reshape(-1, train.batch_at_once)  # in parts
-            batch = place_batch(gather_batch(tokens, starts_B, model.block_size))
-            after, metrics = train_step(state, batch, jax.random.fold_in(keys.dropout, state.step))
+        batches = tokens
+        if tokens.ndim < 3:
+            draws = sampler or one_piece(len(tokens), model.block_size, train.batch_size)
+            places = train_places(draws, keys.data, state.step + jnp.arange(steps))
+            batches = gather_places(tokens, places, draws)
+        if train.batch_at_once < train.batch_size:  # in parts
+            batches = batches.reshape(steps, -1, train.batch_at_once, model.block_size + 1)
+
+        def body(state: TrainState, batch: jax.Array):
+            dropout_key = jax.random.fold_in(keys.dropout, state.step)
+            after, metrics = train_step(state, place_batch(batch), dropout_key)
             if callable(learning_rate):
                 metrics["learning_rate"] = learning_rate(state.step)
             return after, metrics
 
-        return jax.lax.scan(body, state, length=steps)
+        return jax.lax.scan(body, state, batches)
 
     return train_chunk
 
@@ -160,32 +230,29 @@ def make_eval_step(
     model: ModelConfig,
     train: TrainConfig,
     place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
+    samplers: Sequence[Sampler] | None = None,
 ) -> Callable:
     """Returns eval_step(params, splits, key) -> mean losses, one for each split.
 
-    splits is a sequence of token arrays; each loss is the mean over `eval_batches` random batches,
-    float32, in nats a token, without dropout.
+    splits is a sequence of token arrays as `train_chunk` takes them, gathered ones being
+    (eval_batches, B, T + 1); each loss is the mean over `eval_batches` random batches, float32, in
+    nats a token, without dropout.
     """
 
     def eval_step(params: Params, splits: Sequence[jax.Array], key: jax.Array):
-        def draw(key, tokens):
-            starts_B = sample_starts(key, len(tokens), model.block_size, train.batch_size)
-            return gather_batch(tokens, starts_B, model.block_size)
-
-        batches = jnp.concatenate(
-            [
-                jax.vmap(draw, (0, None))(jax.random.split(split_key, train.eval_batches), tokens)
-                for split_key, tokens in zip(
-                    jax.random.split(key, len(splits)), splits, strict=True
-                )
+        gathered = splits
+        if splits[0].ndim < 3:
+            draws = samplers or [
+                one_piece(len(tokens), model.block_size, train.batch_size) for tokens in splits
             ]
-        )
-
+            places = eval_places(draws, key, train.eval_batches)
+            gathered = [gather_places(*x) for x in zip(splits, places, draws, strict=True)]
+        batches = jnp.concatenate(gathered)
         if train.batch_at_once < train.batch_size:  # a mean over equal parts is the same
             batches = batches.reshape(-1, train.batch_at_once, model.block_size + 1)
 
         def body(_, batch):
-            return None, loss_fn(model, params, place_batch(batch))
+            return None, loss_fn(model, params, place_batch(batch), None, train.loss_chunk)
 
         losses = jax.lax.scan(body, None, batches)[1]
         return losses.reshape(len(splits), -1).mean(axis=1)
@@ -194,24 +261,24 @@ def make_eval_step(
 
 
 def make_window_losses(
-    model: ModelConfig, place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch
+    model: ModelConfig,
+    place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
+    loss_chunk: int | None = None,
 ) -> Callable:
-    """Returns window_losses(params, tokens, starts, firsts, lasts) -> summed losses, (W, B).
+    """Returns window_losses(params, batches, firsts, lasts) -> summed losses, (W, B).
 
-    For the exact evaluation: the windows of `data.make_windows`, in W batches of B. A window's sum,
-    in nats, is over its predictions in [first, last); windows beyond the text have first = last.
+    For the exact evaluation: the windows of `data.make_windows`, in W batches (B, T + 1). A
+    window's sum, in nats, is over its predictions in [first, last); where they are equal, it is 0.
     """
 
-    def window_losses(params, tokens, starts_WB, firsts_WB, lasts_WB):
+    def window_losses(params, batches, firsts_WB, lasts_WB):
         def body(_, window):
-            starts_B, firsts_B, lasts_B = window
-            batch = place_batch(gather_batch(tokens, starts_B, model.block_size))
-            logits_BTV = forward(model, params, batch[:, :-1])
-            losses_BT = token_losses(logits_BTV, batch[:, 1:])
+            batch, firsts_B, lasts_B = window
+            losses_BT = batch_losses(model, params, place_batch(batch), None, loss_chunk)
             index_T = jnp.arange(model.block_size)
             counts_BT = (index_T >= firsts_B[:, None]) & (index_T < lasts_B[:, None])
             return None, jnp.where(counts_BT, losses_BT, 0.0).sum(axis=1)
 
-        return jax.lax.scan(body, None, (starts_WB, firsts_WB, lasts_WB))[1]
+        return jax.lax.scan(body, None, (batches, firsts_WB, lasts_WB))[1]
 
     return window_losses

@@ -157,7 +157,7 @@ class BpeTokenizer:
                 f"data.vocab_size={vocab_size} is more than the {n + 1} tokens that can be learned "
                 f"from the training text; ask for {n + 1} or fewer, or use a longer text"
             )
-        byte_of = _byte_of_character()
+        byte_of = byte_of_character()
         names = sorted(vocabulary, key=vocabulary.__getitem__)
         tokens = [bytes(byte_of[c] for c in name) for name in names]
         return cls(tokens, PATTERN, {END_OF_TEXT: n})
@@ -348,7 +348,7 @@ def _learn(text: str, vocab_size: int):
     return learner
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """Returns the byte behind each character that GPT-2, and `tokenizers`, write for it."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]

@@ -182,7 +182,7 @@ def test_help_answers_whatever_else_is_wrong(capsys):
             "--run-dir --prompt --max-new-tokens --temperature --top-k --top-p --num-samples "
             "--window --seed --debug",
         ),
-        ("eval", "--run-dir --split --stride --data.corpus --json --debug"),
+        ("eval", "--run-dir --split --stride --data.corpus --max-tokens --json --debug"),
     ],
 )
 def test_the_other_verbs_have_help_of_their_own(capsys, verb, options):
@@ -368,9 +368,10 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (["train", "nano"], "unknown argument 'nano'; did you mean --config nano?"),
         (
             ["trian"],
-            "unknown verb 'trian'; did you mean train?; there are train, sample, eval, prepare",
+            "unknown verb 'trian'; did you mean train?; there are train, sample, eval, prepare, "
+            "export",
         ),
-        (["qqqq"], "unknown verb 'qqqq'; there are train, sample, eval, prepare"),
+        (["qqqq"], "unknown verb 'qqqq'; there are train, sample, eval, prepare, export"),
         (["nano"], "unknown verb 'nano'; did you mean --config nano?"),
         (
             ["--config", "nnao"],

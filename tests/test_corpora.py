@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -11,11 +12,14 @@ import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpt_jax import corpora
 from gpt_jax.corpora import Corpus, CorpusError, DownloadError, load_corpus, original_form
 from gpt_jax.errors import UserError
+from gpt_jax.shards import ShardWriter, open_prepared
+from gpt_jax.tokenizer import CharTokenizer
 
 BOOK = (
     "The Wonderful Wizard of Oz\n\nby L. Frank Baum\n\n\nChapter I\nThe Cyclone\n\n\n"
@@ -513,13 +517,12 @@ def test_the_originals_book(monkeypatch):
     assert corpus.text.startswith("\ufeff")
     assert original_form(PAGE.replace(BOOK_BYTES, _crlf(corpus.text[1:]))) == corpus.text
     from gpt_jax.data import make_splits, split_text
-    from gpt_jax.tokenizer import CharTokenizer
 
     tokenizer = CharTokenizer.train(corpus.text)
     texts = split_text(corpus.text, 0.8)
     tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
     splits = make_splits(tokens, tokenizer.token_bytes, 64)
-    assert [len(splits[name].tokens) for name in ("train", "val")] == [166_239, 41_560]
+    assert [splits[name].n_tokens for name in ("train", "val")] == [166_239, 41_560]
 
 
 REAL_DATA = os.environ.get("GPT_JAX_DATA", "")  # before a test changes it
@@ -621,3 +624,77 @@ def test_the_python_manual_is_always_there_and_always_the_same():
     version = ".".join(map(str, sys.version_info[:3]))
     assert first.record()["name"] == first.record()["requested"] == "python-manual"
     assert first.source == f"pydoc_data.topics of Python {version}"
+
+
+# --- prepared folders -----------------------------------------------------------------------------
+
+
+def prepared(folder, tokenizer):
+    folder.mkdir()
+    writer = ShardWriter(folder, tokenizer, 100)
+    for split in ("train", "val"):
+        writer.append(split, np.arange(20) % tokenizer.vocab_size)
+    writer.finish("char", {"train": 1, "val": 1})
+    return folder
+
+
+def test_a_mixture_is_paths_that_end_at_their_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here:1,there:2").touch()
+
+    def entries(name):
+        return [(str(path), weight) for path, weight in corpora.mixture_entries(name)]
+
+    assert entries("a:0.7,b:.3") == [(str(tmp_path / "a"), "0.7"), (str(tmp_path / "b"), ".3")]
+    assert entries("/x,y:z:1, /w:2.") == [("/x,y:z", "1"), ("/w", "2.")]
+    for name in ("oz", "a,b", "a:0.7,b", "a:0.7b", ":1", "here:1,there:2"):
+        assert entries(name) == [], name
+
+
+def test_prepared_folders_are_corpora_of_their_own_tokens(tmp_path):
+    tokenizer = CharTokenizer("abc")
+    a, b = (prepared(tmp_path / name, tokenizer) for name in "ab")
+    one = load_corpus(str(a))
+    assert (one.name, one.size) == (str(a), "40 tokens")
+    assert one.tokenizer.to_json() == tokenizer.to_json()
+    assert one.record()["sha256"] == one.sha256 == open_prepared(a).record["sha256"]
+    mixture = load_corpus(f"{a}:1,{b}:3")
+    assert [float(share) for share, _ in mixture.parts] == [0.25, 0.75]
+    assert mixture.record()["sha256"] == mixture.sha256 == load_corpus(f"{a}:2,{b}:6").sha256
+    assert mixture.sha256 not in (one.sha256, load_corpus(f"{a}:1,{b}:2").sha256)
+
+
+def test_corpora_of_different_tokenizers_are_not_mixed(tmp_path):
+    a, b = prepared(tmp_path / "a", CharTokenizer("abc")), tmp_path / "b"
+    for vocabulary, difference in (("abcd", "3 tokens and 4"), ("abd", "token 2 is 'c' and 'd'")):
+        prepared(b, CharTokenizer(vocabulary))
+        with pytest.raises(CorpusError, match=f"different tokenizers: {difference}; prepare both"):
+            load_corpus(f"{a}:1,{b}:1")
+        shutil.rmtree(b)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a:1,text.txt:1", "text.txt of a mixture is no prepared folder; make one"),
+        ("a:1,a:0", "/a has the weight 0; give it more, or leave it out"),
+        ("a:1,absent:1", "absent of a mixture is no prepared folder"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(tmp_path, monkeypatch, name, message):
+    prepared(tmp_path / "a", CharTokenizer("abc"))
+    (tmp_path / "text.txt").write_text("abc")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CorpusError, match=message):
+        load_corpus(name)
+
+
+def test_damage_and_a_foreign_vocabulary_are_one_line(tmp_path):
+    a = prepared(tmp_path / "a", CharTokenizer("abc"))
+    (a / "tokenizer.json").write_text(CharTokenizer("abd").to_json())
+    with pytest.raises(UserError, match=r"tokenizer.json is not the tokenizer that .* was made"):
+        load_corpus(str(a))
+    b = prepared(tmp_path / "b", CharTokenizer("abc"))
+    np.full(20, 3, "<u2").tofile(b / "train-00000.bin")
+    with pytest.raises(UserError, match=r"train-00000.bin has id 3, .* vocabulary is 3"):
+        load_corpus(str(b))

@@ -1,13 +1,37 @@
 """The sampler and the windows: every offset valid, every start reachable, every token once."""
 
+import os
+from fractions import Fraction
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.data import gather_batch, make_splits, make_windows, sample_starts, split_text
+from gpt_jax import pieces as module
+from gpt_jax.data import (
+    Mixture,
+    Split,
+    count_bytes,
+    count_windows,
+    gather_batch,
+    make_splits,
+    make_windows,
+    sample_starts,
+    split_text,
+)
 from gpt_jax.errors import UserError
+from gpt_jax.feed import lay_out
+from gpt_jax.pieces import (
+    ROW_TOKENS,
+    cut_pieces,
+    gather_on_host,
+    gather_places,
+    make_sampler,
+    train_places,
+)
+from gpt_jax.shuffle import divmod_product, permute
 
 checked = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -85,8 +109,8 @@ def test_a_text_is_cut_by_characters(text, fraction):
 def test_splits_know_their_bytes():
     tokens = {"train": np.array([0, 1, 1, 0, 2]), "val": np.array([2, 2, 2, 0, 0])}
     splits = make_splits(tokens, np.array([1, 2, 3], np.int32), block_size=4)
-    np.testing.assert_array_equal(splits["train"].tokens, tokens["train"])
-    np.testing.assert_array_equal(splits["val"].tokens, tokens["val"])
+    np.testing.assert_array_equal(splits["train"].shards[0], tokens["train"])
+    np.testing.assert_array_equal(splits["val"].shards[0], tokens["val"])
     assert (splits["train"].n_bytes, splits["val"].n_bytes) == (9, 11)
     assert splits["val"].bytes_per_token == 11 / 5
 
@@ -96,3 +120,206 @@ def test_a_split_too_short_for_one_sequence_is_refused(cut, side):
     tokens = {"train": np.zeros(cut, np.int32), "val": np.zeros(50 - cut, np.int32)}
     with pytest.raises(UserError, match=rf"too short: 5 of its 50 tokens are for {side}.*needs 9"):
         make_splits(tokens, np.ones(1, np.int32), block_size=8)
+
+
+# --- several pieces -------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=4), st.integers(1, 7), st.integers(7, 20))
+@checked
+def test_pieces_have_every_start_and_every_sequence_of_each_shard_once(sizes, block_size, most):
+    shards = [1000 * i + np.arange(n) for i, n in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE_STARTS", most)
+        pieces = cut_pieces(shards, block_size)
+    starts = [int(t) for piece in pieces for t in piece[: len(piece) - block_size]]
+    assert starts == [int(t) for shard in shards for t in shard[: max(0, len(shard) - block_size)]]
+    assert all(len(piece) - block_size <= most for piece in pieces)
+    firsts = [
+        int(t) for p in pieces for t in p[: len(p) - 1 : block_size][: (len(p) - 1) // block_size]
+    ]
+    by_hand = [
+        1000 * i + t for i, n in enumerate(sizes) for t in range(0, n - block_size, block_size)
+    ]
+    assert firsts == by_hand
+
+
+def test_one_piece_is_drawn_from_as_a_text_is():
+    """Bit for bit: nano's batches are those of `sample_starts` and the step's key."""
+    sampler, pieces = make_sampler(Split((np.arange(500),), 500), 8, 32)
+    assert len(pieces) == 1
+    key = jax.random.key(7)
+    which, starts = sampler.step_places(key, np.int32(3))
+    assert not which.any()
+    np.testing.assert_array_equal(starts, sample_starts(jax.random.fold_in(key, 3), 500, 8, 32))
+
+
+def test_every_start_of_every_shard_is_equally_likely():
+    sizes, draws = (9, 30, 8, 21), 40_000  # 1, 22, 0 and 13 starts of sequences of 8
+    sampler, _ = make_sampler(Split(tuple(map(np.arange, sizes)), 68), 8, draws)
+    which, starts = map(np.asarray, jax.jit(sampler.random_places)(jax.random.key(0)))
+    counts = np.bincount(100 * which + starts, minlength=300)
+    assert (counts[:1].size, counts[100:122].size, counts[200:213].size) == (1, 22, 13)
+    found = np.concatenate([counts[:1], counts[100:122], counts[200:213]])
+    assert found.sum() == draws
+    p = 1 / 36
+    assert abs(found - draws * p).max() <= 5 * (draws * p * (1 - p)) ** 0.5
+
+
+def test_rows_come_from_the_corpora_of_a_mixture_by_their_shares():
+    """Whatever the corpora's sizes; each count is binomial, so within 5 standard deviations."""
+    draws, share = 20_000, Fraction("0.7")
+    small, large = Split((np.arange(20),), 20), Split((np.arange(300), np.arange(500)), 800)
+    sampler, _ = make_sampler(Mixture(((share, small), (1 - share, large))), 8, draws)
+    which = np.asarray(jax.jit(sampler.random_places)(jax.random.key(1))[0])
+    for piece, p in enumerate((0.7, 0.3 * 292 / 784, 0.3 * 492 / 784)):
+        assert abs((which == piece).sum() - draws * p) <= 5 * (draws * p * (1 - p)) ** 0.5
+
+
+def test_a_mixtures_bytes_are_those_of_the_tokens_drawn():
+    parts = (
+        (Fraction(1, 4), Split((np.arange(10),), 20)),
+        (Fraction(3, 4), Split((np.arange(6),), 24)),
+    )
+    assert Mixture(parts).bytes_per_token == 0.25 * 2 + 0.75 * 4
+    assert Mixture(parts).n_tokens == 16
+
+
+@pytest.mark.parametrize("order", ["random", "epochs"])
+def test_a_file_of_nine_billion_tokens_is_drawn_from_to_its_end(tmp_path, order):
+    """OpenWebText in one sparse file: 18 GB long, a few bytes on disk."""
+    n, block_size, draws = 9_035_582_198, 1024, 4096
+    path = tmp_path / "train.bin"
+    with path.open("wb") as file:
+        os.truncate(file.fileno(), 2 * n)
+    tokens = np.memmap(path, "<u2", "r+")
+    sampler, pieces = make_sampler(Split((tokens,), None), block_size, draws, order)
+    assert sum(len(piece) - block_size for piece in pieces) == n - block_size
+    assert sampler.n_sequences == (n - 1) // block_size
+    which, starts = map(np.asarray, jax.jit(sampler.step_places)(jax.random.key(0), np.int32(5)))
+    assert which.dtype == starts.dtype == np.int32
+    stride = 2**30 // block_size * block_size
+    offsets = which.astype(np.int64) * stride + starts
+    assert offsets.max() + block_size < n
+    # The share of draws in the last tenth is a tenth, within 5 standard deviations; so the last
+    # thousandth is there too, but for a probability of (1 - 0.001)^4096 = 1.7%.
+    p = 0.1
+    late = (offsets > 0.9 * (n - block_size)).sum()
+    assert abs(late - draws * p) <= 5 * (draws * p * (1 - p)) ** 0.5
+    assert offsets.max() > 0.999 * n
+    row = int(offsets.argmax())
+    tokens[offsets[row] : offsets[row] + block_size + 1] = 1 + np.arange(block_size + 1)
+    batch = gather_on_host(pieces, (which[[row]], starts[[row]]), block_size)
+    np.testing.assert_array_equal(batch, [1 + np.arange(block_size + 1)])
+
+
+def test_batches_from_several_pieces_are_the_same_from_the_devices_and_from_the_host():
+    sizes = (70_000, 66_000, ROW_TOKENS)
+    shards = [(np.arange(n) * (7 + i) % 50_000).astype(np.uint16) for i, n in enumerate(sizes)]
+    sampler, pieces = make_sampler(Split(tuple(shards), None), 8, 64)
+    tokens = lay_out(pieces, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    assert tokens.shape == (2 + 2 + 1, ROW_TOKENS)
+    assert tokens.dtype == np.uint16
+    steps = np.arange(5, dtype=np.int32)
+    places = jax.jit(lambda key: train_places(sampler, key, steps))(jax.random.key(0))
+    which, starts = map(np.asarray, places)
+    assert set(which.reshape(-1).tolist()) == {0, 1, 2}
+    assert (starts // ROW_TOKENS).any()  # also beyond a row's end
+    on_host = gather_on_host(pieces, places, 8)
+    np.testing.assert_array_equal(on_host, gather_places(tokens, places, sampler))
+    by_hand = shards[which[2, 3]][starts[2, 3] : starts[2, 3] + 9]
+    np.testing.assert_array_equal(on_host[2, 3], by_hand)
+
+
+# --- epochs ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 2**16), st.integers(1, 2**31 - 1))
+@checked
+def test_a_product_of_64_bits_is_divided_exactly(a, b, n):
+    quotient, remainder = divmod_product(np.uint32(a), b, n)
+    assert (int(quotient) - (a * b) // n) % 2**32 == 0
+    assert int(remainder) == a * b % n
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 64, 65, 1000])
+def test_a_shuffle_puts_each_index_in_a_place_of_its_own(n):
+    shuffle = jax.jit(jax.vmap(lambda key, i: permute(key, i, n), (None, 0)))
+    index = np.arange(n, dtype=np.uint32)
+    shuffles = np.array([shuffle(jax.random.key(s), index) for s in range(20)])
+    np.testing.assert_array_equal(np.sort(shuffles), np.tile(index, (20, 1)))
+    if n >= 64:
+        assert len({tuple(s) for s in shuffles}) == 20
+        # Places are uniform: each shuffle's rank correlation with the order has mean 0 and
+        # standard deviation 1 / sqrt(n - 1), so the mean of 20 is within 5 / sqrt(20 (n - 1)).
+        correlations = [np.corrcoef(index, s)[0, 1] for s in shuffles]
+        assert abs(np.mean(correlations)) < 5 / (20 * (n - 1)) ** 0.5
+
+
+def test_a_shuffle_of_the_most_sequences():
+    n = 2**31 - 1
+    index = n - 1 - np.arange(1000, dtype=np.uint32)
+    places = jax.jit(jax.vmap(lambda i: permute(jax.random.key(0), i, n)))(index)
+    assert int(places.max()) < n
+    assert len(set(np.asarray(places).tolist())) == 1000
+
+
+@pytest.mark.parametrize(("sizes", "batch_size"), [((50,), 4), ((41, 8, 30, 9), 5), ((20,), 7)])
+def test_every_epoch_has_every_sequence_once_in_an_order_of_its_own(sizes, batch_size):
+    shards = tuple(1000 * i + np.arange(n) for i, n in enumerate(sizes))
+    sampler, pieces = make_sampler(Split(shards, None), 8, batch_size, "epochs")
+    every = sorted(1000 * i + t for i, n in enumerate(sizes) for t in range(0, n - 8, 8))
+    n, epochs = len(every), 6
+    assert sampler.n_sequences == n
+    steps = np.arange(-(-n * epochs // batch_size), dtype=np.int32)
+    places = jax.jit(lambda key: train_places(sampler, key, steps))(jax.random.key(0))
+    firsts = gather_on_host(pieces, places, 8)[..., 0].reshape(-1)[: n * epochs].reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(firsts), [every] * epochs)
+    assert len({tuple(order) for order in firsts}) > 1
+    if n >= 6:  # 6 orders of 6! or more: two equal ones have a probability of 2% at most
+        assert len({tuple(order) for order in firsts}) == epochs
+
+
+def test_epochs_are_counted_beyond_32_bits():
+    """Step 2^30 of batches of 1000: the sequences that Python's integers give."""
+    step, batch_size, n = 2**30, 1000, 777
+    sampler, _ = make_sampler(Split((np.zeros(8 * n + 1),), None), 8, batch_size, "epochs")
+    key = jax.random.key(0)
+    which, starts = jax.jit(sampler.step_places)(key, np.int32(step))
+    assert not which.any()
+    shuffle = jax.jit(lambda epoch, i: permute(jax.random.fold_in(key, epoch), i, n))
+    for row in (0, 1, 500, 999):
+        epoch, position = divmod(step * batch_size + row, n)
+        assert int(starts[row]) == 8 * int(shuffle(np.uint32(epoch), np.uint32(position)))
+
+
+def test_an_epoch_too_long_to_count_is_refused():
+    tokens = np.broadcast_to(np.uint16(0), (2**31 + 1,))  # takes two bytes
+    with pytest.raises(UserError, match=r"epoch of 2,147,483,648 sequences .*data.order=random"):
+        make_sampler(Split((tokens,), None), 1, 4, "epochs")
+    assert make_sampler(Split((tokens,), None), 2, 4, "epochs")[0].n_sequences == 2**30
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 200), st.integers(1, 20), st.data())
+@checked
+def test_some_windows_are_those_of_all(n_tokens, block_size, draw):
+    stride = draw.draw(st.integers(1, block_size))
+    n_windows = count_windows(n_tokens, block_size, stride)
+    cut = draw.draw(st.integers(0, n_windows))
+    parts = [
+        make_windows(n_tokens, block_size, stride, windows)
+        for windows in (range(cut), range(cut, n_windows))
+    ]
+    whole = make_windows(n_tokens, block_size, stride)
+    for i in range(3):
+        np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+
+
+def test_bytes_are_counted_and_ids_beyond_the_vocabulary_found():
+    shards = (np.array([0, 1, 2], np.uint16), np.array([2, 2], np.uint16))
+    assert count_bytes(shards, np.array([1, 2, 30], np.int32)) == 93
+    with pytest.raises(UserError, match=r"id 2 .* beyond the tokenizer's 2 tokens"):
+        count_bytes(shards, np.array([1, 2], np.int32))

@@ -14,9 +14,10 @@ ALLOWED = {
     "config_files": {"config", "errors"},
     "files": set(),
     "devices": set(),
-    "corpora": BASE,
+    "corpora": BASE | {"shards", "tokenizer"},
     "tokenizer": BASE,
     "shards": BASE | {"tokenizer"},
+    "shuffle": set(),
     "data": BASE,
     "metrics": BASE,
     "sharding": BASE,
@@ -24,19 +25,25 @@ ALLOWED = {
     "report": BASE,
     "console": set(),
     "layers": {"config"},
-    "model": {"config", "layers"},
+    "attention": {"config"},
+    "model": {"attention", "config", "layers"},
     "optim": {"config"},
-    "step": {"config", "data", "model", "optim"},
+    "step": {"config", "data", "model", "optim", "pieces"},
     "sample": {"config", "devices", "model"},
     "evaluation": {"config", "data", "devices", "metrics", "model", "sharding", "step"},
     "run": BASE
-    | {"checkpoint", "corpora", "data", "evaluation", "metrics", "model", "optim"}
+    | {"checkpoint", "corpora", "data", "evaluation", "hf", "hf_tokenizer", "metrics", "model"}
+    | {"optim"}
     | {"step", "tokenizer"},
     "hf": BASE,
+    "hf_tokenizer": {"errors", "files", "tokenizer"},
     "text": {"config", "run", "sample", "step", "tokenizer"},
     "process": {"errors"},
-    "programs": {"config", "data", "devices", "optim", "sharding", "step"},
-    "start": BASE | {"checkpoint", "corpora", "data", "run", "text", "tokenizer"},
+    "memory": {"attention", "config", "devices", "errors", "layers", "step"},
+    "pieces": {"data", "errors", "shuffle"},
+    "feed": BASE | {"data", "pieces", "sharding", "step"},
+    "programs": {"config", "data", "devices", "feed", "model", "optim", "sharding", "step"},
+    "start": BASE | {"checkpoint", "corpora", "data", "hf", "model", "run", "text", "tokenizer"},
 }
 MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))
 

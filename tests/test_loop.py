@@ -17,8 +17,12 @@ from conftest import ROOT
 import gpt_jax
 from gpt_jax import checkpoint, loop, process, programs
 from gpt_jax.config import ConfigError, override
+from gpt_jax.data import Split
 from gpt_jax.errors import Interrupted, TrainingError, UserError
+from gpt_jax.evaluation import evaluate_split
 from gpt_jax.metrics import CLOCK_FIELDS, read_rows
+from gpt_jax.shards import ShardWriter, open_prepared
+from gpt_jax.tokenizer import CharTokenizer
 
 
 def train(config, **values):
@@ -501,6 +505,167 @@ def test_a_text_shows_a_character_with_the_last_of_its_tokens(tiny_config, monke
     ]  # fmt: skip
 
 
+# --- prepared corpora -----------------------------------------------------------------------------
+
+LETTERS = CharTokenizer("\n abcdefgé")
+
+
+def prepare(folder, seed=0, tokenizer=LETTERS, shards=2, n=400):
+    """A prepared folder of random letters: `n` tokens to train on, 90 to validate."""
+    folder.mkdir()
+    writer = ShardWriter(folder, tokenizer, n // shards)
+    ids = np.random.default_rng(seed).integers(0, tokenizer.vocab_size, n + 90)
+    writer.append("train", ids[:n])
+    writer.append("val", ids[n:])
+    writer.finish("char", {"train": 3, "val": 1})
+    return folder
+
+
+def val_bytes(folder):
+    return open_prepared(folder).n_bytes["val"]
+
+
+@pytest.mark.parametrize("order", ["random", "epochs"])
+def test_a_prepared_corpus_trains_alike_from_device_and_host_and_goes_on(
+    tiny_config, tmp_path, order
+):
+    values = {"data.corpus": str(prepare(tmp_path / "corpus")), "data.order": order}
+    whole = train(tiny_config, **values, **{"train.steps": 16, "data.resident": "device"})
+    assert whole.config.model.vocab_size == LETTERS.vocab_size
+    assert whole.tokenizer.to_json() == LETTERS.to_json()
+    other = {**values, "run_dir": str(tmp_path / "other"), "train.steps": 16}
+    with pytest.MonkeyPatch.context() as patch:
+        write = loop.MetricsWriter.write
+
+        def failing(self, row):
+            write(self, row)
+            if row["step"] == 10:
+                raise KeyboardInterrupt("stopped by the test")
+
+        patch.setattr(loop.MetricsWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config, **other, **{"data.resident": "host"})
+    (tmp_path / "corpus").rename(tmp_path / "moved")
+    moved = {"data.corpus": str(tmp_path / "moved"), "sample.prompt": None}
+    assert_same_run(whole, train(tiny_config, **{**other, **moved, "data.resident": "host"}))
+
+
+def test_bits_a_byte_of_a_prepared_corpus_count_its_bytes(tiny_config, tmp_path, capsys):
+    folder = prepare(tmp_path / "corpus")
+    run = train(tiny_config, **{"data.corpus": str(folder), "train.final_eval_tokens": 50})
+    row = read_rows(run.run_dir)[-1]
+    bits = row["val_loss"] / np.log(2)
+    assert row["val_bpb"] == pytest.approx(bits * 90 / val_bytes(folder))
+    exact = run.summary["val"]
+    (val,) = open_prepared(folder).shards["val"]
+    assert (exact["tokens_predicted"], exact["of_tokens"]) == (50, 89)
+    assert exact["bytes_predicted"] == LETTERS.token_bytes[val[1:51]].sum()
+    limited = gpt_jax.evaluate(run, max_tokens=50)
+    assert limited.record() == exact
+    assert "(the first 50 of 89 tokens, " in str(limited)
+    assert "of_tokens" not in gpt_jax.evaluate(run).record()
+    with pytest.raises(ConfigError, match="max_tokens=0 must be at least 1"):
+        gpt_jax.evaluate(run, max_tokens=0)
+    again = override(tiny_config, {"run_dir": run.run_dir.as_posix() + "2",
+        "data.corpus": str(folder), "train.final_eval_tokens": 50, "train.steps": 2})  # fmt: skip
+    gpt_jax.train(again)
+    out = capsys.readouterr().out
+    assert "part of the validation split: " in out
+    assert "corpus, 490 tokens, from " in out
+    assert "random, cut from tokens on each device" in out
+
+
+def test_the_exact_evaluation_of_shards_is_that_of_each(tiny_config, tmp_path):
+    """The first token of each of the 2 training shards has nothing before it."""
+    folder = prepare(tmp_path / "corpus")
+    run = train(tiny_config, **{"data.corpus": str(folder), "train.steps": 2})
+    both = gpt_jax.evaluate(run, split="train")
+    token_bytes = run.tokenizer.token_bytes
+    each = [
+        evaluate_split(run.config.model, run.params, Split((shard,), None), token_bytes)
+        for shard in open_prepared(folder).shards["train"]
+    ]
+    assert [part.tokens for part in each] == [199, 199]
+    assert both.tokens == 398
+    assert both.n_bytes == sum(part.n_bytes for part in each)
+    mean = sum(part.nats_per_token for part in each) / 2
+    assert both.nats_per_token == pytest.approx(mean, rel=1e-12)  # sums in float64
+
+
+def test_a_mixture_is_trained_on_and_evaluated_by_its_shares(tiny_config, tmp_path, monkeypatch):
+    first, second = prepare(tmp_path / "a,b:2"), prepare(tmp_path / "c", seed=1, n=800)
+    monkeypatch.chdir(tmp_path)
+    name = f"a,b:2:3,{second}:1"
+    run = train(tiny_config, **{"data.corpus": name})
+    assert run.config.data.corpus == f"{first}:3,{second}:1"
+    assert [part["share"] for part in run.corpus["parts"]] == [0.75, 0.25]
+    exact, (a, b) = run.summary["val"], run.summary["val"]["parts"]
+    assert exact["nats_per_token"] == 0.75 * a["nats_per_token"] + 0.25 * b["nats_per_token"]
+    per_token = [part["bytes_predicted"] / part["tokens_predicted"] for part in (a, b)]
+    by_hand = exact["nats_per_token"] / np.log(2) / (0.75 * per_token[0] + 0.25 * per_token[1])
+    assert exact["bits_per_byte"] == pytest.approx(by_hand)
+    row = read_rows(run.run_dir)[-1]
+    mean_bytes = (0.75 * val_bytes(first) + 0.25 * val_bytes(second)) / 90
+    assert row["val_bpb"] == pytest.approx(row["val_loss"] / np.log(2) / mean_bytes)
+    assert train(tiny_config, **{"data.corpus": name, "train.steps": 14}).step == 14
+    with pytest.raises(UserError, match="not the same tokens; name the old one"):
+        train(tiny_config, **{"data.corpus": f"{first}:1,{second}:1", "train.steps": 16})
+    with pytest.raises(ConfigError, match=r"data.order=epochs is for one corpus.*use data.order=r"):
+        train(tiny_config, **{"data.corpus": name, "data.order": "epochs", "run_dir": "other"})
+
+
+def test_a_changed_prepared_corpus_is_refused(tiny_config, tmp_path):
+    values = {"data.corpus": str(prepare(tmp_path / "one")), "train.steps": 2}
+    run = train(tiny_config, **values)
+    changed = {"data.corpus": str(prepare(tmp_path / "two", seed=1)), "train.steps": 4}
+    with pytest.raises(UserError, match="not the same tokens; name the old one"):
+        train(tiny_config, **changed)
+    with pytest.raises(UserError, match="not the same tokens"):
+        gpt_jax.evaluate(run, corpus_name=changed["data.corpus"])
+
+
+def test_a_folder_of_nanogpt_trains_as_it_is(
+    tiny_config, tmp_path, gpt2_files, monkeypatch, no_vocabularies
+):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    folder = tmp_path / "owt"
+    folder.mkdir()
+    ids = {"train": np.arange(300) * 97 % 50_257, "val": np.array([50_256, *range(40)])}
+    for split, part in ids.items():
+        (folder / f"{split}.bin").write_bytes(part.astype("<u2").tobytes())
+    values = {"data.corpus": str(folder), "train.steps": 2, "train.eval_interval": 2}
+    run = train(tiny_config, **values)
+    assert run.config.model.vocab_size == 50_257
+    assert "<|endoftext|>" not in run.config.sample.prompt
+    row, sizes = read_rows(run.run_dir)[-1], run.tokenizer.token_bytes
+    per_token = sizes[ids["val"]].sum() / 41
+    assert row["val_bpb"] == pytest.approx(row["val_loss"] / np.log(2) / per_token)
+    # The run has the vocabulary: nothing is downloaded for it again.
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    assert gpt_jax.evaluate(gpt_jax.load_run(run.run_dir)).record() == run.summary["val"]
+    assert train(tiny_config, **{**values, "train.steps": 4}).step == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"data.tokenizer": "gpt2"},
+            "data.tokenizer=gpt2 is for a text, and .*leave data.tok",
+        ),
+        ({"model.block_size": 90}, "too short: its longest shard for val has 90 tokens.*needs 91"),
+    ],
+)
+def test_settings_that_do_not_fit_a_prepared_corpus_are_refused(
+    tiny_config, tmp_path, values, message
+):
+    folder = prepare(tmp_path / "corpus")
+    with pytest.raises(UserError, match=message):
+        train(tiny_config, **{"data.corpus": str(folder)}, **values)
+    assert not Path(tiny_config.run_dir).exists()
+
+
 # --- the real command, killed for real ------------------------------------------------------------
 
 
@@ -593,3 +758,50 @@ def test_a_reader_that_goes_away_does_not_end_training(tmp_path, book):
     assert process.wait(timeout=120) == 0, process.stderr.read()
     process.stderr.close()
     assert gpt_jax.load_run(tmp_path / "r").summary["step"] == 40
+
+
+# --- what a machine can't do ----------------------------------------------------------------------
+
+
+def test_how_attention_is_computed_is_said_with_the_reason(tiny_config, capsys):
+    gpt_jax.train(tiny_config)
+    reason = "fused is for NVIDIA GPUs, and this is cpu"
+    assert f"\nattention  plain ({reason})\n" in capsys.readouterr().out
+    fused = {"model.attention": "fused", "model.dropout": 0.0, "run_dir": tiny_config.run_dir + "2"}
+    with pytest.raises(ConfigError, match=rf"model.attention=fused can't be: {reason}; .*=auto$"):
+        train(tiny_config, **fused)
+    assert not Path(tiny_config.run_dir + "2").exists()
+
+
+def test_a_batch_too_large_for_the_machine_is_refused_before_a_folder_is_made(tiny_config):
+    with pytest.raises(UserError, match=r"^training needs at least .* try --train.batch-size \d+$"):
+        train(tiny_config, **{"train.batch_size": 10**9})
+    assert not Path(tiny_config.run_dir).exists()
+
+
+def test_a_device_without_memory_left_is_one_line(tiny_config, monkeypatch):
+    def fail(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nx")
+
+    monkeypatch.setattr(programs.Programs, "initialise", fail)
+    with pytest.raises(
+        TrainingError, match=r"^the memory is too small: .* 9 bytes.; .*--model"
+    ) as e:
+        train(tiny_config)
+    assert "\n" not in str(e.value)
+
+
+def test_a_run_with_every_saving_trains_and_resumes(tiny_config, tmp_path):
+    """bfloat16, what blocks computed computed again, the loss in chunks, a batch in parts."""
+    savings = {
+        "model.dtype": "bfloat16",
+        "model.remat": "full",
+        "train.loss_chunk": 16,
+        "train.micro_batch": 4,
+    }
+    whole = train(tiny_config, **savings)
+    other = {**savings, "run_dir": str(tmp_path / "other")}
+    train(tiny_config, **other, **{"train.steps": 8})
+    assert_same_run(whole, train(tiny_config, **other))
+    assert whole.rows[-1]["val_loss"] < whole.rows[0]["val_loss"]
+    assert {x.dtype for x in jax.tree.leaves(whole.params)} == {np.dtype("float32")}

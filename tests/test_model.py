@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 
+from gpt_jax import model
 from gpt_jax.config import ModelConfig
 from gpt_jax.config_files import config_dir, list_configs, load_config
 from gpt_jax.model import GPT, forward, init_cache
@@ -35,11 +36,18 @@ def count(config: ModelConfig) -> int:
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
+README = (ROOT / "README.md").read_text("utf-8")
 PARAMETERS = {  # (vocabulary of its corpus, parameters)
     "nano": (73, 620_873),
     "nano_original": (73, 620_873),
+    "nano_bpe": (512, 733_696),
     "shakespeare_cpu": (65, 804_096),
     "shakespeare_char": (65, 10_745_088),
+    "base": (50257, 124_439_808),
+    "medium": (50257, 354_823_168),
+    "large": (50257, 774_030_080),
+    "xl": (50257, 1_557_611_200),
+    "base_8k": (50257, 123_653_376),
 }
 
 
@@ -50,6 +58,8 @@ def test_every_config_has_the_parameter_count_it_states(name):
     stated = config_dir() / f"{name}.py"
     if name != "nano_original":
         assert f"{parameters:,}" in stated.read_text("utf-8").partition("\n")[0]
+    assert f"`{name}`" in README
+    assert f"{parameters:,}" in README
 
 
 def test_initial_weights_have_the_originals_distribution():
@@ -380,3 +390,121 @@ def test_too_many_tokens_are_refused():
         forward(TINY, PARAMS, jnp.zeros((1, 9), jnp.int32))
     with pytest.raises(ValueError, match="vocab_size is 0"):
         forward(dataclasses.replace(TINY, vocab_size=0), PARAMS, TOKENS_BT)
+
+
+# --- what large models need -----------------------------------------------------------------------
+
+BF16 = 2.0**-8  # bfloat16 has 8 bits, so a rounding is at most half of this, relatively
+
+
+def dropped_loss(config: ModelConfig, params):
+    """A loss with dropout, whose gradient reaches every parameter."""
+    rngs = {"dropout": jax.random.key(3)}
+    logits_BTV = forward(config, params, TOKENS_BT, deterministic=False, rngs=rngs)
+    return -jax.nn.log_softmax(logits_BTV)[..., 0].mean()
+
+
+def equations(jaxpr):
+    """Yields every equation of a jaxpr, those inside of others too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "modern"])
+def test_in_bfloat16_products_are_and_parameters_gradients_and_sums_are_not(name):
+    config = dataclasses.replace(CONFIGS[name], dtype="bfloat16", remat="dots")
+    params = jax.eval_shape(lambda: init(config))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+    traced = jax.make_jaxpr(jax.grad(functools.partial(dropped_loss, config)))(params)
+    assert {x.dtype for x in traced.out_avals} == {np.dtype("float32")}
+    sums, products = set(), []
+    for equation in equations(traced.jaxpr):
+        dtype = equation.invars[0].aval.dtype if equation.invars else None
+        if equation.primitive.name.startswith(("reduce_sum", "reduce_max", "scatter", "cum")):
+            sums.add(dtype.name)
+        if equation.primitive.name == "exp":  # of a softmax
+            assert dtype == np.dtype("float32")
+        if equation.primitive.name == "dot_general":
+            products.append(dtype.name)
+    assert sums == {"float32"}
+    # In float32 remain the gradients of scores and logits, whose sums they are.
+    assert products.count("bfloat16") > 0.7 * len(products)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "modern"])
+def test_bfloat16_changes_rounding_only(name):
+    """Its logits are as far from float32's as some 10 roundings a block and 3 more allow.
+
+    They add up at worst, where no product is much larger than what it is made from, as at the
+    start. The loss moves by at most twice what a logit does.
+    """
+    config = CONFIGS[name]
+    half = dataclasses.replace(config, dtype="bfloat16")
+    params = init(config)
+    exact, ours = (compiled(c, params, TOKENS_BT) for c in (config, half))
+    assert ours.dtype == np.dtype("float32")
+    bound = (10 * config.n_layer + 3) * BF16 / 2 * float(jnp.abs(exact).max())
+    assert 0 < float(jnp.abs(ours - exact).max()) < bound
+    loss, other = (jax.jit(functools.partial(dropped_loss, c))(params) for c in (config, half))
+    assert abs(float(loss - other)) < 2 * bound
+
+
+def test_in_bfloat16_too_the_cache_gives_the_full_forwards_logits():
+    config = dataclasses.replace(CONFIGS["modern"], dtype="bfloat16")
+    params = init(config)
+    full_BTV = compiled(config, params, TOKENS_BT)
+    cache = init_cache(config, len(TOKENS_BT))
+    parts = []
+    for start, end in [(0, 4), (4, 8)]:
+        part_BTV, cache = compiled(config, params, TOKENS_BT[:, start:end], cache=cache)
+        parts.append(part_BTV)
+    assert {x.dtype for x in (*cache.k_NSK, *cache.v_NSK)} == {jnp.dtype("bfloat16")}
+    # Two ways of rounding, each as above.
+    bound = 2 * (10 * config.n_layer + 3) * BF16 / 2 * float(jnp.abs(full_BTV).max())
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full_BTV, atol=bound)
+    last_B1V = compiled(config, params, TOKENS_BT, last_only=True)
+    np.testing.assert_allclose(last_B1V, full_BTV[:, -1:], atol=bound)
+
+
+def test_computing_again_changes_nothing_but_memory():
+    """With dropout: masks of its own would move the loss by some 1e-2."""
+    plain = dataclasses.replace(TINY, n_layer=4)
+    params = init(plain, scale=5.0)
+    found, memory = {}, {}
+    for remat in ("none", "dots", "full"):
+        config = dataclasses.replace(plain, remat=remat)
+        program = (
+            jax.jit(jax.value_and_grad(functools.partial(dropped_loss, config)))
+            .lower(params)
+            .compile()
+        )
+        found[remat] = program(params)
+        memory[remat] = program.memory_analysis().temp_size_in_bytes
+    assert memory["full"] < memory["dots"] < memory["none"]
+    loss, grads = found["none"]
+    for remat in ("dots", "full"):
+        np.testing.assert_allclose(found[remat][0], loss, rtol=8 * EPS)
+        for one, other in zip(
+            jax.tree.leaves(found[remat][1]), jax.tree.leaves(grads), strict=True
+        ):
+            # The same products, fused otherwise: sums of at most 64 terms, through some 20 layers.
+            np.testing.assert_allclose(one, other, atol=20 * 64 * EPS * float(jnp.abs(other).max()))
+
+
+def test_blocks_of_deep_models_are_a_loop_and_compute_the_same(monkeypatch):
+    config = dataclasses.replace(BASE, n_layer=7)
+    params = init(config, scale=5.0)
+    rolled, unrolled = (jax.jit(forward, static_argnums=0) for _ in range(2))
+    assert "while" in rolled.lower(config, params, TOKENS_BT).as_text()
+    expected = rolled(config, params, TOKENS_BT)
+    monkeypatch.setattr(model, "UNROLL", 7)
+    jax.clear_caches()
+    assert "while" not in unrolled.lower(config, params, TOKENS_BT).as_text()
+    atol = 20 * 64 * EPS * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(unrolled(config, params, TOKENS_BT), expected, atol=atol)

@@ -6,11 +6,17 @@ import re
 import shlex
 import sys
 
+import jax
+import numpy as np
 import pytest
 from conftest import ROOT
 
 import main
 from benchmarks import tables
+from gpt_jax import hf, hf_tokenizer
+from gpt_jax.config import ModelConfig
+from gpt_jax.model import GPT
+from gpt_jax.tokenizer import BpeTokenizer
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -31,6 +37,19 @@ SMALL = [
 # fmt: on
 
 
+def save_tiny_gpt2(folder):
+    """A GPT-2 folder of the sizes in SMALL, whose tokens are bytes."""
+    config = ModelConfig(
+        n_layer=1, n_embd=16, n_head=2, block_size=8, vocab_size=256, activation="gelu",
+        head_bias=False, tied=True,
+    )  # fmt: skip
+    tokens = jax.ShapeDtypeStruct((1, 1), np.int32)
+    shapes = jax.eval_shape(GPT(config).init, jax.random.key(0), tokens)["params"]
+    hf.save(folder, config, jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes))
+    tokenizer = BpeTokenizer([bytes([b]) for b in range(256)], hf_tokenizer.GPT2_PATTERN, {})
+    hf_tokenizer.save_tokenizer(folder, tokenizer, 8)
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """An empty folder without a network, with a book where the README has one."""
@@ -42,12 +61,13 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "texts" / "wizard_of_oz.txt").write_text(book, encoding="utf-8")
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "book.txt").write_text(book, encoding="utf-8")
+    save_tiny_gpt2(tmp_path / "gpt2")
     return tmp_path
 
 
 def test_every_command_of_the_readme_does_its_job(elsewhere, monkeypatch):
     """In the README's order; training is made small, the rest is as written."""
-    assert len(COMMANDS) >= 9
+    assert len(COMMANDS) >= 13
     for command in COMMANDS:
         words = shlex.split(command.rpartition("python main.py")[2])
         words = words[: words.index("#")] if "#" in words else words
@@ -55,7 +75,7 @@ def test_every_command_of_the_readme_does_its_job(elsewhere, monkeypatch):
             text = shlex.split(command)[1] + "\n"
             stdin = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8")
             monkeypatch.setattr(sys, "stdin", stdin)
-        if words[0] not in ("sample", "eval", "--help"):
+        if words[0] not in ("sample", "eval", "export", "--help"):
             words += SMALL
             folder = elsewhere / "runs"
             if words[:2] == ["--config", "nano"] and "--run-dir" not in words and folder.exists():

@@ -1,6 +1,7 @@
 """The step: hand-computed losses, learning, and independence of chunks and devices."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -25,12 +26,14 @@ from gpt_jax.step import (
     make_keys,
     make_train_chunk,
     make_train_step,
+    state_shapes,
     token_losses,
 )
 
 OPTIM = OptimConfig(learning_rate=1e-2)
 TRAIN = TrainConfig(batch_size=8, eval_batches=3)
 KEYS = make_keys(0)
+EPS = np.finfo(np.float32).eps
 TOKENS = jnp.asarray(np.arange(500) ** 2 % 11, jnp.int32)
 
 
@@ -298,7 +301,7 @@ def test_exact_evaluation_equals_one_window_at_a_time(stride):
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
     tokens = np.asarray(TOKENS[:83])
     token_bytes = np.arange(1, 12, dtype=np.int32)
-    split = Split(tokens, int(token_bytes[tokens].sum()))
+    split = Split((tokens,), int(token_bytes[tokens].sum()))
     found = evaluate_split(TINY, params, split, token_bytes, stride=stride)
 
     @jax.jit
@@ -333,3 +336,81 @@ def test_a_mesh_takes_the_devices_that_divide_the_batch():
     assert make_mesh(6).size == 6
     assert make_mesh(7).size == 7
     assert make_mesh(11).size == 1
+
+
+# --- the loss in chunks ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tied": True, "head_bias": False}],
+    ids=["a head and its bias", "tied, no bias"],
+)
+def test_the_loss_in_chunks_is_the_loss_and_so_are_its_gradients(options):
+    """Chunks of one position and of three, which do not divide eight."""
+    model = dataclasses.replace(TINY, n_layer=1, **options)
+    params = jax.jit(lambda: init_state(model, make_optimizer(OPTIM), KEYS.init))().params
+    params = jax.tree.map(lambda x: 3 * x, params)
+    batch = TOKENS[:36].reshape(4, 9)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def value_and_grad(params, loss_chunk):
+        return jax.value_and_grad(lambda p: loss_fn(model, p, batch, KEYS.dropout, loss_chunk))(
+            params
+        )
+
+    loss, grads = value_and_grad(params, None)
+    for loss_chunk in (1, 12):
+        other, other_grads = value_and_grad(params, loss_chunk)
+        # Sums of 32 tokens in another order.
+        np.testing.assert_allclose(other, loss, rtol=32 * EPS)
+        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+        assert largest_difference(other_grads, grads) < 20 * 32 * EPS * largest
+
+
+def test_evaluations_take_the_loss_in_chunks():
+    params = jax.tree.map(lambda x: 5 * x, new_state().params)
+    chunked = dataclasses.replace(TRAIN, loss_chunk=16)
+    whole, parts = (
+        jax.jit(make_eval_step(TINY, train))(params, [TOKENS, TOKENS[:99]], KEYS.eval)
+        for train in (TRAIN, chunked)
+    )
+    np.testing.assert_allclose(parts, whole, rtol=64 * EPS)
+    split, token_bytes = Split((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
+    whole, parts = (
+        evaluate_split(TINY, params, split, token_bytes, loss_chunk=n).nats_per_token
+        for n in (None, 600)
+    )
+    assert parts == pytest.approx(whole, rel=82 * float(EPS))
+
+
+def test_the_loss_in_chunks_never_has_all_logits_in_memory():
+    """GPT-2's vocabulary: the logits of 2 x 256 tokens are 103 MB, of 16 tokens 3.2 MB."""
+    model = dataclasses.replace(TINY, n_layer=1, block_size=256, vocab_size=50257, tied=True)
+    params = state_shapes(model, OPTIM).params
+    batch = jax.ShapeDtypeStruct((2, 257), jnp.int32)
+    logits = 2 * 256 * 50257 * 4
+
+    def temporary_bytes(loss_chunk, differentiate):
+        loss = lambda p, batch: loss_fn(model, p, batch, None, loss_chunk)
+        program = jax.jit(jax.grad(loss) if differentiate else loss).lower(params, batch).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(None, True) > logits
+    # Logits and softmax of a chunk, the head's gradient twice (float32, 50257 x 16), a block.
+    assert temporary_bytes(16, True) < logits / 4
+    assert temporary_bytes(16, False) < logits / 4
+
+
+def test_chunks_of_the_loss_are_shared_by_all_devices():
+    """A chunk spans the batch, so that no device waits for another's sequences."""
+    mesh = make_mesh(8)
+    place = make_place_batch(mesh)
+    model = dataclasses.replace(TINY, dropout=0.0)
+    params = jax.device_put(new_state().params, replicated(mesh))
+    batch = jax.device_put(TOKENS[:72].reshape(8, 9), replicated(mesh))
+    grad = jax.jit(jax.grad(lambda p, batch: loss_fn(model, p, place(batch), None, 16)))
+    text = grad.lower(params, batch).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+    assert "all-to-all" not in text

@@ -1,0 +1,23 @@
+"""GPT-2 large on OpenWebText: 774,030,080 parameters, a GPU of 80 GB or several.
+
+python main.py --config large
+
+The recipe of base, with the learning rate of GPT-3's model of that size (Brown et al. 2020, table
+2.1). Not run. The published GPT-2 large has a val loss of 2.67 on OpenWebText, by nanoGPT.
+"""
+
+import dataclasses
+
+from gpt_jax.config import Config
+from gpt_jax.config_files import load_config
+
+
+def get_config() -> Config:
+    base = load_config("base")
+    return dataclasses.replace(
+        base,
+        run_dir="runs/large",
+        model=dataclasses.replace(base.model, n_layer=36, n_head=20, n_embd=1280),
+        optim=dataclasses.replace(base.optim, learning_rate=2.5e-4),
+        train=dataclasses.replace(base.train, micro_batch=8),
+    )

@@ -1,0 +1,157 @@
+"""How much memory a run needs at least, told before it starts.
+
+The state is exact, from its shapes. Activations are counted from the settings: what each block
+keeps for its gradient, the logits. XLA needs more, for what is alive for a moment only:
+`tests/test_memory.py` holds the estimate between half and all of what XLA plans for float32 on a
+CPU. So a run that is refused would not have fitted, and one that is started may still be too large.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.attention import QUERIES, choose_attention, find_backend
+from gpt_jax.config import Config
+from gpt_jax.devices import available_memory, largest_divisor
+from gpt_jax.errors import UserError
+from gpt_jax.layers import mlp_width
+from gpt_jax.step import state_shapes
+
+GIB = 2**30
+FLOAT32 = 4  # bytes
+MOST_AT_ONCE = 4096  # sequences: no more are suggested
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes that training needs at least on one device.
+
+    Attributes:
+      state: parameters, what the optimizer keeps, gradients.
+      activations: what the step computes beside them; or the batches of an evaluation, if more.
+    """
+
+    state: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations
+
+
+def estimate_memory(config: Config, n_devices: int, backend: str) -> Need:
+    """Returns what a device needs at least.
+
+    Args:
+      config: the settings, with the vocabulary's size and the schedule's length.
+      n_devices: that share the batch; each has a whole state.
+      backend: see `attention.find_backend`.
+    """
+    model, train = config.model, config.train
+    state = state_shapes(model, config.optim)
+    gradients = _size(state.params)
+    if train.batch_at_once < train.batch_size:
+        gradients *= 2  # their sum, and those of one part
+
+    B = -(-train.batch_at_once // n_devices)
+    T, D, H = model.block_size, model.n_embd, model.n_head
+    item = jnp.dtype(model.dtype).itemsize
+    qkv = (H + 2 * model.kv_heads) * model.head_size
+    up = mlp_width(model) * (2 if model.activation == "swiglu" else 1)
+    products = qkv + D + up + D  # of a token with parameters, in a block
+    # Two sums, two norms, attention's result, the MLP's middle after its activation.
+    kept = item * (products + 3 * D + mlp_width(model))
+    attention, _ = choose_attention(model, backend)
+    block = B * T * (kept + (FLOAT32 * H * T if attention == "plain" else 0))
+    saved = {
+        "none": block,
+        "dots": item * B * T * (D + products),
+        "full": item * B * T * D,
+    }[model.remat]
+    moment = 0 if model.remat == "none" else block
+    if attention == "blockwise":
+        moment += 2 * FLOAT32 * B * H * T * min(QUERIES, T)
+    loss_tokens = B * T
+    if train.loss_chunk is not None:
+        loss_tokens = min(loss_tokens, max(B, train.loss_chunk // n_devices))
+    logits = 2 * FLOAT32 * loss_tokens * model.vocab_size  # and their gradient
+    step = model.n_layer * saved + max(moment, logits)
+    batches = 2 * train.eval_batches * train.batch_size * (T + 1) * FLOAT32  # int32, of two splits
+    return Need(state=_size(state) + gradients, activations=max(step, batches))
+
+
+def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
+    """Returns the bytes that programs may take on a device; None where that can't be known.
+
+    A CPU's devices share the machine's memory: it is that of all of them together.
+    """
+    if device.platform == "cpu":
+        return available_memory(root)
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def check_memory(config: Config) -> None:
+    """Raises UserError, with a way out, where this machine has less memory than the estimate."""
+    devices, backend = jax.devices(), find_backend()
+    limit = memory_limit(devices[0])
+    if limit is None:
+        return
+
+    def need(config: Config) -> Need:
+        n = largest_divisor(config.train.batch_at_once, len(devices))
+        need = estimate_memory(config, n, backend)
+        together = n if backend == "cpu" else 1
+        return Need(together * need.state, together * need.activations)
+
+    asked = need(config)
+    if asked.total <= limit:
+        return
+    fitting = (text for smaller, text in _smaller(config) if need(smaller).total <= limit)
+    way_out = next(fitting, "")
+    where = "this machine has" if backend == "cpu" else f"{devices[0].device_kind} has"
+    raise UserError(
+        f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
+        f"for the model and its optimizer and {asked.activations / GIB:,.1f} for what a batch of "
+        f"{config.train.batch_at_once:,} at once computes, and {where} {limit / GIB:,.1f}; "
+        + (f"try {way_out}" if way_out else "it takes a smaller model or a larger machine")
+    )
+
+
+def _smaller(config: Config) -> Iterator[tuple[Config, str]]:
+    """Yields configs that need less, with their settings as text: the same batch, then smaller."""
+    ways: list[tuple[str, str, Any]] = [
+        ("model", "remat", "full"),
+        ("train", "loss_chunk", 4096),
+        ("model", "dtype", "bfloat16"),
+    ]
+    asked, texts = config, []
+    for way in [None, *ways]:
+        if way is not None:
+            group, name, value = way
+            now = getattr(getattr(config, group), name)
+            if now == value or (name == "loss_chunk" and now is not None):
+                continue
+            part = dataclasses.replace(getattr(config, group), **{name: value})
+            config = dataclasses.replace(config, **{group: part})
+            texts.append(f"--{group}.{name.replace('_', '-')} {value}")
+        train = config.train
+        for n in range(min(train.batch_at_once, MOST_AT_ONCE), 0, -1):
+            if train.batch_size % n == 0:
+                at_once = [] if n == train.batch_at_once else [f"--train.micro-batch {n}"]
+                smaller = dataclasses.replace(train, micro_batch=n)
+                yield dataclasses.replace(config, train=smaller), " ".join(at_once + texts)
+    for other, extra in [(asked, []), (config, texts)]:
+        for power in range(other.train.batch_size.bit_length() - 1, -1, -1):
+            smaller = dataclasses.replace(other.train, batch_size=2**power, micro_batch=None)
+            text = " ".join([f"--train.batch-size {2**power}", *extra])
+            yield dataclasses.replace(other, train=smaller), text
+
+
+def _size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

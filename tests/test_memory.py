@@ -1,0 +1,186 @@
+"""Memory: the estimate beside what XLA plans, and the line that ends a run too large."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gpt_jax import memory
+from gpt_jax.config import Config, ModelConfig, TrainConfig, override, pin_schedule
+from gpt_jax.config_files import load_config
+from gpt_jax.devices import available_memory
+from gpt_jax.errors import UserError
+from gpt_jax.loop import train
+from gpt_jax.memory import check_memory, estimate_memory, memory_limit
+from gpt_jax.optim import make_optimizer
+from gpt_jax.step import make_train_step, state_shapes
+
+SMALL = Config(
+    model=ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=64, dropout=0.0, vocab_size=300),
+    train=TrainConfig(batch_size=16, eval_batches=1),
+)
+
+
+def planned(config: Config) -> int:
+    """Bytes that XLA plans for a step: arguments, results, all between."""
+    model, train = config.model, config.train
+    step = make_train_step(model, make_optimizer(config.optim), train.loss_chunk)
+    shape = (train.batch_at_once, model.block_size + 1)
+    if train.micro_batch is not None:
+        shape = (train.batch_size // train.micro_batch, *shape)
+    batch, key = jax.ShapeDtypeStruct(shape, jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+    state = state_shapes(model, config.optim)
+    plan = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile().memory_analysis()
+    return (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+        + plan.temp_size_in_bytes
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [
+        ({}, {}),
+        ({"remat": "full"}, {}),
+        ({"remat": "dots"}, {}),
+        ({"attention": "blockwise", "block_size": 1024}, {"batch_size": 1}),
+        ({"vocab_size": 20_000, "n_layer": 1}, {"batch_size": 4, "loss_chunk": 32}),
+        ({"activation": "swiglu", "norm": "rms", "n_kv_head": 1}, {"micro_batch": 4}),
+    ],
+)
+def test_the_estimate_is_between_half_and_all_of_what_xla_plans(model, train):
+    """It counts what must be there; XLA adds what is there for a moment, in its own order."""
+    config = dataclasses.replace(
+        SMALL,
+        model=dataclasses.replace(SMALL.model, **model),
+        train=dataclasses.replace(SMALL.train, **train),
+    )
+    estimate, plan = estimate_memory(config, 1, "cpu").total, planned(config)
+    assert plan / 2 < estimate <= plan, estimate / plan
+
+
+def test_the_estimate_by_hand():
+    """base: state and gradients are float32, twice the latter in parts; bfloat16 activations."""
+    config = with_vocabulary("base", 50257)
+    P, L, D, tokens = 124_439_808, 12, 768, 64 * 1024
+    need = estimate_memory(config, 1, "cuda 9.0")
+    assert (
+        need.state == 4 * (3 * P + 2 * P) + 3 * 4
+    )  # counters: the state's, Adam's, the schedule's
+    kept = 2 * (3 * D + D + 4 * D + D + 3 * D + 4 * D)
+    logits = 2 * 4 * 8192 * 50257
+    assert need.activations == L * tokens * kept + logits
+    assert (
+        estimate_memory(config, 8, "cuda 9.0").activations == L * tokens // 8 * kept + logits // 8
+    )
+    full = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
+    again = L * tokens * 2 * D + max(tokens * kept, logits)
+    assert estimate_memory(full, 1, "cuda 9.0").activations == again
+
+
+@pytest.mark.parametrize("name", ["base", "medium", "large", "xl", "base_8k"])
+def test_a_config_fits_the_gpu_of_80_gb_that_it_names(name):
+    need = estimate_memory(with_vocabulary(name, 50257), 1, "cuda 9.0")
+    assert need.state + 2 * need.activations < 80e9  # activations may take twice the estimate
+
+
+def with_vocabulary(name: str, vocab_size: int) -> Config:
+    config = load_config(name)
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    return pin_schedule(dataclasses.replace(config, model=model))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "limit", "message"),
+    [
+        (
+            "base",
+            {},
+            20,
+            "training needs at least 61.7 GiB of memory, 4.6 for the model and its optimizer and "
+            "57.1 for what a batch of 64 at once computes, and this machine has 20.0; try "
+            "--train.micro-batch 8",
+        ),
+        ("base", {}, 5, "this machine has 5.0; try --train.micro-batch 1"),
+        ("large", {}, 15.5, "try --train.micro-batch 1 --model.remat full"),
+        ("base", {}, 2, "this machine has 2.0; it takes a smaller model or a larger machine"),
+        (
+            "nano",
+            {"batch_size": 10**8},
+            4,
+            "at once computes, and this machine has 4.0; try --train.batch-size 2048",
+        ),
+    ],
+)
+def test_a_run_too_large_for_the_machine_is_refused_in_one_line(
+    monkeypatch, name, change, limit, message
+):
+    monkeypatch.setattr(memory, "memory_limit", lambda device: limit * 2**30)
+    monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 2)
+    config = with_vocabulary(name, 73 if name == "nano" else 50257)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **change))
+    with pytest.raises(UserError) as caught:
+        check_memory(config)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_refusal_advises_is_accepted(monkeypatch):
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 20 * 2**30)
+    monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 2)
+    config = with_vocabulary("base", 50257)
+    check_memory(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=8))
+    )
+
+
+def test_a_device_that_does_not_say_its_memory_is_not_judged(monkeypatch):
+    monkeypatch.setattr(memory, "memory_limit", lambda device: None)
+    check_memory(with_vocabulary("xl", 50257))
+
+
+class Device:
+    platform = "gpu"
+
+    def __init__(self, stats):
+        self.stats = stats
+
+    def memory_stats(self):
+        return self.stats
+
+
+def test_the_limit_is_the_devices_own_or_the_machines(tmp_path):
+    assert memory_limit(Device({"bytes_limit": 123})) == 123
+    assert memory_limit(Device({})) is None
+    assert memory_limit(Device(None)) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:     7 kB\n")
+    assert memory_limit(jax.devices()[0], tmp_path) == 7 * 1024
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("5000\n", 5000), ("99999\n", 7168), ("max\n", 7168)]
+)
+def test_a_containers_limit_counts(tmp_path, name, text, expected):
+    assert available_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemAvailable:     7 kB\n")
+    assert available_memory(tmp_path) == 7168
+    limit = tmp_path / "sys" / "fs" / "cgroup" / name
+    limit.parent.mkdir(parents=True)
+    limit.write_text(text)
+    assert available_memory(tmp_path) == expected
+
+
+def test_a_config_that_knows_its_vocabulary_is_checked_before_its_corpus_is_looked_for(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gpt_jax.memory.available_memory", lambda root: 2**30)
+    config = override(load_config("base"), {"run_dir": str(tmp_path / "run")})
+    with pytest.raises(UserError, match=r"^training needs at least .* this machine has 1\.0; "):
+        train(config)
+    assert not list(tmp_path.iterdir())
