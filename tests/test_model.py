@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
 
 import jax
@@ -284,16 +283,32 @@ def test_gpt2_has_the_parameters_it_was_published_with(n_layer, n_head, n_embd, 
     assert count(ModelConfig(**sizes, block_size=1024, vocab_size=50257, **GPT2)) == parameters
 
 
+FIRST_AND_LAST = {  # of nano's parameters, seed 0; all others are all 0 or all 1
+    "blocks/attn/proj/kernel": (0.0304306, 0.0356638),
+    "blocks/attn/qkv/kernel": (0.0132966, 0.0005624),
+    "blocks/mlp/down/kernel": (0.0240576, -0.0270651),
+    "blocks/mlp/up/kernel": (-0.0110529, -0.0088643),
+    "head/kernel": (0.017095, 0.0131929),
+    "positions": (0.0202041, -0.0035805),
+    "tokens/embedding": (-0.0167186, 0.0195494),
+}
+
+
 def test_nano_starts_from_the_parameters_it_always_had():
+    """To the seventh place: versions of jax differ in a normal draw's last bits."""
     config = dataclasses.replace(load_config("nano").model, vocab_size=73)
     key = make_keys(load_config("nano").seed).init
     params = GPT(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-    digest = hashlib.sha256()
+    drawn = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    assert digest.hexdigest() == (
-        "24d0d0de8a8ec61cd48255e281028db61ce6a16a8bee38e764d052b06d1369b2"
-    ), "initialisation changed: old seeds no longer give their runs"
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        values = np.asarray(leaf).ravel()
+        if name in FIRST_AND_LAST:
+            np.testing.assert_allclose(values[[0, -1]], FIRST_AND_LAST[name], rtol=0, atol=1e-7)
+            drawn.add(name)
+        else:
+            assert (values == float(name.endswith("scale"))).all(), name
+    assert drawn == set(FIRST_AND_LAST)
 
 
 def test_residual_layers_may_start_smaller():
