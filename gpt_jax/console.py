@@ -58,9 +58,12 @@ class Display:
 
     def start(self, step: int, steps: int) -> None:
         """Opens the training bar."""
+        self._open_bar("step {task.completed:.0f}/{task.total:.0f}", step, steps, "compiling")
+
+    def _open_bar(self, place: str, done: int, total: int, status: str) -> None:
         if self._live:
             self._bar = Progress(
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn(place),
                 BarColumn(),
                 TextColumn("{task.fields[status]}"),
                 TimeRemainingColumn(),
@@ -68,7 +71,7 @@ class Display:
                 console=self._console,
                 transient=True,
             )
-            self._bar.add_task("train", total=steps, completed=step, status="compiling")
+            self._bar.add_task(place, total=total, completed=done, status=status)
             self._bar.start()
 
     def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
@@ -84,18 +87,7 @@ class Display:
         """Opens the bar of a preparation, for `work`."""
         self._work_total, self._work_begun = total, (done, time.monotonic())
         self._work_shown = time.monotonic()
-        if self._live:
-            self._bar = Progress(
-                TextColumn("{task.percentage:>3.0f}%"),
-                BarColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.add_task("work", total=total, completed=done, status="starting")
-            self._bar.start()
+        self._open_bar("{task.percentage:>3.0f}%", done, total, "starting")
 
     def work(self, done: int, speed: str) -> None:
         """Moves the bar; where there is no terminal, a line every LINE_SECONDS."""
