@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import http.server
+import importlib
 import importlib.util
 import itertools
 import json
@@ -99,7 +100,7 @@ def write_jsonl(path, documents=DOCUMENTS, field="text"):
     if path.suffix == ".gz":
         raw = gzip.compress(raw, mtime=0)
     elif path.suffix == ".zst":
-        raw = pytest.importorskip("backports.zstd").compress(raw)
+        raw = importlib.import_module("backports.zstd").compress(raw)
     path.write_bytes(raw)
     return path
 
@@ -293,7 +294,7 @@ def test_ranges_of_lines_have_every_line_once(tmp_path_factory, lines, unit, end
 
 
 def test_parquet_in_row_groups(tmp_path, small_units):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = importlib.import_module("pyarrow")
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": DOCUMENTS, "score": list(range(200))})
     importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=9)
@@ -423,7 +424,7 @@ def damaged_sources():
 def test_a_damaged_file_stops_or_is_left_out_whole_and_named(tmp_path, case):
     source, name, raw, message = damaged_sources()[case]
     if name.endswith(".zst"):
-        zstd = pytest.importorskip("backports.zstd")
+        zstd = importlib.import_module("backports.zstd")
         raw = zstd.compress(raw)[:-20] if "breaks off" in case else raw
         write_jsonl(tmp_path / "a.jsonl.zst")
     elif source == "jsonl":
@@ -431,7 +432,7 @@ def test_a_damaged_file_stops_or_is_left_out_whole_and_named(tmp_path, case):
     elif source == "wet":
         (tmp_path / "a.wet.gz").write_bytes(wet_bytes())
     else:
-        pyarrow = pytest.importorskip("pyarrow")
+        pyarrow = importlib.import_module("pyarrow")
         table = pyarrow.table({"text": DOCUMENTS})
         importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
     (tmp_path / name).write_bytes(raw)
