@@ -27,7 +27,7 @@ from gpt_jax.config import (
     settings,
 )
 from gpt_jax.config_files import list_configs, load_config
-from gpt_jax.devices import keep_compiled_programs, request_cpu_devices
+from gpt_jax.devices import keep_compiled_programs, keep_freed_memory, request_cpu_devices
 from gpt_jax.errors import TrainingError, UserError, suggest
 
 VERBS = {
@@ -387,6 +387,7 @@ def main(argv: list[str] | None = None) -> int:
                     f"{', '.join(COMMANDS)}"
                 )
         keep_compiled_programs()
+        keep_freed_memory()
         return COMMANDS[verb](rest)
     except (UserError, TrainingError) as error:
         if debug:

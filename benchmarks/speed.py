@@ -32,8 +32,8 @@ from benchmarks.machine import describe_machine  # noqa: E402
 TRAINING = {"nano": 10, "4x256x128": 2, "6x384x256": 1}
 # name: (streams, tokens of the prompt, tokens drawn, times in a chunk); nano's block_size is 64
 SAMPLING = {
-    "one stream, inside the context": (1, 1, 63, 20),
-    "one stream, past the context": (1, 64, 64, 5),
+    "one stream, inside the context": (1, 1, 63, 50),
+    "one stream, past the context": (1, 64, 64, 10),
     "64 streams, inside the context": (64, 1, 63, 2),
     "64 streams, past the context": (64, 64, 64, 1),
 }

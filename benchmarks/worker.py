@@ -32,9 +32,10 @@ class Jax:
     """gpt_jax: the functions that `main.py` runs."""
 
     def __init__(self, device: str):
-        from gpt_jax.devices import request_cpu_devices
+        from gpt_jax.devices import keep_freed_memory, request_cpu_devices
 
         request_cpu_devices(32)
+        keep_freed_memory()
         import jax
 
         self.jax = jax

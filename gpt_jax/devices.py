@@ -6,6 +6,7 @@ imported in a notebook, takes the devices that jax finds.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -15,6 +16,8 @@ from pathlib import Path
 # PCI vendor and device, as in jax's hardware_utils; Google's other cards are no TPUs.
 TPU_DEVICES = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 TPUS = {("0x1ae0", device) for device in TPU_DEVICES}
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
 
 WIDE = 256  # n_embd from which XLA's own matrix products are the faster ones on a CPU
 
@@ -61,6 +64,20 @@ def request_cpu_devices(batch_size: int) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         n = largest_divisor(batch_size, usable_cores())
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(n))
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc's allocator reuse what a program frees instead of giving it back to the system.
+
+    XLA's CPU programs take their buffers anew at every call, and the system hands out pages one
+    fault and one clearing at a time. Figures are in benchmarks/LOG.md; `MALLOC_MMAP_MAX_` in the
+    environment wins. Has no effect without glibc.
+    """
+    if "MALLOC_MMAP_MAX_" in os.environ or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def keep_compiled_programs(root: Path = Path("/")) -> None:

@@ -1,11 +1,16 @@
 """What is asked of the machine before jax is imported."""
 
+import ctypes
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +18,7 @@ from gpt_jax import devices
 from gpt_jax.devices import (
     compiler_options,
     keep_compiled_programs,
+    keep_freed_memory,
     largest_divisor,
     missing_accelerator,
     request_cpu_devices,
@@ -232,3 +238,35 @@ def test_library_products_are_turned_off_on_a_cpu_only():
     options = compiler_options("cpu", library_products=False)
     product = jax.jit(lambda a: jax.nn.softmax(a @ a), compiler_options=options)
     assert "ynn" not in product.lower(jnp.ones((512, 512))).compile().as_text()
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+FAULTS = """
+import resource, sys
+from gpt_jax import devices
+if sys.argv[1] == "keep":
+    devices.keep_freed_memory()
+for _ in range(40):
+    b"x" * 2**25  # 32 MiB, written to and freed
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def test_freed_memory_is_used_again():
+    """40 arrays of 32 MiB touch their pages once instead of 40 times (where glibc allocates)."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    faults = {}
+    for way in ("keep", "give"):
+        command = [sys.executable, "-c", FAULTS, way]
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        faults[way] = int(done.stdout)
+    if platform.libc_ver()[0] == "glibc":
+        assert faults["keep"] < faults["give"] / 2
+
+
+def test_the_user_s_allocator_settings_win(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("it set something"))
+    keep_freed_memory()
