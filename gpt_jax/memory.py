@@ -3,7 +3,9 @@
 The state is exact, from its shapes. Activations are counted from the settings: what each block
 keeps for its gradient, the logits. XLA needs more, for what is alive for a moment only:
 `tests/test_memory.py` holds the estimate between half and all of what XLA plans for float32 on a
-CPU. So a run that is refused would not have fitted, and one that is started may still be too large.
+CPU. So a run that is refused would not have fitted, and one that is started may still be too large:
+`check_program` compares what XLA plans, once a program is compiled, on a CPU. (A GPU says so itself
+when its memory is used up; a CPU's system ends the process without a word.)
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ from gpt_jax.step import state_shapes
 GIB = 2**30
 FLOAT32 = 4  # bytes
 MOST_AT_ONCE = 4096  # sequences: no more are suggested
+WAYS_OUT = (
+    "with another --run-dir, try a smaller --train.micro-batch, --model.remat full, "
+    "--train.loss-chunk 4096 or --model.dtype bfloat16"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +127,31 @@ def check_memory(config: Config) -> None:
         f"{config.train.batch_at_once:,} at once computes, and {where} {limit / GIB:,.1f}; "
         + (f"try {way_out}" if way_out else "it takes a smaller model or a larger machine")
     )
+
+
+def check_program(program: jax.stages.Compiled, limit: int | None, what: str) -> None:
+    """Raises UserError where a program with all it reads and writes takes more than there was.
+
+    Args:
+      program: compiled; on another backend than a CPU nothing is judged.
+      limit: bytes that the machine had before anything of the run was in memory; None is unknown.
+      what: it computes, for the message.
+    """
+    plan = program.memory_analysis()
+    if jax.default_backend() != "cpu" or plan is None or limit is None:
+        return
+    n_devices = len(jax.tree.leaves(program.output_shardings)[0].device_set)
+    need = n_devices * (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes  # the results that take the arguments' place
+        + plan.temp_size_in_bytes
+    )
+    if need > limit:
+        raise UserError(
+            f"{what} would take {need / GIB:,.1f} GiB of memory, and this machine had "
+            f"{limit / GIB:,.1f}; {WAYS_OUT}"
+        )
 
 
 def _smaller(config: Config) -> Iterator[tuple[Config, str]]:

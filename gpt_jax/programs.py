@@ -19,6 +19,7 @@ from gpt_jax.config import Config
 from gpt_jax.data import Mixture, Split
 from gpt_jax.devices import WIDE, compiler_options
 from gpt_jax.feed import Feed
+from gpt_jax.memory import check_program, memory_limit
 from gpt_jax.model import Params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
@@ -47,6 +48,7 @@ class Programs:
     def __init__(self, config: Config, splits: dict[str, Split] | dict[str, Mixture]):
         """Works out shapes; `start` begins to compile."""
         self._config = config
+        self._memory = memory_limit(jax.devices()[0])
         self.mesh = make_mesh(config.train.batch_at_once)
         optimizer = make_optimizer(config.optim)
 
@@ -179,7 +181,12 @@ class Programs:
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:
         if name not in self._compiled:
-            self._compiled[name] = self._pool.submit(
-                lambda: function.lower(*args, **kwargs).compile()
-            )
+
+            def compile_and_check() -> jax.stages.Compiled:
+                program = function.lower(*args, **kwargs).compile()
+                what = name if isinstance(name, str) else "train"
+                check_program(program, self._memory, f"the program {what!r}")
+                return program
+
+            self._compiled[name] = self._pool.submit(compile_and_check)
         return self._compiled[name]

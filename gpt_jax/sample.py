@@ -215,9 +215,8 @@ def _decode(config, params, state, filters, *, steps, way):
 
     advance = {"append": append, "slide": slide, "refill": refill}[way]
 
-    def body(state: DecodeState, _):
-        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.index)
-        token_B = draw(step_keys_B, state.logits_BV, filters)
+    def body(state: DecodeState, keys_B):
+        token_B = draw(keys_B, state.logits_BV, filters)
         new = advance(state, token_B).replace(index=state.index + 1)
         if way == "append":  # a full context stays as it is; its cache is not used again
             fits = state.length < S
@@ -225,7 +224,11 @@ def _decode(config, params, state, filters, *, steps, way):
             new = jax.tree.map(lambda a, b: a if a is b else jnp.where(fits, a, b), new, old)
         return new, token_B
 
-    state, tokens_TB = jax.lax.scan(body, state, length=steps)
+    # The keys of all steps at once: a stream's are functions of its own and the token's index.
+    keys_TB = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(
+        state.keys_B, state.index + jnp.arange(steps, dtype=jnp.int32)
+    )
+    state, tokens_TB = jax.lax.scan(body, state, keys_TB)
     return state, tokens_TB.T
 
 
