@@ -145,7 +145,7 @@ def train_command(argv: list[str]) -> int:
         given |= {k: values.pop(k) for k in of_source if k in values}
     config = override(config, values)
 
-    request_cpu_devices(config.train.batch_at_once)
+    request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
     from gpt_jax.loop import train
 
     if config.init_from is not None:

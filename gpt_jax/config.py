@@ -50,6 +50,7 @@ NOT_NEGATIVE_INT = (lambda x: x >= 0, "a whole number of at least 0")
 POSITIVE = (lambda x: 0 < x <= sys.float_info.max, "a finite number above 0")
 NOT_NEGATIVE = (lambda x: 0 <= x <= sys.float_info.max, "a finite number of at least 0")
 BELOW_ONE = (lambda x: 0 <= x < 1, "a number in [0, 1)")
+REST = (lambda x: x >= 1 or x == -1, "a whole number of at least 1, or -1 for what is left")
 FRACTION = (lambda x: 0 < x < 1, "a number between 0 and 1, both excluded")
 
 
@@ -340,6 +341,69 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices share the work along each axis of the mesh; see `sharding.py`.
+
+    A run may go on with other numbers: its batches and dropout masks are the same on any mesh.
+    """
+
+    data: int = setting(
+        -1,
+        "groups of devices that share the batch, each group with the whole state; -1: what is left",
+        REST,
+    )
+    fsdp: int = setting(
+        1, "devices that share the batch, and the parameters and the optimizer's state", REST
+    )
+    tensor: int = setting(
+        1, "devices that share the heads and the MLP's width, and so the parameters too", REST
+    )
+
+    def __post_init__(self):
+        _check_fields(self, "mesh.")
+        rest = [f"mesh.{name}" for name, size in vars(self).items() if size == -1]
+        if len(rest) > 1:
+            raise ConfigError(
+                f"{' and '.join(rest)} are both -1, and the rest of the devices can go to one axis "
+                f"only; try {rest[-1]}=1"
+            )
+
+    @property
+    def named(self) -> int:
+        """Devices that the sizes ask for, -1 aside."""
+        return math.prod(size for size in vars(self).values() if size != -1)
+
+    def spread(self, batch_at_once: int, n_devices: int, kv_heads: int = 1) -> tuple[int, int, int]:
+        """Returns (data, fsdp, tensor), of at most `n_devices` devices, with -1 worked out.
+
+        -1 takes as many as divide the batch, or on the tensor axis the heads of keys and values;
+        what is left then stays idle.
+
+        Raises:
+          ConfigError: there are too few devices, or they can't share the batch.
+        """
+        sizes = dict(vars(self))
+        fixed = self.named
+        if fixed > n_devices:
+            shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != -1)
+            raise ConfigError(
+                f"{shown} ask for {fixed} devices, and there are {n_devices}; try smaller ones"
+            )
+        sharers = math.prod(sizes[name] for name in ("data", "fsdp") if sizes[name] != -1)
+        if batch_at_once % sharers:
+            raise ConfigError(
+                f"{sharers} devices (mesh.data x mesh.fsdp) can't share {batch_at_once} sequences "
+                f"at once; try a train.batch_size or train.micro_batch divisible by {sharers}"
+            )
+        for name, size in sizes.items():
+            if size == -1:
+                room = n_devices // fixed
+                share = kv_heads if name == "tensor" else batch_at_once // sharers
+                sizes[name] = next(n for n in range(room, 0, -1) if share % n == 0)
+        return sizes["data"], sizes["fsdp"], sizes["tensor"]
+
+
+@dataclasses.dataclass(frozen=True)
 class SampleConfig:
     """How text is written."""
 
@@ -389,12 +453,21 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
     def __post_init__(self):
         _check_fields(self)
         if not self.run_dir:
             raise ConfigError("run_dir is empty; give a folder such as runs/nano")
+        heads, tensor = self.model.kv_heads, self.mesh.tensor
+        if tensor != -1 and heads % tensor:
+            name = "n_head" if self.model.n_kv_head is None else "n_kv_head"
+            ways = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+            raise ConfigError(
+                f"mesh.tensor={tensor} must divide model.{name}={heads}; try mesh.tensor="
+                f"{' or '.join(ways)}, or mesh.fsdp={tensor}"
+            )
         optim = _pinned(self.optim, self.train.steps)
         if optim.schedule != "constant" and (
             optim.warmup_steps + (optim.decay_steps or 1) > (optim.schedule_steps or 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gpt_jax.config import ModelConfig
 
@@ -22,6 +23,22 @@ ACTIVATIONS = {
     "relu2": lambda x: jnp.square(nn.relu(x)),  # So et al. 2021, https://arxiv.org/abs/2109.08668
     "swiglu": nn.silu,  # Shazeer 2020, https://arxiv.org/abs/2002.05202
 }
+
+
+def lay(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Returns x, laid out over the devices of the mesh in force; without one, x as it is.
+
+    XLA works out most layouts from those of the parameters. Left alone, it may gather the batch
+    where it should gather a layer's parameters, so the few arrays that decide are pinned.
+
+    Args:
+      x: any array.
+      *axes: for each of its axes "batch", "tensor" or None, not split; the rest are not split.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    names = {"batch": ("data", "fsdp"), "tensor": "tensor", None: None}
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names[axis] for axis in axes)))
 
 
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
@@ -116,6 +133,7 @@ class MLP(nn.Module):
             h_BTF *= activation(Dense(F, use_bias=c.bias, name="gate")(x_BTD))
         else:
             h_BTF = activation(h_BTF)
+        h_BTF = lay(h_BTF, "batch", None, "tensor")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic)
 

@@ -270,8 +270,10 @@ def _announce(start: Start, programs: Programs, display: Display) -> None:
     device = mesh.devices.flat[0]
     if hint := missing_accelerator(device.platform):
         display.note(hint)
-    n, unused = mesh.size, len(jax.devices()) - mesh.size
-    spare = f" ({unused} more left idle: they don't divide the batch)" if unused else ""
+    n, unused = mesh.size // mesh.shape["tensor"], len(jax.devices()) - mesh.size
+    spare = f" ({unused} more left idle: the mesh does not use them)" if unused else ""
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    layout = f" ({axes})" if mesh.shape["data"] < mesh.size else ""
     parts = f"{batch_size // at_once} parts x " if at_once < batch_size else ""
     tokens_per_step = batch_size * model.block_size
     total = tokens_per_step * config.train.steps
@@ -285,8 +287,8 @@ def _announce(start: Start, programs: Programs, display: Display) -> None:
             f"{model.n_embd} wide, context {model.block_size}, {model.vocab_size} tokens",
             **({"from": _describe_origin(origin, model.block_size)} if origin else {}),
             "attention": f"{attention} ({reason})" if reason else attention,
-            "devices": f"{n} x {device.device_kind}: batch {batch_size} = {parts}{n} x "
-            f"{at_once // n} sequences{spare}",
+            "devices": f"{mesh.size} x {device.device_kind}{layout}: batch {batch_size} = {parts}"
+            f"{n} x {at_once // n} sequences{spare}",
             "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
             f"{total / n_train:.1f} times the training text",
             "batches": f"{config.data.order}, {programs.feed.describe()}",

@@ -10,7 +10,9 @@ when its memory is used up; a CPU's system ends the process without a word.)
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.attention import QUERIES, choose_attention, find_backend
-from gpt_jax.config import Config
-from gpt_jax.devices import available_memory, largest_divisor
+from gpt_jax.config import Config, ConfigError
+from gpt_jax.devices import available_memory
 from gpt_jax.errors import UserError
 from gpt_jax.layers import mlp_width
 from gpt_jax.step import state_shapes
@@ -51,12 +53,12 @@ class Need:
         return self.state + self.activations
 
 
-def estimate_memory(config: Config, n_devices: int, backend: str) -> Need:
+def estimate_memory(config: Config, mesh: tuple[int, int, int], backend: str) -> Need:
     """Returns what a device needs at least.
 
     Args:
       config: the settings, with the vocabulary's size and the schedule's length.
-      n_devices: that share the batch; each has a whole state.
+      mesh: devices on the axes data, fsdp and tensor.
       backend: see `attention.find_backend`.
     """
     model, train = config.model, config.train
@@ -64,16 +66,18 @@ def estimate_memory(config: Config, n_devices: int, backend: str) -> Need:
     gradients = _size(state.params)
     if train.batch_at_once < train.batch_size:
         gradients *= 2  # their sum, and those of one part
-
-    B = -(-train.batch_at_once // n_devices)
+    data, fsdp, tensor = mesh
+    B = -(-train.batch_at_once // (data * fsdp))
     T, D, H = model.block_size, model.n_embd, model.n_head
     item = jnp.dtype(model.dtype).itemsize
     qkv = (H + 2 * model.kv_heads) * model.head_size
     up = mlp_width(model) * (2 if model.activation == "swiglu" else 1)
-    products = qkv + D + up + D  # of a token with parameters, in a block
+    # Of a token with parameters, in a block; heads and the MLP's width are split over `tensor`.
+    products = qkv // tensor + D + up // tensor + D
     # Two sums, two norms, attention's result, the MLP's middle after its activation.
-    kept = item * (products + 3 * D + mlp_width(model))
+    kept = item * (products + 3 * D + mlp_width(model) // tensor)
     attention, _ = choose_attention(model, backend)
+    H //= tensor
     block = B * T * (kept + (FLOAT32 * H * T if attention == "plain" else 0))
     saved = {
         "none": block,
@@ -85,11 +89,12 @@ def estimate_memory(config: Config, n_devices: int, backend: str) -> Need:
         moment += 2 * FLOAT32 * B * H * T * min(QUERIES, T)
     loss_tokens = B * T
     if train.loss_chunk is not None:
-        loss_tokens = min(loss_tokens, max(B, train.loss_chunk // n_devices))
+        loss_tokens = min(loss_tokens, max(B, train.loss_chunk // (data * fsdp)))
     logits = 2 * FLOAT32 * loss_tokens * model.vocab_size  # and their gradient
     step = model.n_layer * saved + max(moment, logits)
     batches = 2 * train.eval_batches * train.batch_size * (T + 1) * FLOAT32  # int32, of two splits
-    return Need(state=_size(state) + gradients, activations=max(step, batches))
+    held = (_size(state) + gradients) // (fsdp * tensor)
+    return Need(state=held, activations=max(step, batches))
 
 
 def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
@@ -110,16 +115,22 @@ def check_memory(config: Config) -> None:
         return
 
     def need(config: Config) -> Need:
-        n = largest_divisor(config.train.batch_at_once, len(devices))
-        need = estimate_memory(config, n, backend)
-        together = n if backend == "cpu" else 1
+        heads = config.model.kv_heads
+        mesh = config.mesh.spread(config.train.batch_at_once, len(devices), heads)
+        need = estimate_memory(config, mesh, backend)
+        together = math.prod(mesh) if backend == "cpu" else 1
         return Need(together * need.state, together * need.activations)
 
     asked = need(config)
     if asked.total <= limit:
         return
-    fitting = (text for smaller, text in _smaller(config) if need(smaller).total <= limit)
-    way_out = next(fitting, "")
+
+    def fits(config: Config) -> bool:
+        with contextlib.suppress(ConfigError):  # the mesh can't share a batch so small
+            return need(config).total <= limit
+        return False
+
+    way_out = next((text for smaller, text in _smaller(config) if fits(smaller)), "")
     where = "this machine has" if backend == "cpu" else f"{devices[0].device_kind} has"
     raise UserError(
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "

@@ -38,6 +38,7 @@ from gpt_jax.layers import (
     WEIGHT_INIT,
     Dense,
     Dropout,
+    lay,
     make_norm,
     residual_init,
     rms_norm,
@@ -123,7 +124,8 @@ class Attention(nn.Module):
         H, K = c.n_head, c.head_size
         qkv_BTE = Dense((H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, name="qkv")(x_BTD)
         q, k, v = (
-            jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2)  # (B, H or H / G, T, K)
+            # (B, H or H / G, T, K)
+            lay(jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2), "batch", "tensor")
             for part_BTE in jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
         )
         start = 0 if cached is None else cached[2]
@@ -170,10 +172,11 @@ class Block(nn.Module):
             last_only=self.last_only,
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
+        x_BTD = lay(x_BTD, "batch")
         x_BTD += MLP(self.config, name="mlp")(
             make_norm(self.config, "norm_2", x_BTD.dtype)(x_BTD), deterministic=self.deterministic
         )
-        return x_BTD, kv
+        return lay(x_BTD, "batch"), kv
 
 
 class Head(nn.Module):
@@ -244,7 +247,7 @@ class GPT(nn.Module):
             position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
             x_BTD += jax.lax.dynamic_slice_in_dim(position_SD, start, T)
         x_BTD = x_BTD.astype(c.dtype)
-        x_BTD = Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic)
+        x_BTD = lay(Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic), "batch")
         kv = []
         if (last_only or cache is not None) and not self.is_initializing():
             layers = unstack_blocks(self.variables["params"])["blocks"]

@@ -6,6 +6,8 @@ before the first step, and it can use more than one core.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -49,8 +51,15 @@ class Programs:
         """Works out shapes; `start` begins to compile."""
         self._config = config
         self._memory = memory_limit(jax.devices()[0])
-        self.mesh = make_mesh(config.train.batch_at_once)
+        self.mesh = make_mesh(
+            config.train.batch_at_once, sizes=config.mesh, kv_heads=config.model.kv_heads
+        )
         optimizer = make_optimizer(config.optim)
+        # Where parameters are split, the model pins some layouts; see `layers.lay`.
+        is_split = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1
+        self._layouts = (
+            functools.partial(jax.set_mesh, self.mesh) if is_split else contextlib.nullcontext
+        )
 
         def initialise(keys: Keys) -> TrainState:
             return init_state(config.model, optimizer, keys.init)
@@ -183,7 +192,9 @@ class Programs:
         if name not in self._compiled:
 
             def compile_and_check() -> jax.stages.Compiled:
-                program = function.lower(*args, **kwargs).compile()
+                with self._layouts():
+                    lowered = function.lower(*args, **kwargs)
+                program = lowered.compile()
                 what = name if isinstance(name, str) else "train"
                 check_program(program, self._memory, f"the program {what!r}")
                 return program

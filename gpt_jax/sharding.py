@@ -1,10 +1,16 @@
 """The mesh of devices, and how parameters and batches lie on it; the model knows nothing of either.
 
-There is one path for every machine: a laptop's single device is a 1x1x1 mesh.
+There is one path for every machine: a laptop's single device is a 1x1x1 mesh. Along `data` and
+`fsdp` devices have sequences of their own; along `fsdp` and `tensor` they have parts of the
+parameters and of what the optimizer keeps. XLA adds what they must tell one another: a layer's
+parameters are gathered over `fsdp` when it is computed (Rajbhandari et al. 2020,
+https://arxiv.org/abs/1910.02054, stage 3), and heads and the MLP's width stay apart over `tensor`
+(Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -13,29 +19,50 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gpt_jax.config import ConfigError, MeshConfig
 from gpt_jax.devices import largest_divisor
 
 AXES = ("data", "fsdp", "tensor")
+BOTH = ("fsdp", "tensor")
 
-# (parameter path, how it is laid out): the first match counts. Every parameter is copied to every
-# device so far; the batch alone is split.
+# (parameter path, how it is laid out): the first match counts. Arrays of blocks begin with the
+# layer. Vocabularies are odd (73, 50,257), so tokens are split along their width.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"tokens/embedding|positions", P()),
+    (r"tokens/embedding|positions", P(None, BOTH)),
+    (r"blocks/attn/qkv/kernel|blocks/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"blocks/attn/qkv/bias|blocks/mlp/(gate|up)/bias", P(None, "tensor")),
+    (r"blocks/(attn/proj|mlp/down)/kernel", P(None, "tensor", "fsdp")),
+    (r"head/kernel", P(BOTH, None)),
+    # Small ones are copied to every device.
     (r"blocks/(norm_1|norm_2)/(scale|bias)|norm_f/(scale|bias)", P()),
-    (r"blocks/attn/(qkv|proj)/(kernel|bias)|blocks/attn/(q_norm|k_norm)/scale", P()),
-    (r"blocks/mlp/(gate|up|down)/(kernel|bias)", P()),
-    (r"head/(kernel|bias)|head_bias", P()),
+    (r"blocks/attn/(q_norm|k_norm)/scale", P()),
+    (r"blocks/(attn/proj|mlp/down)/bias|head/bias|head_bias", P()),
     (r"ns_coeffs", P()),  # three numbers that optax keeps in Muon's state
 )
 
 
-def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of as many devices as divide the batch evenly, all on the data axis."""
+def make_mesh(
+    batch_size: int,
+    devices: Sequence[jax.Device] | None = None,
+    sizes: MeshConfig = MeshConfig(),  # noqa: B008, frozen
+    kv_heads: int = 1,
+) -> Mesh:
+    """Returns a mesh of (data, fsdp, tensor) devices.
+
+    Args:
+      batch_size: sequences that data x fsdp devices share evenly.
+      devices: None is all there are.
+      sizes: of the axes; by default as many devices as divide the batch, all on the data axis.
+      kv_heads: that devices on the tensor axis share evenly.
+
+    Raises:
+      ConfigError: there are too few devices, or they can't share the batch.
+    """
     devices = jax.devices() if devices is None else devices
-    n = largest_divisor(batch_size, len(devices))
+    shape = sizes.spread(batch_size, len(devices), kv_heads)
     # Auto: XLA places what is not said; Explicit, jax's default, is not for linen's layers.
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return Mesh(np.array(devices[:n]).reshape(n, 1, 1), AXES, axis_types=types)
+    return Mesh(np.array(devices[: math.prod(shape)]).reshape(shape), AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -65,6 +92,7 @@ def state_shardings(state, mesh: Mesh):
 
     Raises:
       ValueError: no rule names a leaf; the message gives its path and shape.
+      ConfigError: a leaf's size is not divisible by the devices that are to share it.
     """
 
     def sharding(path, leaf):
@@ -73,7 +101,20 @@ def state_shardings(state, mesh: Mesh):
         name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
         for pattern, spec in RULES:
             if re.search(rf"(^|/)({pattern})$", name):
+                _check_divisible(name, leaf.shape, spec, mesh)
                 return NamedSharding(mesh, spec)
         raise ValueError(f"no sharding rule names the parameter {name} of shape {leaf.shape}")
 
     return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _check_divisible(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
+    for size, axes in zip(shape, spec, strict=False):
+        names = [axes] if isinstance(axes, str) else list(axes or ())
+        n = math.prod(mesh.shape[axis] for axis in names)
+        if size % n:
+            shown = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in names)
+            raise ConfigError(
+                f"{shown}: {n} devices can't share {name} of shape {shape}, as {size} is not "
+                f"divisible by {n}; try {largest_divisor(size, n - 1)}, or mesh.data"
+            )

@@ -276,6 +276,7 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
         corpus = path
     free = {"run_dir", "train.steps", "model.vocab_size"}
     free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
+    free |= {"mesh.data", "mesh.fsdp", "mesh.tensor"}
     config = pin_schedule(config)
     ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
         config.optim.constant_steps, saved.optim.constant_steps
@@ -314,4 +315,5 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
         data=dataclasses.replace(saved.data, corpus=corpus, resident=config.data.resident),
         optim=config.optim,
         train=dataclasses.replace(saved.train, steps=config.train.steps),
+        mesh=config.mesh,
     )

@@ -39,7 +39,7 @@ TINY = [
 def place(tmp_path, monkeypatch):
     """An empty working folder, no server for oz, and the devices left as they are."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "request_cpu_devices", lambda batch_size: None)
+    monkeypatch.setattr(main, "request_cpu_devices", lambda *args, **kwargs: None)
     monkeypatch.setattr(corpora, "__file__", str(tmp_path / "elsewhere/gpt_jax/corpora.py"))
     monkeypatch.setattr(corpora, "TRIES", 1)
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
@@ -551,7 +551,7 @@ def trained(tmp_path_factory):
     text = folder / "book.txt"
     text.write_text(TEXT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "request_cpu_devices", lambda batch_size: None)
+        patch.setattr(main, "request_cpu_devices", lambda *args, **kwargs: None)
         argv = ["train", "--data.corpus", str(text), "--run-dir", str(folder / "run"), *TINY]
         assert main.main(argv) == 0
     return folder / "run", text

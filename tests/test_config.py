@@ -68,6 +68,7 @@ FLOATS = [
     "optim.floor",
     "sample.top_p",
 ]
+MESH_SIZES = ["mesh.data", "mesh.fsdp", "mesh.tensor"]
 TEXTS = ["run_dir", "data.corpus"]
 SWITCHES = [
     "model.bias",
@@ -118,7 +119,7 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
         name for name, hint, _ in settings(Config) if hint in (int, float, int | None, float | None)
     }
     assert numbers == {
-        *POSITIVE_INTS, *FLOATS, "seed", "model.vocab_size", "data.vocab_size",
+        *POSITIVE_INTS, *FLOATS, *MESH_SIZES, "seed", "model.vocab_size", "data.vocab_size",
         "optim.warmup_steps", "optim.decay_steps",
     }  # fmt: skip
 
@@ -525,8 +526,17 @@ def test_to_dict_nests_by_group():
     values = to_dict(Config())
     assert values["model"]["n_layer"] == 3
     assert values["sample"]["prompt"] is None
-    groups = {"model", "data", "optim", "train", "sample"}
+    groups = {"model", "data", "optim", "train", "mesh", "sample"}
     assert set(values) == {"run_dir", "seed", "init_from"} | groups
+
+
+@pytest.mark.parametrize("name", MESH_SIZES)
+def test_the_size_of_a_mesh_axis_is_at_least_1_or_minus_1(name):
+    for value in (0, -2, 1.5):
+        assert name in refusal(name, value)
+    others = dict.fromkeys(MESH_SIZES, 1)
+    for value in (-1, 1, 4):
+        assert get(override(Config(), {**others, name: value}), name) == value
 
 
 def test_what_json_leaves_out_keeps_its_default():

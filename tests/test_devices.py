@@ -115,6 +115,12 @@ def test_as_many_devices_as_divide_the_batch_and_have_a_core(batch_size, n):
     assert os.environ["JAX_NUM_CPU_DEVICES"] == n
 
 
+@pytest.mark.usefixtures("environment")
+def test_a_mesh_has_the_devices_it_names():
+    request_cpu_devices(32, at_least=8)
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == "8"
+
+
 def test_the_users_device_count_wins(environment):
     environment.setenv("JAX_NUM_CPU_DEVICES", "3")
     request_cpu_devices(32)

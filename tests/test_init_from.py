@@ -186,7 +186,7 @@ def test_a_gpt2_folder_has_no_corpus_of_its_own(gpt2):
 def command(monkeypatch, capsys, gpt2, tmp_path):
     """Runs a command beside the folder gpt2; returns what it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "request_cpu_devices", lambda batch_size: None)
+    monkeypatch.setattr(main, "request_cpu_devices", lambda *args, **kwargs: None)
 
     def run(words: str, status: int = 0) -> str:
         capsys.readouterr()

@@ -58,7 +58,7 @@ def test_the_estimate_is_between_half_and_all_of_what_xla_plans(model, train):
         model=dataclasses.replace(SMALL.model, **model),
         train=dataclasses.replace(SMALL.train, **train),
     )
-    estimate, plan = estimate_memory(config, 1, "cpu").total, planned(config)
+    estimate, plan = estimate_memory(config, (1, 1, 1), "cpu").total, planned(config)
     assert plan / 2 < estimate <= plan, estimate / plan
 
 
@@ -66,7 +66,7 @@ def test_the_estimate_by_hand():
     """base: state and gradients are float32, twice the latter in parts; bfloat16 activations."""
     config = with_vocabulary("base", 50257)
     P, L, D, tokens = 124_439_808, 12, 768, 64 * 1024
-    need = estimate_memory(config, 1, "cuda 9.0")
+    need = estimate_memory(config, (1, 1, 1), "cuda 9.0")
     assert (
         need.state == 4 * (3 * P + 2 * P) + 3 * 4
     )  # counters: the state's, Adam's, the schedule's
@@ -74,16 +74,17 @@ def test_the_estimate_by_hand():
     logits = 2 * 4 * 8192 * 50257
     assert need.activations == L * tokens * kept + logits
     assert (
-        estimate_memory(config, 8, "cuda 9.0").activations == L * tokens // 8 * kept + logits // 8
+        estimate_memory(config, (8, 1, 1), "cuda 9.0").activations
+        == L * tokens // 8 * kept + logits // 8
     )
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
     again = L * tokens * 2 * D + max(tokens * kept, logits)
-    assert estimate_memory(full, 1, "cuda 9.0").activations == again
+    assert estimate_memory(full, (1, 1, 1), "cuda 9.0").activations == again
 
 
 @pytest.mark.parametrize("name", ["base", "medium", "large", "xl", "base_8k"])
 def test_a_config_fits_the_gpu_of_80_gb_that_it_names(name):
-    need = estimate_memory(with_vocabulary(name, 50257), 1, "cuda 9.0")
+    need = estimate_memory(with_vocabulary(name, 50257), (1, 1, 1), "cuda 9.0")
     assert need.state + 2 * need.activations < 80e9  # activations may take twice the estimate
 
 

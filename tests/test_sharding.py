@@ -1,0 +1,228 @@
+"""One device, many devices: the same training, and nothing large on every one of them."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+
+from gpt_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from gpt_jax.data import Split
+from gpt_jax.loop import train
+from gpt_jax.programs import Programs
+from gpt_jax.sharding import make_mesh
+
+TOKENS = np.random.default_rng(0).integers(0, 11, 4_000).astype(np.int32)
+MODEL = dataclasses.replace(TINY, n_layer=2, n_head=2, n_embd=32, block_size=24)
+STEPS = 50
+LAYOUTS = {
+    "8 data": MeshConfig(),
+    "8 fsdp": MeshConfig(data=1, fsdp=8),
+    "2 x 2 x 2": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+ONE = MeshConfig(data=1)
+KINDS = {
+    "adamw": (OptimConfig(), TrainConfig(batch_size=16)),
+    "adamw, in parts": (OptimConfig(), TrainConfig(batch_size=32, micro_batch=16)),
+    "muon, clipped": (OptimConfig(optimizer="muon", clip=0.5), TrainConfig(batch_size=16)),
+}
+
+
+def programs_of(kind: str, mesh: MeshConfig) -> Programs:
+    optim, train = KINDS[kind]
+    train = dataclasses.replace(train, steps=STEPS)
+    split = Split((TOKENS,), len(TOKENS))
+    config = Config(model=MODEL, optim=optim, train=train, mesh=mesh)
+    return Programs(config, {"train": split, "val": split})
+
+
+def run(kind: str, mesh: MeshConfig, noise: int | None = None):
+    """50 steps with dropout: the losses, and the parameters at the end.
+
+    With `noise`, the first parameters are moved by at most a unit in their last place.
+    """
+    programs = programs_of(kind, mesh)
+    keys = programs.keys()
+    state = programs.initialise(keys)
+    if noise is not None:
+        random = np.random.default_rng(noise)
+        eps = np.finfo(np.float32).eps
+
+        def move(x):
+            moved = np.asarray(x) * (1 + eps * random.uniform(-1, 1, x.shape))
+            return jax.device_put(moved.astype(np.float32), x.sharding)
+
+        state = state.replace(params=jax.tree.map(move, state.params))
+    state, metrics = programs.train_chunk(state, keys, 0, STEPS)
+    return np.asarray(metrics["loss"], np.float64), jax.device_get(state.params)
+
+
+@functools.cache
+def one_device(kind: str):
+    """What one device gives, and how far rounding alone may lead away from it.
+
+    Rounding grows from step to step, so its reach is measured: five runs on one device from
+    parameters that differ in the last place. Layouts add up in another order in every product of
+    every step, not in the first parameters alone: ten times the largest distance is allowed. (A
+    batch or a dropout mask that differed would move a loss by some 1e-2: see the test below.)
+    """
+    losses, params = run(kind, ONE)
+    loss_reach, param_reach = np.full(STEPS, 1e-6), 0.0
+    for noise in range(5):
+        other_losses, other_params = run(kind, ONE, noise)
+        loss_reach = np.maximum(loss_reach, np.abs(other_losses - losses))
+        param_reach = max(param_reach, distance(params, other_params))
+    return losses, params, 10 * np.maximum.accumulate(loss_reach), 10 * param_reach
+
+
+def distance(a, b) -> float:
+    """The largest difference of two parameters."""
+    return max(
+        float(np.abs(x - y).max())
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_trains_the_same(kind, layout):
+    losses, params, loss_reach, param_reach = one_device(kind)
+    assert loss_reach[-1] < 5e-3, "rounding alone would hide a wrong mask"
+    found_losses, found_params = run(kind, LAYOUTS[layout])
+    assert (np.abs(found_losses - losses) <= loss_reach).all()
+    assert distance(params, found_params) <= param_reach
+    assert losses[-1] < losses[0]
+
+
+def test_another_batch_or_mask_would_be_seen():
+    losses, _, loss_reach, _ = one_device("adamw")
+    programs = programs_of("adamw", ONE)
+    keys = programs.keys()
+    for other in ({"data": keys.eval}, {"dropout": keys.eval}):
+        _, metrics = programs.train_chunk(
+            programs.initialise(keys), keys.replace(**other), 0, STEPS
+        )
+        assert (np.abs(np.asarray(metrics["loss"]) - losses) > 3 * loss_reach).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon, clipped"])
+def test_parameters_and_what_the_optimizer_keeps_are_split(kind):
+    """Whatever is larger than a width's worth of numbers lies in quarters on 2 x 2 devices."""
+    programs = programs_of(kind, LAYOUTS["2 x 2 x 2"])
+    state = programs.initialise(programs.keys())
+    state, _ = programs.train_chunk(state, programs.keys(), 0, 10)
+    large = 0
+    for leaf in jax.tree.leaves(state):
+        if leaf.size > 4 * MODEL.n_embd * MODEL.n_layer:
+            parts = {shard.data.size for shard in leaf.addressable_shards}
+            assert parts == {leaf.size // 4}, leaf.shape
+            large += 1
+    assert large >= 3 * 5  # the kernels of a model, and two moments of each
+
+
+def collectives(program) -> list[tuple[str, int]]:
+    """(kind, numbers in the largest result) of each collective of a compiled program."""
+    found = []
+    line_of = re.compile(
+        r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+    )
+    for match in line_of.finditer(program.as_text()):
+        shapes = re.findall(r"\[([\d,]*)\]", match[1])
+        sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
+        found.append((match[2], max(sizes)))
+    return found
+
+
+def test_what_devices_tell_one_another():
+    """Over fsdp a layer's parameters, over tensor its results for the device's own sequences."""
+    found = {}
+    for layout, mesh in {"1": ONE, **LAYOUTS}.items():
+        found[layout] = collectives(programs_of("adamw", mesh)._chunk_program(10).result())
+    kernel = 4 * MODEL.n_embd**2  # of the MLP, the largest
+    states = 16 // 4 * MODEL.block_size * MODEL.n_embd
+    assert found["1"] == []
+    assert {kind for kind, _ in found["8 data"]} == {"all-reduce"}  # of gradients
+    gathered = [size for kind, size in found["8 fsdp"] if kind == "all-gather"]
+    assert max(gathered) == max(size for _, size in found["8 fsdp"]) == kernel
+    gathered = [size for kind, size in found["2 x 2 x 2"] if kind == "all-gather"]
+    summed = [size for kind, size in found["2 x 2 x 2"] if kind == "all-reduce"]
+    assert max(gathered) <= max(kernel // 2, states)
+    # Attention's and the MLP's results forward, and the gradients of what they read backward.
+    assert summed.count(states) == 4 * MODEL.n_layer
+    assert max(size for _, size in found["2 x 2 x 2"]) <= max(kernel // 2, states)
+
+
+def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
+    """The same batches and masks: what differs is rounding, some 1e-6 after so few steps."""
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+
+    def go_on(name: str, steps: int, mesh: MeshConfig):
+        train_config = TrainConfig(
+            batch_size=16, steps=steps, eval_interval=10, eval_batches=2, checkpoint_interval=10
+        )
+        config = Config(
+            run_dir=str(tmp_path / name), model=dataclasses.replace(MODEL, vocab_size=0),
+            data=DataConfig(corpus=str(text)), train=train_config, mesh=mesh,
+        )  # fmt: skip
+        return {row["step"]: row for row in train(config, quiet=True).rows}
+
+    expected = go_on("whole", 20, ONE)
+    go_on("parts", 10, LAYOUTS["8 fsdp"])
+    found = go_on("parts", 20, LAYOUTS["2 x 2 x 2"])
+    assert found.keys() == expected.keys()
+    for step, row in expected.items():
+        for name in ("loss", "val_loss"):
+            if name in row:
+                assert found[step][name] == pytest.approx(row[name], abs=1e-4)
+
+
+def test_a_mesh_of_its_settings():
+    assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert MeshConfig().spread(12, 8) == (6, 1, 1)
+    assert MeshConfig(fsdp=2).spread(12, 8) == (3, 2, 1)
+    assert MeshConfig(data=2, fsdp=-1).spread(12, 8) == (2, 3, 1)
+    assert MeshConfig(data=1, tensor=-1).spread(12, 8, kv_heads=6) == (1, 1, 6)
+    assert MeshConfig(data=1).spread(7, 8) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "message"),
+    [
+        ({"data": 4, "fsdp": 4}, 16, "ask for 16 devices, and there are 8"),
+        ({"data": 2, "fsdp": 2}, 6, r"4 devices .* can't share 6 sequences .* divisible by 4"),
+        ({"data": -1, "fsdp": -1}, 8, "mesh.data and mesh.fsdp are both -1"),
+        ({"fsdp": 0}, 8, "mesh.fsdp=0 must be a whole number of at least 1, or -1"),
+    ],
+)
+def test_a_mesh_that_can_t_be_is_refused(sizes, batch, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(batch, sizes=MeshConfig(**sizes))
+
+
+def test_heads_that_the_tensor_axis_does_not_divide_are_refused_with_advice():
+    model = ModelConfig(n_head=25, n_embd=1600)
+    with pytest.raises(
+        ConfigError,
+        match=r"mesh\.tensor=2 must divide model\.n_head=25; try mesh\.tensor=1 or 5 or 25, or",
+    ):
+        Config(model=model, mesh=MeshConfig(tensor=2))
+
+
+def test_a_width_that_devices_can_t_share_is_refused():
+    model = dataclasses.replace(MODEL, n_embd=36)
+    config = Config(model=model, train=TrainConfig(batch_size=16), mesh=LAYOUTS["8 fsdp"])
+    split = Split((TOKENS,), len(TOKENS))
+    with pytest.raises(ConfigError, match=r"mesh\.fsdp=8.*8 devices can't share .* shape"):
+        Programs(config, {"train": split, "val": split})
