@@ -103,13 +103,14 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
     else:
         check_folder(run_dir)
         data = config.data
-        corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
         if config.init_from is None:
+            corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
             tokenizer = _tokenizer(data, corpus)
         else:
             source = load_run(find(config.init_from))
             params, origin = take_params(source, config)
             tokenizer = source.tokenizer
+            corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
             check_same_tokenizer(corpus, tokenizer, config.init_from)
             if isinstance(corpus, Corpus):
                 learned = isinstance(tokenizer, BpeTokenizer)

@@ -10,7 +10,14 @@ import pytest
 from test_tokenizer import HARD, STORY, learned
 
 from gpt_jax.errors import UserError
-from gpt_jax.hf_tokenizer import GPT2_PATTERN, find_merges, load_tokenizer, save_tokenizer
+from gpt_jax.hf_tokenizer import (
+    GPT2_PATTERN,
+    GPT2_SPELLINGS,
+    common_spelling,
+    find_merges,
+    load_tokenizer,
+    save_tokenizer,
+)
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
 
 BYTES = BpeTokenizer([bytes([b]) for b in range(256)], GPT2_PATTERN, {"<|endoftext|>": 256})
@@ -40,6 +47,16 @@ def test_gpt2s_files_give_tiktokens_ids(gpt2, gpt2_files, monkeypatch, no_vocabu
     for text in [*HARD, STORY]:
         np.testing.assert_array_equal(gpt2.encode(text), published.encode(text))
     assert gpt2.encode("Hello, world!").tolist() == [15496, 11, 995, 0]
+
+
+@pytest.mark.parametrize("pattern", GPT2_SPELLINGS)
+def test_every_spelling_of_gpt2s_pattern_cuts_alike(pattern, gpt2, gpt2_files, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    assert common_spelling(pattern) == GPT2_PATTERN
+    assert BpeTokenizer.published("gpt2").pattern in GPT2_SPELLINGS
+    other = BpeTokenizer(gpt2.tokens, pattern, gpt2.special_tokens)
+    for text in [*HARD, STORY, "a  b \n\n c\t", " \n ", "it's 12 o'clock,  isn't it?\n"]:
+        np.testing.assert_array_equal(gpt2.encode(text), other.encode(text))
 
 
 def test_gpt2s_tokenizer_json_is_as_good(tmp_path, gpt2, gpt2_folder):
