@@ -49,8 +49,12 @@ CHARACTERS = _split(r"[\s\S]")
 
 
 def common_spelling(pattern: str) -> str:
-    """Returns one spelling for the known expressions that cut every text alike."""
-    return GPT2_PATTERN if pattern in GPT2_SPELLINGS else pattern
+    """Returns one spelling, good for every program, of known expressions that cut texts alike."""
+    if pattern in GPT2_SPELLINGS:
+        return GPT2_PATTERN
+    # In cl100k's a digit can't begin what follows, so the + that keeps what was taken changes
+    # nothing; in Hugging Face's regular expressions it would mean any number of times 1 to 3.
+    return pattern.replace("{1,3}+|", "{1,3}|")
 
 
 # --- in -------------------------------------------------------------------------------------------
@@ -222,7 +226,10 @@ def _bpe_values(tokenizer: BpeTokenizer) -> dict[str, Any]:
         ],
         "pre_tokenizer": {
             "type": "Sequence",
-            "pretokenizers": [_split(tokenizer.pattern), {**byte_level, "use_regex": False}],
+            "pretokenizers": [
+                _split(common_spelling(tokenizer.pattern)),
+                {**byte_level, "use_regex": False},
+            ],
         },
         "decoder": {**byte_level, "use_regex": True},
         "model": {
