@@ -118,8 +118,10 @@ def check_memory(config: Config) -> None:
     asked = need(config)
     if asked.total <= limit:
         return
-    fitting = (text for smaller, text in _smaller(config) if need(smaller).total <= limit)
-    way_out = next(fitting, "")
+    ways = [(need(smaller), text) for smaller, text in _smaller(config)]
+    # The estimate is a floor, so a way that leaves room for twice the activations comes first.
+    with_room = (text for n, text in ways if n.total + n.activations <= limit)
+    way_out = next(with_room, "") or next((text for n, text in ways if n.total <= limit), "")
     where = "this machine has" if backend == "cpu" else f"{devices[0].device_kind} has"
     raise UserError(
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
@@ -180,7 +182,8 @@ def _smaller(config: Config) -> Iterator[tuple[Config, str]]:
     for other, extra in [(asked, []), (config, texts)]:
         for power in range(other.train.batch_size.bit_length() - 1, -1, -1):
             smaller = dataclasses.replace(other.train, batch_size=2**power, micro_batch=None)
-            text = " ".join([f"--train.batch-size {2**power}", *extra])
+            whole = [] if other.train.micro_batch is None else ["--train.micro-batch none"]
+            text = " ".join([f"--train.batch-size {2**power}", *whole, *extra])
             yield dataclasses.replace(other, train=smaller), text
 
 
