@@ -297,6 +297,13 @@ def test_a_config_file_may_start_from_a_folder(command, book, monkeypatch, tmp_p
         dataclasses.replace(GPT2, dropout=0.0),
         GPT2,
     ]
+    # How a model is computed is the config's; base is bfloat16.
+    command("--config base --init-from gpt2")
+    command("--config xl --init-from gpt2 --model.dtype float32 --model.attention plain")
+    assert [config.model for config in calls[3:]] == [
+        dataclasses.replace(GPT2, dtype="bfloat16"),
+        dataclasses.replace(GPT2, remat="full", attention="plain"),
+    ]
     line = command("--config mine.py --model.n-layer 3", status=2)
     assert "init_from=gpt2 is another model: model.n_layer is 1 there and 3 here" in line
 
