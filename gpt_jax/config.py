@@ -446,8 +446,9 @@ class Config:
     init_from: str | None = setting(
         None,
         "run or GPT-2 folder to start from, or a name on Hugging Face's hub "
-        "(openai-community/gpt2): its parameters, model settings and tokenizer; model.dropout may "
-        "differ, model.block_size be smaller; none starts from random parameters",
+        "(openai-community/gpt2): its parameters, model settings and tokenizer. model.dtype, remat "
+        "and attention are this config's; model.dropout, embedding_dropout and residual_init_scale "
+        "may differ, model.block_size be smaller; none starts from random parameters",
     )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

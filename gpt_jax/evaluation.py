@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax.config import ModelConfig
+from gpt_jax.config import ModelConfig, TrainConfig
 from gpt_jax.data import Mixture, Split, count_windows, make_windows
 from gpt_jax.devices import WIDE, compiler_options
 from gpt_jax.metrics import bits_per_byte
@@ -87,6 +87,24 @@ class Evaluation:
         )
 
 
+def choose_batch(block_size: int, train: TrainConfig | None = None) -> tuple[int, int | None]:
+    """Returns how many windows are computed at once, and the loss_chunk to do it with.
+
+    They are `BATCH_TOKENS`, in a multiple of 8 windows, so that the windows in a batch are the same
+    for any number of devices up to 8. Where the settings of training compute less at once, as in
+    a small memory, so does this: no more than its micro_batch, and more tokens than `BATCH_TOKENS`
+    only where it has a batch of as many windows. Their loss is then taken in chunks.
+    """
+    batch_size = 8 * max(1, BATCH_TOKENS // block_size // 8)
+    loss_chunk = None
+    if train is not None:
+        most = train.micro_batch or max(train.batch_size, BATCH_TOKENS // block_size)
+        batch_size, loss_chunk = min(batch_size, most), train.loss_chunk
+    if loss_chunk is None and batch_size * block_size > BATCH_TOKENS:
+        loss_chunk = BATCH_TOKENS
+    return batch_size, loss_chunk
+
+
 @functools.lru_cache(maxsize=4)
 def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int | None = None):
     options = compiler_options(jax.default_backend(), library_products=config.n_embd < WIDE)
@@ -101,7 +119,7 @@ def evaluate_split(
     token_bytes: np.ndarray,
     *,
     stride: int | None = None,
-    loss_chunk: int | None = None,
+    train: TrainConfig | None = None,
     max_tokens: int | None = None,
 ) -> Evaluation:
     """Evaluates a model on a whole split; sums in float64.
@@ -114,7 +132,7 @@ def evaluate_split(
       split: what to predict.
       token_bytes: int32 (V,), UTF-8 bytes a token.
       stride: see `data.make_windows`; None is block_size.
-      loss_chunk: see `step.chunked_losses`.
+      train: the settings of training, which say how much is computed at once; see `choose_batch`.
       max_tokens: the most tokens to predict, the first ones, of each corpus; None is all.
 
     Raises:
@@ -123,7 +141,7 @@ def evaluate_split(
     parts = tuple(
         (
             float(share),
-            _evaluate_part(config, params, part, token_bytes, stride, max_tokens, loss_chunk),
+            _evaluate_part(config, params, part, token_bytes, stride, max_tokens, train),
         )
         for share, part in split.parts
     )
@@ -139,11 +157,8 @@ def evaluate_split(
     )
 
 
-def _evaluate_part(
-    config, params, split, token_bytes, stride, max_tokens, loss_chunk
-) -> Evaluation:
-    # The batch is the same for any number of devices up to 8, and so are the windows in it.
-    batch_size = 8 * max(1, BATCH_TOKENS // config.block_size // 8)
+def _evaluate_part(config, params, split, token_bytes, stride, max_tokens, train) -> Evaluation:
+    batch_size, loss_chunk = choose_batch(config.block_size, train)
     mesh = make_mesh(batch_size)
     params = jax.device_put(params, replicated(mesh))
     n_predictable = sum(len(shard) - 1 for shard in split.shards)

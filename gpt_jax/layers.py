@@ -6,6 +6,8 @@ those of `model.py`, which puts the layers together.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,8 +53,44 @@ def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
     return nn.initializers.normal(stddev=0.02 * (2 * config.n_layer) ** -0.5)
 
 
+def product(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Returns x W of a float32 kernel, multiplied in x's dtype and given as `dtype`.
+
+    The kernel's gradient is a sum over all tokens and all devices: float32 whatever x is.
+    """
+    if x.dtype == jnp.float32:
+        return x @ kernel
+    return _half_product(jnp.dtype(dtype), x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _half_product(dtype: jnp.dtype, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+
+
+def _half_product_forward(dtype, x, kernel):
+    kernel = kernel.astype(x.dtype)
+    return jnp.dot(x, kernel, preferred_element_type=dtype), (x, kernel)
+
+
+def _half_product_backward(dtype, saved, gradient):
+    x, kernel = saved
+    tokens = tuple(range(x.ndim - 1))
+    # Of a product given as float32 the gradient is float32 too, and is not rounded first.
+    of_x = jax.lax.dot_general(
+        gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype
+    )
+    of_kernel = jax.lax.dot_general(
+        x, gradient, ((tokens, tokens), ((), ())), preferred_element_type=jnp.float32
+    )
+    return of_x.astype(x.dtype), of_kernel
+
+
+_half_product.defvjp(_half_product_forward, _half_product_backward)
+
+
 class Dense(nn.Module):
-    """x W + b, computed in x's dtype; the parameters are float32.
+    """x W + b, computed in x's dtype; the parameters are float32, and so are their gradients.
 
     The bias is added in float32, so that its gradient, a sum over all tokens, is one in float32:
     linen's Dense would add up thousands of terms in bfloat16's 8 bits.
@@ -65,7 +103,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = x @ kernel.astype(x.dtype)
+        y = product(x, kernel, x.dtype)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

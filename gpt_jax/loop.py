@@ -315,7 +315,7 @@ def _finish(run: Run, start: Start, display: Display) -> Run:
         run.params,
         start.splits["val"],
         run.tokenizer.token_bytes,
-        loss_chunk=run.config.train.loss_chunk,
+        train=run.config.train,
         max_tokens=run.config.train.final_eval_tokens,
     )
     what = "whole validation split" if evaluation.is_whole else "part of the validation split"

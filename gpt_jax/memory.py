@@ -125,12 +125,13 @@ def check_memory(config: Config) -> None:
     if asked.total <= limit:
         return
 
-    def fits(config: Config) -> bool:
+    ways = []
+    for smaller, text in _smaller(config):
         with contextlib.suppress(ConfigError):  # the mesh can't share a batch so small
-            return need(config).total <= limit
-        return False
-
-    way_out = next((text for smaller, text in _smaller(config) if fits(smaller)), "")
+            ways.append((need(smaller), text))
+    # The estimate is a floor, so a way that leaves room for twice the activations comes first.
+    with_room = (text for n, text in ways if n.total + n.activations <= limit)
+    way_out = next(with_room, "") or next((text for n, text in ways if n.total <= limit), "")
     where = "this machine has" if backend == "cpu" else f"{devices[0].device_kind} has"
     raise UserError(
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
@@ -191,7 +192,8 @@ def _smaller(config: Config) -> Iterator[tuple[Config, str]]:
     for other, extra in [(asked, []), (config, texts)]:
         for power in range(other.train.batch_size.bit_length() - 1, -1, -1):
             smaller = dataclasses.replace(other.train, batch_size=2**power, micro_batch=None)
-            text = " ".join([f"--train.batch-size {2**power}", *extra])
+            whole = [] if other.train.micro_batch is None else ["--train.micro-batch none"]
+            text = " ".join([f"--train.batch-size {2**power}", *whole, *extra])
             yield dataclasses.replace(other, train=smaller), text
 
 

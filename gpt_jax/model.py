@@ -40,6 +40,7 @@ from gpt_jax.layers import (
     Dropout,
     lay,
     make_norm,
+    product,
     residual_init,
     rms_norm,
     rotate,
@@ -196,7 +197,7 @@ class Head(nn.Module):
 def head_logits(x_BTD: jax.Array, head: tuple[jax.Array, jax.Array | None]) -> jax.Array:
     """Returns the float32 logits (B, T, V) of the last states, for head = (kernel_DV, bias_V)."""
     kernel_DV, bias_V = head
-    logits_BTV = jnp.dot(x_BTD, kernel_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    logits_BTV = product(x_BTD, kernel_DV, jnp.float32)
     return logits_BTV if bias_V is None else logits_BTV + bias_V
 
 

@@ -355,6 +355,6 @@ def evaluate(
         part,
         run.tokenizer.token_bytes,
         stride=stride,
-        loss_chunk=run.config.train.loss_chunk,
+        train=run.config.train,
         max_tokens=max_tokens,
     )

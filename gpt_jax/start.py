@@ -49,6 +49,9 @@ from gpt_jax.run import (
 from gpt_jax.text import check_top_k
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 
+# Settings of a model that any parameters can be computed with.
+HOW_COMPUTED = ("model.dtype", "model.remat", "model.attention")
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -103,13 +106,14 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
     else:
         check_folder(run_dir)
         data = config.data
-        corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
         if config.init_from is None:
+            corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
             tokenizer = _tokenizer(data, corpus)
         else:
             source = load_run(find(config.init_from))
             params, origin = take_params(source, config)
             tokenizer = source.tokenizer
+            corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
             check_same_tokenizer(corpus, tokenizer, config.init_from)
             if isinstance(corpus, Corpus):
                 learned = isinstance(tokenizer, BpeTokenizer)
@@ -143,8 +147,9 @@ def start_from(config: Config, values: Mapping[str, Any]) -> Config:
     """Returns the settings for a run that starts from `config.init_from`.
 
     Args:
-      config: with init_from, a path or a name on the hub. Its model settings are not used: those of
-        the folder are, or those of the run where `config.run_dir` is one already and was begun so.
+      config: with init_from, a path or a name on the hub. Of its model settings those that say how
+        it is computed (`HOW_COMPUTED`) are used; the others are the folder's, or those of the run
+        where `config.run_dir` is one already and was begun so.
       values: dotted settings to replace after that.
 
     Raises:
@@ -169,13 +174,14 @@ def start_from(config: Config, values: Mapping[str, Any]) -> Config:
     else:
         theirs, _ = read_config(find(config.init_from or ""))
     check_same_model(config.init_from, theirs, values)
-    return override(dataclasses.replace(config, model=theirs.model), values)
+    how = {name: get(config, name) for name in HOW_COMPUTED}
+    return override(dataclasses.replace(config, model=theirs.model), {**how, **values})
 
 
 def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str, Any]) -> None:
     """Raises ConfigError where dotted settings of the model contradict those to start from."""
     free = {f"model.{name}" for name in ("dropout", "embedding_dropout", "residual_init_scale")}
-    free |= {f"model.{name}" for name in ("dtype", "remat", "attention")}  # how it is computed
+    free |= set(HOW_COMPUTED)
     if values.get("model.block_size", math.inf) < theirs.model.block_size:
         free.add("model.block_size")
     differences = [
@@ -186,8 +192,8 @@ def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str,
     if differences:
         raise ConfigError(
             f"init_from={init_from} is another model: {'; '.join(differences)}. Leave these "
-            "settings out; only dropout, dtype, remat and attention may differ, and block_size be "
-            "smaller"
+            "settings out; only dropout, embedding_dropout, residual_init_scale, dtype, remat and "
+            "attention may differ, and block_size be smaller"
         )
 
 

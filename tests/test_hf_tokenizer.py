@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from test_tokenizer import HARD, STORY, learned
 
+from gpt_jax.corpora import find_difference
 from gpt_jax.errors import UserError
-from gpt_jax.hf_tokenizer import GPT2_PATTERN, find_merges, load_tokenizer, save_tokenizer
+from gpt_jax.hf_tokenizer import (
+    GPT2_PATTERN,
+    GPT2_SPELLINGS,
+    common_spelling,
+    find_merges,
+    load_tokenizer,
+    save_tokenizer,
+)
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
 
 BYTES = BpeTokenizer([bytes([b]) for b in range(256)], GPT2_PATTERN, {"<|endoftext|>": 256})
@@ -40,6 +48,16 @@ def test_gpt2s_files_give_tiktokens_ids(gpt2, gpt2_files, monkeypatch, no_vocabu
     for text in [*HARD, STORY]:
         np.testing.assert_array_equal(gpt2.encode(text), published.encode(text))
     assert gpt2.encode("Hello, world!").tolist() == [15496, 11, 995, 0]
+
+
+@pytest.mark.parametrize("pattern", GPT2_SPELLINGS)
+def test_every_spelling_of_gpt2s_pattern_cuts_alike(pattern, gpt2, gpt2_files, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    assert common_spelling(pattern) == GPT2_PATTERN
+    assert BpeTokenizer.published("gpt2").pattern in GPT2_SPELLINGS
+    other = BpeTokenizer(gpt2.tokens, pattern, gpt2.special_tokens)
+    for text in [*HARD, STORY, "a  b \n\n c\t", " \n ", "it's 12 o'clock,  isn't it?\n"]:
+        np.testing.assert_array_equal(gpt2.encode(text), other.encode(text))
 
 
 def test_gpt2s_tokenizer_json_is_as_good(tmp_path, gpt2, gpt2_folder):
@@ -92,6 +110,27 @@ def test_what_is_saved_has_the_ids_of_tokenizers_and_loads_as_it_was(tmp_path, m
         ids = theirs.encode(text).ids
         assert ids == ours.encode(text).tolist()
         assert theirs.decode(ids) == text
+
+
+# cl100k's, as tiktoken has it.
+CL100K = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
+    r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+
+
+def test_an_exported_pattern_cuts_as_tiktoken_does(tmp_path):
+    """By threes: the number would be one piece where {1,3}+ means any number of times."""
+    from tokenizers import Tokenizer
+
+    digits = [b"12", b"34", b"1234", b"56", b"567", b"1234567"]
+    ours = BpeTokenizer([*BYTES.tokens, *digits], CL100K, {})
+    assert [ours.decode([i]) for i in ours.encode("1234567")] == ["12", "3", "4", "56", "7"]
+    save_tokenizer(tmp_path, ours, 64)
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ["1234567", "in 1900, 12 of 1234567\n\n  \n", STORY, *HARD]:
+        assert theirs.encode(text).ids == ours.encode(text).tolist()
+    assert find_difference(ours, load_tokenizer(tmp_path, ours.vocab_size)) == ""
 
 
 def test_ids_of_a_larger_model_stand_for_no_text(tmp_path):

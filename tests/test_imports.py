@@ -14,7 +14,7 @@ ALLOWED = {
     "config_files": {"config", "errors"},
     "files": set(),
     "devices": set(),
-    "corpora": BASE | {"shards", "tokenizer"},
+    "corpora": BASE | {"hf_tokenizer", "shards", "tokenizer"},
     "tokenizer": BASE,
     "shards": BASE | {"tokenizer"},
     "shard_writer": BASE | {"shards", "tokenizer"},

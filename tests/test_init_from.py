@@ -24,6 +24,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.hf_tokenizer import GPT2_PATTERN, save_tokenizer
 from gpt_jax.metrics import read_rows
 from gpt_jax.programs import Programs
+from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.start import make_start, start_from
 from gpt_jax.tokenizer import BpeTokenizer
 
@@ -179,6 +180,53 @@ def test_a_gpt2_folder_has_no_corpus_of_its_own(gpt2):
         gpt_jax.evaluate(gpt_jax.load_run(gpt2))
 
 
+# --- prepared corpora -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpt2_of_its_own_tokens(tmp_path, gpt2_files, monkeypatch, no_vocabularies):
+    """A GPT-2 folder of random weights that has vocab.json and merges.txt, as the published one."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
+    config = dataclasses.replace(GPT2, n_embd=4, block_size=8, vocab_size=50257)
+    shapes = jax.eval_shape(gpt_jax.GPT(config).init, jax.random.key(0), np.zeros((1, 1), np.int32))
+    folder = tmp_path / "published"
+    hf.save(folder, config, jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes["params"]))
+    for file in gpt2_files.iterdir():
+        is_vocabulary = file.read_bytes()[:1] == b"{"
+        shutil.copy(file, folder / ("vocab.json" if is_vocabulary else "merges.txt"))
+    return folder
+
+
+def test_gpt2s_weights_go_on_with_a_corpus_prepared_with_gpt2s_tokens(
+    tiny_config, tmp_path, gpt2_of_its_own_tokens
+):
+    """tiktoken spells GPT-2's pattern in another way, and cuts every text alike."""
+    published = BpeTokenizer.published("gpt2")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    writer = ShardWriter(corpus, published, 100)
+    for split in ("train", "val"):
+        writer.append(split, np.arange(60) * 7)
+    writer.finish("gpt2", {"train": 1, "val": 1})
+    config = override(tiny_config, {"data.corpus": str(corpus)})
+    config = dataclasses.replace(config, init_from=str(gpt2_of_its_own_tokens))
+    start = make_start(start_from(config, {}))
+    assert start.tokenizer.pattern != published.pattern
+    assert start.corpus.tokenizer.to_json() == published.to_json()
+
+
+def test_ids_of_a_folder_that_names_no_tokenizer_are_the_sources(tiny_config, tmp_path, gpt2):
+    """llm.c's and nanoGPT's folders say nothing of it; else GPT-2's are meant."""
+    folder = tmp_path / "nanogpt"
+    folder.mkdir()
+    for split in ("train", "val"):
+        (folder / f"{split}.bin").write_bytes(np.arange(60, dtype="<u2").tobytes())
+    config = override(tiny_config, {"data.corpus": str(folder)})
+    start = make_start(start_from(dataclasses.replace(config, init_from=str(gpt2)), {}))
+    assert start.corpus.tokenizer is start.tokenizer
+    assert start.tokenizer.to_json() == BYTES.to_json()
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 
@@ -248,6 +296,13 @@ def test_a_config_file_may_start_from_a_folder(command, book, monkeypatch, tmp_p
         dataclasses.replace(GPT2, dropout=0.3, block_size=8),
         dataclasses.replace(GPT2, dropout=0.0),
         GPT2,
+    ]
+    # How a model is computed is the config's; base is bfloat16.
+    command("--config base --init-from gpt2")
+    command("--config xl --init-from gpt2 --model.dtype float32 --model.attention plain")
+    assert [config.model for config in calls[3:]] == [
+        dataclasses.replace(GPT2, dtype="bfloat16"),
+        dataclasses.replace(GPT2, remat="full", attention="plain"),
     ]
     line = command("--config mine.py --model.n-layer 3", status=2)
     assert "init_from=gpt2 is another model: model.n_layer is 1 there and 3 here" in line

@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import pytest
 
 from gpt_jax import memory
-from gpt_jax.config import Config, ModelConfig, TrainConfig, override, pin_schedule
+from gpt_jax.config import (
+    Config,
+    ModelConfig,
+    TrainConfig,
+    override,
+    parse,
+    pin_schedule,
+    settings,
+)
 from gpt_jax.config_files import load_config
-from gpt_jax.devices import available_memory
+from gpt_jax.devices import available_memory, largest_divisor
 from gpt_jax.errors import UserError
 from gpt_jax.loop import train
 from gpt_jax.memory import check_memory, check_program, estimate_memory, memory_limit
@@ -103,7 +111,7 @@ def with_vocabulary(name: str, vocab_size: int) -> Config:
             20,
             "training needs at least 61.7 GiB of memory, 4.6 for the model and its optimizer and "
             "57.1 for what a batch of 64 at once computes, and this machine has 20.0; try "
-            "--train.micro-batch 8",
+            "--train.micro-batch 4",
         ),
         ("base", {}, 5, "this machine has 5.0; try --train.micro-batch 1"),
         ("large", {}, 15.5, "try --train.micro-batch 1 --model.remat full"),
@@ -112,7 +120,7 @@ def with_vocabulary(name: str, vocab_size: int) -> Config:
             "nano",
             {"batch_size": 10**8},
             4,
-            "at once computes, and this machine has 4.0; try --train.batch-size 2048",
+            "at once computes, and this machine has 4.0; try --train.batch-size 1024",
         ),
     ],
 )
@@ -129,13 +137,50 @@ def test_a_run_too_large_for_the_machine_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_what_the_refusal_advises_is_accepted(monkeypatch):
-    monkeypatch.setattr(memory, "memory_limit", lambda device: 20 * 2**30)
+HINTS = {name: hint for name, hint, _ in settings(Config)}
+
+
+def advised(message: str) -> dict[str, object]:
+    """Returns the settings that a refusal advises, as the command line takes them."""
+    words = message.partition("; try ")[2].split()
+    names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+    return {n: parse(text, HINTS[n], n) for n, text in zip(names, words[1::2], strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "gib", "has_room"),
+    [
+        ("base", {}, 40, True),
+        ("base", {}, 20, True),
+        ("base", {}, 8, True),
+        ("base", {}, 5, True),
+        ("base", {}, 2.5, False),
+        ("medium", {}, 15, True),
+        ("large", {}, 15.5, True),
+        ("large", {}, 12.2, False),
+        ("large", {}, 40, True),
+        ("xl", {}, 60, True),
+        ("base_8k", {}, 20, True),
+        ("base_8k", {"train.loss_chunk": None, "train.eval_batches": 50}, 10, True),
+        ("nano", {"train.batch_size": 10**8}, 4, True),
+        ("nano", {"train.batch_size": 10**8, "train.micro_batch": 10**7}, 4, True),
+    ],
+)
+def test_what_the_refusal_advises_is_accepted(monkeypatch, name, values, gib, has_room):
+    """With room for twice the estimate's activations, where there is a way that leaves it."""
+    limit = gib * 2**30
+    monkeypatch.setattr(memory, "memory_limit", lambda device: limit)
     monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 2)
-    config = with_vocabulary("base", 50257)
-    check_memory(
-        dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=8))
-    )
+    config = override(with_vocabulary(name, 73 if name == "nano" else 50257), values)
+    with pytest.raises(UserError) as caught:
+        check_memory(config)
+    changes = advised(str(caught.value))
+    assert changes
+    smaller = override(config, changes)
+    check_memory(smaller)
+    n = largest_divisor(smaller.train.batch_at_once, 2)
+    need = estimate_memory(smaller, n, "cpu")
+    assert (n * (need.state + 2 * need.activations) <= limit) == has_room
 
 
 def test_a_device_that_does_not_say_its_memory_is_not_judged(monkeypatch):

@@ -438,7 +438,9 @@ def test_in_bfloat16_products_are_and_parameters_gradients_and_sums_are_not(name
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
     traced = jax.make_jaxpr(jax.grad(functools.partial(dropped_loss, config)))(params)
     assert {x.dtype for x in traced.out_avals} == {np.dtype("float32")}
-    sums, products = set(), []
+    sums, products, of_kernels = set(), [], []
+    kernels = {x.shape[-2:] for x in jax.tree.leaves(params) if x.ndim > 1}
+    kernels |= {shape[::-1] for shape in kernels}
     for equation in equations(traced.jaxpr):
         dtype = equation.invars[0].aval.dtype if equation.invars else None
         if equation.primitive.name.startswith(("reduce_sum", "reduce_max", "scatter", "cum")):
@@ -447,9 +449,14 @@ def test_in_bfloat16_products_are_and_parameters_gradients_and_sums_are_not(name
             assert dtype == np.dtype("float32")
         if equation.primitive.name == "dot_general":
             products.append(dtype.name)
+            if (result := equation.outvars[0].aval).shape in kernels:
+                of_kernels.append(result.dtype.name)
     assert sums == {"float32"}
     # In float32 remain the gradients of scores and logits, whose sums they are.
     assert products.count("bfloat16") > 0.7 * len(products)
+    # Of each layer, blocks being one loop's body, and of the head.
+    layers = ["qkv", "proj", "up", "down"] + (["gate"] if name == "modern" else [])
+    assert of_kernels == ["float32"] * (len(layers) + 1)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "modern"])
@@ -510,6 +517,19 @@ def test_computing_again_changes_nothing_but_memory():
         ):
             # The same products, fused otherwise: sums of at most 64 terms, through some 20 layers.
             np.testing.assert_allclose(one, other, atol=20 * 64 * EPS * float(jnp.abs(other).max()))
+
+
+def test_in_bfloat16_as_many_products_are_computed_again():
+    """Their gradients are defined by hand there, and remat's policy must see inside."""
+
+    def count_products(remat, dtype):
+        config = dataclasses.replace(TINY, n_layer=4, remat=remat, dtype=dtype)
+        traced = jax.make_jaxpr(jax.grad(functools.partial(dropped_loss, config)))(init(config))
+        return sum(e.primitive.name == "dot_general" for e in equations(traced.jaxpr))
+
+    half = {remat: count_products(remat, "bfloat16") for remat in ("none", "dots", "full")}
+    assert half == {remat: count_products(remat, "float32") for remat in half}
+    assert half["none"] < half["dots"] < half["full"]
 
 
 def test_blocks_of_deep_models_are_a_loop_and_compute_the_same(monkeypatch):

@@ -13,7 +13,7 @@ from conftest import TINY
 
 from gpt_jax.config import OptimConfig, TrainConfig
 from gpt_jax.data import Split, gather_batch, sample_starts
-from gpt_jax.evaluation import evaluate_split
+from gpt_jax.evaluation import choose_batch, evaluate_split
 from gpt_jax.metrics import bits_per_byte
 from gpt_jax.model import forward
 from gpt_jax.optim import make_learning_rate, make_optimizer
@@ -378,10 +378,44 @@ def test_evaluations_take_the_loss_in_chunks():
     np.testing.assert_allclose(parts, whole, rtol=64 * EPS)
     split, token_bytes = Split((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
     whole, parts = (
-        evaluate_split(TINY, params, split, token_bytes, loss_chunk=n).nats_per_token
-        for n in (None, 600)
+        evaluate_split(TINY, params, split, token_bytes, train=train).nats_per_token
+        for train in (TRAIN, dataclasses.replace(TRAIN, loss_chunk=600))
     )
     assert parts == pytest.approx(whole, rel=82 * float(EPS))
+
+
+@pytest.mark.parametrize(
+    ("block_size", "train", "batch_size", "loss_chunk"),
+    [
+        (64, {"batch_size": 32}, 64, None),  # nano's, with or without its settings
+        (64, None, 64, None),
+        (64, {"batch_size": 32, "micro_batch": 4}, 4, None),
+        (1024, None, 8, 4096),
+        (1024, {"batch_size": 512, "micro_batch": 64, "loss_chunk": 8192}, 8, 8192),
+        (1024, {"batch_size": 512, "micro_batch": 1}, 1, None),
+        (1024, {"batch_size": 1}, 4, None),
+        (8192, {"batch_size": 1}, 1, 4096),
+    ],
+)
+def test_the_exact_evaluation_computes_no_more_at_once_than_training(
+    block_size, train, batch_size, loss_chunk
+):
+    settings = None if train is None else TrainConfig(**train)
+    assert choose_batch(block_size, settings) == (batch_size, loss_chunk)
+
+
+def test_the_exact_evaluation_in_small_batches_is_the_same():
+    params = jax.tree.map(lambda x: 5 * x, new_state().params)
+    split, token_bytes = Split((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
+    whole = evaluate_split(TINY, params, split, token_bytes, train=TRAIN)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt_jax.evaluation.make_mesh", lambda n: seen.append(n) or make_mesh(n))
+        parts = evaluate_split(TINY, params, split, token_bytes, train=in_parts(2))
+    assert seen == [2]
+    # Sums of 8 float32 terms a window in another order; the windows' are added in float64.
+    assert parts.nats_per_token == pytest.approx(whole.nats_per_token, rel=8 * float(EPS))
+    assert (parts.tokens, parts.n_bytes) == (whole.tokens, whole.n_bytes)
 
 
 def test_the_loss_in_chunks_never_has_all_logits_in_memory():
