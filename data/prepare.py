@@ -54,12 +54,12 @@ from gpt_jax.devices import usable_cores
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.files import write_atomically
 from gpt_jax.process import lock
+from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.shards import (
     CHUNK_TOKENS,
     MANIFEST_FILE,
     SPLITS,
     WORK_FOLDER,
-    ShardWriter,
     is_prepared,
     open_prepared,
     read_manifest,

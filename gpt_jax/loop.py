@@ -28,7 +28,7 @@ from gpt_jax.devices import missing_accelerator
 from gpt_jax.errors import Interrupted, TrainingError
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
-from gpt_jax.memory import check_memory
+from gpt_jax.memory import WAYS_OUT, check_memory
 from gpt_jax.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.process import catch_signals, lock
 from gpt_jax.programs import Programs
@@ -97,9 +97,8 @@ def train(config: Config, *, quiet: bool = False) -> Run:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise TrainingError(
-                f"the memory is too small: {str(error).splitlines()[0]}; checkpoints stay. "
-                "With another --run-dir, try a smaller --train.micro-batch, --model.remat full, "
-                "--train.loss-chunk 4096 or --model.dtype bfloat16"
+                f"the memory is too small: {str(error).splitlines()[0]}; checkpoints stay; "
+                + WAYS_OUT
             ) from error
 
 

@@ -3,7 +3,9 @@
 The state is exact, from its shapes. Activations are counted from the settings: what each block
 keeps for its gradient, the logits. XLA needs more, for what is alive for a moment only:
 `tests/test_memory.py` holds the estimate between half and all of what XLA plans for float32 on a
-CPU. So a run that is refused would not have fitted, and one that is started may still be too large.
+CPU. So a run that is refused would not have fitted, and one that is started may still be too large:
+`check_program` compares what XLA plans, once a program is compiled, on a CPU. (A GPU says so itself
+when its memory is used up; a CPU's system ends the process without a word.)
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ from gpt_jax.step import state_shapes
 GIB = 2**30
 FLOAT32 = 4  # bytes
 MOST_AT_ONCE = 4096  # sequences: no more are suggested
+WAYS_OUT = (
+    "with another --run-dir, try a smaller --train.micro-batch, --model.remat full, "
+    "--train.loss-chunk 4096 or --model.dtype bfloat16"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +127,27 @@ def check_memory(config: Config) -> None:
         f"{config.train.batch_at_once:,} at once computes, and {where} {limit / GIB:,.1f}; "
         + (f"try {way_out}" if way_out else "it takes a smaller model or a larger machine")
     )
+
+
+def check_program(program: jax.stages.Compiled, what: str) -> None:
+    """Raises UserError where a program would take more memory than the machine has left.
+
+    Args:
+      program: compiled; on another backend than a CPU nothing is judged.
+      what: it computes, for the message.
+    """
+    device, plan = jax.devices()[0], program.memory_analysis()
+    limit = memory_limit(device)
+    if device.platform != "cpu" or plan is None or limit is None:
+        return
+    n_devices = len(jax.tree.leaves(program.output_shardings)[0].device_set)
+    need = n_devices * (plan.temp_size_in_bytes + plan.output_size_in_bytes)
+    need -= n_devices * plan.alias_size_in_bytes  # the results that take the arguments' place
+    if need > limit:
+        raise UserError(
+            f"{what} would take {need / GIB:,.1f} GiB of memory beside what is held already, and "
+            f"{limit / GIB:,.1f} are left; {WAYS_OUT}"
+        )
 
 
 def _smaller(config: Config) -> Iterator[tuple[Config, str]]:

@@ -19,6 +19,7 @@ from gpt_jax.config import Config
 from gpt_jax.data import Mixture, Split
 from gpt_jax.devices import WIDE, compiler_options
 from gpt_jax.feed import Feed
+from gpt_jax.memory import check_program
 from gpt_jax.model import Params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
@@ -179,7 +180,12 @@ class Programs:
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:
         if name not in self._compiled:
-            self._compiled[name] = self._pool.submit(
-                lambda: function.lower(*args, **kwargs).compile()
-            )
+
+            def compile_and_check() -> jax.stages.Compiled:
+                program = function.lower(*args, **kwargs).compile()
+                what = name if isinstance(name, str) else "train"
+                check_program(program, f"the program {what!r}")
+                return program
+
+            self._compiled[name] = self._pool.submit(compile_and_check)
         return self._compiled[name]

@@ -18,7 +18,8 @@ import pytest
 from gpt_jax import corpora
 from gpt_jax.corpora import Corpus, CorpusError, DownloadError, load_corpus, original_form
 from gpt_jax.errors import UserError
-from gpt_jax.shards import ShardWriter, open_prepared
+from gpt_jax.shard_writer import ShardWriter
+from gpt_jax.shards import open_prepared
 from gpt_jax.tokenizer import CharTokenizer
 
 BOOK = (

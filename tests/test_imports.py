@@ -17,6 +17,7 @@ ALLOWED = {
     "corpora": BASE | {"shards", "tokenizer"},
     "tokenizer": BASE,
     "shards": BASE | {"tokenizer"},
+    "shard_writer": BASE | {"shards", "tokenizer"},
     "shuffle": set(),
     "data": BASE,
     "metrics": BASE,
@@ -42,7 +43,8 @@ ALLOWED = {
     "memory": {"attention", "config", "devices", "errors", "layers", "step"},
     "pieces": {"data", "errors", "shuffle"},
     "feed": BASE | {"data", "pieces", "sharding", "step"},
-    "programs": {"config", "data", "devices", "feed", "model", "optim", "sharding", "step"},
+    "programs": {"config", "data", "devices", "feed", "memory", "model", "optim", "sharding"}
+    | {"step"},
     "start": BASE | {"checkpoint", "corpora", "data", "hf", "model", "run", "text", "tokenizer"},
 }
 MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))

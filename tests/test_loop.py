@@ -21,7 +21,8 @@ from gpt_jax.data import Split
 from gpt_jax.errors import Interrupted, TrainingError, UserError
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.metrics import CLOCK_FIELDS, read_rows
-from gpt_jax.shards import ShardWriter, open_prepared
+from gpt_jax.shard_writer import ShardWriter
+from gpt_jax.shards import open_prepared
 from gpt_jax.tokenizer import CharTokenizer
 
 

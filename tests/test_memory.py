@@ -12,7 +12,7 @@ from gpt_jax.config_files import load_config
 from gpt_jax.devices import available_memory
 from gpt_jax.errors import UserError
 from gpt_jax.loop import train
-from gpt_jax.memory import check_memory, estimate_memory, memory_limit
+from gpt_jax.memory import check_memory, check_program, estimate_memory, memory_limit
 from gpt_jax.optim import make_optimizer
 from gpt_jax.step import make_train_step, state_shapes
 
@@ -140,6 +140,37 @@ def test_what_the_refusal_advises_is_accepted(monkeypatch):
 def test_a_device_that_does_not_say_its_memory_is_not_judged(monkeypatch):
     monkeypatch.setattr(memory, "memory_limit", lambda device: None)
     check_memory(with_vocabulary("xl", 50257))
+
+
+def test_a_program_that_xla_plans_larger_than_the_memory_left_does_not_start(monkeypatch):
+    """A product of 8 MiB whose factors are made in between, 8 MiB each."""
+
+    def product(x):
+        a = jnp.sin(x + jnp.arange(2**21, dtype=jnp.float32)).reshape(1024, 2048)
+        return a @ a[::-1].T @ jnp.cos(a)
+
+    program = jax.jit(product).lower(jnp.float32(1)).compile()
+    plan = program.memory_analysis()
+    need = plan.temp_size_in_bytes + plan.output_size_in_bytes
+    assert plan.output_size_in_bytes == 2**23
+    assert plan.temp_size_in_bytes >= 2**23
+    monkeypatch.setattr(memory, "memory_limit", lambda device: need)
+    check_program(program, "it")
+    monkeypatch.setattr(memory, "memory_limit", lambda device: need - 1)
+    with pytest.raises(UserError, match=r"^it would take 0\.0 GiB .* left; with another --run-dir"):
+        check_program(program, "it")
+
+
+def test_training_asks_for_xlas_own_plan_before_its_first_step(monkeypatch, tmp_path):
+    """The estimate lets the run pass, and what XLA plans does not."""
+    config = override(load_config("nano"), {"run_dir": str(tmp_path / "r"), "train.steps": 20})
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("It was a dark and stormy night. " * 100, encoding="utf-8")
+    config = override(config, {"data.corpus": str(corpus), "train.eval_batches": 1})
+    monkeypatch.setattr("gpt_jax.loop.check_memory", lambda config: None)
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 2**20)
+    with pytest.raises(UserError, match=r"the program '(initialise|evaluate|train)' would take"):
+        train(config, quiet=True)
 
 
 class Device:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from gpt_jax import shards as module
 from gpt_jax.errors import UserError
+from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.shards import (
     HEADER_BYTES,
     MANIFEST_FILE,
     WORK_FOLDER,
     ShardError,
-    ShardWriter,
     content_sha256,
     is_prepared,
     open_prepared,
