@@ -28,13 +28,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.settings import PrepareConfig
-from gpt_jax.errors import UserError
+from gpt_jax.errors import TrainingError, UserError
 
 UNIT_BYTES = 1 << 20  # small, so that processes end at about the same time
 BLOCK_BYTES = 4 << 20
 STREAM_BYTES = 1 << 17
 SEARCH_BYTES = 1 << 18
 EXTRAS = "pip install -r requirements-data.txt"
+# The packages whose errors are the network's: those under `datasets`, in all its versions.
+NETWORK = {
+    "aiohttp", "http", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests",
+    "urllib3",
+}  # fmt: skip
 
 Unit = dict[str, Any]
 
@@ -79,6 +84,7 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
 
     Raises:
       UserError: there is nothing to read, or it is of another kind; which, and a way out.
+      TrainingError: it can't be had now.
     """
     if config.source == "hf":
         return _plan_hf(config)
@@ -121,6 +127,7 @@ def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Documen
 
     Raises:
       Damage: the file can't be read to its end.
+      UserError, TrainingError: it can't be had from where it is.
     """
     kind = unit["kind"]
     try:
@@ -413,6 +420,11 @@ def _checked(text: Any, field: str, where: str) -> Document | Damage:
     return Document(text)
 
 
+def _in_line(error: BaseException) -> str:
+    """Returns the words of an error, which may be many, as a part of one line."""
+    return f"{' '.join(str(error).split()):.300}"
+
+
 # --- Parquet --------------------------------------------------------------------------------------
 
 
@@ -423,8 +435,7 @@ def _open_parquet(path: str) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        detail = " ".join(str(error).split())
-        raise Damage(f"{path} is no whole Parquet file: {detail:.200}") from error
+        raise Damage(f"{path} is no whole Parquet file: {_in_line(error)}") from error
 
 
 def _plan_parquet(path: str, size: int) -> list[Unit]:
@@ -467,8 +478,7 @@ def _read_parquet(unit: Unit, config: PrepareConfig) -> Iterator[Document | Dama
                     else:
                         yield _checked(value.as_py(), field, where)
         except failures as error:
-            detail = " ".join(str(error).split())
-            raise Damage(f"{unit['name']} can't be read to its end: {detail:.200}") from error
+            raise Damage(f"{unit['name']} can't be read to its end: {_in_line(error)}") from error
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------
@@ -487,12 +497,46 @@ def _dataset(name: str, config: PrepareConfig, revision: str | None) -> Any:
             streaming=True,
         )
     except Exception as error:  # whatever the hub, the network and the formats come up with
-        detail = " ".join(str(error).split())
-        raise UserError(
-            f"data set {name} can't be opened: {type(error).__name__}: {detail:.300}; check "
-            "--input, --hf-config, --hf-split and --hf-revision (data sets made by a script need "
-            "--hf-revision refs/convert/parquet)"
-        ) from error
+        raise _unopened(name, error) from error
+
+
+def _unopened(name: str, error: Exception) -> UserError | TrainingError:
+    """Returns what it is that a data set can't be opened."""
+    what = f"{type(error).__name__}: {_in_line(error)}"
+    if not os.path.isdir(name) and _network_error(error) and not _refused(error):
+        return TrainingError(
+            f"data set {name} can't be had now ({what}); the same command again goes on from here"
+        )
+    return UserError(
+        f"data set {name} can't be opened: {what}; check --input, --hf-config, --hf-split and "
+        "--hf-revision (data sets made by a script need --hf-revision refs/convert/parquet)"
+    )
+
+
+def _network_error(error: BaseException) -> BaseException | None:
+    """Returns the first of an error's causes that tells of the connection, the server or the disk.
+
+    None says that it is the data's: formats raise ValueErrors, and OSErrors without a number.
+    """
+    at: BaseException | None = error
+    for _ in range(20):  # causes may be a ring
+        if at is None:
+            break
+        package = {kind.__module__.partition(".")[0] for kind in type(at).__mro__} & NETWORK
+        if package and (isinstance(at, OSError) or not isinstance(at, ValueError)):
+            return at
+        if isinstance(at, OSError) and (
+            at.errno is not None or isinstance(at, ConnectionError | TimeoutError)
+        ):
+            return at
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def _refused(error: BaseException) -> bool:
+    """Says whether a server's answer is one that trying again won't change."""
+    status = getattr(getattr(_network_error(error), "response", None), "status_code", None)
+    return status is not None and status < 500 and status not in (408, 429)
 
 
 def _plan_hf(config: PrepareConfig) -> Plan:
@@ -509,7 +553,10 @@ def _plan_hf(config: PrepareConfig) -> Plan:
     revision = config.hf_revision
     if not os.path.isdir(name):
         hub = importlib.import_module("huggingface_hub")  # comes with datasets
-        revision = hub.HfApi().dataset_info(name, revision=revision).sha
+        try:
+            revision = hub.HfApi().dataset_info(name, revision=revision).sha
+        except Exception as error:
+            raise _unopened(name, error) from error
     n = data_set.num_shards
     units = [
         {
@@ -540,6 +587,9 @@ def _read_hf(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
                 yield _too_large(where, limit)
             else:
                 yield _checked(text, field, where)
-    except (EOFError, OSError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise Damage(f"{unit['name']} can't be read to its end: {detail:.300}") from error
+    except Exception as error:
+        if not os.path.isdir(unit["path"]) and _network_error(error):
+            raise _unopened(unit["path"], error) from error  # no fault of the data's
+        if not isinstance(error, EOFError | OSError | ValueError | zlib.error):
+            raise
+        raise Damage(f"{unit['name']} can't be read to its end: {_in_line(error)}") from error

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +325,95 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path):
     assert prepared.manifest["source"]["files"] == 4
     with pytest.raises(UserError, match="has no column 'body'"):
         run(tmp_path, "other", source="hf", input=str(folder), text_field="body")
+
+
+class HubError(OSError):
+    """As huggingface_hub's, with the server's answer."""
+
+    __module__ = "huggingface_hub.errors"
+
+    def __init__(self, status):
+        super().__init__(f"{status} from the hub")
+        self.response = types.SimpleNamespace(status_code=status)
+
+
+class Rows(list):
+    """As a data set of `datasets` with two files, of which the second breaks off with an error."""
+
+    column_names, num_shards, error = ["text"], 2, None
+
+    def shard(self, num_shards, index):
+        rows = Rows(self[index::num_shards])
+        rows.error = self.error if index else None
+        return rows
+
+    def select_columns(self, names):
+        yield from self
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A data set on the hub; its errors are raised when it is opened, asked for, and read."""
+    hub = types.SimpleNamespace(opened=None, asked=None, read=None)
+
+    def load_dataset(*args, **kwargs):
+        if hub.opened:
+            raise hub.opened
+        rows = Rows({"text": document} for document in DOCUMENTS)
+        rows.error = hub.read
+        return rows
+
+    def dataset_info(self, name, revision):
+        if hub.asked:
+            raise hub.asked
+        return types.SimpleNamespace(sha="abc")
+
+    api = types.SimpleNamespace(HfApi=type("HfApi", (), {"dataset_info": dataset_info}))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", api)
+    datasets = types.SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setattr(sources, "_optional", lambda name: datasets)
+    return hub
+
+
+@pytest.mark.parametrize("when", ["opened", "asked", "read"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Server Disconnected"),
+        TimeoutError("too late"),
+        OSError(101, "Network is unreachable"),
+        HubError(503),
+        HubError(429),
+    ],
+    ids=repr,
+)
+def test_a_hub_that_cant_be_reached_is_no_damage(tmp_path, hub, when, error):
+    values = {"source": "hf", "input": "name/on_the_hub", "on_damage": "skip"}
+    setattr(hub, when, error)
+    with pytest.raises(TrainingError, match=r"can't be had now .*; the same command again goes on"):
+        run(tmp_path, **values)
+    setattr(hub, when, HubError(404))
+    with pytest.raises(UserError, match=r"can't be opened: HubError: 404 .* check --input"):
+        run(tmp_path, **values)
+    setattr(hub, when, None)
+    prepared = run(tmp_path, **values)
+    assert sum(prepared.n_documents.values()) == len(DOCUMENTS)
+    assert prepared.manifest["source"] == {
+        "kind": "hf", "by_position": False, "files": 2, "revision": "abc"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [ValueError("no JSON"), OSError("Corrupt page"), EOFError("")])
+def test_a_file_of_the_hub_that_is_damaged_is_left_out(tmp_path, hub, error):
+    hub.read = error
+    values = {"source": "hf", "input": "name/on_the_hub"}
+    with pytest.raises(UserError, match="file 2 of 2 can't be read to its end"):
+        run(tmp_path, **values, tokenizer="bpe", vocab_size=257)
+    prepared = run(tmp_path, "skipped", on_damage="skip", **values)
+    assert sum(prepared.n_documents.values()) == len(DOCUMENTS) // 2
+    assert prepared.manifest["counts"]["damaged_files"] == 1
 
 
 @pytest.mark.parametrize(
