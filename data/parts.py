@@ -51,9 +51,17 @@ def part_path(work: Path, number: int) -> Path:
     return work / PARTS / f"{number:06d}"
 
 
-@functools.lru_cache(maxsize=2)
 def open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
     """Returns what a process needs for any of the units: settings, units, tokenizer."""
+    plan = os.stat(os.path.join(work, PLAN_FILE))
+    return _open_work(work, (plan.st_ino, plan.st_size, plan.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _open_work(
+    work: str, plan: tuple[int, int, int]
+) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
+    """Reads a work folder once, until another plan is there."""
     values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
     config = from_dict({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
     return config, values["plan"]["units"], load_tokenizer(Path(work))

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -833,6 +834,15 @@ def test_a_finished_corpus_is_not_made_again(tmp_path, book, monkeypatch):
     assert contents(tmp_path / "out") == before
     with pytest.raises(UserError, match=r"other settings: val_fraction is 0.1 there and 0.2 here"):
         run(tmp_path, input=str(book), val_fraction=0.2)
+
+
+def test_a_folder_that_is_prepared_anew_has_the_new_settings(tmp_path):
+    for name, documents in (("old", DOCUMENTS), ("new", [d.upper() for d in DOCUMENTS])):
+        source = write_jsonl(tmp_path / f"{name}.jsonl", documents)
+        values = {"source": "jsonl", "input": str(source)}
+        prepared = run(tmp_path, "out", **values)
+        assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(documents))
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_two_preparations_of_one_folder(tmp_path, book):
