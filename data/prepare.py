@@ -1,6 +1,7 @@
 """`python main.py prepare`: from a source of text to a prepared corpus (see `gpt_jax.shards`).
 
-    plan       sources.py parts the source into units, in order, about a megabyte each where it can
+    plan       sources.py parts the source into units, in order, about a megabyte each where it can,
+               and more where there would be too many
     tokenizer  learned, or found, once
     parts      each unit is read, filtered and encoded to a part of its own, by many processes
     shards     one process appends the parts in order, drops duplicates, and cuts to size

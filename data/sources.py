@@ -1,8 +1,9 @@
 """Where documents come from: plans that part a source into units, and readers of one unit each.
 
-A unit is a dict, ready for JSON, of about a megabyte where the format allows: a piece of a text,
-some small files, a range of lines, some row groups, else a whole file. Units stand in the order of
-the corpus and are read independently of one another, in any process, without holding a file in
+A unit is a dict, ready for JSON: a piece of a text, some small files, a range of lines, some row
+groups, else a whole file. Where the format allows it is of about a megabyte, and of a larger source
+of about one of `MAX_UNITS` equal parts, so that the plan stays small. Units stand in the order of
+the corpus and are read independently of one another, in any process, without holding a unit in
 memory.
 
 A reader yields `Document`s, and a `Damage` for a record that is none; for a file that breaks off or
@@ -30,7 +31,8 @@ from typing import IO, Any
 from data.settings import PrepareConfig
 from gpt_jax.errors import TrainingError, UserError
 
-UNIT_BYTES = 1 << 20  # small, so that processes end at about the same time
+UNIT_BYTES = 1 << 20  # at least; small, so that processes end at about the same time
+MAX_UNITS = 50_000  # about; every process holds the plan
 BLOCK_BYTES = 4 << 20
 STREAM_BYTES = 1 << 17
 SEARCH_BYTES = 1 << 18
@@ -102,21 +104,22 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
         units, characters = plan_text(paths[0], config.val_fraction, config.tokenizer == "char")
         return Plan(units, files, True, characters, facts=facts)
     plan_file = {
-        "text": _plan_small,
+        "text": lambda path, size, unit_bytes: _plan_small(path, size),
         "jsonl": _plan_lines,
         "parquet": _plan_parquet,
-        "wet": _plan_whole,
+        "wet": lambda path, size, unit_bytes: _plan_whole(path, size),
     }[config.source]
+    unit_bytes = _unit_bytes(facts["stored_bytes"])
     units, damaged = [], []
     for path, size, _ in files:
         try:
-            units.extend(plan_file(path, size))
+            units.extend(plan_file(path, size, unit_bytes))
         except Damage as error:
             if config.on_damage == "stop":
                 raise UserError(f"{error}; repair or remove it, or use --on-damage skip") from error
             damaged.append(str(error))
     if config.source == "text":
-        units = _grouped(units)
+        units = _grouped(units, unit_bytes)
     if not units:
         raise UserError(f"--input {config.input}: every file is empty or damaged")
     return Plan(units, files, damaged=tuple(damaged), facts=facts)
@@ -132,7 +135,7 @@ def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Documen
     kind = unit["kind"]
     try:
         if kind == "piece":
-            yield _read_piece(unit)
+            yield from _read_piece(unit)
         elif kind == "files":
             yield from _read_files(unit, config.max_document_mb << 20)
         elif kind == "lines":
@@ -184,8 +187,8 @@ def plan_text(
 ) -> tuple[list[Unit], str]:
     """Parts a text by position, as `gpt_jax.data.split_text` does, and each side into pieces.
 
-    The first int((1 - val_fraction) * characters) are for training. Pieces have the tokens of the
-    whole side wherever there is a place to `CUT` within `SEARCH_BYTES`.
+    The first int((1 - val_fraction) * characters) are for training. Pieces, and what they are read
+    in, have the tokens of the whole side wherever there is a place to `CUT` within `SEARCH_BYTES`.
 
     Returns:
       (units, the different characters of the text in order if asked for, else "").
@@ -213,7 +216,7 @@ def plan_text(
         for split, first, end in (("train", 0, boundary), ("val", boundary, size)):
             start = first
             while start < end:
-                stop = _cut_at(file, start, end)
+                stop = _cut_at(file, start, end, _unit_bytes(size))
                 units.append(_unit("piece", path, stop - start, start, stop) | {"split": split})
                 start = stop
     return units, "".join(sorted(characters))
@@ -246,32 +249,45 @@ def _decoded(decoder: Any, raw: bytes, path: str, final: bool) -> str:
         ) from None
 
 
-def _cut_at(file: IO[bytes], start: int, end: int) -> int:
-    """Returns where the piece from `start` ends: a place to cut, about UNIT_BYTES on."""
-    if end - start <= UNIT_BYTES + SEARCH_BYTES:
+def _cut_at(file: IO[bytes], start: int, end: int, n_bytes: int) -> int:
+    """Returns where the piece from `start` ends: a place to cut, about `n_bytes` on."""
+    if end - start <= n_bytes + SEARCH_BYTES:
         return end
-    at = start + UNIT_BYTES
+    at = start + n_bytes
     file.seek(at)
     raw = file.read(min(SEARCH_BYTES, end - at))
-    skipped = next(i for i in range(4) if raw[i] & 0xC0 != 0x80)  # to the next character's start
+    starts = (i for i, byte in enumerate(raw[:4]) if byte & 0xC0 != 0x80)  # of characters
+    skipped = next(starts, 0)  # there is none in a file that has changed
     text = raw[skipped:].decode("utf-8", "ignore")
     found = CUT.search(text)
     return at + skipped + (len(text[: found.start()].encode("utf-8")) if found else 0)
 
 
-def _read_piece(unit: Unit) -> Document:
+def _read_piece(unit: Unit) -> Iterator[Document]:
+    start, end = unit["start"], unit["end"]
     with open(unit["path"], "rb") as file:
-        file.seek(unit["start"])
-        raw = file.read(unit["end"] - unit["start"])
-    if len(raw) < unit["end"] - unit["start"]:
-        raise Damage(f"{unit['name']} has become shorter while it was read")
-    try:
-        return Document(raw.decode("utf-8"), split=unit["split"])
-    except UnicodeDecodeError as error:
-        raise Damage(f"{unit['name']} has changed while it was read: {error.reason}") from error
+        while start < end:
+            stop = _cut_at(file, start, end, UNIT_BYTES)
+            file.seek(start)
+            raw = file.read(stop - start)
+            if len(raw) < stop - start:
+                raise Damage(f"{unit['name']} has become shorter while it was read")
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Damage(
+                    f"{unit['name']} has changed while it was read: {error.reason}"
+                ) from error
+            yield Document(text, split=unit["split"])
+            start = stop
 
 
 # --- files ----------------------------------------------------------------------------------------
+
+
+def _unit_bytes(stored_bytes: int) -> int:
+    """Returns how large units are to be, a function of what the source has in all."""
+    return max(UNIT_BYTES, stored_bytes // MAX_UNITS)
 
 
 def _unit(kind: str, path: str, size: int, start: int = 0, end: int = 0) -> Unit:
@@ -283,11 +299,11 @@ def _plan_small(path: str, size: int) -> list[Unit]:
     return [{"kind": "files", "name": os.path.basename(path), "size": size, "paths": [path]}]
 
 
-def _grouped(units: list[Unit]) -> list[Unit]:
+def _grouped(units: list[Unit], unit_bytes: int) -> list[Unit]:
     """Joins units of a file each to units of several files."""
     grouped: list[Unit] = []
     for unit in units:
-        if grouped and grouped[-1]["size"] + unit["size"] <= UNIT_BYTES:
+        if grouped and grouped[-1]["size"] + unit["size"] <= unit_bytes:
             grouped[-1]["size"] += unit["size"]
             grouped[-1]["paths"] += unit["paths"]
         else:
@@ -324,17 +340,14 @@ def _too_large(name: str, limit: int) -> Damage:
 # --- JSON lines -----------------------------------------------------------------------------------
 
 
-def _plan_lines(path: str, size: int) -> list[Unit]:
+def _plan_lines(path: str, size: int, unit_bytes: int) -> list[Unit]:
     """Parts a plain file into ranges: the lines that begin in [start, end); others stay whole."""
     if not size:
         raise Damage(f"{path} is empty")
     if path.endswith((".gz", ".zst")):
         return [_unit("lines", path, size)]
-    starts = range(0, size, UNIT_BYTES)
-    return [
-        _unit("lines", path, min(UNIT_BYTES, size - at), at, min(at + UNIT_BYTES, size))
-        for at in starts
-    ]
+    ends = ((at, min(at + unit_bytes, size)) for at in range(0, size, unit_bytes))
+    return [_unit("lines", path, end - start, start, end) for start, end in ends]
 
 
 def open_stream(path: str) -> Any:
@@ -432,13 +445,15 @@ def _open_parquet(path: str) -> Any:
     pyarrow, parquet = _optional("pyarrow"), _optional("pyarrow.parquet")
     if parquet is None:
         raise UserError(f"--source parquet needs pyarrow: {EXTRAS}")
-    try:
-        return parquet.ParquetFile(path)
+    try:  # a page at a time, not a column of a row group at a time
+        return parquet.ParquetFile(
+            path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        )
     except (pyarrow.ArrowException, OSError) as error:
         raise Damage(f"{path} is no whole Parquet file: {_in_line(error)}") from error
 
 
-def _plan_parquet(path: str, size: int) -> list[Unit]:
+def _plan_parquet(path: str, size: int, unit_bytes: int) -> list[Unit]:
     """Parts a file into ranges of row groups."""
     with _open_parquet(path) as file:
         metadata = file.metadata
@@ -446,7 +461,7 @@ def _plan_parquet(path: str, size: int) -> list[Unit]:
     units, start, total = [], 0, sum(sizes) or 1
     for i in range(len(sizes)):
         inside = sum(sizes[start : i + 1])
-        if inside >= 2 * UNIT_BYTES or i == len(sizes) - 1:
+        if inside >= 2 * unit_bytes or i == len(sizes) - 1:
             units.append(_unit("parquet", path, size * inside // total, start, i + 1))
             start = i + 1
     return units

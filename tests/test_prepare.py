@@ -271,7 +271,7 @@ def test_characters_of_many_documents_are_parted_by_a_line_feed(tmp_path):
 def test_json_lines_in_ranges_and_streams(tmp_path, small_units, name):
     source = write_jsonl(tmp_path / name)
     if name == "a.jsonl":
-        assert len(sources._plan_lines(str(source), source.stat().st_size)) > 50
+        assert len(sources._plan_lines(str(source), source.stat().st_size, 300)) > 50
     prepared = run(tmp_path, source="jsonl", input=str(source))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
 
@@ -288,9 +288,7 @@ def test_ranges_of_lines_have_every_line_once(tmp_path_factory, lines, unit, end
     text = "\n".join(json.dumps({"text": d}) for d in documents) + "\n" * ends
     path.write_text(text)
     config = PrepareConfig(source="jsonl", input="-", out="-")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "UNIT_BYTES", unit)
-        units = sources._plan_lines(str(path), len(text))
+    units = sources._plan_lines(str(path), len(text), unit)
     read = [d.text for u in units for d in sources.read_unit(config, u, path)]
     assert read == documents
 
@@ -300,11 +298,65 @@ def test_parquet_in_row_groups(tmp_path, small_units):
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": DOCUMENTS, "score": list(range(200))})
     importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=9)
-    assert len(sources._plan_parquet(str(path), path.stat().st_size)) > 5
+    assert len(sources._plan_parquet(str(path), path.stat().st_size, 300)) > 5
     prepared = run(tmp_path, source="parquet", input=str(path))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
     with pytest.raises(UserError, match="has no column 'body'; its columns are text, score"):
         run(tmp_path, "other", source="parquet", input=str(path), text_field="body")
+
+
+def test_a_page_of_parquet_is_held_and_not_a_column(tmp_path):
+    pyarrow = importlib.import_module("pyarrow")
+    draw = np.random.default_rng(0)
+    table = pyarrow.table({"text": [draw.bytes(2000).hex() for _ in range(5000)]})
+    write = importlib.import_module("pyarrow.parquet").write_table
+    write(table, tmp_path / "a.parquet", use_dictionary=False)
+    del table
+    (unit,) = sources._plan_parquet(str(tmp_path / "a.parquet"), 1, 1 << 30)
+    config = PrepareConfig(source="parquet", input="-", out="-")
+    before = pyarrow.total_allocated_bytes()
+    held = max(pyarrow.total_allocated_bytes() for _ in sources.read_unit(config, unit, tmp_path))
+    assert os.path.getsize(tmp_path / "a.parquet") > 20_000_000
+    assert held - before < 10_000_000  # a batch of 256 rows, some pages, a buffer
+
+
+def test_a_flipped_bit_in_parquet_is_seen_where_pages_have_sums(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = importlib.import_module("pyarrow").table({"text": DOCUMENTS})
+    write = importlib.import_module("pyarrow.parquet").write_table
+    write(table, path, use_dictionary=False, compression="none", write_page_checksum=True)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"Document 7:")] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"can't be read to its end: .* CRC checksum"):
+        run(tmp_path, source="parquet", input=str(path), tokenizer="bpe", vocab_size=257)
+
+
+@pytest.mark.parametrize("source", ["text", "texts", "jsonl", "parquet"])
+def test_a_large_source_has_larger_units_and_the_same_shards(
+    tmp_path, book, small_units, monkeypatch, source
+):
+    if source == "text":
+        path = book
+    elif source == "texts":
+        path = tmp_path / "*.md"
+        for i, document in enumerate(DOCUMENTS):
+            (tmp_path / f"{i:03d}.md").write_text(document)
+    elif source == "jsonl":
+        path = write_jsonl(tmp_path / "a.jsonl")
+    else:
+        path = tmp_path / "a.parquet"
+        table = importlib.import_module("pyarrow").table({"text": DOCUMENTS})
+        importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=2)
+    values = {"source": source.removesuffix("s"), "input": str(path)}
+    config = PrepareConfig(out="-", tokenizer="char", **values)
+    many = sources.make_plan(config, tmp_path).units
+    small = run(tmp_path, "small", **values)
+    monkeypatch.setattr(sources, "MAX_UNITS", 4)
+    few = sources.make_plan(config, tmp_path).units
+    large = run(tmp_path, "large", **values)
+    assert len(few) <= 10 < 16 < len(many)
+    assert small.manifest == large.manifest
 
 
 def test_several_text_files_are_documents(tmp_path, small_units):
