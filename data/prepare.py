@@ -30,7 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -53,7 +53,7 @@ from gpt_jax.config import ConfigError
 from gpt_jax.console import Display
 from gpt_jax.devices import usable_cores
 from gpt_jax.errors import TrainingError, UserError
-from gpt_jax.files import write_atomically
+from gpt_jax.files import remove_unfinished, write_atomically
 from gpt_jax.process import lock
 from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.shards import (
@@ -75,6 +75,7 @@ from gpt_jax.tokenizer import (
 
 JOURNAL_FILE = "journal.json"
 SEEN_FILE = "seen.bin"
+BLOCK_DOCUMENTS = 1 << 16  # appended at once
 SAVE_PAUSE = 10  # times what the journal took until it is written again: disks may be slow
 
 
@@ -95,6 +96,7 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         return manifest
     work = out / WORK_FOLDER
     _check_folder(out, work)
+    is_new = not os.path.isdir(work)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,12 +105,15 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         with lock(work, "prepared"):
             try:
                 return _prepare(config, out, work, display)
-            finally:
-                display.stop()
-                if work.is_dir() and not (work / PLAN_FILE).exists():
-                    shutil.rmtree(work)  # nothing was begun: a mistake leaves no folder behind
+            except Exception as error:
+                mistake = is_new and isinstance(error, UserError)
+                if not (work / PLAN_FILE).exists() and (mistake or _is_bare(work)):
+                    _clean(out)  # nothing was begun: a mistake leaves no folder behind
                     with contextlib.suppress(OSError):
                         out.rmdir()
+                raise
+            finally:
+                display.stop()
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise TrainingError(
@@ -125,6 +130,8 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
         plan, tokenizer = _start_plan(config, work)
     else:
         tokenizer = load_tokenizer(work)
+    if config.engine == "local":  # with the others, more machines may be at work
+        _remove_unfinished(out, work)
     journal = _load_journal(work)
     how = "cut by position" if plan.by_position else "documents, parted by their hash"
     display.facts(
@@ -161,7 +168,7 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
 
 
 def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
-    if not (out / MANIFEST_FILE).is_file():
+    if not os.path.isfile(out / MANIFEST_FILE):  # Path's own raises where it can't look
         return None
     open_prepared(out)
     manifest = read_manifest(out)
@@ -182,18 +189,31 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _check_folder(out: Path, work: Path) -> None:
-    if os.path.lexists(out) and not out.is_dir():
+    if os.path.lexists(out) and not os.path.isdir(out):
         raise UserError(f"--out {out} is a file; choose another folder")
-    if work.is_dir():
+    if os.path.isdir(work):
         return
     try:
-        names = sorted(os.listdir(out)) if out.is_dir() else []
+        names = sorted(os.listdir(out)) if os.path.isdir(out) else []
     except OSError as error:
         raise UserError(f"--out {out} can't be read: {error.strerror}") from error
     if is_prepared(out):
         raise UserError(f"--out {out} holds another program's corpus; choose another folder")
     if names:
         raise UserError(f"--out {out} holds other files ({names[0]}); choose another folder")
+
+
+def _is_bare(work: Path) -> bool:
+    """Says whether a work folder keeps nothing that took time, such as downloads."""
+    return set(os.listdir(work)) <= {".lock"}
+
+
+def _remove_unfinished(out: Path, work: Path) -> None:
+    """Removes what killed processes left half written."""
+    remove_unfinished(out / TOKENIZER_FILE)
+    remove_unfinished(out / MANIFEST_FILE)
+    for path in (work / PARTS).glob(".*"):
+        path.unlink(missing_ok=True)
 
 
 def _clean(out: Path) -> None:
@@ -336,10 +356,6 @@ def _sound(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document]:
             raise stop(error) from error
 
 
-def _stop(error: Damage) -> UserError:
-    return UserError(f"{error}; repair or remove it, or use --on-damage skip")
-
-
 # --- many processes -------------------------------------------------------------------------------
 
 
@@ -379,13 +395,13 @@ def _parts(
     try:
         ahead = first
         for number in range(first, n_units):
-            while ahead < min(number + 2 * workers + 1, n_units):
-                running[ahead] = pool.submit(prepare_and_count, str(work), ahead)
-                ahead += 1
-            while not running[number].done():
-                concurrent.futures.wait([running[number]], timeout=0.25)
-                progress.show(counter.value)
             try:
+                while ahead < min(number + 2 * workers + 1, n_units):
+                    running[ahead] = pool.submit(prepare_and_count, str(work), ahead)
+                    ahead += 1
+                while not running[number].done():
+                    concurrent.futures.wait([running[number]], timeout=0.25)
+                    progress.show(counter.value)
                 running.pop(number).result()
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise TrainingError(
@@ -394,6 +410,7 @@ def _parts(
                 ) from error
             yield number
             progress.part(number)
+            progress.show(counter.value)
     finally:
         for process in list(getattr(pool, "_processes", None) or {}):
             with contextlib.suppress(ProcessLookupError):
@@ -459,14 +476,10 @@ class _Assembly:
         while (part := load_part(path)) is None:  # the power was cut while it was on its way
             path.unlink()
             prepare_part(str(self._work), number)
-        counts, documents = part.counts, part.documents
-        keep = self._new(documents)
-        self._copy(path, documents, keep)
-        for split in SPLITS:
-            side = documents["val"] == (split == "val")
-            self._documents[split] += int((keep & side).sum())
-        if n := int((~keep).sum()):
-            self._dropped["duplicate"] += n
+        counts = part.counts
+        with path.open("rb") as file:
+            for start in range(0, len(part.documents), BLOCK_DOCUMENTS):
+                self._append(file, part.documents[start : start + BLOCK_DOCUMENTS])
         self._dropped.update(counts.get("dropped", {}))
         for name in ("read", "damaged_records", "damaged_units"):
             self._counts[name] += counts.get(name, 0)
@@ -478,6 +491,16 @@ class _Assembly:
             self._save()
             self._next_save = time.monotonic() + SAVE_PAUSE * (time.monotonic() - start)
 
+    def _append(self, file: IO[bytes], documents: np.ndarray) -> None:
+        """Appends documents that follow one another in a part, from where its file stands."""
+        keep = self._new(documents)
+        self._copy(file, documents, keep)
+        for split in SPLITS:
+            side = documents["val"] == (split == "val")
+            self._documents[split] += int((keep & side).sum())
+        if n := int((~keep).sum()):
+            self._dropped["duplicate"] += n
+
     def _new(self, documents: np.ndarray) -> np.ndarray:
         if self._seen is None:
             return np.ones(len(documents), bool)
@@ -486,23 +509,21 @@ class _Assembly:
         self._seen_file.write(documents["digest"][keep].tobytes())
         return keep
 
-    def _copy(self, path: Path, documents: np.ndarray, keep: np.ndarray) -> None:
+    def _copy(self, file: IO[bytes], documents: np.ndarray, keep: np.ndarray) -> None:
         """Appends the documents that are kept, in runs of neighbours of one split."""
         dtype = self._writer.dtype
         ends = np.cumsum(documents["tokens"].astype(np.int64))
         kinds = np.where(keep, documents["val"].astype(int), -1)
         edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
-        with path.open("rb") as file:
-            for first, last in itertools.pairwise(edges):
-                if first == last or kinds[first] < 0:
-                    continue
-                start = int(ends[first - 1]) if first else 0
-                file.seek(start * dtype.itemsize)
-                left = int(ends[last - 1]) - start
-                while left:
-                    ids = np.fromfile(file, dtype, min(left, CHUNK_TOKENS))
-                    self._writer.append(SPLITS[kinds[first]], ids)
-                    left -= len(ids)
+        for first, last in itertools.pairwise(edges):
+            left = int(ends[last - 1]) - (int(ends[first - 1]) if first else 0)
+            if kinds[first] < 0:
+                file.seek(left * dtype.itemsize, os.SEEK_CUR)
+                continue
+            while left:
+                ids = np.fromfile(file, dtype, min(left, CHUNK_TOKENS))
+                self._writer.append(SPLITS[kinds[first]], ids)
+                left -= len(ids)
 
     def _save(self) -> None:
         state: dict[str, Any] = {

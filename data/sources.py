@@ -153,6 +153,17 @@ def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Documen
         raise Damage(f"{unit['name']} can't be read to its end: {why}") from error
 
 
+def download_path(unit: Unit, work: Path) -> Path:
+    """Returns where the download of a unit with an address is."""
+    return work / "downloads" / unit["name"]
+
+
+def discard(unit: Unit, work: Path) -> None:
+    """Removes what was downloaded for a unit; for when its part is in place."""
+    if unit.get("url"):
+        download_path(unit, work).unlink(missing_ok=True)
+
+
 def list_files(pattern: str) -> list[str]:
     """Returns the absolute paths of the files that a path or pattern stands for, by name.
 

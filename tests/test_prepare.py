@@ -1,5 +1,6 @@
 """Preparing corpora: every source, every way to break off, and the same bytes however it went."""
 
+import concurrent.futures
 import contextlib
 import gzip
 import http.server
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -888,6 +890,82 @@ def test_a_finished_corpus_is_not_made_again(tmp_path, book, monkeypatch):
         run(tmp_path, input=str(book), val_fraction=0.2)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_bar_comes_to_its_end(tmp_path, workers):
+    shown = []
+    display = Display(quiet=True)
+    display.start_work = lambda done, total: shown.append(total)
+    display.work = lambda done, speed: shown.append(done)
+    out = str(tmp_path / "out")
+    values = many_files(tmp_path, 4)
+    prepare(PrepareConfig(**values, tokenizer="char", workers=workers, out=out), display)
+    assert shown[0] == shown[-1] == sum(p.stat().st_size for p in tmp_path.glob("*.gz"))
+
+
+def die(work, number):
+    os._exit(1)
+
+
+@pytest.mark.parametrize("place", ["submit", "result"])
+def test_a_process_that_is_killed_is_one_line(tmp_path, monkeypatch, place):
+    broken = concurrent.futures.process.BrokenProcessPool
+    if place == "submit":
+        pool = concurrent.futures.ProcessPoolExecutor
+        monkeypatch.setattr(pool, "submit", lambda *args: exec("raise broken", {"broken": broken}))
+    else:
+        monkeypatch.setattr(module, "prepare_and_count", die)
+    with pytest.raises(TrainingError, match="a process was killed, perhaps for its memory"):
+        run(tmp_path, **many_files(tmp_path, 4), workers=2)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    values = many_files(tmp_path, 3)
+    run(tmp_path, "whole", **values)
+    config = PrepareConfig(out=str(tmp_path / "killed"), tokenizer="char", engine="plan", **values)
+    prepare(config, Display(quiet=True))
+    out = tmp_path / "killed"
+    left = [out / ".manifest.json.12", out / ".tokenizer.json.34"]
+    left += [out / WORK_FOLDER / "parts" / ".000001.56.78"]
+    for path in left:
+        path.write_text("half")
+    append = module._Assembly.append
+    seen = []
+
+    def spy(self, number):
+        seen.extend(path for path in left if path.exists())
+        append(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Assembly, "append", spy)
+        run(tmp_path, "killed", **values)
+    assert not seen
+    assert contents(tmp_path / "whole") == contents(out)
+
+
+def test_many_documents_of_one_unit_take_little_memory(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl.gz", [f"{i:06d}" for i in range(50_000)])
+    values = {"source": "jsonl", "input": str(source), "tokenizer": "char"}
+    prepare(PrepareConfig(out=str(tmp_path / "out"), engine="plan", **values), Display(quiet=True))
+    tracemalloc.start()
+    try:
+        config = PrepareConfig(out=str(tmp_path / "out"), workers=1, **values)
+        prepare(config, Display(quiet=True))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * 50_000  # all told; as a list of tuples they take more alone
+
+
+def test_parts_are_appended_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_DOCUMENTS", 7)
+    documents = [d for i in range(0, 200, 5) for d in (*DOCUMENTS[i : i + 5], *DOCUMENTS[:i:9])]
+    source = write_jsonl(tmp_path / "a.jsonl.gz", documents)
+    prepared = run(tmp_path, source="jsonl", input=str(source), deduplicate=True)
+    unique = list(dict.fromkeys(documents))
+    assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(unique))
+    assert prepared.manifest["counts"]["dropped"] == {"duplicate": len(documents) - len(unique)}
+
+
 def test_a_folder_that_is_prepared_anew_has_the_new_settings(tmp_path):
     for name, documents in (("old", DOCUMENTS), ("new", [d.upper() for d in DOCUMENTS])):
         source = write_jsonl(tmp_path / f"{name}.jsonl", documents)
@@ -1033,6 +1111,44 @@ def test_a_crawl_that_is_not_there_is_a_users_error(tmp_path, server):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_a_file_of_a_crawl_is_downloaded_once(tmp_path, server, monkeypatch, tokenizer):
+    """Also where its tokenizer needs it first, and where the preparation breaks off there."""
+    size = 300 if tokenizer == "bpe" else None
+    values = server.values | {"tokenizer": tokenizer, "vocab_size": size}
+    last = server.paths[-1]
+    server.troubles[last] = ["half", *[503] * common_crawl.TRIES]
+    with pytest.raises(TrainingError, match="the same command again goes on from here"):
+        run(tmp_path, **values)
+    assert not (tmp_path / "out" / WORK_FOLDER / parts.PLAN_FILE).exists()
+    with pytest.raises(UserError, match="404 Not Found; check the crawl's id"):
+        run(tmp_path, **values | {"input": "CC-MAIN-2019-01"})  # not the first one's listing
+    server.troubles, server.requests = {}, []
+    left, discard = [], parts.discard
+
+    def spy(unit, work):
+        discard(unit, work)
+        left.append(len(list((work / "downloads").iterdir())))
+
+    monkeypatch.setattr(parts, "discard", spy)
+    prepared = run(tmp_path, **values)
+    assert server.requests == [(last, f"bytes={half_of(server, last)}-")]
+    assert left == [2, 1, 0]
+    assert documents_of(prepared) == sorted(d.strip() for d in DOCUMENTS)
+
+
+def test_a_damaged_download_is_not_kept(tmp_path, server, gpt2, monkeypatch):
+    monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
+    values, path = server.values | {"tokenizer": "gpt2"}, server.paths[0]
+    whole = server.files[path]
+    for raw, message in ((whole[:-20], "read to its end"), (gzip.compress(b"x"), "with WARC")):
+        server.files[path] = raw
+        with pytest.raises(UserError, match=message):
+            run(tmp_path, **values)
+    server.files[path] = whole
+    assert len(documents_of(run(tmp_path, **values))) == len(DOCUMENTS)
+
+
 @pytest.mark.parametrize("line", ["../../etc/passwd", "/a.warc.wet.gz", "a/../b.warc.wet.gz", "x"])
 def test_a_listing_with_other_paths_is_refused(tmp_path, server, line):
     listing = gzip.compress(f"{line}\n".encode())
@@ -1122,6 +1238,18 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, book):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file; choose another folder"):
         run(tmp_path, "file", input=str(book))
+
+
+def test_a_folder_that_no_system_can_make_is_one_line(tmp_path, book):
+    with pytest.raises(UserError, match=r"cannot make .*: File name too long; choose another"):
+        run(tmp_path, "x" * 300, input=str(book))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_out_of_reach_is_one_line(tmp_path, book):
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(UserError, match=r"cannot make .*: Permission denied; choose another"):
+        run(tmp_path, "closed/out", input=str(book))
 
 
 def test_the_package_never_imports_the_recipes():
