@@ -19,6 +19,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import glob
 import itertools
 import json
 import multiprocessing
@@ -177,7 +178,34 @@ def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
         raise UserError(
             f"{out} holds a corpus prepared with other settings: {different}; choose another --out"
         )
+    if different := _source_difference(manifest.get("source"), config):
+        raise UserError(
+            f"{out} holds a corpus of another source: {different}; choose another --out"
+        )
     return manifest
+
+
+def _source_difference(there: Any, config: PrepareConfig) -> str:
+    """Returns how a source differs from what a manifest says of it, or ''; gone it may be."""
+    if not isinstance(there, dict) or sources.place(config) is None:
+        return ""
+    try:
+        _, here = sources.local_files(config)
+    except (OSError, UserError):
+        return ""
+    sizes = ("files", "stored_bytes")
+    before, now = ([facts.get(name) for name in sizes] for facts in (there, here))
+    if None not in before and before != now:
+        return (
+            f"--input {config.input} was {before[0]} files of {before[1]} bytes and is {now[0]} of "
+            f"{now[1]}"
+        )
+    old = there.get("input")
+    if not isinstance(old, str) or old == here["input"]:
+        return ""
+    if os.path.lexists(old) or glob.glob(old, recursive=True):  # else it was moved
+        return f"--input was {old} and is {here['input']}"
+    return ""
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -231,6 +259,12 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
         raise UserError(
             f"{work.parent} was begun with other settings: {different}; use those, choose another "
             "--out, or delete it"
+        )
+    there, here = values["plan"]["facts"].get("input"), sources.place(config)
+    if there and here and there != here:
+        raise UserError(
+            f"{work.parent} was begun with --input {there}, and this is {here}; use that, choose "
+            "another --out, or delete it"
         )
     for name, size, changed in values["plan"]["files"]:
         try:

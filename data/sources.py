@@ -95,13 +95,10 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
 
         if common_crawl.is_crawl(config.input):
             return common_crawl.plan(config, work)
-    paths = list_files(config.input)
-    if config.source == "wet" and config.limit_files:
-        paths = paths[: config.limit_files]
-    files = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
-    facts = {"files": len(files), "stored_bytes": sum(size for _, size, _ in files)}
-    if config.source == "text" and len(paths) == 1:
-        units, characters = plan_text(paths[0], config.val_fraction, config.tokenizer == "char")
+    files, facts = local_files(config)
+    if config.source == "text" and len(files) == 1:
+        path, with_characters = files[0][0], config.tokenizer == "char"
+        units, characters = plan_text(path, config.val_fraction, with_characters)
         return Plan(units, files, True, characters, facts=facts)
     plan_file = {
         "text": lambda path, size, unit_bytes: _plan_small(path, size),
@@ -123,6 +120,53 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
     if not units:
         raise UserError(f"--input {config.input}: every file is empty or damaged")
     return Plan(units, files, damaged=tuple(damaged), facts=facts)
+
+
+def place(config: PrepareConfig) -> str | None:
+    """Returns where a source is on this machine; None of a name on the hub, or of a crawl."""
+    path = os.path.abspath(os.path.expanduser(config.input))
+    if config.source == "hf":
+        return path if os.path.isdir(path) else None
+    if config.source == "wet":
+        from data import common_crawl
+
+        return None if common_crawl.is_crawl(config.input) else path
+    return path
+
+
+def local_files(config: PrepareConfig) -> tuple[list[tuple[str, int, int]], dict[str, Any]]:
+    """Returns the files of a source that has a `place`, and what a manifest says of them.
+
+    Returns:
+      (path, bytes, time of change in ns) of each, in order; {"input": the place, "files": how many,
+      "stored_bytes": in all}.
+
+    Raises:
+      UserError: there are none, or one can't be read.
+    """
+    where = place(config)
+    assert where is not None
+    if config.source == "hf":
+        paths = _files_below(where, os.path.abspath(os.path.expanduser(config.out)))
+    else:
+        paths = list_files(config.input)
+    if config.source == "wet" and config.limit_files:
+        paths = paths[: config.limit_files]
+    stats = [(path, os.stat(path)) for path in paths]
+    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    size = sum(size for _, size, _ in files)
+    return files, {"input": where, "files": len(files), "stored_bytes": size}
+
+
+def _files_below(folder: str, out: str) -> list[str]:
+    """Returns the files below a folder that are not hidden, by name, without those below `out`."""
+    paths: list[str] = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [
+            name for name in folders if name[0] != "." and os.path.join(where, name) != out
+        ]
+        paths += [os.path.join(where, name) for name in names if name[0] != "."]
+    return sorted(path for path in paths if os.path.isfile(path))
 
 
 def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document | Damage]:
@@ -596,7 +640,8 @@ def _plan_hf(config: PrepareConfig) -> Plan:
         }
         for i in range(n)
     ]
-    return Plan(units, [], facts={"files": n, "revision": revision})
+    files, facts = local_files(config) if os.path.isdir(name) else ([], {"files": n})
+    return Plan(units, files, facts={**facts, "revision": revision})
 
 
 def _read_hf(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:

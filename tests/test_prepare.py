@@ -975,6 +975,74 @@ def test_a_folder_that_is_prepared_anew_has_the_new_settings(tmp_path):
         shutil.rmtree(tmp_path / "out")
 
 
+def change_source(tmp_path, monkeypatch, how):
+    if how == "longer":
+        with (tmp_path / "b.jsonl").open("a") as file:
+            file.write('{"text": "more"}\n')
+    elif how == "more":
+        write_jsonl(tmp_path / "c.jsonl", [])
+    elif how == "elsewhere":  # as large, but another
+        (tmp_path / "x").mkdir()
+        for name in ("a.jsonl", "b.jsonl"):
+            text = (tmp_path / name).read_text()
+            (tmp_path / "x" / name).write_text(text.swapcase().replace("TEXT", "text"))
+        monkeypatch.chdir(tmp_path / "x")
+    elif how == "moved":
+        (tmp_path / "x").mkdir()
+        for name in ("a.jsonl", "b.jsonl"):
+            (tmp_path / name).rename(tmp_path / "x" / name)
+        monkeypatch.chdir(tmp_path / "x")
+    elif how == "gone":
+        (tmp_path / "a.jsonl").unlink()
+        (tmp_path / "b.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("longer", r"--input \*.jsonl was 2 files of \d+ bytes and is 2 of \d+; choose another"),
+        ("more", r"--input \*.jsonl was 2 files of \d+ bytes and is 3 of \d+"),
+        ("elsewhere", r"--input was .*/\*.jsonl and is .*/x/\*.jsonl; choose another --out"),
+        ("moved", ""),
+        ("gone", ""),
+    ],
+)
+def test_a_finished_corpus_is_of_the_source_as_it_is_now(tmp_path, monkeypatch, how, message):
+    for name, half in (("a.jsonl", DOCUMENTS[:100]), ("b.jsonl", DOCUMENTS[100:])):
+        write_jsonl(tmp_path / name, half)
+    monkeypatch.chdir(tmp_path)
+    values = {"source": "jsonl", "input": "*.jsonl"}
+    run(tmp_path, **values)
+    change_source(tmp_path, monkeypatch, how)
+    if message:
+        with pytest.raises(UserError, match=f"holds a corpus of another source: {message}"):
+            run(tmp_path, **values)
+    else:
+        run(tmp_path, **values)
+
+
+def test_a_preparation_goes_on_with_its_own_source_only(tmp_path, monkeypatch):
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    values = {"source": "jsonl", "input": "*.jsonl", "tokenizer": "char"}
+    prepare(PrepareConfig(out=str(tmp_path / "out"), engine="plan", **values), Display(quiet=True))
+    change_source(tmp_path, monkeypatch, "elsewhere")
+    with pytest.raises(UserError, match=r"was begun with --input .*/\*.jsonl, and this is .*/x/"):
+        run(tmp_path, **values)
+
+
+def test_a_local_data_set_that_has_changed_is_noticed(tmp_path, hub):
+    write_jsonl(tmp_path / "set.jsonl")
+    values = {"source": "hf", "input": str(tmp_path)}
+    run(tmp_path, **values)
+    run(tmp_path, **values)  # the corpus is below, and no part of it
+    (tmp_path / "set.jsonl").unlink()
+    write_jsonl(tmp_path / "other.jsonl", DOCUMENTS[1:])
+    with pytest.raises(UserError, match="holds a corpus of another source"):
+        run(tmp_path, **values)
+
+
 def test_two_preparations_of_one_folder(tmp_path, book):
     from gpt_jax.process import lock
 
