@@ -720,41 +720,37 @@ def many_files(folder, n=8):
     }
 
 
-@pytest.mark.parametrize("place", ["fsync", "replace", "unlink"])
 def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
-    tmp_path, monkeypatch, place
+    tmp_path, monkeypatch
 ):
     monkeypatch.setattr(module, "SAVE_PAUSE", 0)  # the same operations each time
-    values = many_files(tmp_path, 4)
-    whole = run(tmp_path, "whole", **values)
-    assert len(whole.shards["train"]) > 2
-    countdown = [0]
+    values = many_files(tmp_path, 3)
+    count, last = [0], [0]
 
-    def patch(owner, name):
-        real = getattr(owner, name)
+    def patch(name):
+        real = getattr(os, name)
 
         def call(*args, **kwargs):
-            countdown[0] -= 1
-            if countdown[0] == 0:
+            count[0] += 1
+            if last[0] and count[0] >= last[0]:  # the dead do nothing more, so nothing is tidied
                 raise Killed
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, call)
+        monkeypatch.setattr(os, name, call)
 
-    patch(*{
-        "fsync": (os, "fsync"),
-        "replace": (Path, "replace"),
-        "unlink": (Path, "unlink"),
-    }[place])  # fmt: skip
-    for after in itertools.count(2):  # each time further on, from wherever the last one stopped
-        countdown[0] = after
-        try:
-            run(tmp_path, "stopped", **values)
-            break
-        except Killed:
-            continue
-    assert after > 2
-    assert contents(tmp_path / "whole") == contents(tmp_path / "stopped")
+    for name in ("fsync", "replace", "unlink", "mkdir", "rmdir"):
+        patch(name)
+    whole = run(tmp_path, "whole", **values)
+    assert len(whole.shards["train"]) > 2
+    n, expected = count[0], contents(tmp_path / "whole")
+    assert n > 40
+    for at in range(1, n + 1):
+        count[0], last[0] = 0, at
+        with pytest.raises(Killed):
+            run(tmp_path, f"{at}", **values)
+        last[0] = 0
+        run(tmp_path, f"{at}", **values)
+        assert contents(tmp_path / f"{at}") == expected, at
 
 
 def command(values, out, workers=2):
