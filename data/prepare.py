@@ -11,7 +11,7 @@ of the settings and the source: parts appear whole or not at all, by whatever pr
 and a journal says, again and again, how far the shards are. So a preparation that
 was killed goes on from its journal, and its shards are the same bytes as an uninterrupted one's.
 
-Memory is bounded by the settings, not by the corpus: see README.md.
+Memory hardly grows with the corpus: see README.md for what does.
 """
 
 from __future__ import annotations
