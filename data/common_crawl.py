@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.settings import PrepareConfig
-from data.sources import BLOCK_BYTES, STREAM_BYTES, Damage, Document, Plan, Unit, _too_large
+from data.sources import (
+    BLOCK_BYTES,
+    STREAM_BYTES,
+    Damage,
+    Document,
+    Plan,
+    Unit,
+    _too_large,
+    discard,
+    download_path,
+)
 from gpt_jax.errors import TrainingError, UserError, in_short
 from gpt_jax.files import write_atomically
 
@@ -46,7 +56,7 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
     """
     base = config.base_url.rstrip("/") + "/"
     url = f"{base}crawl-data/{config.input}/wet.paths.gz"
-    saved = work / "wet.paths.gz"
+    saved = work / f"{config.input}.paths.gz"
     if not saved.exists():
         download(url, saved, MAX_LISTING_BYTES)
     try:
@@ -75,26 +85,28 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
 def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | Damage]:
     """Yields the documents of a WET file, downloaded first where its unit has an address.
 
+    The download stays, for it may be read again (see `sources.discard`), unless it is damaged.
+
     Raises:
       Damage: the file breaks off, or is no WET file.
       UserError, TrainingError: it can't be downloaded.
     """
     path = unit["path"]
     if unit.get("url"):
-        folder = work / "downloads"
-        folder.mkdir(exist_ok=True)
-        path = str(folder / unit["name"])
-        if not os.path.exists(path):
-            download(unit["url"], Path(path))
+        path = download_path(unit, work)
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            download(unit["url"], path)
     try:
         with gzip.open(path) as stream:
             file = io.BufferedReader(stream, STREAM_BYTES)
             yield from records(file, unit["name"], config.max_document_mb << 20)
     except (EOFError, OSError, zlib.error) as error:
+        discard(unit, work)
         raise Damage(f"{unit['name']} can't be read to its end: {error}") from error
-    finally:
-        if unit.get("url"):
-            Path(path).unlink(missing_ok=True)
+    except Damage:
+        discard(unit, work)
+        raise
 
 
 def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | Damage]:

@@ -33,7 +33,7 @@ import numpy as np
 
 from data.filters import digest, is_validation, reject
 from data.settings import PrepareConfig
-from data.sources import Damage, Unit, read_unit
+from data.sources import Damage, Unit, discard, read_unit
 from gpt_jax.config import from_dict
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import END_OF_TEXT, BpeTokenizer, Tokenizer, load_tokenizer
@@ -43,6 +43,7 @@ PARTS = "parts"
 NAMED_DAMAGE = 100  # in the manifest; the counts have all
 BUFFER_BYTES = 1 << 20
 DOCUMENT = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("val", "?")])
+PACKED = struct.Struct("<QI?")  # a DOCUMENT: a unit may have millions
 FOOTER = struct.Struct("<4Q")
 
 
@@ -51,9 +52,17 @@ def part_path(work: Path, number: int) -> Path:
     return work / PARTS / f"{number:06d}"
 
 
-@functools.lru_cache(maxsize=2)
 def open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
     """Returns what a process needs for any of the units: settings, units, tokenizer."""
+    plan = os.stat(os.path.join(work, PLAN_FILE))
+    return _open_work(work, (plan.st_ino, plan.st_size, plan.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _open_work(
+    work: str, plan: tuple[int, int, int]
+) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
+    """Reads a work folder once, until another plan is there."""
     values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
     config = from_dict({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
     return config, values["plan"]["units"], load_tokenizer(Path(work))
@@ -89,6 +98,7 @@ def prepare_part(work: str, number: int, count: Callable[[int], None] | None = N
                 counts = json.dumps({"damaged_units": 1, "damaged": [str(error)]}).encode()
                 file.write(counts + FOOTER.pack(0, 0, len(counts), zlib.crc32(counts)))
         temporary.replace(path)
+        discard(units[number], Path(work))
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -106,9 +116,9 @@ def _write(
     path: Path,
     count: Callable[[int], None] | None,
 ) -> None:
-    limits, dropped, damaged, read = config.limits(), Counter(), [], 0
+    limits, dropped, read = config.limits(), Counter(), 0
     dtype = token_dtype(tokenizer)
-    documents: list[tuple[int, int, bool]] = []
+    documents, damaged, n_damaged = bytearray(), [], 0
     separator, n_bytes, crc = b"", 0, 0
     with path.open("wb", BUFFER_BYTES) as file:
         for document in read_unit(config, unit, work):
@@ -116,7 +126,9 @@ def _write(
             if isinstance(document, Damage):
                 if config.on_damage == "stop":
                     raise document
-                damaged.append(str(document))
+                n_damaged += 1
+                if len(damaged) < NAMED_DAMAGE:
+                    damaged.append(str(document))
                 continue
             if document.split:
                 key, val, end = 0, document.split == "val", b""
@@ -130,18 +142,19 @@ def _write(
             raw = tokenizer.encode(document.text).astype(dtype).tobytes() + end
             file.write(raw)
             n_bytes, crc = n_bytes + len(raw), zlib.crc32(raw, crc)
-            documents.append((key, len(raw) // dtype.itemsize, val))
+            documents += PACKED.pack(key, len(raw) // dtype.itemsize, val)
             if count:
                 count(len(raw) // dtype.itemsize)
         counts = {
             "read": read,
             "dropped": dict(dropped),
-            "damaged_records": len(damaged),
-            "damaged": damaged[:NAMED_DAMAGE],
+            "damaged_records": n_damaged,
+            "damaged": damaged,
         }
-        tail = [np.array(documents, DOCUMENT).tobytes(), json.dumps(counts).encode()]
-        crc = zlib.crc32(tail[1], zlib.crc32(tail[0], crc))
-        file.write(b"".join(tail) + FOOTER.pack(n_bytes, len(tail[0]), len(tail[1]), crc))
+        tail = json.dumps(counts).encode()
+        crc = zlib.crc32(tail, zlib.crc32(documents, crc))
+        file.write(documents)
+        file.write(tail + FOOTER.pack(n_bytes, len(documents), len(tail), crc))
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
@@ -187,7 +200,7 @@ def load_part(path: Path) -> Part | None:
             crc, left = zlib.crc32(raw, crc), left - len(raw)
         tail = file.read(n_documents + n_counts)
         if zlib.crc32(tail, crc) == expected:
-            documents = np.frombuffer(tail[:n_documents], DOCUMENT)
+            documents = np.frombuffer(tail, DOCUMENT, n_documents // DOCUMENT.itemsize)
             return Part(path, documents, json.loads(tail[n_documents:]))
     return None
 

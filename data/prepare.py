@@ -1,6 +1,7 @@
 """`python main.py prepare`: from a source of text to a prepared corpus (see `gpt_jax.shards`).
 
-    plan       sources.py parts the source into units, in order, about a megabyte each where it can
+    plan       sources.py parts the source into units, in order, about a megabyte each where it can,
+               and more where there would be too many
     tokenizer  learned, or found, once
     parts      each unit is read, filtered and encoded to a part of its own, by many processes
     shards     one process appends the parts in order, drops duplicates, and cuts to size
@@ -10,7 +11,7 @@ of the settings and the source: parts appear whole or not at all, by whatever pr
 and a journal says, again and again, how far the shards are. So a preparation that
 was killed goes on from its journal, and its shards are the same bytes as an uninterrupted one's.
 
-Memory is bounded by the settings, not by the corpus: see README.md.
+Memory hardly grows with the corpus: see README.md for what does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import glob
 import itertools
 import json
 import multiprocessing
@@ -29,7 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -52,7 +54,7 @@ from gpt_jax.config import ConfigError
 from gpt_jax.console import Display
 from gpt_jax.devices import usable_cores
 from gpt_jax.errors import TrainingError, UserError
-from gpt_jax.files import write_atomically
+from gpt_jax.files import remove_unfinished, write_atomically
 from gpt_jax.process import lock
 from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.shards import (
@@ -74,6 +76,7 @@ from gpt_jax.tokenizer import (
 
 JOURNAL_FILE = "journal.json"
 SEEN_FILE = "seen.bin"
+BLOCK_DOCUMENTS = 1 << 16  # appended at once
 SAVE_PAUSE = 10  # times what the journal took until it is written again: disks may be slow
 
 
@@ -94,6 +97,7 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         return manifest
     work = out / WORK_FOLDER
     _check_folder(out, work)
+    is_new = not os.path.isdir(work)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,12 +106,15 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         with lock(work, "prepared"):
             try:
                 return _prepare(config, out, work, display)
-            finally:
-                display.stop()
-                if work.is_dir() and not (work / PLAN_FILE).exists():
-                    shutil.rmtree(work)  # nothing was begun: a mistake leaves no folder behind
+            except Exception as error:
+                mistake = is_new and isinstance(error, UserError)
+                if not (work / PLAN_FILE).exists() and (mistake or _is_bare(work)):
+                    _clean(out)  # nothing was begun: a mistake leaves no folder behind
                     with contextlib.suppress(OSError):
                         out.rmdir()
+                raise
+            finally:
+                display.stop()
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise TrainingError(
@@ -124,6 +131,8 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
         plan, tokenizer = _start_plan(config, work)
     else:
         tokenizer = load_tokenizer(work)
+    if config.engine == "local":  # with the others, more machines may be at work
+        _remove_unfinished(out, work)
     journal = _load_journal(work)
     how = "cut by position" if plan.by_position else "documents, parted by their hash"
     display.facts(
@@ -160,7 +169,7 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
 
 
 def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
-    if not (out / MANIFEST_FILE).is_file():
+    if not os.path.isfile(out / MANIFEST_FILE):  # Path's own raises where it can't look
         return None
     open_prepared(out)
     manifest = read_manifest(out)
@@ -169,7 +178,34 @@ def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
         raise UserError(
             f"{out} holds a corpus prepared with other settings: {different}; choose another --out"
         )
+    if different := _source_difference(manifest.get("source"), config):
+        raise UserError(
+            f"{out} holds a corpus of another source: {different}; choose another --out"
+        )
     return manifest
+
+
+def _source_difference(there: Any, config: PrepareConfig) -> str:
+    """Returns how a source differs from what a manifest says of it, or ''; gone it may be."""
+    if not isinstance(there, dict) or sources.place(config) is None:
+        return ""
+    try:
+        _, here = sources.local_files(config)
+    except (OSError, UserError):
+        return ""
+    sizes = ("files", "stored_bytes")
+    before, now = ([facts.get(name) for name in sizes] for facts in (there, here))
+    if None not in before and before != now:
+        return (
+            f"--input {config.input} was {before[0]} files of {before[1]} bytes and is {now[0]} of "
+            f"{now[1]}"
+        )
+    old = there.get("input")
+    if not isinstance(old, str) or old == here["input"]:
+        return ""
+    if os.path.lexists(old) or glob.glob(old, recursive=True):  # else it was moved
+        return f"--input was {old} and is {here['input']}"
+    return ""
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -181,18 +217,31 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _check_folder(out: Path, work: Path) -> None:
-    if os.path.lexists(out) and not out.is_dir():
+    if os.path.lexists(out) and not os.path.isdir(out):
         raise UserError(f"--out {out} is a file; choose another folder")
-    if work.is_dir():
+    if os.path.isdir(work):
         return
     try:
-        names = sorted(os.listdir(out)) if out.is_dir() else []
+        names = sorted(os.listdir(out)) if os.path.isdir(out) else []
     except OSError as error:
         raise UserError(f"--out {out} can't be read: {error.strerror}") from error
     if is_prepared(out):
         raise UserError(f"--out {out} holds another program's corpus; choose another folder")
     if names:
         raise UserError(f"--out {out} holds other files ({names[0]}); choose another folder")
+
+
+def _is_bare(work: Path) -> bool:
+    """Says whether a work folder keeps nothing that took time, such as downloads."""
+    return set(os.listdir(work)) <= {".lock"}
+
+
+def _remove_unfinished(out: Path, work: Path) -> None:
+    """Removes what killed processes left half written."""
+    remove_unfinished(out / TOKENIZER_FILE)
+    remove_unfinished(out / MANIFEST_FILE)
+    for path in (work / PARTS).glob(".*"):
+        path.unlink(missing_ok=True)
 
 
 def _clean(out: Path) -> None:
@@ -210,6 +259,12 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
         raise UserError(
             f"{work.parent} was begun with other settings: {different}; use those, choose another "
             "--out, or delete it"
+        )
+    there, here = values["plan"]["facts"].get("input"), sources.place(config)
+    if there and here and there != here:
+        raise UserError(
+            f"{work.parent} was begun with --input {there}, and this is {here}; use that, choose "
+            "another --out, or delete it"
         )
     for name, size, changed in values["plan"]["files"]:
         try:
@@ -335,10 +390,6 @@ def _sound(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document]:
             raise stop(error) from error
 
 
-def _stop(error: Damage) -> UserError:
-    return UserError(f"{error}; repair or remove it, or use --on-damage skip")
-
-
 # --- many processes -------------------------------------------------------------------------------
 
 
@@ -378,13 +429,13 @@ def _parts(
     try:
         ahead = first
         for number in range(first, n_units):
-            while ahead < min(number + 2 * workers + 1, n_units):
-                running[ahead] = pool.submit(prepare_and_count, str(work), ahead)
-                ahead += 1
-            while not running[number].done():
-                concurrent.futures.wait([running[number]], timeout=0.25)
-                progress.show(counter.value)
             try:
+                while ahead < min(number + 2 * workers + 1, n_units):
+                    running[ahead] = pool.submit(prepare_and_count, str(work), ahead)
+                    ahead += 1
+                while not running[number].done():
+                    concurrent.futures.wait([running[number]], timeout=0.25)
+                    progress.show(counter.value)
                 running.pop(number).result()
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise TrainingError(
@@ -393,6 +444,7 @@ def _parts(
                 ) from error
             yield number
             progress.part(number)
+            progress.show(counter.value)
     finally:
         for process in list(getattr(pool, "_processes", None) or {}):
             with contextlib.suppress(ProcessLookupError):
@@ -458,14 +510,10 @@ class _Assembly:
         while (part := load_part(path)) is None:  # the power was cut while it was on its way
             path.unlink()
             prepare_part(str(self._work), number)
-        counts, documents = part.counts, part.documents
-        keep = self._new(documents)
-        self._copy(path, documents, keep)
-        for split in SPLITS:
-            side = documents["val"] == (split == "val")
-            self._documents[split] += int((keep & side).sum())
-        if n := int((~keep).sum()):
-            self._dropped["duplicate"] += n
+        counts = part.counts
+        with path.open("rb") as file:
+            for start in range(0, len(part.documents), BLOCK_DOCUMENTS):
+                self._append(file, part.documents[start : start + BLOCK_DOCUMENTS])
         self._dropped.update(counts.get("dropped", {}))
         for name in ("read", "damaged_records", "damaged_units"):
             self._counts[name] += counts.get(name, 0)
@@ -477,6 +525,16 @@ class _Assembly:
             self._save()
             self._next_save = time.monotonic() + SAVE_PAUSE * (time.monotonic() - start)
 
+    def _append(self, file: IO[bytes], documents: np.ndarray) -> None:
+        """Appends documents that follow one another in a part, from where its file stands."""
+        keep = self._new(documents)
+        self._copy(file, documents, keep)
+        for split in SPLITS:
+            side = documents["val"] == (split == "val")
+            self._documents[split] += int((keep & side).sum())
+        if n := int((~keep).sum()):
+            self._dropped["duplicate"] += n
+
     def _new(self, documents: np.ndarray) -> np.ndarray:
         if self._seen is None:
             return np.ones(len(documents), bool)
@@ -485,23 +543,21 @@ class _Assembly:
         self._seen_file.write(documents["digest"][keep].tobytes())
         return keep
 
-    def _copy(self, path: Path, documents: np.ndarray, keep: np.ndarray) -> None:
+    def _copy(self, file: IO[bytes], documents: np.ndarray, keep: np.ndarray) -> None:
         """Appends the documents that are kept, in runs of neighbours of one split."""
         dtype = self._writer.dtype
         ends = np.cumsum(documents["tokens"].astype(np.int64))
         kinds = np.where(keep, documents["val"].astype(int), -1)
         edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
-        with path.open("rb") as file:
-            for first, last in itertools.pairwise(edges):
-                if first == last or kinds[first] < 0:
-                    continue
-                start = int(ends[first - 1]) if first else 0
-                file.seek(start * dtype.itemsize)
-                left = int(ends[last - 1]) - start
-                while left:
-                    ids = np.fromfile(file, dtype, min(left, CHUNK_TOKENS))
-                    self._writer.append(SPLITS[kinds[first]], ids)
-                    left -= len(ids)
+        for first, last in itertools.pairwise(edges):
+            left = int(ends[last - 1]) - (int(ends[first - 1]) if first else 0)
+            if kinds[first] < 0:
+                file.seek(left * dtype.itemsize, os.SEEK_CUR)
+                continue
+            while left:
+                ids = np.fromfile(file, dtype, min(left, CHUNK_TOKENS))
+                self._writer.append(SPLITS[kinds[first]], ids)
+                left -= len(ids)
 
     def _save(self) -> None:
         state: dict[str, Any] = {

@@ -1,8 +1,9 @@
 """Where documents come from: plans that part a source into units, and readers of one unit each.
 
-A unit is a dict, ready for JSON, of about a megabyte where the format allows: a piece of a text,
-some small files, a range of lines, some row groups, else a whole file. Units stand in the order of
-the corpus and are read independently of one another, in any process, without holding a file in
+A unit is a dict, ready for JSON: a piece of a text, some small files, a range of lines, some row
+groups, else a whole file. Where the format allows it is of about a megabyte, and of a larger source
+of about one of `MAX_UNITS` equal parts, so that the plan stays small. Units stand in the order of
+the corpus and are read independently of one another, in any process, without holding a unit in
 memory.
 
 A reader yields `Document`s, and a `Damage` for a record that is none; for a file that breaks off or
@@ -28,13 +29,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.settings import PrepareConfig
-from gpt_jax.errors import UserError
+from gpt_jax.errors import TrainingError, UserError
 
-UNIT_BYTES = 1 << 20  # small, so that processes end at about the same time
+UNIT_BYTES = 1 << 20  # at least; small, so that processes end at about the same time
+MAX_UNITS = 50_000  # about; every process holds the plan
 BLOCK_BYTES = 4 << 20
 STREAM_BYTES = 1 << 17
 SEARCH_BYTES = 1 << 18
 EXTRAS = "pip install -r requirements-data.txt"
+# The packages whose errors are the network's: those under `datasets`, in all its versions.
+NETWORK = {
+    "aiohttp", "http", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests",
+    "urllib3",
+}  # fmt: skip
 
 Unit = dict[str, Any]
 
@@ -79,6 +86,7 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
 
     Raises:
       UserError: there is nothing to read, or it is of another kind; which, and a way out.
+      TrainingError: it can't be had now.
     """
     if config.source == "hf":
         return _plan_hf(config)
@@ -87,33 +95,78 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
 
         if common_crawl.is_crawl(config.input):
             return common_crawl.plan(config, work)
-    paths = list_files(config.input)
-    if config.source == "wet" and config.limit_files:
-        paths = paths[: config.limit_files]
-    files = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
-    facts = {"files": len(files), "stored_bytes": sum(size for _, size, _ in files)}
-    if config.source == "text" and len(paths) == 1:
-        units, characters = plan_text(paths[0], config.val_fraction, config.tokenizer == "char")
+    files, facts = local_files(config)
+    if config.source == "text" and len(files) == 1:
+        path, with_characters = files[0][0], config.tokenizer == "char"
+        units, characters = plan_text(path, config.val_fraction, with_characters)
         return Plan(units, files, True, characters, facts=facts)
     plan_file = {
-        "text": _plan_small,
+        "text": lambda path, size, unit_bytes: _plan_small(path, size),
         "jsonl": _plan_lines,
         "parquet": _plan_parquet,
-        "wet": _plan_whole,
+        "wet": lambda path, size, unit_bytes: _plan_whole(path, size),
     }[config.source]
+    unit_bytes = _unit_bytes(facts["stored_bytes"])
     units, damaged = [], []
     for path, size, _ in files:
         try:
-            units.extend(plan_file(path, size))
+            units.extend(plan_file(path, size, unit_bytes))
         except Damage as error:
             if config.on_damage == "stop":
                 raise UserError(f"{error}; repair or remove it, or use --on-damage skip") from error
             damaged.append(str(error))
     if config.source == "text":
-        units = _grouped(units)
+        units = _grouped(units, unit_bytes)
     if not units:
         raise UserError(f"--input {config.input}: every file is empty or damaged")
     return Plan(units, files, damaged=tuple(damaged), facts=facts)
+
+
+def place(config: PrepareConfig) -> str | None:
+    """Returns where a source is on this machine; None of a name on the hub, or of a crawl."""
+    path = os.path.abspath(os.path.expanduser(config.input))
+    if config.source == "hf":
+        return path if os.path.isdir(path) else None
+    if config.source == "wet":
+        from data import common_crawl
+
+        return None if common_crawl.is_crawl(config.input) else path
+    return path
+
+
+def local_files(config: PrepareConfig) -> tuple[list[tuple[str, int, int]], dict[str, Any]]:
+    """Returns the files of a source that has a `place`, and what a manifest says of them.
+
+    Returns:
+      (path, bytes, time of change in ns) of each, in order; {"input": the place, "files": how many,
+      "stored_bytes": in all}.
+
+    Raises:
+      UserError: there are none, or one can't be read.
+    """
+    where = place(config)
+    assert where is not None
+    if config.source == "hf":
+        paths = _files_below(where, os.path.abspath(os.path.expanduser(config.out)))
+    else:
+        paths = list_files(config.input)
+    if config.source == "wet" and config.limit_files:
+        paths = paths[: config.limit_files]
+    stats = [(path, os.stat(path)) for path in paths]
+    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    size = sum(size for _, size, _ in files)
+    return files, {"input": where, "files": len(files), "stored_bytes": size}
+
+
+def _files_below(folder: str, out: str) -> list[str]:
+    """Returns the files below a folder that are not hidden, by name, without those below `out`."""
+    paths: list[str] = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [
+            name for name in folders if name[0] != "." and os.path.join(where, name) != out
+        ]
+        paths += [os.path.join(where, name) for name in names if name[0] != "."]
+    return sorted(path for path in paths if os.path.isfile(path))
 
 
 def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document | Damage]:
@@ -121,11 +174,12 @@ def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Documen
 
     Raises:
       Damage: the file can't be read to its end.
+      UserError, TrainingError: it can't be had from where it is.
     """
     kind = unit["kind"]
     try:
         if kind == "piece":
-            yield _read_piece(unit)
+            yield from _read_piece(unit)
         elif kind == "files":
             yield from _read_files(unit, config.max_document_mb << 20)
         elif kind == "lines":
@@ -141,6 +195,17 @@ def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Documen
     except (EOFError, OSError) as error:  # gzip's and zstd's own, and the disk's
         why = getattr(error, "strerror", None) or str(error) or "it breaks off"
         raise Damage(f"{unit['name']} can't be read to its end: {why}") from error
+
+
+def download_path(unit: Unit, work: Path) -> Path:
+    """Returns where the download of a unit with an address is."""
+    return work / "downloads" / unit["name"]
+
+
+def discard(unit: Unit, work: Path) -> None:
+    """Removes what was downloaded for a unit; for when its part is in place."""
+    if unit.get("url"):
+        download_path(unit, work).unlink(missing_ok=True)
 
 
 def list_files(pattern: str) -> list[str]:
@@ -177,8 +242,8 @@ def plan_text(
 ) -> tuple[list[Unit], str]:
     """Parts a text by position, as `gpt_jax.data.split_text` does, and each side into pieces.
 
-    The first int((1 - val_fraction) * characters) are for training. Pieces have the tokens of the
-    whole side wherever there is a place to `CUT` within `SEARCH_BYTES`.
+    The first int((1 - val_fraction) * characters) are for training. Pieces, and what they are read
+    in, have the tokens of the whole side wherever there is a place to `CUT` within `SEARCH_BYTES`.
 
     Returns:
       (units, the different characters of the text in order if asked for, else "").
@@ -206,7 +271,7 @@ def plan_text(
         for split, first, end in (("train", 0, boundary), ("val", boundary, size)):
             start = first
             while start < end:
-                stop = _cut_at(file, start, end)
+                stop = _cut_at(file, start, end, _unit_bytes(size))
                 units.append(_unit("piece", path, stop - start, start, stop) | {"split": split})
                 start = stop
     return units, "".join(sorted(characters))
@@ -239,32 +304,45 @@ def _decoded(decoder: Any, raw: bytes, path: str, final: bool) -> str:
         ) from None
 
 
-def _cut_at(file: IO[bytes], start: int, end: int) -> int:
-    """Returns where the piece from `start` ends: a place to cut, about UNIT_BYTES on."""
-    if end - start <= UNIT_BYTES + SEARCH_BYTES:
+def _cut_at(file: IO[bytes], start: int, end: int, n_bytes: int) -> int:
+    """Returns where the piece from `start` ends: a place to cut, about `n_bytes` on."""
+    if end - start <= n_bytes + SEARCH_BYTES:
         return end
-    at = start + UNIT_BYTES
+    at = start + n_bytes
     file.seek(at)
     raw = file.read(min(SEARCH_BYTES, end - at))
-    skipped = next(i for i in range(4) if raw[i] & 0xC0 != 0x80)  # to the next character's start
+    starts = (i for i, byte in enumerate(raw[:4]) if byte & 0xC0 != 0x80)  # of characters
+    skipped = next(starts, 0)  # there is none in a file that has changed
     text = raw[skipped:].decode("utf-8", "ignore")
     found = CUT.search(text)
     return at + skipped + (len(text[: found.start()].encode("utf-8")) if found else 0)
 
 
-def _read_piece(unit: Unit) -> Document:
+def _read_piece(unit: Unit) -> Iterator[Document]:
+    start, end = unit["start"], unit["end"]
     with open(unit["path"], "rb") as file:
-        file.seek(unit["start"])
-        raw = file.read(unit["end"] - unit["start"])
-    if len(raw) < unit["end"] - unit["start"]:
-        raise Damage(f"{unit['name']} has become shorter while it was read")
-    try:
-        return Document(raw.decode("utf-8"), split=unit["split"])
-    except UnicodeDecodeError as error:
-        raise Damage(f"{unit['name']} has changed while it was read: {error.reason}") from error
+        while start < end:
+            stop = _cut_at(file, start, end, UNIT_BYTES)
+            file.seek(start)
+            raw = file.read(stop - start)
+            if len(raw) < stop - start:
+                raise Damage(f"{unit['name']} has become shorter while it was read")
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Damage(
+                    f"{unit['name']} has changed while it was read: {error.reason}"
+                ) from error
+            yield Document(text, split=unit["split"])
+            start = stop
 
 
 # --- files ----------------------------------------------------------------------------------------
+
+
+def _unit_bytes(stored_bytes: int) -> int:
+    """Returns how large units are to be, a function of what the source has in all."""
+    return max(UNIT_BYTES, stored_bytes // MAX_UNITS)
 
 
 def _unit(kind: str, path: str, size: int, start: int = 0, end: int = 0) -> Unit:
@@ -276,11 +354,11 @@ def _plan_small(path: str, size: int) -> list[Unit]:
     return [{"kind": "files", "name": os.path.basename(path), "size": size, "paths": [path]}]
 
 
-def _grouped(units: list[Unit]) -> list[Unit]:
+def _grouped(units: list[Unit], unit_bytes: int) -> list[Unit]:
     """Joins units of a file each to units of several files."""
     grouped: list[Unit] = []
     for unit in units:
-        if grouped and grouped[-1]["size"] + unit["size"] <= UNIT_BYTES:
+        if grouped and grouped[-1]["size"] + unit["size"] <= unit_bytes:
             grouped[-1]["size"] += unit["size"]
             grouped[-1]["paths"] += unit["paths"]
         else:
@@ -317,17 +395,14 @@ def _too_large(name: str, limit: int) -> Damage:
 # --- JSON lines -----------------------------------------------------------------------------------
 
 
-def _plan_lines(path: str, size: int) -> list[Unit]:
+def _plan_lines(path: str, size: int, unit_bytes: int) -> list[Unit]:
     """Parts a plain file into ranges: the lines that begin in [start, end); others stay whole."""
     if not size:
         raise Damage(f"{path} is empty")
     if path.endswith((".gz", ".zst")):
         return [_unit("lines", path, size)]
-    starts = range(0, size, UNIT_BYTES)
-    return [
-        _unit("lines", path, min(UNIT_BYTES, size - at), at, min(at + UNIT_BYTES, size))
-        for at in starts
-    ]
+    ends = ((at, min(at + unit_bytes, size)) for at in range(0, size, unit_bytes))
+    return [_unit("lines", path, end - start, start, end) for start, end in ends]
 
 
 def open_stream(path: str) -> Any:
@@ -413,6 +488,11 @@ def _checked(text: Any, field: str, where: str) -> Document | Damage:
     return Document(text)
 
 
+def _in_line(error: BaseException) -> str:
+    """Returns the words of an error, which may be many, as a part of one line."""
+    return f"{' '.join(str(error).split()):.300}"
+
+
 # --- Parquet --------------------------------------------------------------------------------------
 
 
@@ -420,14 +500,15 @@ def _open_parquet(path: str) -> Any:
     pyarrow, parquet = _optional("pyarrow"), _optional("pyarrow.parquet")
     if parquet is None:
         raise UserError(f"--source parquet needs pyarrow: {EXTRAS}")
-    try:
-        return parquet.ParquetFile(path)
+    try:  # a page at a time, not a column of a row group at a time
+        return parquet.ParquetFile(
+            path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        )
     except (pyarrow.ArrowException, OSError) as error:
-        detail = " ".join(str(error).split())
-        raise Damage(f"{path} is no whole Parquet file: {detail:.200}") from error
+        raise Damage(f"{path} is no whole Parquet file: {_in_line(error)}") from error
 
 
-def _plan_parquet(path: str, size: int) -> list[Unit]:
+def _plan_parquet(path: str, size: int, unit_bytes: int) -> list[Unit]:
     """Parts a file into ranges of row groups."""
     with _open_parquet(path) as file:
         metadata = file.metadata
@@ -435,7 +516,7 @@ def _plan_parquet(path: str, size: int) -> list[Unit]:
     units, start, total = [], 0, sum(sizes) or 1
     for i in range(len(sizes)):
         inside = sum(sizes[start : i + 1])
-        if inside >= 2 * UNIT_BYTES or i == len(sizes) - 1:
+        if inside >= 2 * unit_bytes or i == len(sizes) - 1:
             units.append(_unit("parquet", path, size * inside // total, start, i + 1))
             start = i + 1
     return units
@@ -467,8 +548,7 @@ def _read_parquet(unit: Unit, config: PrepareConfig) -> Iterator[Document | Dama
                     else:
                         yield _checked(value.as_py(), field, where)
         except failures as error:
-            detail = " ".join(str(error).split())
-            raise Damage(f"{unit['name']} can't be read to its end: {detail:.200}") from error
+            raise Damage(f"{unit['name']} can't be read to its end: {_in_line(error)}") from error
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------
@@ -487,12 +567,46 @@ def _dataset(name: str, config: PrepareConfig, revision: str | None) -> Any:
             streaming=True,
         )
     except Exception as error:  # whatever the hub, the network and the formats come up with
-        detail = " ".join(str(error).split())
-        raise UserError(
-            f"data set {name} can't be opened: {type(error).__name__}: {detail:.300}; check "
-            "--input, --hf-config, --hf-split and --hf-revision (data sets made by a script need "
-            "--hf-revision refs/convert/parquet)"
-        ) from error
+        raise _unopened(name, error) from error
+
+
+def _unopened(name: str, error: Exception) -> UserError | TrainingError:
+    """Returns what it is that a data set can't be opened."""
+    what = f"{type(error).__name__}: {_in_line(error)}"
+    if not os.path.isdir(name) and _network_error(error) and not _refused(error):
+        return TrainingError(
+            f"data set {name} can't be had now ({what}); the same command again goes on from here"
+        )
+    return UserError(
+        f"data set {name} can't be opened: {what}; check --input, --hf-config, --hf-split and "
+        "--hf-revision (data sets made by a script need --hf-revision refs/convert/parquet)"
+    )
+
+
+def _network_error(error: BaseException) -> BaseException | None:
+    """Returns the first of an error's causes that tells of the connection, the server or the disk.
+
+    None says that it is the data's: formats raise ValueErrors, and OSErrors without a number.
+    """
+    at: BaseException | None = error
+    for _ in range(20):  # causes may be a ring
+        if at is None:
+            break
+        package = {kind.__module__.partition(".")[0] for kind in type(at).__mro__} & NETWORK
+        if package and (isinstance(at, OSError) or not isinstance(at, ValueError)):
+            return at
+        if isinstance(at, OSError) and (
+            at.errno is not None or isinstance(at, ConnectionError | TimeoutError)
+        ):
+            return at
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def _refused(error: BaseException) -> bool:
+    """Says whether a server's answer is one that trying again won't change."""
+    status = getattr(getattr(_network_error(error), "response", None), "status_code", None)
+    return status is not None and status < 500 and status not in (408, 429)
 
 
 def _plan_hf(config: PrepareConfig) -> Plan:
@@ -509,7 +623,10 @@ def _plan_hf(config: PrepareConfig) -> Plan:
     revision = config.hf_revision
     if not os.path.isdir(name):
         hub = importlib.import_module("huggingface_hub")  # comes with datasets
-        revision = hub.HfApi().dataset_info(name, revision=revision).sha
+        try:
+            revision = hub.HfApi().dataset_info(name, revision=revision).sha
+        except Exception as error:
+            raise _unopened(name, error) from error
     n = data_set.num_shards
     units = [
         {
@@ -523,7 +640,8 @@ def _plan_hf(config: PrepareConfig) -> Plan:
         }
         for i in range(n)
     ]
-    return Plan(units, [], facts={"files": n, "revision": revision})
+    files, facts = local_files(config) if os.path.isdir(name) else ([], {"files": n})
+    return Plan(units, files, facts={**facts, "revision": revision})
 
 
 def _read_hf(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
@@ -540,6 +658,9 @@ def _read_hf(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
                 yield _too_large(where, limit)
             else:
                 yield _checked(text, field, where)
-    except (EOFError, OSError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise Damage(f"{unit['name']} can't be read to its end: {detail:.300}") from error
+    except Exception as error:
+        if not os.path.isdir(unit["path"]) and _network_error(error):
+            raise _unopened(unit["path"], error) from error  # no fault of the data's
+        if not isinstance(error, EOFError | OSError | ValueError | zlib.error):
+            raise
+        raise Damage(f"{unit['name']} can't be read to its end: {_in_line(error)}") from error

@@ -102,6 +102,9 @@ def _from_tokenizer_json(values: dict[str, Any], vocab_size: int) -> Tokenizer:
     model, cut = values["model"], values.get("pre_tokenizer") or {}
     if values.get("normalizer") is not None:
         raise ValueError("it changes the text before it cuts it (normalizer)")
+    after = values.get("post_processor")
+    if after is not None and after.get("type") != "ByteLevel":
+        raise ValueError("it may add tokens to those of the text (post_processor)")
     if model.get("type", "BPE") == "WordLevel" and cut == CHARACTERS:
         characters = list(model["vocab"])
         if list(model["vocab"].values()) != list(range(len(characters))):

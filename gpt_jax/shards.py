@@ -20,7 +20,9 @@ of `data/prepare.py`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -49,7 +51,7 @@ FOREIGN_NAME = re.compile(r"(?:.*_)?(train|val)(?:_\d+)?\.bin")
 HEADER_BYTES = 256 * 4
 # {(magic, version): bytes of a token}, of llm.c's headers for GPT-2 and Llama 3.
 HEADERS = {(20240520, 1): 2, (20240801, 7): 4}
-GPT2_VOCABULARY = 50257
+CHARACTERS_FILE = "meta.pkl"  # of nanoGPT: the characters that ids stand for
 
 
 class ShardError(UserError):
@@ -108,8 +110,9 @@ def open_prepared(path: str | os.PathLike[str], tokenizer: Tokenizer | None = No
 
     Args:
       path: its folder.
-      tokenizer: of a folder of nanoGPT or llm.c, whose ids are otherwise taken for GPT-2's (their
-        meta.pkl, a program in disguise, is never read). A folder with a manifest has its own.
+      tokenizer: of a folder of nanoGPT or llm.c, whose ids are otherwise taken for GPT-2's. Where
+        nanoGPT left its meta.pkl they are characters: it is refused without a tokenizer, for that
+        file, a program in disguise, is never read. A folder with a manifest has its own.
 
     Raises:
       ShardError: a file is missing, short, damaged or of another kind; which one, and a way out.
@@ -199,6 +202,7 @@ def _open_own(folder: Path) -> Prepared:
             f"{tokenizer.vocab_size}; prepare it again"
         )
     dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+    _allow_files(len(manifest["shards"]))
     shards = {
         split: tuple(
             _map(folder / entry["name"], dtype, entry["tokens"], 0, f"{MANIFEST_FILE} says")
@@ -341,7 +345,13 @@ def _open_foreign(
         shown = ", ".join(sorted(f"{kind} with {8 * width} bits" for kind, width in kinds))
         raise ShardError(f"{folder} mixes token files of different kinds ({shown}); part them")
     kind, width = kinds.pop()
+    if kind == "nanoGPT" and tokenizer is None and os.path.lexists(folder / CHARACTERS_FILE):
+        raise ShardError(
+            f"the ids of {folder} are not GPT-2's: its {CHARACTERS_FILE}, never read, says "
+            "what they are; make a corpus of its text with: python main.py prepare --tokenizer char"
+        )
     dtype = np.dtype(f"<u{width}")
+    _allow_files(sum(map(len, found.values())))
     shards = {
         split: tuple(
             _map(path, dtype, n_tokens, HEADER_BYTES if kind == "llm.c" else 0, "its size says")
@@ -386,7 +396,7 @@ def _inspect(path: Path) -> tuple[Path, str, int, int]:
         with path.open("rb") as file:
             raw = file.read(HEADER_BYTES)
     except OSError as error:
-        raise ShardError(f"{path} can't be read: {error.strerror}; restore the file") from error
+        raise _unreadable(path, error) from error
     magic, version, n_tokens = (int(x) for x in np.frombuffer(raw[:12].ljust(12, b"\0"), "<i4"))
     if magic in {known for known, _ in HEADERS}:
         width = HEADERS.get((magic, version))
@@ -413,7 +423,7 @@ def _map(path: Path, dtype: np.dtype, n_tokens: int, offset: int, says: str) -> 
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise ShardError(f"shard {path} can't be read: {error.strerror}; restore it") from error
+        raise _unreadable(path, error) from error
     if size != offset + n_tokens * dtype.itemsize:
         raise ShardError(
             f"shard {path} has {size:,} bytes, and {says} {n_tokens:,} tokens of {dtype.itemsize} "
@@ -422,7 +432,30 @@ def _map(path: Path, dtype: np.dtype, n_tokens: int, offset: int, says: str) -> 
     try:
         return np.memmap(path, dtype, "r", offset, (n_tokens,))
     except OSError as error:
-        raise ShardError(f"shard {path} can't be read: {error.strerror}; restore it") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ShardError:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ShardError(
+            f"shard {path} can't be opened: {error.strerror}, and each shard of a corpus is one; "
+            "allow more with: ulimit -n 65536, or prepare it with a larger --shard-tokens"
+        )
+    return ShardError(f"shard {path} can't be read: {error.strerror}; restore it")
+
+
+def _allow_files(n: int) -> None:
+    """Raises the limit on open files by `n`, as many as shards take, as far as it may be raised."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    more = soft + n if hard == resource.RLIM_INFINITY else min(soft + n, hard)
+    with contextlib.suppress(OSError, ValueError):  # macOS has another limit below the hard one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
 
 
 def _ends(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

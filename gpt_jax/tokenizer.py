@@ -154,7 +154,7 @@ class BpeTokenizer:
         n = len(vocabulary)
         if n < vocab_size - 1:
             raise UserError(
-                f"data.vocab_size={vocab_size} is more than the {n + 1} tokens that can be learned "
+                f"vocab_size={vocab_size} is more than the {n + 1} tokens that can be learned "
                 f"from the training text; ask for {n + 1} or fewer, or use a longer text"
             )
         byte_of = byte_of_character()
@@ -179,7 +179,7 @@ class BpeTokenizer:
         except (OSError, ValueError) as error:  # requests' are OSErrors; a wrong hash, a ValueError
             raise UserError(
                 f"tokenizer {name} could not be had ({in_short(error)}); let TIKTOKEN_CACHE_DIR "
-                "name a folder with tiktoken's files, or use --data.tokenizer bpe"
+                "name a folder with tiktoken's files, or choose the tokenizer bpe, which is learned"
             ) from error
         ranks = encoding._mergeable_ranks  # tiktoken's README has no other way to them
         tokens = sorted(ranks, key=ranks.__getitem__)

@@ -67,6 +67,7 @@ def test_gpt2s_tokenizer_json_is_as_good(tmp_path, gpt2, gpt2_folder):
         "added_tokens": [{"id": 50256, "special": True, "content": "<|endoftext|>"}],
         "normalizer": None,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False},
         "model": {
             "dropout": None,
             "continuing_subword_prefix": "",
@@ -154,6 +155,10 @@ def word_level(values):
     ("change", "message"),
     [
         (lambda v: v.update(normalizer={"type": "NFC"}), "it changes the text before it cuts it"),
+        (
+            lambda v: v.update(post_processor={"type": "TemplateProcessing", "single": []}),
+            "it may add tokens to those of the text (post_processor)",
+        ),
         (lambda v: v["model"].update(type="Unigram"), "it is no byte-level BPE as GPT-2's (type)"),
         (lambda v: v["model"].update(dropout=0.1), "no byte-level BPE as GPT-2's (dropout)"),
         (word_level, "its ids are not those of its characters in order"),

@@ -1,5 +1,6 @@
 """Preparing corpora: every source, every way to break off, and the same bytes however it went."""
 
+import concurrent.futures
 import contextlib
 import gzip
 import http.server
@@ -9,11 +10,14 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import types
 from pathlib import Path
 
 import numpy as np
@@ -269,7 +273,7 @@ def test_characters_of_many_documents_are_parted_by_a_line_feed(tmp_path):
 def test_json_lines_in_ranges_and_streams(tmp_path, small_units, name):
     source = write_jsonl(tmp_path / name)
     if name == "a.jsonl":
-        assert len(sources._plan_lines(str(source), source.stat().st_size)) > 50
+        assert len(sources._plan_lines(str(source), source.stat().st_size, 300)) > 50
     prepared = run(tmp_path, source="jsonl", input=str(source))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
 
@@ -286,9 +290,7 @@ def test_ranges_of_lines_have_every_line_once(tmp_path_factory, lines, unit, end
     text = "\n".join(json.dumps({"text": d}) for d in documents) + "\n" * ends
     path.write_text(text)
     config = PrepareConfig(source="jsonl", input="-", out="-")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "UNIT_BYTES", unit)
-        units = sources._plan_lines(str(path), len(text))
+    units = sources._plan_lines(str(path), len(text), unit)
     read = [d.text for u in units for d in sources.read_unit(config, u, path)]
     assert read == documents
 
@@ -298,11 +300,65 @@ def test_parquet_in_row_groups(tmp_path, small_units):
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": DOCUMENTS, "score": list(range(200))})
     importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=9)
-    assert len(sources._plan_parquet(str(path), path.stat().st_size)) > 5
+    assert len(sources._plan_parquet(str(path), path.stat().st_size, 300)) > 5
     prepared = run(tmp_path, source="parquet", input=str(path))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
     with pytest.raises(UserError, match="has no column 'body'; its columns are text, score"):
         run(tmp_path, "other", source="parquet", input=str(path), text_field="body")
+
+
+def test_a_page_of_parquet_is_held_and_not_a_column(tmp_path):
+    pyarrow = importlib.import_module("pyarrow")
+    draw = np.random.default_rng(0)
+    table = pyarrow.table({"text": [draw.bytes(2000).hex() for _ in range(5000)]})
+    write = importlib.import_module("pyarrow.parquet").write_table
+    write(table, tmp_path / "a.parquet", use_dictionary=False)
+    del table
+    (unit,) = sources._plan_parquet(str(tmp_path / "a.parquet"), 1, 1 << 30)
+    config = PrepareConfig(source="parquet", input="-", out="-")
+    before = pyarrow.total_allocated_bytes()
+    held = max(pyarrow.total_allocated_bytes() for _ in sources.read_unit(config, unit, tmp_path))
+    assert os.path.getsize(tmp_path / "a.parquet") > 20_000_000
+    assert held - before < 10_000_000  # a batch of 256 rows, some pages, a buffer
+
+
+def test_a_flipped_bit_in_parquet_is_seen_where_pages_have_sums(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = importlib.import_module("pyarrow").table({"text": DOCUMENTS})
+    write = importlib.import_module("pyarrow.parquet").write_table
+    write(table, path, use_dictionary=False, compression="none", write_page_checksum=True)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"Document 7:")] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"can't be read to its end: .* CRC checksum"):
+        run(tmp_path, source="parquet", input=str(path), tokenizer="bpe", vocab_size=257)
+
+
+@pytest.mark.parametrize("source", ["text", "texts", "jsonl", "parquet"])
+def test_a_large_source_has_larger_units_and_the_same_shards(
+    tmp_path, book, small_units, monkeypatch, source
+):
+    if source == "text":
+        path = book
+    elif source == "texts":
+        path = tmp_path / "*.md"
+        for i, document in enumerate(DOCUMENTS):
+            (tmp_path / f"{i:03d}.md").write_text(document)
+    elif source == "jsonl":
+        path = write_jsonl(tmp_path / "a.jsonl")
+    else:
+        path = tmp_path / "a.parquet"
+        table = importlib.import_module("pyarrow").table({"text": DOCUMENTS})
+        importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=2)
+    values = {"source": source.removesuffix("s"), "input": str(path)}
+    config = PrepareConfig(out="-", tokenizer="char", **values)
+    many = sources.make_plan(config, tmp_path).units
+    small = run(tmp_path, "small", **values)
+    monkeypatch.setattr(sources, "MAX_UNITS", 4)
+    few = sources.make_plan(config, tmp_path).units
+    large = run(tmp_path, "large", **values)
+    assert len(few) <= 10 < 16 < len(many)
+    assert small.manifest == large.manifest
 
 
 def test_several_text_files_are_documents(tmp_path, small_units):
@@ -324,6 +380,95 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path):
     assert prepared.manifest["source"]["files"] == 4
     with pytest.raises(UserError, match="has no column 'body'"):
         run(tmp_path, "other", source="hf", input=str(folder), text_field="body")
+
+
+class HubError(OSError):
+    """As huggingface_hub's, with the server's answer."""
+
+    __module__ = "huggingface_hub.errors"
+
+    def __init__(self, status):
+        super().__init__(f"{status} from the hub")
+        self.response = types.SimpleNamespace(status_code=status)
+
+
+class Rows(list):
+    """As a data set of `datasets` with two files, of which the second breaks off with an error."""
+
+    column_names, num_shards, error = ["text"], 2, None
+
+    def shard(self, num_shards, index):
+        rows = Rows(self[index::num_shards])
+        rows.error = self.error if index else None
+        return rows
+
+    def select_columns(self, names):
+        yield from self
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A data set on the hub; its errors are raised when it is opened, asked for, and read."""
+    hub = types.SimpleNamespace(opened=None, asked=None, read=None)
+
+    def load_dataset(*args, **kwargs):
+        if hub.opened:
+            raise hub.opened
+        rows = Rows({"text": document} for document in DOCUMENTS)
+        rows.error = hub.read
+        return rows
+
+    def dataset_info(self, name, revision):
+        if hub.asked:
+            raise hub.asked
+        return types.SimpleNamespace(sha="abc")
+
+    api = types.SimpleNamespace(HfApi=type("HfApi", (), {"dataset_info": dataset_info}))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", api)
+    datasets = types.SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setattr(sources, "_optional", lambda name: datasets)
+    return hub
+
+
+@pytest.mark.parametrize("when", ["opened", "asked", "read"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Server Disconnected"),
+        TimeoutError("too late"),
+        OSError(101, "Network is unreachable"),
+        HubError(503),
+        HubError(429),
+    ],
+    ids=repr,
+)
+def test_a_hub_that_cant_be_reached_is_no_damage(tmp_path, hub, when, error):
+    values = {"source": "hf", "input": "name/on_the_hub", "on_damage": "skip"}
+    setattr(hub, when, error)
+    with pytest.raises(TrainingError, match=r"can't be had now .*; the same command again goes on"):
+        run(tmp_path, **values)
+    setattr(hub, when, HubError(404))
+    with pytest.raises(UserError, match=r"can't be opened: HubError: 404 .* check --input"):
+        run(tmp_path, **values)
+    setattr(hub, when, None)
+    prepared = run(tmp_path, **values)
+    assert sum(prepared.n_documents.values()) == len(DOCUMENTS)
+    assert prepared.manifest["source"] == {
+        "kind": "hf", "by_position": False, "files": 2, "revision": "abc"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [ValueError("no JSON"), OSError("Corrupt page"), EOFError("")])
+def test_a_file_of_the_hub_that_is_damaged_is_left_out(tmp_path, hub, error):
+    hub.read = error
+    values = {"source": "hf", "input": "name/on_the_hub"}
+    with pytest.raises(UserError, match="file 2 of 2 can't be read to its end"):
+        run(tmp_path, **values, tokenizer="bpe", vocab_size=257)
+    prepared = run(tmp_path, "skipped", on_damage="skip", **values)
+    assert sum(prepared.n_documents.values()) == len(DOCUMENTS) // 2
+    assert prepared.manifest["counts"]["damaged_files"] == 1
 
 
 @pytest.mark.parametrize(
@@ -575,41 +720,37 @@ def many_files(folder, n=8):
     }
 
 
-@pytest.mark.parametrize("place", ["fsync", "replace", "unlink"])
 def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
-    tmp_path, monkeypatch, place
+    tmp_path, monkeypatch
 ):
     monkeypatch.setattr(module, "SAVE_PAUSE", 0)  # the same operations each time
-    values = many_files(tmp_path, 4)
-    whole = run(tmp_path, "whole", **values)
-    assert len(whole.shards["train"]) > 2
-    countdown = [0]
+    values = many_files(tmp_path, 3)
+    count, last = [0], [0]
 
-    def patch(owner, name):
-        real = getattr(owner, name)
+    def patch(name):
+        real = getattr(os, name)
 
         def call(*args, **kwargs):
-            countdown[0] -= 1
-            if countdown[0] == 0:
+            count[0] += 1
+            if last[0] and count[0] >= last[0]:  # the dead do nothing more, so nothing is tidied
                 raise Killed
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, call)
+        monkeypatch.setattr(os, name, call)
 
-    patch(*{
-        "fsync": (os, "fsync"),
-        "replace": (Path, "replace"),
-        "unlink": (Path, "unlink"),
-    }[place])  # fmt: skip
-    for after in itertools.count(2):  # each time further on, from wherever the last one stopped
-        countdown[0] = after
-        try:
-            run(tmp_path, "stopped", **values)
-            break
-        except Killed:
-            continue
-    assert after > 2
-    assert contents(tmp_path / "whole") == contents(tmp_path / "stopped")
+    for name in ("fsync", "replace", "unlink", "mkdir", "rmdir"):
+        patch(name)
+    whole = run(tmp_path, "whole", **values)
+    assert len(whole.shards["train"]) > 2
+    n, expected = count[0], contents(tmp_path / "whole")
+    assert n > 40
+    for at in range(1, n + 1):
+        count[0], last[0] = 0, at
+        with pytest.raises(Killed):
+            run(tmp_path, f"{at}", **values)
+        last[0] = 0
+        run(tmp_path, f"{at}", **values)
+        assert contents(tmp_path / f"{at}") == expected, at
 
 
 def command(values, out, workers=2):
@@ -743,6 +884,159 @@ def test_a_finished_corpus_is_not_made_again(tmp_path, book, monkeypatch):
     assert contents(tmp_path / "out") == before
     with pytest.raises(UserError, match=r"other settings: val_fraction is 0.1 there and 0.2 here"):
         run(tmp_path, input=str(book), val_fraction=0.2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_bar_comes_to_its_end(tmp_path, workers):
+    shown = []
+    display = Display(quiet=True)
+    display.start_work = lambda done, total: shown.append(total)
+    display.work = lambda done, speed: shown.append(done)
+    out = str(tmp_path / "out")
+    values = many_files(tmp_path, 4)
+    prepare(PrepareConfig(**values, tokenizer="char", workers=workers, out=out), display)
+    assert shown[0] == shown[-1] == sum(p.stat().st_size for p in tmp_path.glob("*.gz"))
+
+
+def die(work, number):
+    os._exit(1)
+
+
+@pytest.mark.parametrize("place", ["submit", "result"])
+def test_a_process_that_is_killed_is_one_line(tmp_path, monkeypatch, place):
+    broken = concurrent.futures.process.BrokenProcessPool
+    if place == "submit":
+        pool = concurrent.futures.ProcessPoolExecutor
+        monkeypatch.setattr(pool, "submit", lambda *args: exec("raise broken", {"broken": broken}))
+    else:
+        monkeypatch.setattr(module, "prepare_and_count", die)
+    with pytest.raises(TrainingError, match="a process was killed, perhaps for its memory"):
+        run(tmp_path, **many_files(tmp_path, 4), workers=2)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    values = many_files(tmp_path, 3)
+    run(tmp_path, "whole", **values)
+    config = PrepareConfig(out=str(tmp_path / "killed"), tokenizer="char", engine="plan", **values)
+    prepare(config, Display(quiet=True))
+    out = tmp_path / "killed"
+    left = [out / ".manifest.json.12", out / ".tokenizer.json.34"]
+    left += [out / WORK_FOLDER / "parts" / ".000001.56.78"]
+    for path in left:
+        path.write_text("half")
+    append = module._Assembly.append
+    seen = []
+
+    def spy(self, number):
+        seen.extend(path for path in left if path.exists())
+        append(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Assembly, "append", spy)
+        run(tmp_path, "killed", **values)
+    assert not seen
+    assert contents(tmp_path / "whole") == contents(out)
+
+
+def test_many_documents_of_one_unit_take_little_memory(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl.gz", [f"{i:06d}" for i in range(50_000)])
+    values = {"source": "jsonl", "input": str(source), "tokenizer": "char"}
+    prepare(PrepareConfig(out=str(tmp_path / "out"), engine="plan", **values), Display(quiet=True))
+    tracemalloc.start()
+    try:
+        config = PrepareConfig(out=str(tmp_path / "out"), workers=1, **values)
+        prepare(config, Display(quiet=True))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * 50_000  # all told; as a list of tuples they take more alone
+
+
+def test_parts_are_appended_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_DOCUMENTS", 7)
+    documents = [d for i in range(0, 200, 5) for d in (*DOCUMENTS[i : i + 5], *DOCUMENTS[:i:9])]
+    source = write_jsonl(tmp_path / "a.jsonl.gz", documents)
+    prepared = run(tmp_path, source="jsonl", input=str(source), deduplicate=True)
+    unique = list(dict.fromkeys(documents))
+    assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(unique))
+    assert prepared.manifest["counts"]["dropped"] == {"duplicate": len(documents) - len(unique)}
+
+
+def test_a_folder_that_is_prepared_anew_has_the_new_settings(tmp_path):
+    for name, documents in (("old", DOCUMENTS), ("new", [d.upper() for d in DOCUMENTS])):
+        source = write_jsonl(tmp_path / f"{name}.jsonl", documents)
+        values = {"source": "jsonl", "input": str(source)}
+        prepared = run(tmp_path, "out", **values)
+        assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(documents))
+        shutil.rmtree(tmp_path / "out")
+
+
+def change_source(tmp_path, monkeypatch, how):
+    if how == "longer":
+        with (tmp_path / "b.jsonl").open("a") as file:
+            file.write('{"text": "more"}\n')
+    elif how == "more":
+        write_jsonl(tmp_path / "c.jsonl", [])
+    elif how == "elsewhere":  # as large, but another
+        (tmp_path / "x").mkdir()
+        for name in ("a.jsonl", "b.jsonl"):
+            text = (tmp_path / name).read_text()
+            (tmp_path / "x" / name).write_text(text.swapcase().replace("TEXT", "text"))
+        monkeypatch.chdir(tmp_path / "x")
+    elif how == "moved":
+        (tmp_path / "x").mkdir()
+        for name in ("a.jsonl", "b.jsonl"):
+            (tmp_path / name).rename(tmp_path / "x" / name)
+        monkeypatch.chdir(tmp_path / "x")
+    elif how == "gone":
+        (tmp_path / "a.jsonl").unlink()
+        (tmp_path / "b.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("longer", r"--input \*.jsonl was 2 files of \d+ bytes and is 2 of \d+; choose another"),
+        ("more", r"--input \*.jsonl was 2 files of \d+ bytes and is 3 of \d+"),
+        ("elsewhere", r"--input was .*/\*.jsonl and is .*/x/\*.jsonl; choose another --out"),
+        ("moved", ""),
+        ("gone", ""),
+    ],
+)
+def test_a_finished_corpus_is_of_the_source_as_it_is_now(tmp_path, monkeypatch, how, message):
+    for name, half in (("a.jsonl", DOCUMENTS[:100]), ("b.jsonl", DOCUMENTS[100:])):
+        write_jsonl(tmp_path / name, half)
+    monkeypatch.chdir(tmp_path)
+    values = {"source": "jsonl", "input": "*.jsonl"}
+    run(tmp_path, **values)
+    change_source(tmp_path, monkeypatch, how)
+    if message:
+        with pytest.raises(UserError, match=f"holds a corpus of another source: {message}"):
+            run(tmp_path, **values)
+    else:
+        run(tmp_path, **values)
+
+
+def test_a_preparation_goes_on_with_its_own_source_only(tmp_path, monkeypatch):
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    values = {"source": "jsonl", "input": "*.jsonl", "tokenizer": "char"}
+    prepare(PrepareConfig(out=str(tmp_path / "out"), engine="plan", **values), Display(quiet=True))
+    change_source(tmp_path, monkeypatch, "elsewhere")
+    with pytest.raises(UserError, match=r"was begun with --input .*/\*.jsonl, and this is .*/x/"):
+        run(tmp_path, **values)
+
+
+def test_a_local_data_set_that_has_changed_is_noticed(tmp_path, hub):
+    write_jsonl(tmp_path / "set.jsonl")
+    values = {"source": "hf", "input": str(tmp_path)}
+    run(tmp_path, **values)
+    run(tmp_path, **values)  # the corpus is below, and no part of it
+    (tmp_path / "set.jsonl").unlink()
+    write_jsonl(tmp_path / "other.jsonl", DOCUMENTS[1:])
+    with pytest.raises(UserError, match="holds a corpus of another source"):
+        run(tmp_path, **values)
 
 
 def test_two_preparations_of_one_folder(tmp_path, book):
@@ -881,6 +1175,44 @@ def test_a_crawl_that_is_not_there_is_a_users_error(tmp_path, server):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_a_file_of_a_crawl_is_downloaded_once(tmp_path, server, monkeypatch, tokenizer):
+    """Also where its tokenizer needs it first, and where the preparation breaks off there."""
+    size = 300 if tokenizer == "bpe" else None
+    values = server.values | {"tokenizer": tokenizer, "vocab_size": size}
+    last = server.paths[-1]
+    server.troubles[last] = ["half", *[503] * common_crawl.TRIES]
+    with pytest.raises(TrainingError, match="the same command again goes on from here"):
+        run(tmp_path, **values)
+    assert not (tmp_path / "out" / WORK_FOLDER / parts.PLAN_FILE).exists()
+    with pytest.raises(UserError, match="404 Not Found; check the crawl's id"):
+        run(tmp_path, **values | {"input": "CC-MAIN-2019-01"})  # not the first one's listing
+    server.troubles, server.requests = {}, []
+    left, discard = [], parts.discard
+
+    def spy(unit, work):
+        discard(unit, work)
+        left.append(len(list((work / "downloads").iterdir())))
+
+    monkeypatch.setattr(parts, "discard", spy)
+    prepared = run(tmp_path, **values)
+    assert server.requests == [(last, f"bytes={half_of(server, last)}-")]
+    assert left == [2, 1, 0]
+    assert documents_of(prepared) == sorted(d.strip() for d in DOCUMENTS)
+
+
+def test_a_damaged_download_is_not_kept(tmp_path, server, gpt2, monkeypatch):
+    monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
+    values, path = server.values | {"tokenizer": "gpt2"}, server.paths[0]
+    whole = server.files[path]
+    for raw, message in ((whole[:-20], "read to its end"), (gzip.compress(b"x"), "with WARC")):
+        server.files[path] = raw
+        with pytest.raises(UserError, match=message):
+            run(tmp_path, **values)
+    server.files[path] = whole
+    assert len(documents_of(run(tmp_path, **values))) == len(DOCUMENTS)
+
+
 @pytest.mark.parametrize("line", ["../../etc/passwd", "/a.warc.wet.gz", "a/../b.warc.wet.gz", "x"])
 def test_a_listing_with_other_paths_is_refused(tmp_path, server, line):
     listing = gzip.compress(f"{line}\n".encode())
@@ -970,6 +1302,18 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, book):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file; choose another folder"):
         run(tmp_path, "file", input=str(book))
+
+
+def test_a_folder_that_no_system_can_make_is_one_line(tmp_path, book):
+    with pytest.raises(UserError, match=r"cannot make .*: File name too long; choose another"):
+        run(tmp_path, "x" * 300, input=str(book))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_out_of_reach_is_one_line(tmp_path, book):
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(UserError, match=r"cannot make .*: Permission denied; choose another"):
+        run(tmp_path, "closed/out", input=str(book))
 
 
 def test_the_package_never_imports_the_recipes():

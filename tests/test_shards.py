@@ -3,9 +3,13 @@
 import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -282,6 +286,23 @@ def test_the_record_identifies_the_content_not_the_place(folder, tmp_path):
     assert record["sha256"] == content_sha256(manifest)
 
 
+@pytest.mark.parametrize(("hard", "message"), [(2000, ""), (100, "allow more with: ulimit -n")])
+def test_more_shards_than_files_may_be_open(tmp_path, hard, message):
+    pytest.importorskip("resource", reason="there is no such limit")
+    folder = write(tmp_path / "c", ids_of(300), shard_tokens=1)
+    code = (
+        "import resource, sys; from gpt_jax.shards import open_prepared; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard})); "
+        "print(open_prepared(sys.argv[1]).n_tokens)"
+    )
+    words = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if message:
+        assert re.search(rf"ShardError: shard .* can't be opened: .*{message}", done.stderr)
+    else:
+        assert done.stdout == "{'train': 300, 'val': 30}\n", done.stderr
+
+
 def test_a_folder_that_is_no_corpus(tmp_path):
     assert not is_prepared(tmp_path)
     assert not is_prepared(tmp_path / "missing")
@@ -324,7 +345,6 @@ def test_a_nanogpt_folder_is_read_as_it_is(tmp_path, with_gpt2):
     train, val = ids_of(1000, 0, 50257), ids_of(100, 1, 50257)
     (tmp_path / "train.bin").write_bytes(train.astype("<u2").tobytes())
     (tmp_path / "val.bin").write_bytes(val.astype("<u2").tobytes())
-    (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     assert is_prepared(tmp_path)
     prepared = open_prepared(tmp_path)
     assert prepared.kind == "nanoGPT"
@@ -335,6 +355,17 @@ def test_a_nanogpt_folder_is_read_as_it_is(tmp_path, with_gpt2):
     assert "are taken for GPT-2's" in prepared.notes[0]
     assert verify(prepared) == {"train": 1000, "val": 100}
     assert prepared.manifest == {}
+
+
+def test_a_nanogpt_folder_of_characters_is_not_taken_for_gpt2s(tmp_path, with_gpt2, monkeypatch):
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes(ids_of(50).astype("<u2").tobytes())
+    meta = tmp_path / "meta.pkl"
+    meta.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    meta.chmod(0)
+    with pytest.raises(ShardError, match=r"not GPT-2's: .* main.py prepare --tokenizer char"):
+        open_prepared(tmp_path)
+    assert open_prepared(tmp_path, TOKENIZER).vocab_size == 10
 
 
 def test_a_nanogpt_file_may_be_longer_than_an_int32(tmp_path, with_gpt2):

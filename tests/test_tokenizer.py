@@ -406,7 +406,7 @@ def test_more_tokens_than_a_text_can_give_are_refused_with_the_most_there_are():
     with pytest.raises(UserError) as caught:
         BpeTokenizer.train("aaaa bb", 10**15)
     assert str(caught.value) == (
-        f"data.vocab_size={10**15} is more than the 261 tokens that can be learned from the "
+        f"vocab_size={10**15} is more than the 261 tokens that can be learned from the "
         "training text; ask for 261 or fewer, or use a longer text"
     )
     assert BpeTokenizer.train("aaaa bb", 261).vocab_size == 261
@@ -447,5 +447,5 @@ def test_a_published_vocabulary_that_cant_be_had_is_one_line(name, tmp_path, mon
         make_tokenizer(DataConfig(tokenizer=name), {})
     assert str(caught.value) == (
         f"tokenizer {name} could not be had (no connection); let TIKTOKEN_CACHE_DIR name a folder "
-        "with tiktoken's files, or use --data.tokenizer bpe"
+        "with tiktoken's files, or choose the tokenizer bpe, which is learned"
     )
