@@ -259,8 +259,8 @@ def directions() -> str:
     """What the four directions do for nano."""
     result = load("directions.json")
     lines = [
-        "| | parameters | bits a byte | beside nano | seconds | it |",
-        "|---|---|---|---|---|---|",
+        "| | parameters | bits a byte | beside nano | it |",
+        "|---|---|---|---|---|",
     ]
     for name, row in result["directions"].items():
         bits, beside = ("{mean:.3f} ± {half_width:.3f}".format(**row[k])
@@ -269,10 +269,10 @@ def directions() -> str:
         verdict = "helps" if beside_mean < 0 else "harms"
         if abs(beside_mean) <= half:
             verdict = "neither helps nor harms, as far as these seeds show"
-        cells = [bits, "-", f"{row['seconds']:.0f}", "-"]
+        cells = [bits, "-", "-"]
         if name != "nano":
             sign = "+" if beside_mean >= 0 else ""
-            cells = [bits, sign + beside, f"{row['seconds']:.0f}", verdict]
+            cells = [bits, sign + beside, verdict]
         lines.append(f"| {name} | {row['parameters']:,} | {' | '.join(cells)} |")
     seeds = len(result["directions"]["nano"]["bits_per_byte"]["values"])
     return "\n".join(
@@ -281,7 +281,7 @@ def directions() -> str:
             "",
             f"After {result['steps']} steps, on the whole of the book's last "
             f"{result['val_characters']:,} characters; mean of {seeds} seeds and its 95% interval, "
-            "differences seed by seed; seconds of the whole training.",
+            "differences seed by seed.",
             "",
             machine(result),
         ]

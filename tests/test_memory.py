@@ -179,7 +179,7 @@ def test_what_the_refusal_advises_is_accepted(monkeypatch, name, values, gib, ha
     smaller = override(config, changes)
     check_memory(smaller)
     n = largest_divisor(smaller.train.batch_at_once, 2)
-    need = estimate_memory(smaller, n, "cpu")
+    need = estimate_memory(smaller, (n, 1, 1), "cpu")
     assert (n * (need.state + 2 * need.activations) <= limit) == has_room
 
 
