@@ -25,7 +25,7 @@ from gpt_jax.attention import choose_attention, find_backend
 from gpt_jax.config import Config, ConfigError, pin_schedule, to_dict
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
-from gpt_jax.errors import Interrupted, TrainingError
+from gpt_jax.errors import Interrupted, TrainingError, is_out_of_memory
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.memory import WAYS_OUT, check_memory
@@ -94,7 +94,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
                 "and the same command goes on from them"
             ) from error
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise TrainingError(
                 f"the memory is too small: {str(error).splitlines()[0]}; checkpoints stay; "
