@@ -266,19 +266,32 @@ def test_the_limit_is_the_devices_own_or_the_machines(tmp_path):
     assert memory_limit(jax.devices()[0], tmp_path) == 7 * 1024
 
 
-@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
 @pytest.mark.parametrize(
-    ("text", "expected"), [("5000\n", 5000), ("99999\n", 7168), ("max\n", 7168)]
+    ("limit_file", "usage_file", "cached"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
 )
-def test_a_containers_limit_counts(tmp_path, name, text, expected):
+@pytest.mark.parametrize(
+    ("text", "expected", "left"),
+    [("5000\n", 5000, 4000), ("99999\n", 7168, 7168), ("max\n", 7168, 7168), ("800\n", 800, 0)],
+)
+def test_what_a_container_has_left_counts(
+    tmp_path, limit_file, usage_file, cached, text, expected, left
+):
+    """Of 1,500 bytes in use, 500 are files that can be read again."""
     assert available_memory(tmp_path) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "meminfo").write_text("MemAvailable:     7 kB\n")
     assert available_memory(tmp_path) == 7168
-    limit = tmp_path / "sys" / "fs" / "cgroup" / name
+    limit = tmp_path / "sys" / "fs" / "cgroup" / limit_file
     limit.parent.mkdir(parents=True)
     limit.write_text(text)
     assert available_memory(tmp_path) == expected
+    limit.with_name(usage_file).write_text("1500\n")
+    limit.with_name("memory.stat").write_text(f"active_file 3\n{cached} 500\nfile 503\n")
+    assert available_memory(tmp_path) == left
 
 
 def test_a_config_that_knows_its_vocabulary_is_checked_before_its_corpus_is_looked_for(
