@@ -28,7 +28,7 @@ from gpt_jax.config import (
 )
 from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.devices import keep_compiled_programs, keep_freed_memory, request_cpu_devices
-from gpt_jax.errors import TrainingError, UserError, suggest
+from gpt_jax.errors import TrainingError, UserError, is_out_of_memory, suggest
 
 VERBS = {
     "train": "train a model, or go on with a run (the default)",
@@ -370,7 +370,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns 0, 1 (training failed), 2 (a mistake) or 128 + a signal."""
+    """Runs one command; returns 0, 1 (it failed), 2 (a mistake) or 128 + a signal."""
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
     try:
@@ -394,6 +394,15 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except RuntimeError as error:
+        if debug or not is_out_of_memory(error):
+            raise
+        print(
+            f"error: the memory is too small: {str(error).splitlines()[0]}; use a device with "
+            "more, or JAX_PLATFORMS=cpu for the machine's own memory",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt as error:
         if debug:
             raise

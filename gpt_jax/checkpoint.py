@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gpt_jax.config import FORMAT
-from gpt_jax.errors import UserError
+from gpt_jax.errors import UserError, is_out_of_memory
 from gpt_jax.files import write_atomically
 
 FOLDER = "checkpoints"
@@ -161,6 +160,7 @@ def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
 
     Raises:
       CheckpointError: there are checkpoints and none is sound, or the sound one does not fit.
+      JaxRuntimeError: the memory is too small for it.
     """
     messages = []
     for step in reversed(steps(run_dir)):
@@ -176,18 +176,23 @@ def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
                 raise ValueError("its arrays have other shapes")
             saved = ocp.load(str(path), target)
         except Exception as error:  # orbax raises many kinds; all mean the same to a user
+            if is_out_of_memory(error):
+                raise
             detail = " ".join(str(error).split())[:300]
             raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
         # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
-        return step, _copy(saved), messages
+        leaves, tree = jax.tree.flatten(saved)
+        del saved
+        for i, leaf in enumerate(leaves):  # one by one, so that two states never lie side by side
+            leaves[i] = _copy(leaf)
+        return step, jax.tree.unflatten(tree, leaves), messages
     if messages:
         raise CheckpointError("; ".join(messages) + "; no sound checkpoint is left")
     return 0, None, []
 
 
-@jax.jit
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
+def _copy(array: jax.Array) -> jax.Array:
+    return jax.block_until_ready(jax.device_put(array, array.sharding, may_alias=False))
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

@@ -19,6 +19,13 @@ TPUS = {("0x1ae0", device) for device in TPU_DEVICES}
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
 
+# Of a container's memory: files with the limit and the use, memory.stat's name for cached files
+# that were not read lately; cgroup v2, v1.
+CGROUPS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
 WIDE = 256  # n_embd from which XLA's own matrix products are the faster ones on a CPU
 
 
@@ -40,18 +47,22 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Returns the bytes this process may still take: free ones, within a container's limit.
+    """Returns the bytes this process may still take: free ones, within what a container has left.
 
+    Of what a container uses, cached files that were not read lately don't count: they give way.
     None where the system has no /proc/meminfo.
     """
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
     if not found:
         return None
     limits = [1024 * int(found[1])]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
-        text = _read(root / "sys/fs/cgroup" / name)
+    for limit, usage, cached in CGROUPS:
+        folder = (root / "sys/fs/cgroup" / limit).parent
+        text, used = _read(root / "sys/fs/cgroup" / limit), _read(folder / usage)
         if text.isdigit():  # else "max": no limit
-            limits.append(int(text))
+            found = re.search(rf"^{cached} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+            in_use = int(used) if used.isdigit() else 0
+            limits.append(max(0, int(text) - max(0, in_use - int(found[1] if found else 0))))
     return min(limits)
 
 

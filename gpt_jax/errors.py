@@ -22,6 +22,11 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether a device of jax, which need not be imported, had no memory left."""
+    return type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+
+
 SHORT = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
 
 

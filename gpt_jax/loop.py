@@ -25,7 +25,7 @@ from gpt_jax.attention import choose_attention, find_backend
 from gpt_jax.config import Config, ConfigError, pin_schedule, to_dict
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
-from gpt_jax.errors import Interrupted, TrainingError
+from gpt_jax.errors import Interrupted, TrainingError, is_out_of_memory
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.memory import WAYS_OUT, check_memory
@@ -39,7 +39,7 @@ from gpt_jax.run import (
     is_run,
     load_run,
     read_summary,
-    update_length,
+    update_config,
 )
 from gpt_jax.start import Start, make_start
 from gpt_jax.step import TrainState
@@ -79,12 +79,12 @@ def train(config: Config, *, quiet: bool = False) -> Run:
             run = load_run(run_dir)
             if run.step == config.train.steps:  # else its last checkpoint is damaged: go on
                 return _already_finished(run, summary, display)
-    _check_machine(config)
+    _check_machine(config, resumes=start.resumes)
     if not start.resumes:
         create_folder(run_dir, config, start.corpus, start.tokenizer, start.origin)
     with lock(run_dir):
         if start.resumes:
-            update_length(run_dir, config)
+            update_config(run_dir, config)
         try:
             _train(start, display)
             return _finish(load_run(run_dir), start, display)
@@ -94,7 +94,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
                 "and the same command goes on from them"
             ) from error
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise TrainingError(
                 f"the memory is too small: {str(error).splitlines()[0]}; checkpoints stay; "
@@ -102,12 +102,12 @@ def train(config: Config, *, quiet: bool = False) -> Run:
             ) from error
 
 
-def _check_machine(config: Config) -> None:
+def _check_machine(config: Config, *, resumes: bool = False) -> None:
     """Raises UserError where this machine can't train as the settings say."""
     name, reason = choose_attention(config.model, find_backend())
     if config.model.attention == "fused" != name:
         raise ConfigError(f"model.attention=fused can't be: {reason}; set model.attention=auto")
-    check_memory(config)
+    check_memory(config, resumes=resumes)
 
 
 def _already_finished(run: Run, summary: dict[str, Any], display: Display) -> Run:

@@ -31,8 +31,8 @@ GIB = 2**30
 FLOAT32 = 4  # bytes
 MOST_AT_ONCE = 4096  # sequences: no more are suggested
 WAYS_OUT = (
-    "with another --run-dir, try a smaller --train.micro-batch, --model.remat full, "
-    "--train.loss-chunk 4096 or --model.dtype bfloat16"
+    "try --model.remat full or --train.loss-chunk 4096, or with another --run-dir a smaller "
+    "--train.micro-batch or --model.dtype bfloat16"
 )
 
 
@@ -107,8 +107,13 @@ def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def check_memory(config: Config) -> None:
-    """Raises UserError, with a way out, where this machine has less memory than the estimate."""
+def check_memory(config: Config, *, resumes: bool = False) -> None:
+    """Raises UserError, with a way out, where this machine has less memory than the estimate.
+
+    Args:
+      config: the settings.
+      resumes: the run is there already, so that settings which change its course can't be advised.
+    """
     devices, backend = jax.devices(), find_backend()
     limit = memory_limit(devices[0])
     if limit is None:
@@ -126,7 +131,7 @@ def check_memory(config: Config) -> None:
         return
 
     ways = []
-    for smaller, text in _smaller(config):
+    for smaller, text in _smaller(config, resumes):
         with contextlib.suppress(ConfigError):  # the mesh can't share a batch so small
             ways.append((need(smaller), text))
     # The estimate is a floor, so a way that leaves room for twice the activations comes first.
@@ -137,8 +142,14 @@ def check_memory(config: Config) -> None:
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
         f"for the model and its optimizer and {asked.activations / GIB:,.1f} for what a batch of "
         f"{config.train.batch_at_once:,} at once computes, and {where} {limit / GIB:,.1f}; "
-        + (f"try {way_out}" if way_out else "it takes a smaller model or a larger machine")
+        + (f"try {way_out}" if way_out else _last_resort(resumes))
     )
+
+
+def _last_resort(resumes: bool) -> str:
+    if resumes:
+        return "it takes a larger machine, or another --run-dir with a smaller --train.micro-batch"
+    return "it takes a smaller model or a larger machine"
 
 
 def check_program(program: jax.stages.Compiled, limit: int | None, what: str) -> None:
@@ -166,13 +177,14 @@ def check_program(program: jax.stages.Compiled, limit: int | None, what: str) ->
         )
 
 
-def _smaller(config: Config) -> Iterator[tuple[Config, str]]:
-    """Yields configs that need less, with their settings as text: the same batch, then smaller."""
-    ways: list[tuple[str, str, Any]] = [
-        ("model", "remat", "full"),
-        ("train", "loss_chunk", 4096),
-        ("model", "dtype", "bfloat16"),
-    ]
+def _smaller(config: Config, resumes: bool = False) -> Iterator[tuple[Config, str]]:
+    """Yields configs that need less, with their settings as text: the same batch, then smaller.
+
+    Where a run resumes, only those that change nothing but rounding.
+    """
+    ways: list[tuple[str, str, Any]] = [("model", "remat", "full"), ("train", "loss_chunk", 4096)]
+    if not resumes:
+        ways.append(("model", "dtype", "bfloat16"))
     asked, texts = config, []
     for way in [None, *ways]:
         if way is not None:
@@ -184,12 +196,15 @@ def _smaller(config: Config) -> Iterator[tuple[Config, str]]:
             config = dataclasses.replace(config, **{group: part})
             texts.append(f"--{group}.{name.replace('_', '-')} {value}")
         train = config.train
+        if resumes:
+            yield config, " ".join(texts)
+            continue
         for n in range(min(train.batch_at_once, MOST_AT_ONCE), 0, -1):
             if train.batch_size % n == 0:
                 at_once = [] if n == train.batch_at_once else [f"--train.micro-batch {n}"]
                 smaller = dataclasses.replace(train, micro_batch=n)
                 yield dataclasses.replace(config, train=smaller), " ".join(at_once + texts)
-    for other, extra in [(asked, []), (config, texts)]:
+    for other, extra in [] if resumes else [(asked, []), (config, texts)]:
         for power in range(other.train.batch_size.bit_length() - 1, -1, -1):
             smaller = dataclasses.replace(other.train, batch_size=2**power, micro_batch=None)
             whole = [] if other.train.micro_batch is None else ["--train.micro-batch none"]

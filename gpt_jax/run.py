@@ -115,12 +115,12 @@ def create_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def update_length(run_dir: Path, config: Config) -> None:
-    """Changes how many steps a run is to take, and how its schedule ends, in its config.json."""
-    values = _read_json(run_dir / CONFIG_FILE)
-    values["train"]["steps"] = config.train.steps
+def update_config(run_dir: Path, config: Config) -> None:
+    """Changes what may change when a run goes on, in its config.json; see `start`."""
+    values, now = _read_json(run_dir / CONFIG_FILE), to_dict(config)
+    values["model"], values["train"] = now["model"], now["train"]
     if config.optim.schedule != "constant":
-        values["optim"] = to_dict(config)["optim"]
+        values["optim"] = now["optim"]
     write_atomically(run_dir / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
 

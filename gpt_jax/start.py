@@ -262,13 +262,16 @@ def check_folder(run_dir: Path) -> None:
 
 # What says how a schedule ends.
 ENDS = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
+# What suits the machine that a run goes on on. train.micro_batch is not among them: each part has
+# dropout masks of its own.
+MACHINES = ("model.attention", "model.remat", "train.loss_chunk")
 
 
 def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
     """Returns the settings to train a run on with.
 
-    Only `train.steps` may differ, and only grow; and how the schedule ends, where none of the
-    `done` steps has felt it.
+    `train.steps` may differ, and only grow; how the schedule ends, where none of the `done` steps
+    has felt it; and what another machine may need, which changes rounding only (`MACHINES`).
 
     Raises:
       ConfigError: another setting differs; the message names each.
@@ -281,7 +284,7 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
     if corpus != used:
         corpus = path
     free = {"run_dir", "train.steps", "model.vocab_size"}
-    free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
+    free |= {"data.corpus", "data.fallback_corpus", "data.resident", *MACHINES}
     free |= {"mesh.data", "mesh.fsdp", "mesh.tensor"}
     config = pin_schedule(config)
     ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
@@ -320,6 +323,11 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
         run_dir=config.run_dir,
         data=dataclasses.replace(saved.data, corpus=corpus, resident=config.data.resident),
         optim=config.optim,
-        train=dataclasses.replace(saved.train, steps=config.train.steps),
+        model=dataclasses.replace(
+            saved.model, attention=config.model.attention, remat=config.model.remat
+        ),
+        train=dataclasses.replace(
+            saved.train, steps=config.train.steps, loss_chunk=config.train.loss_chunk
+        ),
         mesh=config.mesh,
     )

@@ -147,6 +147,38 @@ def test_a_state_of_another_shape_is_refused(saved):
         restore(saved, wrong)
 
 
+def test_a_state_is_copied_array_by_array(tmp_path, monkeypatch):
+    """What is read lies beside its copy for one array at a time, of four here."""
+    writer = Checkpoints(tmp_path, keep=1)
+    one = {f"kernel {i}": jnp.full((512, 512), i, jnp.float32) for i in range(4)}
+    writer.save(1, one, {})
+    writer.close()
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), one)
+    del one
+    before = sum(x.nbytes for x in jax.live_arrays())
+    alive, copy = [], checkpoint._copy
+
+    def counted(array):
+        made = copy(array)
+        alive.append(sum(x.nbytes for x in jax.live_arrays()) - before)
+        return made
+
+    monkeypatch.setattr(checkpoint, "_copy", counted)
+    _, loaded, _ = restore(tmp_path, target)
+    assert max(alive) == 5 * 2**20
+    assert [float(x[0, 0]) for x in loaded.values()] == [0, 1, 2, 3]
+
+
+def test_without_memory_for_a_state_that_is_what_is_said(saved, monkeypatch):
+    def fail(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("orbax.checkpoint.v1.load", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+        restore(saved, target())
+
+
 def test_saving_is_safe_against_donation(tmp_path):
     """The arrays may be overwritten as soon as save returns, while the files are still written."""
     writer = Checkpoints(tmp_path, keep=1)

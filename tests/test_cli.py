@@ -264,6 +264,10 @@ def test_a_config_file_of_the_users_own(train_calls, tmp_path):
     assert (train_calls[0].seed, train_calls[0].train.steps) == (3, 9)
 
 
+class JaxRuntimeError(RuntimeError):
+    """As jax's, which these tests don't import."""
+
+
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
@@ -272,6 +276,12 @@ def test_a_config_file_of_the_users_own(train_calls, tmp_path):
         (Interrupted(15, "saved at step 3"), 143, "saved at step 3\n"),
         (Interrupted(2, "saved at step 3"), 130, "saved at step 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            1,
+            "error: the memory is too small: RESOURCE_EXHAUSTED: Out of memory allocating 9 "
+            "bytes.; use a device with more, or JAX_PLATFORMS=cpu for the machine's own memory\n",
+        ),
     ],
 )
 def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, status, line):

@@ -218,6 +218,8 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
         ("model.n_layer", 2, "model.n_layer is 1 there and 2 here"),
         ("train.steps", 8, r"train.steps is 12 there and 8 here \(it can grow\)"),
         ("train.eval_interval", 2, "train.eval_interval is 4 there and 2 here"),
+        ("train.micro_batch", 4, "train.micro_batch is None there and 4 here"),
+        ("model.dtype", "bfloat16", "model.dtype is float32 there and bfloat16 here"),
         ("data.corpus", "python-manual", "data.corpus is .*book.txt there and python-manual here"),
     ],
 )
@@ -790,6 +792,22 @@ def test_a_device_without_memory_left_is_one_line(tiny_config, monkeypatch):
     ) as e:
         train(tiny_config)
     assert "\n" not in str(e.value)
+
+
+def test_a_run_may_go_on_in_the_way_that_another_machine_needs(tiny_config, tmp_path):
+    """How attention and gradients are computed changes rounding only: the masks stay."""
+    whole = train(tiny_config)
+    other = {"run_dir": str(tmp_path / "other")}
+    train(tiny_config, **other, **{"train.steps": 8})
+    ways = {"model.attention": "plain", "model.remat": "full", "train.loss_chunk": 16}
+    run = train(tiny_config, **other, **ways)
+    assert run.config == override(whole.config, {**other, **ways})
+    assert gpt_jax.load_run(run.run_dir).config == run.config
+    # Other masks, or another batch, would move the last losses by some 1e-2.
+    for a, b in zip(read_rows(whole.run_dir), read_rows(run.run_dir), strict=True):
+        assert a["step"] == b["step"]
+        assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), rel=1e-5)
+    assert train(tiny_config, **other, **{"train.steps": 14}).config.model.remat == "none"
 
 
 def test_a_run_with_every_saving_trains_and_resumes(tiny_config, tmp_path):

@@ -22,6 +22,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.loop import train
 from gpt_jax.memory import check_memory, check_program, estimate_memory, memory_limit
 from gpt_jax.optim import make_optimizer
+from gpt_jax.start import merge_with_saved
 from gpt_jax.step import make_train_step, state_shapes
 
 SMALL = Config(
@@ -183,6 +184,33 @@ def test_what_the_refusal_advises_is_accepted(monkeypatch, name, values, gib, ha
     assert (n * (need.state + 2 * need.activations) <= limit) == has_room
 
 
+@pytest.mark.parametrize(
+    ("gib", "changes"),
+    [
+        (20, {"model.remat": "full", "train.loss_chunk": 4096}),
+        (60, {"model.remat": "full"}),
+        (4, {}),
+    ],
+)
+def test_the_advice_for_a_run_that_goes_on_is_accepted_too(monkeypatch, gib, changes):
+    """Its batch, its parts and its dtype are settled."""
+    monkeypatch.setattr(memory, "memory_limit", lambda device: gib * 2**30)
+    monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 2)
+    saved = override(with_vocabulary("base", 50257), {"train.loss_chunk": None})
+    with pytest.raises(UserError) as caught:
+        check_memory(saved, resumes=True)
+    found = advised(str(caught.value))
+    assert found == changes
+    if changes:
+        config = override(saved, changes)
+        check_memory(config, resumes=True)
+        assert merge_with_saved(config, saved, {}, done=100) == config
+    else:
+        assert str(caught.value).endswith(
+            "it takes a larger machine, or another --run-dir with a smaller --train.micro-batch"
+        )
+
+
 def test_a_device_that_does_not_say_its_memory_is_not_judged(monkeypatch):
     monkeypatch.setattr(memory, "memory_limit", lambda device: None)
     check_memory(with_vocabulary("xl", 50257))
@@ -203,7 +231,7 @@ def test_a_program_that_xla_plans_larger_than_the_memory_left_does_not_start(mon
     check_program(program, need, "it")
     check_program(program, None, "it")
     with pytest.raises(
-        UserError, match=r"^it would take 0\.0 GiB of memory.*; with another --run-"
+        UserError, match=r"^it would take 0\.0 GiB of memory.*; try --model.remat full or "
     ):
         check_program(program, need - 1, "it")
 
@@ -214,7 +242,7 @@ def test_training_asks_for_xlas_own_plan_before_its_first_step(monkeypatch, tmp_
     corpus = tmp_path / "text.txt"
     corpus.write_text("It was a dark and stormy night. " * 100, encoding="utf-8")
     config = override(config, {"data.corpus": str(corpus), "train.eval_batches": 1})
-    monkeypatch.setattr("gpt_jax.loop.check_memory", lambda config: None)
+    monkeypatch.setattr("gpt_jax.loop.check_memory", lambda config, resumes: None)
     monkeypatch.setattr("gpt_jax.programs.memory_limit", lambda device: 2**20)
     with pytest.raises(UserError, match=r"the program '(initialise|evaluate|train)' would take"):
         train(config, quiet=True)
@@ -239,19 +267,32 @@ def test_the_limit_is_the_devices_own_or_the_machines(tmp_path):
     assert memory_limit(jax.devices()[0], tmp_path) == 7 * 1024
 
 
-@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
 @pytest.mark.parametrize(
-    ("text", "expected"), [("5000\n", 5000), ("99999\n", 7168), ("max\n", 7168)]
+    ("limit_file", "usage_file", "cached"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
 )
-def test_a_containers_limit_counts(tmp_path, name, text, expected):
+@pytest.mark.parametrize(
+    ("text", "expected", "left"),
+    [("5000\n", 5000, 4000), ("99999\n", 7168, 7168), ("max\n", 7168, 7168), ("800\n", 800, 0)],
+)
+def test_what_a_container_has_left_counts(
+    tmp_path, limit_file, usage_file, cached, text, expected, left
+):
+    """Of 1,500 bytes in use, 500 are files that can be read again."""
     assert available_memory(tmp_path) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "meminfo").write_text("MemAvailable:     7 kB\n")
     assert available_memory(tmp_path) == 7168
-    limit = tmp_path / "sys" / "fs" / "cgroup" / name
+    limit = tmp_path / "sys" / "fs" / "cgroup" / limit_file
     limit.parent.mkdir(parents=True)
     limit.write_text(text)
     assert available_memory(tmp_path) == expected
+    limit.with_name(usage_file).write_text("1500\n")
+    limit.with_name("memory.stat").write_text(f"active_file 3\n{cached} 500\nfile 503\n")
+    assert available_memory(tmp_path) == left
 
 
 def test_a_config_that_knows_its_vocabulary_is_checked_before_its_corpus_is_looked_for(
