@@ -22,6 +22,10 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+class OutOfTime(Exception):
+    """`train.max_minutes` are over and the state is saved. Exit status 75, "try again"."""
+
+
 SHORT = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
 
 

@@ -280,7 +280,7 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
     path = absolute_name(corpus)
     if corpus != used:
         corpus = path
-    free = {"run_dir", "train.steps", "model.vocab_size"}
+    free = {"run_dir", "train.steps", "train.max_minutes", "model.vocab_size"}
     free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
     free |= {"mesh.data", "mesh.fsdp", "mesh.tensor"}
     config = pin_schedule(config)
@@ -320,6 +320,8 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
         run_dir=config.run_dir,
         data=dataclasses.replace(saved.data, corpus=corpus, resident=config.data.resident),
         optim=config.optim,
-        train=dataclasses.replace(saved.train, steps=config.train.steps),
+        train=dataclasses.replace(
+            saved.train, steps=config.train.steps, max_minutes=config.train.max_minutes
+        ),
         mesh=config.mesh,
     )

@@ -17,7 +17,7 @@ import main
 from gpt_jax import corpora
 from gpt_jax.config import Config, settings
 from gpt_jax.config_files import load_config
-from gpt_jax.errors import Interrupted, TrainingError, UserError
+from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 45
@@ -272,6 +272,7 @@ def test_a_config_file_of_the_users_own(train_calls, tmp_path):
         (Interrupted(15, "saved at step 3"), 143, "saved at step 3\n"),
         (Interrupted(2, "saved at step 3"), 130, "saved at step 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OutOfTime("saved at step 3"), 75, "saved at step 3\n"),
     ],
 )
 def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, status, line):
