@@ -28,7 +28,7 @@ from gpt_jax.config import (
 )
 from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.devices import keep_compiled_programs, keep_freed_memory, request_cpu_devices
-from gpt_jax.errors import TrainingError, UserError, is_out_of_memory, suggest
+from gpt_jax.errors import OutOfTime, TrainingError, UserError, is_out_of_memory, suggest
 
 VERBS = {
     "train": "train a model, or go on with a run (the default)",
@@ -403,6 +403,11 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except OutOfTime as error:
+        if debug:
+            raise
+        print(error, file=sys.stderr)
+        return 75
     except KeyboardInterrupt as error:
         if debug:
             raise

@@ -314,6 +314,12 @@ class TrainConfig:
     )
     checkpoint_interval: int = setting(100, "steps between checkpoints", POSITIVE_INT)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", POSITIVE_INT)
+    max_minutes: float | None = setting(
+        None,
+        "minutes of training after which the state is saved and the program ends, with exit status "
+        "75; the same command goes on; none is no limit",
+        POSITIVE,
+    )
 
     def __post_init__(self):
         _check_fields(self, "train.")

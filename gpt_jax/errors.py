@@ -27,6 +27,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
 
 
+class OutOfTime(Exception):
+    """`train.max_minutes` are over and the state is saved. Exit status 75, "try again"."""
+
+
 SHORT = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
 
 

@@ -25,7 +25,7 @@ from gpt_jax.attention import choose_attention, find_backend
 from gpt_jax.config import Config, ConfigError, pin_schedule, to_dict
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
-from gpt_jax.errors import Interrupted, TrainingError, is_out_of_memory
+from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, is_out_of_memory
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.memory import WAYS_OUT, check_memory
@@ -63,6 +63,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
       TrainingError: the loss is not finite any more, the disk refuses a checkpoint, or a device
         has no memory left.
       Interrupted: Ctrl-C or SIGTERM; the state is saved, and the same call goes on from it.
+      OutOfTime: `train.max_minutes` are over; likewise.
     """
     display = Display(quiet)
     config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
@@ -129,6 +130,8 @@ def _train(start: Start, display: Display) -> None:
     """Trains until `train.steps`; leaves a checkpoint of the last step."""
     config, train = start.config, start.config.train
     run_dir = Path(config.run_dir)
+    minutes = math.inf if train.max_minutes is None else train.max_minutes
+    deadline = time.monotonic() + 60 * minutes
     programs = Programs(config, start.splits)
     _announce(start, programs, display)
     step, state, messages = checkpoint.restore(run_dir, programs.target)
@@ -198,8 +201,9 @@ def _train(start: Start, display: Display) -> None:
             step += n
             pending = (step, metrics)
             last = step == train.steps
+            out_of_time = time.monotonic() >= deadline
             evaluating = last or step % train.eval_interval == 0
-            saving = last or caught or step % train.checkpoint_interval == 0
+            saving = last or caught or out_of_time or step % train.checkpoint_interval == 0
             if not (evaluating or saving):
                 continue
             row, pending = read_chunk(*pending), None
@@ -226,6 +230,12 @@ def _train(start: Start, display: Display) -> None:
                 raise Interrupted(
                     caught[0],
                     f"{name}: saved at step {step} of {train.steps}; the same command goes on",
+                )
+            if out_of_time and not last:
+                _save_last(checkpoints)
+                raise OutOfTime(
+                    f"{train.max_minutes:g} minutes are over: saved at step {step} of "
+                    f"{train.steps}; the same command goes on"
                 )
             if evaluating:
                 mark = time.perf_counter()

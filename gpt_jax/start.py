@@ -283,7 +283,7 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
     path = absolute_name(corpus)
     if corpus != used:
         corpus = path
-    free = {"run_dir", "train.steps", "model.vocab_size"}
+    free = {"run_dir", "train.steps", "train.max_minutes", "model.vocab_size"}
     free |= {"data.corpus", "data.fallback_corpus", "data.resident", *MACHINES}
     free |= {"mesh.data", "mesh.fsdp", "mesh.tensor"}
     config = pin_schedule(config)
@@ -327,7 +327,10 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
             saved.model, attention=config.model.attention, remat=config.model.remat
         ),
         train=dataclasses.replace(
-            saved.train, steps=config.train.steps, loss_chunk=config.train.loss_chunk
+            saved.train,
+            steps=config.train.steps,
+            loss_chunk=config.train.loss_chunk,
+            max_minutes=config.train.max_minutes,
         ),
         mesh=config.mesh,
     )

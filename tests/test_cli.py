@@ -17,7 +17,7 @@ import main
 from gpt_jax import corpora
 from gpt_jax.config import Config, settings
 from gpt_jax.config_files import load_config
-from gpt_jax.errors import Interrupted, TrainingError, UserError
+from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 45
@@ -282,6 +282,7 @@ class JaxRuntimeError(RuntimeError):
             "error: the memory is too small: RESOURCE_EXHAUSTED: Out of memory allocating 9 "
             "bytes.; use a device with more, or JAX_PLATFORMS=cpu for the machine's own memory\n",
         ),
+        (OutOfTime("saved at step 3"), 75, "saved at step 3\n"),
     ],
 )
 def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, status, line):

@@ -51,7 +51,12 @@ POSITIVE_INTS = [
     "sample.top_k",
     "sample.num_samples",
 ]
-POSITIVE_FLOATS = ["optim.learning_rate", "optim.clip", "model.attention_scale"]
+POSITIVE_FLOATS = [
+    "optim.learning_rate",
+    "optim.clip",
+    "model.attention_scale",
+    "train.max_minutes",
+]
 NOT_NEGATIVE_FLOATS = ["optim.weight_decay", "sample.temperature"]
 SHARES = [
     "model.dropout",

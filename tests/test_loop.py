@@ -18,7 +18,7 @@ import gpt_jax
 from gpt_jax import checkpoint, loop, process, programs
 from gpt_jax.config import ConfigError, override
 from gpt_jax.data import Split
-from gpt_jax.errors import Interrupted, TrainingError, UserError
+from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.metrics import CLOCK_FIELDS, read_rows
 from gpt_jax.shard_writer import ShardWriter
@@ -449,6 +449,20 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
             train(tiny_config)
     assert checkpoint.steps(Path(tiny_config.run_dir))[-1] in (4, 6, 8)
     assert train(tiny_config).step == 12
+
+
+def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, tmp_path):
+    """Stopped after each chunk in turn, it ends with the numbers of a run left alone."""
+    whole = train(tiny_config, run_dir=str(tmp_path / "whole"))
+    stops = [0]
+    while stops[-1] < 12 - tiny_config.train.chunk_steps:
+        with pytest.raises(OutOfTime, match=r"^1e-09 minutes are over: saved at step \d+ of 12"):
+            train(tiny_config, **{"train.max_minutes": 1e-9})
+        stops.append(checkpoint.steps(Path(tiny_config.run_dir))[-1])
+    assert len(stops) > 3
+    parts = train(tiny_config, **{"train.max_minutes": 60.0})
+
+    assert_same_run(parts, whole)
 
 
 BPE = {"data.tokenizer": "bpe", "data.vocab_size": 280}
