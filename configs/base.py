@@ -1,10 +1,11 @@
-"""GPT-2 small on OpenWebText, nanoGPT's recipe: 124,439,808 parameters, a GPU of 80 GB or several.
+"""GPT-2 small on OpenWebText, nanoGPT's recipe: 124,439,808 parameters; not run.
 
 python main.py --config base
 
-First prepare data/openwebtext, with GPT-2's tokenizer. Not run: a step is 524,288 tokens, so
-600,000 steps are 315 billion. nanoGPT says of its own: 4 days on 8 A100s of 40 GB, val loss about
-2.85; the published GPT-2 small has 3.12 there.
+First prepare data/openwebtext, with GPT-2's tokenizer. By the estimate of gpt_jax/memory.py it fits
+a GPU of 80 GB, or several, with a micro_batch of 32. A step is 524,288 tokens, so 600,000 steps are
+315 billion. nanoGPT says of its own: 4 days on 8 A100s of 40 GB, val loss about 2.85; the published
+GPT-2 small has 3.12 there.
 """
 
 from gpt_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
@@ -39,7 +40,7 @@ def get_config() -> Config:
         ),
         train=TrainConfig(
             batch_size=512,
-            micro_batch=64,
+            micro_batch=32,
             loss_chunk=8192,
             steps=600_000,
             eval_interval=1000,

@@ -1,9 +1,10 @@
-"""GPT-2 large on OpenWebText: 774,030,080 parameters, a GPU of 80 GB or several.
+"""GPT-2 large on OpenWebText: 774,030,080 parameters; not run.
 
 python main.py --config large
 
 The recipe of base, with the learning rate of GPT-3's model of that size (Brown et al. 2020, table
-2.1). Not run. The published GPT-2 large has a val loss of 2.67 on OpenWebText, by nanoGPT.
+2.1). By the estimate of gpt_jax/memory.py it fits a GPU of 80 GB, or several, with a micro_batch of
+8. The published GPT-2 large has a val loss of 2.67 on OpenWebText, by nanoGPT.
 """
 
 import dataclasses

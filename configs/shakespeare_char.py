@@ -1,8 +1,8 @@
-"""nanoGPT's baby GPT: 10,745,088 parameters on tiny Shakespeare, a few minutes on a GPU.
+"""nanoGPT's baby GPT: 10,745,088 parameters on tiny Shakespeare, for a GPU; not run.
 
 python main.py --config shakespeare_char
 
-Not run. nanoGPT gives a val loss of 1.4697 and 3 minutes on one A100 for its own.
+nanoGPT gives a val loss of 1.4697 and 3 minutes on one A100 for its own.
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
-"""GPT-2 xl on OpenWebText: 1,557,611,200 parameters, a GPU of 80 GB or several.
+"""GPT-2 xl on OpenWebText: 1,557,611,200 parameters; not run.
 
 python main.py --config xl
 
 The recipe of base, with the learning rate of GPT-3's model of that size (Brown et al. 2020, table
-2.1). Not run. The published GPT-2 xl has a val loss of 2.54 on OpenWebText, by nanoGPT.
+2.1). By the estimate of gpt_jax/memory.py it fits a GPU of 80 GB, or several, with a micro_batch of
+16. The published GPT-2 xl has a val loss of 2.54 on OpenWebText, by nanoGPT.
 """
 
 import dataclasses

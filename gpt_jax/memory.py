@@ -25,10 +25,13 @@ from gpt_jax.config import Config, ConfigError
 from gpt_jax.devices import available_memory
 from gpt_jax.errors import UserError
 from gpt_jax.layers import mlp_width
+from gpt_jax.model import UNROLL
 from gpt_jax.step import state_shapes
 
 GIB = 2**30
 FLOAT32 = 4  # bytes
+# Arrays as wide as the MLP that an activation's gradient takes beside its argument and result.
+FACTORS = {"relu": 0, "relu2": 1, "gelu": 3, "swiglu": 2}
 MOST_AT_ONCE = 4096  # sequences: no more are suggested
 WAYS_OUT = (
     "try --model.remat full or --train.loss-chunk 4096, or with another --run-dir a smaller "
@@ -76,6 +79,12 @@ def estimate_memory(config: Config, mesh: tuple[int, int, int], backend: str) ->
     products = qkv // tensor + D + up // tensor + D
     # Two sums, two norms, attention's result, the MLP's middle after its activation.
     kept = item * (products + 3 * D + mlp_width(model) // tensor)
+    factors = 0
+    if model.remat == "none":
+        kept += 4 * FLOAT32 * D  # two arrays of each norm, float32 whatever the dtype
+        # Unrolled, XLA computes what the activation's gradient takes again; a loop keeps it.
+        factors = FACTORS[model.activation] if model.n_layer > UNROLL else 0
+    kept += item * factors * mlp_width(model) // tensor
     attention, _ = choose_attention(model, backend)
     H //= tensor
     block = B * T * (kept + (FLOAT32 * H * T if attention == "plain" else 0))
@@ -85,6 +94,8 @@ def estimate_memory(config: Config, mesh: tuple[int, int, int], backend: str) ->
         "full": item * B * T * D,
     }[model.remat]
     moment = 0 if model.remat == "none" else block
+    if model.remat == "dots":
+        moment -= item * B * T * products  # which are saved
     if attention == "blockwise":
         moment += 2 * FLOAT32 * B * H * T * min(QUERIES, T)
     loss_tokens = B * T

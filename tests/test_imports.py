@@ -40,7 +40,7 @@ ALLOWED = {
     "hf_tokenizer": {"errors", "files", "tokenizer"},
     "text": {"config", "run", "sample", "step", "tokenizer"},
     "process": {"errors"},
-    "memory": {"attention", "config", "devices", "errors", "layers", "step"},
+    "memory": {"attention", "config", "devices", "errors", "layers", "model", "step"},
     "pieces": {"data", "errors", "shuffle"},
     "feed": BASE | {"data", "pieces", "sharding", "step"},
     "programs": {"config", "data", "devices", "feed", "memory", "model", "optim", "sharding"}

@@ -55,6 +55,13 @@ def planned(config: Config) -> int:
         ({}, {}),
         ({"remat": "full"}, {}),
         ({"remat": "dots"}, {}),
+        ({"activation": "gelu"}, {}),
+        ({"activation": "gelu", "dtype": "bfloat16", "n_layer": 4}, {}),
+        ({"activation": "gelu", "n_layer": 8}, {}),
+        ({"activation": "gelu", "dtype": "bfloat16", "n_layer": 8}, {}),
+        ({"activation": "gelu", "n_layer": 8, "remat": "dots"}, {}),
+        ({"activation": "gelu", "dtype": "bfloat16", "n_layer": 8, "remat": "full"}, {}),
+        ({"activation": "swiglu", "norm": "rms", "dtype": "bfloat16", "n_layer": 8}, {}),
         ({"attention": "blockwise", "block_size": 1024}, {"batch_size": 1}),
         ({"vocab_size": 20_000, "n_layer": 1}, {"batch_size": 4, "loss_chunk": 32}),
         ({"activation": "swiglu", "norm": "rms", "n_kv_head": 1}, {"micro_batch": 4}),
@@ -74,12 +81,13 @@ def test_the_estimate_is_between_half_and_all_of_what_xla_plans(model, train):
 def test_the_estimate_by_hand():
     """base: state and gradients are float32, twice the latter in parts; bfloat16 activations."""
     config = with_vocabulary("base", 50257)
-    P, L, D, tokens = 124_439_808, 12, 768, 64 * 1024
+    P, L, D, tokens = 124_439_808, 12, 768, 32 * 1024
     need = estimate_memory(config, (1, 1, 1), "cuda 9.0")
     assert (
         need.state == 4 * (3 * P + 2 * P) + 3 * 4
     )  # counters: the state's, Adam's, the schedule's
-    kept = 2 * (3 * D + D + 4 * D + D + 3 * D + 4 * D)
+    again = 2 * (3 * D + D + 4 * D + D + 3 * D + 4 * D)
+    kept = again + 2 * 2 * 4 * D + 3 * 2 * 4 * D  # what norms and gelu keep
     logits = 2 * 4 * 8192 * 50257
     assert need.activations == L * tokens * kept + logits
     assert (
@@ -87,14 +95,19 @@ def test_the_estimate_by_hand():
         == L * tokens // 8 * kept + logits // 8
     )
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
-    again = L * tokens * 2 * D + max(tokens * kept, logits)
-    assert estimate_memory(full, (1, 1, 1), "cuda 9.0").activations == again
+    needed = L * tokens * 2 * D + max(tokens * again, logits)
+    assert estimate_memory(full, (1, 1, 1), "cuda 9.0").activations == needed
 
 
 @pytest.mark.parametrize("name", ["base", "medium", "large", "xl", "base_8k"])
 def test_a_config_fits_the_gpu_of_80_gb_that_it_names(name):
+    """In the 75% that jax takes of it. Not run; so it leaves room beyond the estimate.
+
+    Of a block of base jax keeps 84 bytes for each entry of its input where the estimate has 72
+    (norms 28, attention 8, gelu 48): a sixth more; and some is alive for a moment.
+    """
     need = estimate_memory(with_vocabulary(name, 50257), (1, 1, 1), "cuda 9.0")
-    assert need.state + 2 * need.activations < 80e9  # activations may take twice the estimate
+    assert need.state + 1.4 * need.activations < 0.75 * 80e9
 
 
 def with_vocabulary(name: str, vocab_size: int) -> Config:
@@ -110,8 +123,8 @@ def with_vocabulary(name: str, vocab_size: int) -> Config:
             "base",
             {},
             20,
-            "training needs at least 61.7 GiB of memory, 4.6 for the model and its optimizer and "
-            "57.1 for what a batch of 64 at once computes, and this machine has 20.0; try "
+            "training needs at least 46.0 GiB of memory, 4.6 for the model and its optimizer and "
+            "41.3 for what a batch of 32 at once computes, and this machine has 20.0; try "
             "--train.micro-batch 4",
         ),
         ("base", {}, 5, "this machine has 5.0; try --train.micro-batch 1"),
@@ -121,7 +134,7 @@ def with_vocabulary(name: str, vocab_size: int) -> Config:
             "nano",
             {"batch_size": 10**8},
             4,
-            "at once computes, and this machine has 4.0; try --train.batch-size 1024",
+            "at once computes, and this machine has 4.0; try --train.batch-size 512",
         ),
     ],
 )
@@ -188,7 +201,7 @@ def test_what_the_refusal_advises_is_accepted(monkeypatch, name, values, gib, ha
     ("gib", "changes"),
     [
         (20, {"model.remat": "full", "train.loss_chunk": 4096}),
-        (60, {"model.remat": "full"}),
+        (40, {"model.remat": "full"}),
         (4, {}),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import sys
@@ -105,6 +106,19 @@ def test_the_tables_are_made_from_the_result_files():
     assert tables.render(README) == README, "run: python benchmarks/tables.py"
     for name, (result, _) in tables.TABLES.items():
         assert (f"<!-- {name}: begin -->" in README) == (tables.RESULTS / result).exists(), name
+
+
+def test_the_headers_of_nano_and_its_original_have_the_results():
+    losses = json.loads((tables.RESULTS / "reproduce.json").read_text("utf-8"))["configs"]
+    seconds = json.loads((tables.RESULTS / "speed_cpu.json").read_text("utf-8"))["whole_command"]
+    nano, original = (
+        (ROOT / "configs" / f"{name}.py").read_text("utf-8") for name in ("nano", "nano_original")
+    )
+    at = [(nano, "nano", 500), (original, "nano_original", 450), (original, "nano_original", 500)]
+    for text, name, step in at:
+        assert f"{losses[name]['val'][str(step)]['mean']:.3f}" in text
+    for way in ("cold", "warm"):
+        assert f"{seconds[f'gpt_jax, {way}']['seconds']:.0f} s" in nano
 
 
 def test_the_files_that_the_readme_names_exist():
