@@ -404,6 +404,7 @@ def test_none_is_for_optional_settings_only():
         "train.micro_batch",
         "train.loss_chunk",
         "train.final_eval_tokens",
+        "train.max_minutes",
         "sample.prompt",
         "sample.top_k",
         "sample.top_p",
