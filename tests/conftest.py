@@ -11,12 +11,12 @@ from pathlib import Path
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 os.environ.pop("XLA_FLAGS", None)
-# Tests build many equal programs: compile each once, for both of pytest's processes.
-if "PYTEST_XDIST_WORKER" not in os.environ:  # else the process that began the tests has done it
-    CACHE = tempfile.mkdtemp(prefix="gpt_jax_xla_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+# Tests build many equal programs: each of pytest's processes compiles one once. They do not share
+# what they keep, because jax may read a file there that another process is still writing.
+CACHE = tempfile.mkdtemp(prefix="gpt_jax_xla_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
