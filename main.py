@@ -6,7 +6,6 @@ mistake into one line. jax is imported only once the command line is known to be
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import json
@@ -17,18 +16,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gpt_jax
-from gpt_jax.config import (
-    Config,
-    ConfigError,
-    SampleConfig,
-    get,
-    override,
-    parse,
-    settings,
-)
+from gpt_jax.config import Config, SampleConfig, override
 from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.devices import keep_compiled_programs, keep_freed_memory, request_cpu_devices
-from gpt_jax.errors import OutOfTime, TrainingError, UserError, is_out_of_memory, suggest
+from gpt_jax.errors import (
+    ConfigError,
+    OutOfTime,
+    TrainingError,
+    UserError,
+    is_out_of_memory,
+    suggest,
+)
+from gpt_jax.options import Parser, add_settings
+from gpt_jax.settings import get, settings
 
 VERBS = {
     "train": "train a model, or go on with a run (the default)",
@@ -37,77 +37,6 @@ VERBS = {
     "prepare": "turn texts of any size into token shards on disk",
     "export": "write a run as a GPT-2 folder, as transformers reads it",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with whole words only, and one line for a mistake."""
-
-    def __init__(self, **kwargs: Any):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        if "expected one argument" in message:
-            message += "; a value that begins with - is written as --setting=-value"
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-    def parse(self, argv: list[str]) -> argparse.Namespace:
-        """Parses everything; what is left over is a mistake, and may resemble an option."""
-        args, rest = self.parse_known_args(_joined([_dashed(word) for word in argv]))
-        if rest:
-            known = [option for action in self._actions for option in action.option_strings]
-            word = rest[0].partition("=")[0]
-            what = "setting" if word.startswith("-") else "argument"
-            if word in list_configs():
-                raise ConfigError(f"unknown argument {word!r}; did you mean --config {word}?")
-            raise ConfigError(
-                f"unknown {what} {word!r}{suggest(word, known)} (see {self.prog} --help)"
-            )
-        return args
-
-
-def _dashed(word: str) -> str:
-    """Returns --model.n_layer as --model.n-layer: both are accepted."""
-    option, equals, value = word.partition("=")
-    return option.replace("_", "-") + equals + value if word.startswith("--") else word
-
-
-def _joined(words: list[str]) -> list[str]:
-    """Returns --option -1e-3 as --option=-1e-3, which argparse would take for another option."""
-    joined: list[str] = []
-    for word in words:
-        try:
-            follows = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
-            number = word.startswith("-") and follows and float(word) <= 0
-        except ValueError:
-            number = False
-        if number:
-            joined[-1] += "=" + word
-        else:
-            joined.append(word)
-    return joined
-
-
-def add_settings(parser: Parser, config: Any, names: dict[str, str]) -> None:
-    """Adds an option for each setting: {dotted name: option}, with its meaning and default."""
-    groups: dict[str, Any] = {}
-    for name, hint, field in settings(type(config)):
-        if name not in names or field.metadata["internal"]:
-            continue
-        title = name.rpartition(".")[0] or "run"
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        option = names[name]
-        default = get(config, name)
-        shown = "none" if default is None else repr(default) if default == "" else default
-        groups[title].add_argument(
-            option,
-            dest=name,
-            metavar="X",
-            default=argparse.SUPPRESS,
-            type=lambda text, hint=hint, option=option: parse(text, hint, option),
-            help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"),
-        )
 
 
 def train_command(argv: list[str]) -> int:

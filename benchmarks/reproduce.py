@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.machine import describe_machine
 from gpt_jax.config import Config, override
 from gpt_jax.config_files import load_config
-from gpt_jax.corpora import OZ_SHA256, SHAKESPEARE_SHA256, load_corpus
+from gpt_jax.corpora import load_corpus
 from gpt_jax.devices import request_cpu_devices
+from gpt_jax.plain_text import OZ_SHA256, SHAKESPEARE_SHA256
 
 SPLITS = ("train", "val")
 STEPS = (0, 50, 100, 200, 300, 400, 450, 500)

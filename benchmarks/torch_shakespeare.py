@@ -25,7 +25,8 @@ from benchmarks import torch_gpt
 from benchmarks.reproduce import T_95, interval
 from gpt_jax.config import pin_schedule
 from gpt_jax.config_files import load_config
-from gpt_jax.corpora import SHAKESPEARE_SHA256, load_corpus
+from gpt_jax.corpora import load_corpus
+from gpt_jax.plain_text import SHAKESPEARE_SHA256
 
 CONFIG = pin_schedule(load_config("shakespeare_cpu"))
 RESULT = Path(__file__).parent / "results" / "shakespeare_cpu.json"

@@ -34,8 +34,8 @@ import numpy as np
 from data.filters import digest, is_validation, reject
 from data.settings import PrepareConfig
 from data.sources import Damage, Unit, discard, read_unit
-from gpt_jax.config import from_dict
 from gpt_jax.errors import UserError
+from gpt_jax.settings import read
 from gpt_jax.tokenizer import END_OF_TEXT, BpeTokenizer, Tokenizer, load_tokenizer
 
 PLAN_FILE = "plan.json"
@@ -64,7 +64,7 @@ def _open_work(
 ) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
     """Reads a work folder once, until another plan is there."""
     values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
-    config = from_dict({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
+    config = read({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
     return config, values["plan"]["units"], load_tokenizer(Path(work))
 
 

@@ -50,22 +50,14 @@ from data.parts import (
 )
 from data.settings import PrepareConfig
 from data.sources import Damage, Document, Plan, Unit, make_plan, read_unit
-from gpt_jax.config import ConfigError
 from gpt_jax.console import Display
 from gpt_jax.devices import usable_cores
-from gpt_jax.errors import TrainingError, UserError
+from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.files import remove_unfinished, write_atomically
+from gpt_jax.manifest import MANIFEST_FILE, SPLITS, read_manifest
 from gpt_jax.process import lock
 from gpt_jax.shard_writer import ShardWriter
-from gpt_jax.shards import (
-    CHUNK_TOKENS,
-    MANIFEST_FILE,
-    SPLITS,
-    WORK_FOLDER,
-    is_prepared,
-    open_prepared,
-    read_manifest,
-)
+from gpt_jax.shards import CHUNK_TOKENS, WORK_FOLDER, is_prepared, open_prepared
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import (
     BpeTokenizer,

@@ -8,17 +8,12 @@ import typing
 from typing import Any
 
 from data.filters import Limits
-from gpt_jax.config import (
-    FRACTION,
-    POSITIVE_INT,
-    ConfigError,
-    _check_fields,
-    setting,
-)
-from gpt_jax.shards import MAX_SHARD_TOKENS
+from gpt_jax.errors import ConfigError
+from gpt_jax.manifest import MAX_SHARD_TOKENS
+from gpt_jax.settings import FRACTION, NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, setting
 
 SHARE = (lambda x: 0 <= x <= 1, "a number in [0, 1]")
-NOT_NEGATIVE_INT = (lambda x: x >= 0, "a whole number of at least 0")
+
 # What a crawl of the web needs before anything else; other sources are taken as they are.
 WET_FILTERS = {
     "min_characters": 200,
@@ -116,7 +111,7 @@ class PrepareConfig:
     )
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
         for name, example in (("input", "book.txt"), ("out", "data/book")):
             if not getattr(self, name):
                 raise ConfigError(f"--{name} is missing; for example: --{name} {example}")

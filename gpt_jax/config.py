@@ -1,57 +1,33 @@
-"""Settings: frozen dataclasses, their rules, and their way to and from JSON and the command line.
+"""The settings: what each means, its default, its rule, and the rules between them.
 
-Every setting is declared once, here, with its default, its meaning and its rule. Nothing in this
-module imports jax or touches a device, so a mistake is reported at once.
+Every setting is declared once, here. Nothing in this module imports jax or touches a device, so a
+mistake is reported at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from gpt_jax.errors import UserError, suggest
+from gpt_jax.errors import ConfigError, suggest
+from gpt_jax.settings import (
+    BELOW_ONE,
+    FRACTION,
+    NOT_NEGATIVE,
+    NOT_NEGATIVE_INT,
+    POSITIVE,
+    POSITIVE_INT,
+    check_fields,
+    read,
+    setting,
+    settings,
+)
 
 DEFAULT_RUN_DIR = "runs/run"  # a config file that names none gets runs/ and its own name
 FORMAT = 1  # of a run folder; a reader refuses a newer one
-
-
-class ConfigError(UserError):
-    """A setting, or a set of settings, that breaks a rule."""
-
-
-def setting(
-    default: Any,
-    help: str,
-    rule: tuple[Callable[[Any], bool], str] | None = None,
-    *,
-    advice: str = "",
-    internal: bool = False,
-) -> Any:
-    """Declares a field of a config.
-
-    Args:
-      default: its default value.
-      help: what it means, with its unit.
-      rule: (test, what the test asks for in words), for a value that is not None.
-      advice: what to try when the rule is broken.
-      internal: found by the program, so not offered on the command line.
-    """
-    metadata = {"help": help, "rule": rule, "advice": advice, "internal": internal}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-POSITIVE_INT = (lambda x: x >= 1, "a whole number of at least 1")
-NOT_NEGATIVE_INT = (lambda x: x >= 0, "a whole number of at least 0")
-POSITIVE = (lambda x: 0 < x <= sys.float_info.max, "a finite number above 0")
-NOT_NEGATIVE = (lambda x: 0 <= x <= sys.float_info.max, "a finite number of at least 0")
-BELOW_ONE = (lambda x: 0 <= x < 1, "a number in [0, 1)")
-REST = (lambda x: x >= 1 or x == -1, "a whole number of at least 1, or -1 for what is left")
-FRACTION = (lambda x: 0 < x < 1, "a number between 0 and 1, both excluded")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +95,7 @@ class ModelConfig:
     )
 
     def __post_init__(self):
-        _check_fields(self, "model.")
+        check_fields(self, "model.")
         if self.n_embd % self.n_head:
             below = self.n_embd // self.n_head * self.n_head
             tries = " or ".join(str(n) for n in (below, below + self.n_head) if n)
@@ -199,7 +175,7 @@ class DataConfig:
     )
 
     def __post_init__(self):
-        _check_fields(self, "data.")
+        check_fields(self, "data.")
         if not self.corpus:
             raise ConfigError(
                 "data.corpus is empty; give a name (oz, shakespeare, python-manual) or a path"
@@ -259,7 +235,7 @@ class OptimConfig:
     )
 
     def __post_init__(self):
-        _check_fields(self, "optim.")
+        check_fields(self, "optim.")
         if self.decay_steps is not None and self.schedule != "wsd":
             raise ConfigError(
                 f"optim.decay_steps={self.decay_steps} is for optim.schedule=wsd, and this is "
@@ -322,7 +298,7 @@ class TrainConfig:
     )
 
     def __post_init__(self):
-        _check_fields(self, "train.")
+        check_fields(self, "train.")
         if self.batch_size % self.batch_at_once:
             tries = range(min(self.batch_at_once, self.batch_size), 0, -1)
             raise ConfigError(
@@ -346,6 +322,9 @@ class TrainConfig:
         return math.gcd(self.log_interval, self.eval_interval, self.checkpoint_interval)
 
 
+REST = (lambda x: x >= 1 or x == -1, "a whole number of at least 1, or -1 for what is left")
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How many devices share the work along each axis of the mesh; see `sharding.py`.
@@ -366,7 +345,7 @@ class MeshConfig:
     )
 
     def __post_init__(self):
-        _check_fields(self, "mesh.")
+        check_fields(self, "mesh.")
         rest = [f"mesh.{name}" for name, size in vars(self).items() if size == -1]
         if len(rest) > 1:
             raise ConfigError(
@@ -436,7 +415,7 @@ class SampleConfig:
     )
 
     def __post_init__(self):
-        _check_fields(self, "sample.")
+        check_fields(self, "sample.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -464,7 +443,7 @@ class Config:
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
         if not self.run_dir:
             raise ConfigError("run_dir is empty; give a folder such as runs/nano")
         heads, tensor = self.model.kv_heads, self.mesh.tensor
@@ -505,26 +484,6 @@ def _pinned(optim: OptimConfig, train_steps: int) -> OptimConfig:
     return dataclasses.replace(optim, schedule_steps=end, decay_steps=decay)
 
 
-# --- one setting at a time ------------------------------------------------------------------------
-
-
-def settings(config_type: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
-    """Yields (dotted name, type, field) for every setting, depth first."""
-    hints = typing.get_type_hints(config_type)
-    for field in dataclasses.fields(config_type):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from settings(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, hints[field.name], field
-
-
-def get(config: Any, name: str) -> Any:
-    """Returns the value of a dotted setting."""
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
 def override(config: Config, values: Mapping[str, Any]) -> Config:
     """Returns `config` with dotted settings replaced, and every rule checked.
 
@@ -553,90 +512,15 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     return from_dict(nested)
 
 
-def parse(text: str, hint: Any, name: str) -> Any:
-    """Turns a command line's text into a value of type `hint`, or raises ConfigError."""
-    if type(None) in typing.get_args(hint):
-        if text.lower() == "none":
-            return None
-        hint = _strip_optional(hint)
-    if hint is int:
-        try:
-            return int(text)
-        except ValueError:
-            raise ConfigError(f"{name} takes a whole number, not {text!r}") from None
-    if hint is float:
-        try:
-            return float(text)
-        except ValueError:
-            raise ConfigError(f"{name} takes a number, not {text!r}") from None
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{name} takes true or false, not {text!r}")
-        return text.lower() == "true"
-    return text
-
-
-def _strip_optional(hint: Any) -> Any:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return next(a for a in typing.get_args(hint) if a is not type(None))
-    return hint
-
-
-def _check_fields(config: Any, prefix: str = "") -> None:
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        name, value, hint = prefix + field.name, getattr(config, field.name), hints[field.name]
-        if field.metadata:
-            _check_value(name, value, hint, field.metadata)
-        elif not isinstance(value, hint):
-            raise ConfigError(f"{name} must be a {hint.__name__}, not {value!r:.60}")
-
-
-def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
-    if value is None and type(None) in typing.get_args(hint):
-        return
-    hint = _strip_optional(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")
-        return
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r} must be true or false")
-        return
-    accepted = (int, float) if hint is float else hint
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        kind = {int: "a whole number", float: "a number", str: "a text"}[hint]
-        raise ConfigError(f"{name}={value!r} must be {kind}")
-    if metadata["rule"] and not metadata["rule"][0](value):
-        advice = f"; {metadata['advice']}" if metadata["advice"] else ""
-        raise ConfigError(f"{name}={value!r} must be {metadata['rule'][1]}{advice}")
-
-
-# --- JSON -----------------------------------------------------------------------------------------
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns the settings as nested dicts, ready for JSON."""
     return dataclasses.asdict(config)
 
 
-def from_dict(values: Any, config_type: type = Config, prefix: str = "") -> Any:
+def from_dict(values: Any) -> Config:
     """Returns the Config of nested dicts; a setting left out keeps its default.
 
     Raises:
       ConfigError: a name is unknown, a value has another type or breaks a rule.
     """
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{prefix.rstrip('.') or 'the config'} must be settings, not {values!r:.60}"
-        )
-    hints = typing.get_type_hints(config_type)
-    kwargs = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise ConfigError(f"unknown setting {prefix + str(name)!r}{suggest(str(name), hints)}")
-        nested = dataclasses.is_dataclass(hints[name])
-        kwargs[name] = from_dict(value, hints[name], f"{prefix}{name}.") if nested else value
-    return config_type(**kwargs)
+    return read(values, Config)

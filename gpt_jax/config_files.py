@@ -10,8 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from gpt_jax.config import DEFAULT_RUN_DIR, Config, ConfigError, settings
-from gpt_jax.errors import UserError, suggest
+from gpt_jax.config import DEFAULT_RUN_DIR, Config
+from gpt_jax.errors import ConfigError, UserError, suggest
+from gpt_jax.settings import settings
 
 
 def config_dir() -> Path:

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax.config import ConfigError
-from gpt_jax.errors import UserError
+from gpt_jax.errors import ConfigError, UserError
 
 
 @dataclasses.dataclass(frozen=True)

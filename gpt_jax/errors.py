@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake the user can mend: shown as one line, without a traceback. Exit status 2."""
 
 
+class ConfigError(UserError):
+    """A setting, or a set of settings, that breaks a rule."""
+
+
 class TrainingError(Exception):
     """Training can't go on; what was saved stays. Exit status 1."""
 

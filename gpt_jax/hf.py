@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.config import ConfigError, ModelConfig
-from gpt_jax.errors import UserError
+from gpt_jax.config import ModelConfig
+from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.files import write_atomically
 
 CONFIG_FILE = "config.json"

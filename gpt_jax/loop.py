@@ -22,10 +22,10 @@ import numpy as np
 
 from gpt_jax import checkpoint, report
 from gpt_jax.attention import choose_attention, find_backend
-from gpt_jax.config import Config, ConfigError, pin_schedule, to_dict
+from gpt_jax.config import Config, pin_schedule, to_dict
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
-from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, is_out_of_memory
+from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, is_out_of_memory
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.memory import WAYS_OUT, check_memory

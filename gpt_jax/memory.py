@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.attention import QUERIES, choose_attention, find_backend
-from gpt_jax.config import Config, ConfigError
+from gpt_jax.config import Config
 from gpt_jax.devices import available_memory
-from gpt_jax.errors import UserError
+from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.layers import mlp_width
 from gpt_jax.model import UNROLL
 from gpt_jax.step import state_shapes

@@ -29,14 +29,15 @@ from typing import Any
 import jax
 
 from gpt_jax import checkpoint, hf, hf_tokenizer
-from gpt_jax.config import FORMAT, Config, ConfigError, from_dict, to_dict
-from gpt_jax.corpora import Corpus, PreparedCorpus, find_difference, load_corpus
+from gpt_jax.config import FORMAT, Config, from_dict, to_dict
+from gpt_jax.corpora import PreparedCorpus, find_difference, load_corpus
 from gpt_jax.data import Mixture, Split, count_bytes, make_splits, split_text
-from gpt_jax.errors import UserError
+from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.evaluation import Evaluation, evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.metrics import read_rows
 from gpt_jax.model import GPT, Params, unstack_blocks
+from gpt_jax.plain_text import Corpus
 from gpt_jax.step import state_shapes
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE

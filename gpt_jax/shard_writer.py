@@ -12,15 +12,8 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.files import write_atomically
-from gpt_jax.shards import (
-    CHUNK_TOKENS,
-    FORMAT,
-    MANIFEST_FILE,
-    MAX_SHARD_TOKENS,
-    SHARD_NAME,
-    SPLITS,
-    ShardError,
-)
+from gpt_jax.manifest import FORMAT, MANIFEST_FILE, MAX_SHARD_TOKENS, SHARD_NAME, SPLITS, ShardError
+from gpt_jax.shards import CHUNK_TOKENS
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
 

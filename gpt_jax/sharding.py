@@ -19,8 +19,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gpt_jax.config import ConfigError, MeshConfig
+from gpt_jax.config import MeshConfig
 from gpt_jax.devices import largest_divisor
+from gpt_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 BOTH = ("fsdp", "tensor")

@@ -14,8 +14,8 @@ llm.c and modded-nanogpt (https://github.com/karpathy/llm.c, dev/data/data_commo
 Opening a corpus maps its shards into memory and reads next to nothing of them: sizes are checked
 against the manifest or the header, and ids against the vocabulary in the first and last
 `CHECKED_TOKENS` of each shard. `verify` reads everything. Nothing here knows batches or devices;
-`shard_writer.py` writes the shards
-of `data/prepare.py`.
+`manifest.py`
+has the manifest's form, and `shard_writer.py` writes the shards of `data/prepare.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -34,28 +33,27 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.errors import UserError
+from gpt_jax.manifest import (
+    MANIFEST_FILE,
+    SPLITS,
+    ShardError,
+    content_sha256,
+    entries_of,
+    read_manifest,
+    read_small,
+)
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, from_json
 
-FORMAT = 1
-MANIFEST_FILE = "manifest.json"
 WORK_FOLDER = ".prepare"  # there while a preparation is unfinished
-SPLITS = ("train", "val")
-MAX_SHARD_TOKENS = 2**31 - 1  # an offset in a shard is an int32
-MAX_JSON_BYTES = 1 << 26
 CHECKED_TOKENS = 1 << 16
 CHUNK_TOKENS = 1 << 22  # held in memory at once by what reads or writes a whole shard
 
-SHARD_NAME = re.compile(r"(train|val)-\d{5,9}\.bin")
 FOREIGN_NAME = re.compile(r"(?:.*_)?(train|val)(?:_\d+)?\.bin")
 HEADER_BYTES = 256 * 4
 # {(magic, version): bytes of a token}, of llm.c's headers for GPT-2 and Llama 3.
 HEADERS = {(20240520, 1): 2, (20240801, 7): 4}
 CHARACTERS_FILE = "meta.pkl"  # of nanoGPT: the characters that ids stand for
-
-
-class ShardError(UserError):
-    """A prepared corpus that can't be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +148,7 @@ def verify(
       ShardError: names every shard that is damaged, and how.
     """
     done, total = 0, sum(prepared.n_tokens.values())
-    entries = {split: _entries(prepared.manifest, split) for split in SPLITS}
+    entries = {split: entries_of(prepared.manifest, split) for split in SPLITS}
     sizes = None if prepared.tokenizer is None else prepared.tokenizer.token_bytes
     damaged = []
     for split, shards in prepared.shards.items():
@@ -185,7 +183,7 @@ def verify(
 def _open_own(folder: Path) -> Prepared:
     path = folder / MANIFEST_FILE
     manifest = read_manifest(folder)
-    raw = _read_small(folder / TOKENIZER_FILE)
+    raw = read_small(folder / TOKENIZER_FILE)
     if hashlib.sha256(raw).hexdigest() != manifest["tokenizer"]["sha256"]:
         raise ShardError(
             f"{folder / TOKENIZER_FILE} is not the tokenizer that {path} was made with; restore it "
@@ -206,7 +204,7 @@ def _open_own(folder: Path) -> Prepared:
     shards = {
         split: tuple(
             _map(folder / entry["name"], dtype, entry["tokens"], 0, f"{MANIFEST_FILE} says")
-            for entry in _entries(manifest, split)
+            for entry in entries_of(manifest, split)
         )
         for split in SPLITS
     }
@@ -225,97 +223,6 @@ def _open_own(folder: Path) -> Prepared:
         notes=(),
         manifest=manifest,
     )
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns a folder's manifest, its form checked: types, names, sizes and sums of sizes.
-
-    Raises:
-      ShardError: it is damaged, or a newer program wrote it.
-    """
-    path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(_read_small(path))
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{path} is damaged: {error}; prepare the corpus again") from error
-    written = manifest.get("format") if isinstance(manifest, dict) else None
-    if type(written) is int and written > FORMAT:
-        raise ShardError(
-            f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
-        )
-    if wrong := _fault(manifest):
-        raise ShardError(f"{path} is damaged: {wrong}; prepare the corpus again")
-    return manifest
-
-
-def content_sha256(manifest: Mapping[str, Any]) -> str:
-    """Returns one sum for what a manifest says of tokens and tokenizer, wherever they came from."""
-    content = {name: manifest[name] for name in ("dtype", "vocab_size", "shards")}
-    content["tokenizer"] = manifest["tokenizer"]["sha256"]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _fault(manifest: Any) -> str:
-    """Returns what is wrong with the form of a manifest, or ''."""
-    if not isinstance(manifest, dict) or repr(manifest.get("format")) != repr(FORMAT):
-        return "it has no format number"
-    if manifest.get("dtype") not in ("uint16", "uint32"):
-        return f"its dtype {manifest.get('dtype')!r:.40} is neither uint16 nor uint32"
-    vocab_size = manifest.get("vocab_size")
-    most = 2 ** (8 * np.dtype(manifest["dtype"]).itemsize)
-    if not _is_count(vocab_size) or not 1 <= vocab_size <= min(most, 2**31):
-        return f"its vocab_size {vocab_size!r:.40} does not fit {manifest['dtype']}"
-    tokenizer = manifest.get("tokenizer")
-    if not isinstance(tokenizer, dict) or not _is_sum(tokenizer.get("sha256")):
-        return "it has no sha256 of the tokenizer"
-    shards, totals = manifest.get("shards"), manifest.get("totals")
-    if not isinstance(shards, list) or not isinstance(totals, dict):
-        return "it has no shards or no totals"
-    for shard in shards:
-        if not isinstance(shard, dict):
-            return "a shard is no entry"
-        name = shard.get("name")
-        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-            return f"{name!r:.60} is no shard's name"
-        if not _is_count(shard.get("tokens")) or not 1 <= shard["tokens"] <= MAX_SHARD_TOKENS:
-            return f"{name} has {shard.get('tokens')!r:.40} tokens"
-        if not _is_count(shard.get("bytes")) or not _is_sum(shard.get("sha256")):
-            return f"{name} lacks its bytes or its sha256"
-    if len({shard["name"] for shard in shards}) < len(shards):
-        return "a shard is named twice"
-    for split in SPLITS:
-        total, entries = totals.get(split), _entries(manifest, split)
-        if not isinstance(total, dict) or not _is_count(total.get("documents")):
-            return f"it has no totals of {split}"
-        if not entries:
-            return f"it has no shard of {split}"
-        for name in ("tokens", "bytes"):
-            if total.get(name) != sum(entry[name] for entry in entries):
-                return f"the {name} of {split} are not the sum of its shards'"
-    return ""
-
-
-def _entries(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
-    return [s for s in manifest.get("shards", []) if s["name"].startswith(f"{split}-")]
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_sum(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-def _read_small(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise ShardError(f"{path} can't be read: {error.strerror}; restore the file") from error
-    if len(raw) > MAX_JSON_BYTES:
-        raise ShardError(f"{path} is damaged: it has more than {MAX_JSON_BYTES:,} bytes")
-    return raw
 
 
 def _foreign_files(folder: str | os.PathLike[str]) -> dict[str, list[str]]:

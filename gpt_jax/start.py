@@ -17,26 +17,13 @@ import jax
 import numpy as np
 
 from gpt_jax import checkpoint
-from gpt_jax.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    get,
-    override,
-    pin_schedule,
-    settings,
-)
-from gpt_jax.corpora import (
-    Corpus,
-    PreparedCorpus,
-    absolute_name,
-    load_corpus,
-    mixture_entries,
-)
+from gpt_jax.config import Config, DataConfig, override, pin_schedule
+from gpt_jax.corpora import PreparedCorpus, absolute_name, load_corpus, mixture_entries
 from gpt_jax.data import Mixture, Split, split_text
-from gpt_jax.errors import UserError
+from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf import find
 from gpt_jax.model import Params
+from gpt_jax.plain_text import Corpus
 from gpt_jax.run import (
     Run,
     check_same_corpus,
@@ -46,6 +33,7 @@ from gpt_jax.run import (
     load_run,
     read_config,
 )
+from gpt_jax.settings import get, settings
 from gpt_jax.text import check_top_k
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax.config import ConfigError, SampleConfig, override
+from gpt_jax.config import SampleConfig, override
+from gpt_jax.errors import ConfigError
 from gpt_jax.run import Run
 from gpt_jax.sample import Filters, generate_tokens
 from gpt_jax.step import make_keys

@@ -13,7 +13,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 os.environ.pop("XLA_FLAGS", None)
 # Tests build many equal programs: each of pytest's processes compiles one once. They do not share
 # what they keep, because jax may read a file there that another process is still writing.
-CACHE = tempfile.mkdtemp(prefix="gpt_jax_xla_")
+PARENT = os.environ["JAX_COMPILATION_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else None
+CACHE = tempfile.mkdtemp(prefix="gpt_jax_xla_", dir=PARENT)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
@@ -22,13 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 
-from gpt_jax.config import (  # noqa: E402
-    Config,
-    DataConfig,
-    ModelConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from gpt_jax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig  # noqa: E402
 
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.2, vocab_size=11)
 

@@ -11,7 +11,8 @@ from conftest import TINY
 
 from gpt_jax import attention
 from gpt_jax.attention import attend, choose_attention, find_backend
-from gpt_jax.config import ConfigError, ModelConfig
+from gpt_jax.config import ModelConfig
+from gpt_jax.errors import ConfigError
 from gpt_jax.model import GPT, forward
 
 EPS = np.finfo(np.float32).eps

@@ -14,10 +14,11 @@ import pytest
 
 import gpt_jax
 import main
-from gpt_jax import corpora
-from gpt_jax.config import Config, settings
+from gpt_jax import plain_text
+from gpt_jax.config import Config
 from gpt_jax.config_files import load_config
 from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError
+from gpt_jax.settings import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 45
@@ -40,8 +41,8 @@ def place(tmp_path, monkeypatch):
     """An empty working folder, no server for oz, and the devices left as they are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(main, "request_cpu_devices", lambda *args, **kwargs: None)
-    monkeypatch.setattr(corpora, "__file__", str(tmp_path / "elsewhere/gpt_jax/corpora.py"))
-    monkeypatch.setattr(corpora, "TRIES", 1)
+    monkeypatch.setattr(plain_text, "__file__", str(tmp_path / "elsewhere/gpt_jax/plain_text.py"))
+    monkeypatch.setattr(plain_text, "TRIES", 1)
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

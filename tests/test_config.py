@@ -13,22 +13,19 @@ from hypothesis import strategies as st
 from gpt_jax import config_files
 from gpt_jax.config import (
     Config,
-    ConfigError,
     DataConfig,
     ModelConfig,
     OptimConfig,
     SampleConfig,
     TrainConfig,
     from_dict,
-    get,
     override,
-    parse,
     pin_schedule,
-    settings,
     to_dict,
 )
 from gpt_jax.config_files import list_configs, load_config
-from gpt_jax.errors import UserError
+from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.settings import get, parse, settings
 
 POSITIVE_INTS = [
     "model.n_layer",

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_jax import corpora
-from gpt_jax.corpora import Corpus, CorpusError, DownloadError, load_corpus, original_form
+from gpt_jax import plain_text
+from gpt_jax.corpora import load_corpus, mixture_entries
 from gpt_jax.errors import UserError
+from gpt_jax.plain_text import Corpus, CorpusError, DownloadError, original_form
 from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.shards import open_prepared
 from gpt_jax.tokenizer import CharTokenizer
@@ -96,14 +97,14 @@ class Gutenberg:
 def nowhere(tmp_path, monkeypatch):
     """No text of the user's in reach, no proxy, and no waiting; yields the pauses asked for."""
     (tmp_path / "repository" / "configs").mkdir(parents=True)
-    monkeypatch.setattr(corpora, "__file__", str(tmp_path / "repository/gpt_jax/corpora.py"))
+    monkeypatch.setattr(plain_text, "__file__", str(tmp_path / "repository/gpt_jax/plain_text.py"))
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/unset-by-the-test")
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("no_proxy", "*")
     pauses = []
     clock = types.SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic)
-    monkeypatch.setattr(corpora, "time", clock)
+    monkeypatch.setattr(plain_text, "time", clock)
     return pauses
 
 
@@ -178,7 +179,7 @@ def test_a_differing_edition_is_reported(serve):
 
 
 def test_an_edition_with_the_same_vocabulary_has_the_same_parameter_count(serve, monkeypatch):
-    monkeypatch.setattr(corpora, "OZ_VOCABULARY", len(set(ORIGINAL_FORM)))
+    monkeypatch.setattr(plain_text, "OZ_VOCABULARY", len(set(ORIGINAL_FORM)))
     serve(PAGE)
     (note,) = load_corpus("oz").notes
     assert note.startswith("this edition of oz is not the original's: ")
@@ -186,7 +187,7 @@ def test_an_edition_with_the_same_vocabulary_has_the_same_parameter_count(serve,
 
 
 def test_the_originals_edition_has_no_note(serve, monkeypatch):
-    monkeypatch.setattr(corpora, "OZ_SHA256", Corpus("", ORIGINAL_FORM, "").sha256)
+    monkeypatch.setattr(plain_text, "OZ_SHA256", Corpus("", ORIGINAL_FORM, "").sha256)
     serve(PAGE)
     assert load_corpus("oz").notes == ()
 
@@ -267,8 +268,8 @@ def test_a_page_that_is_not_the_book_is_refused(serve, tmp_path, page, reason):
 
 
 def test_a_server_that_hangs_is_left(serve, monkeypatch):
-    monkeypatch.setattr(corpora, "TIMEOUT_SECONDS", (1, 0.2))
-    monkeypatch.setattr(corpora, "TRIES", 2)
+    monkeypatch.setattr(plain_text, "TIMEOUT_SECONDS", (1, 0.2))
+    monkeypatch.setattr(plain_text, "TRIES", 2)
     server = serve("hang")
     assert "timed out" in download_error()
     assert len(server.paths) == 2
@@ -286,7 +287,7 @@ def test_an_address_that_is_none_is_said_in_one_line(monkeypatch):
 
 
 def test_a_download_beyond_any_book_is_stopped(serve, monkeypatch):
-    monkeypatch.setattr(corpora, "MAX_DOWNLOAD_BYTES", 100)
+    monkeypatch.setattr(plain_text, "MAX_DOWNLOAD_BYTES", 100)
     serve(PAGE)
     assert "more than 100 bytes, so not the book" in download_error()
 
@@ -294,13 +295,13 @@ def test_a_download_beyond_any_book_is_stopped(serve, monkeypatch):
 def test_a_download_that_trickles_is_stopped(serve, monkeypatch):
     minutes = itertools.count(0, 100)
     clock = types.SimpleNamespace(sleep=None, monotonic=lambda: next(minutes))
-    monkeypatch.setattr(corpora, "time", clock)
+    monkeypatch.setattr(plain_text, "time", clock)
     serve(PAGE)
     assert "bytes in 60 s" in download_error()
 
 
 def test_a_failed_download_ends_within_its_total_time(serve, monkeypatch, nowhere):
-    monkeypatch.setattr(corpora, "TOTAL_SECONDS", 0.25)
+    monkeypatch.setattr(plain_text, "TOTAL_SECONDS", 0.25)
     server = serve((503, b"busy"))
     download_error()
     assert len(server.paths) == 1
@@ -315,7 +316,7 @@ PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 @pytest.fixture
 def serve_play(serve, monkeypatch):
     """Starts a server of the given answers where `shakespeare` is downloaded from."""
-    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", Corpus("", PLAY, "").sha256)
+    monkeypatch.setattr(plain_text, "SHAKESPEARE_SHA256", Corpus("", PLAY, "").sha256)
 
     def start(*answers):
         server = serve(*answers)
@@ -378,7 +379,7 @@ def test_nanogpts_shakespeare(monkeypatch):
     monkeypatch.setenv("GPT_JAX_DATA", REAL_DATA)
     corpus = load_corpus("shakespeare")
     assert corpus.notes == ()
-    assert (len(corpus.text), len(set(corpus.text))) == (corpora.SHAKESPEARE_CHARACTERS, 65)
+    assert (len(corpus.text), len(set(corpus.text))) == (plain_text.SHAKESPEARE_CHARACTERS, 65)
     assert int(0.9 * len(corpus.text)) == 1_003_854  # nanoGPT's training tokens
 
 
@@ -466,15 +467,15 @@ def test_a_folder_that_cannot_be_written_only_costs_the_cache(serve, tmp_path, m
 
 
 def test_where_texts_are_kept(tmp_path, monkeypatch):
-    assert corpora.data_dir() == tmp_path / "texts"
+    assert plain_text.data_dir() == tmp_path / "texts"
     monkeypatch.setenv("GPT_JAX_DATA", "")
-    assert corpora.data_dir() == tmp_path / "repository" / "data"
+    assert plain_text.data_dir() == tmp_path / "repository" / "data"
     (tmp_path / "repository" / "configs").rmdir()  # an installed package
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert corpora.data_dir() == tmp_path / "cache" / "gpt_jax"
+    assert plain_text.data_dir() == tmp_path / "cache" / "gpt_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert corpora.data_dir() == tmp_path / "home" / ".cache" / "gpt_jax"
+    assert plain_text.data_dir() == tmp_path / "home" / ".cache" / "gpt_jax"
 
 
 # --- the form -------------------------------------------------------------------------------------
@@ -510,7 +511,7 @@ def test_spaces_inside_the_book_stay():
 def test_the_originals_book(monkeypatch):
     monkeypatch.setenv("GPT_JAX_DATA", REAL_DATA)
     corpus = load_corpus("oz")
-    if corpus.sha256 != corpora.OZ_SHA256:
+    if corpus.sha256 != plain_text.OZ_SHA256:
         pytest.skip("the wizard_of_oz.txt of GPT_JAX_DATA is another edition")
     assert corpus.notes == ()
     assert len(corpus.text) == 207_799
@@ -644,7 +645,7 @@ def test_a_mixture_is_paths_that_end_at_their_weights(tmp_path, monkeypatch):
     (tmp_path / "here:1,there:2").touch()
 
     def entries(name):
-        return [(str(path), weight) for path, weight in corpora.mixture_entries(name)]
+        return [(str(path), weight) for path, weight in mixture_entries(name)]
 
     assert entries("a:0.7,b:.3") == [(str(tmp_path / "a"), "0.7"), (str(tmp_path / "b"), ".3")]
     assert entries("/x,y:z:1, /w:2.") == [("/x,y:z", "1"), ("/w", "2.")]

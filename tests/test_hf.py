@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 import gpt_jax
 from gpt_jax import hf
-from gpt_jax.config import ConfigError, ModelConfig
-from gpt_jax.errors import UserError
+from gpt_jax.config import ModelConfig
+from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.model import GPT
 from gpt_jax.sample import Filters, generate_tokens
 

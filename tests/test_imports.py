@@ -10,14 +10,18 @@ from conftest import ROOT
 BASE = {"errors", "config", "files", "devices"}
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
-    "config_files": {"config", "errors"},
+    "settings": {"errors"},
+    "config": {"errors", "settings"},
+    "config_files": {"config", "errors", "settings"},
+    "options": {"config_files", "errors", "settings"},
     "files": set(),
     "devices": set(),
-    "corpora": BASE | {"hf_tokenizer", "shards", "tokenizer"},
+    "plain_text": BASE,
+    "corpora": BASE | {"hf_tokenizer", "plain_text", "shards", "tokenizer"},
     "tokenizer": BASE,
-    "shards": BASE | {"tokenizer"},
-    "shard_writer": BASE | {"shards", "tokenizer"},
+    "manifest": BASE,
+    "shards": BASE | {"manifest", "tokenizer"},
+    "shard_writer": BASE | {"manifest", "shards", "tokenizer"},
     "shuffle": set(),
     "data": BASE,
     "metrics": BASE,
@@ -34,18 +38,19 @@ ALLOWED = {
     "evaluation": {"config", "data", "devices", "metrics", "model", "sharding", "step"},
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "hf", "hf_tokenizer", "metrics", "model"}
-    | {"optim"}
-    | {"step", "tokenizer"},
+    | {"optim", "plain_text", "step", "tokenizer"},
     "hf": BASE,
     "hf_tokenizer": {"errors", "files", "tokenizer"},
-    "text": {"config", "run", "sample", "step", "tokenizer"},
+    "text": {"config", "errors", "run", "sample", "step", "tokenizer"},
     "process": {"errors"},
     "memory": {"attention", "config", "devices", "errors", "layers", "model", "step"},
     "pieces": {"data", "errors", "shuffle"},
     "feed": BASE | {"data", "pieces", "sharding", "step"},
     "programs": {"config", "data", "devices", "feed", "memory", "model", "optim", "sharding"}
     | {"step"},
-    "start": BASE | {"checkpoint", "corpora", "data", "hf", "model", "run", "text", "tokenizer"},
+    "start": BASE
+    | {"checkpoint", "corpora", "data", "hf", "model", "plain_text", "run", "settings", "text"}
+    | {"tokenizer"},
 }
 MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))
 

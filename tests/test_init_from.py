@@ -19,8 +19,8 @@ from conftest import ROOT
 import gpt_jax
 import main
 from gpt_jax import hf, loop
-from gpt_jax.config import ConfigError, ModelConfig, override
-from gpt_jax.errors import UserError
+from gpt_jax.config import ModelConfig, override
+from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf_tokenizer import GPT2_PATTERN, save_tokenizer
 from gpt_jax.metrics import read_rows
 from gpt_jax.programs import Programs

@@ -16,9 +16,9 @@ from conftest import ROOT
 
 import gpt_jax
 from gpt_jax import checkpoint, loop, process, programs
-from gpt_jax.config import ConfigError, override
+from gpt_jax.config import override
 from gpt_jax.data import Split
-from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError
+from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, UserError
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.metrics import CLOCK_FIELDS, read_rows
 from gpt_jax.shard_writer import ShardWriter
@@ -246,9 +246,9 @@ def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp
 
 def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("gpt_jax.corpora.__file__", str(tmp_path / "gpt_jax" / "corpora.py"))
+    monkeypatch.setattr("gpt_jax.plain_text.__file__", str(tmp_path / "gpt_jax" / "plain_text.py"))
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
-    monkeypatch.setattr("gpt_jax.corpora.TRIES", 1)
+    monkeypatch.setattr("gpt_jax.plain_text.TRIES", 1)
     data = dataclasses.replace(
         tiny_config.data, corpus="oz", fallback_corpus="python-manual", train_fraction=0.99
     )

@@ -7,21 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from gpt_jax import memory
-from gpt_jax.config import (
-    Config,
-    ModelConfig,
-    TrainConfig,
-    override,
-    parse,
-    pin_schedule,
-    settings,
-)
+from gpt_jax.config import Config, ModelConfig, TrainConfig, override, pin_schedule
 from gpt_jax.config_files import load_config
 from gpt_jax.devices import available_memory, largest_divisor
 from gpt_jax.errors import UserError
 from gpt_jax.loop import train
 from gpt_jax.memory import check_memory, check_program, estimate_memory, memory_limit
 from gpt_jax.optim import make_optimizer
+from gpt_jax.settings import parse, settings
 from gpt_jax.start import merge_with_saved
 from gpt_jax.step import make_train_step, state_shapes
 

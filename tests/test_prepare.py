@@ -35,7 +35,8 @@ from data.settings import PrepareConfig
 from gpt_jax.console import Display
 from gpt_jax.data import split_text
 from gpt_jax.errors import TrainingError, UserError
-from gpt_jax.shards import MANIFEST_FILE, WORK_FOLDER, open_prepared, verify
+from gpt_jax.manifest import MANIFEST_FILE
+from gpt_jax.shards import WORK_FOLDER, open_prepared, verify
 from gpt_jax.tokenizer import END_OF_TEXT, PATTERN, BpeTokenizer, CharTokenizer
 
 TEXT = (
@@ -368,7 +369,6 @@ def test_several_text_files_are_documents(tmp_path, small_units):
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="datasets is not installed")
 @pytest.mark.filterwarnings("default")
 def test_a_data_set_of_the_hub_is_streamed(tmp_path):
     folder = tmp_path / "set"
@@ -810,7 +810,6 @@ def test_the_number_of_processes_does_not_show(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("datatrove"), reason="datatrove is not installed")
 @pytest.mark.filterwarnings("default")
 def test_datatrove_gives_the_same_bytes(tmp_path):
     values = many_files(tmp_path)

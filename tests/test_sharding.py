@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from gpt_jax.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from gpt_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gpt_jax.data import Split
+from gpt_jax.errors import ConfigError
 from gpt_jax.loop import train
 from gpt_jax.programs import Programs
 from gpt_jax.sharding import make_mesh

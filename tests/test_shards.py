@@ -13,15 +13,14 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax import shards as module
+from gpt_jax import manifest
 from gpt_jax.errors import UserError
+from gpt_jax.manifest import MANIFEST_FILE, ShardError, content_sha256
 from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.shards import (
+    CHECKED_TOKENS,
     HEADER_BYTES,
-    MANIFEST_FILE,
     WORK_FOLDER,
-    ShardError,
-    content_sha256,
     is_prepared,
     open_prepared,
     verify,
@@ -229,13 +228,13 @@ def test_a_manifest_that_lies_is_refused(folder, change, message):
 
 
 def test_what_a_manifest_may_take_is_bounded(folder, monkeypatch):
-    monkeypatch.setattr(module, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(manifest, "MAX_JSON_BYTES", 100)
     with pytest.raises(ShardError, match=r"manifest.json is damaged: it has more than 100 bytes"):
         open_prepared(folder)
 
 
 def test_verify_finds_one_flipped_bit_that_opening_does_not(tmp_path):
-    n = 3 * module.CHECKED_TOKENS
+    n = 3 * CHECKED_TOKENS
     folder = write(tmp_path / "c", ids_of(n), shard_tokens=2 * n)
     path = folder / "train-00000.bin"
     raw = bytearray(path.read_bytes())
@@ -247,7 +246,7 @@ def test_verify_finds_one_flipped_bit_that_opening_does_not(tmp_path):
 
 
 def test_verify_finds_an_id_beyond_the_vocabulary_that_opening_does_not(tmp_path):
-    n = 3 * module.CHECKED_TOKENS
+    n = 3 * CHECKED_TOKENS
     ids = ids_of(n)
     folder = write(tmp_path / "c", ids, shard_tokens=2 * n)
     ids[n // 2] = 10

@@ -1,0 +1,144 @@
+"""Settings as declarations: each with its default, its meaning and its rule, in a frozen dataclass.
+
+What can be done with any such dataclass: list its settings, read one from a command line's text or
+all of them from JSON, and check them. Which settings there are is said in `config.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from gpt_jax.errors import ConfigError, suggest
+
+
+def setting(
+    default: Any,
+    help: str,
+    rule: tuple[Callable[[Any], bool], str] | None = None,
+    *,
+    advice: str = "",
+    internal: bool = False,
+) -> Any:
+    """Declares a field of a config.
+
+    Args:
+      default: its default value.
+      help: what it means, with its unit.
+      rule: (test, what the test asks for in words), for a value that is not None.
+      advice: what to try when the rule is broken.
+      internal: found by the program, so not offered on the command line.
+    """
+    metadata = {"help": help, "rule": rule, "advice": advice, "internal": internal}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+POSITIVE_INT = (lambda x: x >= 1, "a whole number of at least 1")
+NOT_NEGATIVE_INT = (lambda x: x >= 0, "a whole number of at least 0")
+POSITIVE = (lambda x: 0 < x <= sys.float_info.max, "a finite number above 0")
+NOT_NEGATIVE = (lambda x: 0 <= x <= sys.float_info.max, "a finite number of at least 0")
+BELOW_ONE = (lambda x: 0 <= x < 1, "a number in [0, 1)")
+FRACTION = (lambda x: 0 < x < 1, "a number between 0 and 1, both excluded")
+
+
+def settings(config_type: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """Yields (dotted name, type, field) for every setting, depth first."""
+    hints = typing.get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from settings(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, hints[field.name], field
+
+
+def get(config: Any, name: str) -> Any:
+    """Returns the value of a dotted setting."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def parse(text: str, hint: Any, name: str) -> Any:
+    """Turns a command line's text into a value of type `hint`, or raises ConfigError."""
+    if type(None) in typing.get_args(hint):
+        if text.lower() == "none":
+            return None
+        hint = _strip_optional(hint)
+    if hint is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"{name} takes a whole number, not {text!r}") from None
+    if hint is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"{name} takes a number, not {text!r}") from None
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{name} takes true or false, not {text!r}")
+        return text.lower() == "true"
+    return text
+
+
+def _strip_optional(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Raises ConfigError for the first field of another type, or that breaks its rule."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        name, value, hint = prefix + field.name, getattr(config, field.name), hints[field.name]
+        if field.metadata:
+            _check_value(name, value, hint, field.metadata)
+        elif not isinstance(value, hint):
+            raise ConfigError(f"{name} must be a {hint.__name__}, not {value!r:.60}")
+
+
+def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
+    if value is None and type(None) in typing.get_args(hint):
+        return
+    hint = _strip_optional(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")
+        return
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} must be true or false")
+        return
+    accepted = (int, float) if hint is float else hint
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        kind = {int: "a whole number", float: "a number", str: "a text"}[hint]
+        raise ConfigError(f"{name}={value!r} must be {kind}")
+    if metadata["rule"] and not metadata["rule"][0](value):
+        advice = f"; {metadata['advice']}" if metadata["advice"] else ""
+        raise ConfigError(f"{name}={value!r} must be {metadata['rule'][1]}{advice}")
+
+
+def read(values: Any, config_type: type, prefix: str = "") -> Any:
+    """Returns the `config_type` of nested dicts; a setting left out keeps its default.
+
+    Raises:
+      ConfigError: a name is unknown, a value has another type or breaks a rule.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'the config'} must be settings, not {values!r:.60}"
+        )
+    hints = typing.get_type_hints(config_type)
+    kwargs = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise ConfigError(f"unknown setting {prefix + str(name)!r}{suggest(str(name), hints)}")
+        nested = dataclasses.is_dataclass(hints[name])
+        kwargs[name] = read(value, hints[name], f"{prefix}{name}.") if nested else value
+    return config_type(**kwargs)
