@@ -28,7 +28,7 @@ from gpt_jax.errors import (
     suggest,
 )
 from gpt_jax.options import Parser, add_settings
-from gpt_jax.settings import get, settings
+from gpt_jax.settings import get, parse, settings
 
 VERBS = {
     "train": "train a model, or go on with a run (the default)",
@@ -36,6 +36,7 @@ VERBS = {
     "eval": "evaluate a trained model on a whole split, exactly",
     "prepare": "turn texts of any size into token shards on disk",
     "export": "write a run as a GPT-2 folder, as transformers reads it",
+    "replay": "compute one training step of a run again: what it saw, and its gradient",
 }
 
 
@@ -97,9 +98,18 @@ def run_parser(verb: str, more: str = "") -> Parser:
                         help="the run's folder, or a GPT-2 folder (default: runs/nano)")
     folder.add_argument("--init-from", metavar="X", help="in place of --run-dir: also a name on "
                         "Hugging Face's hub, such as openai-community/gpt2")
+    parser.add_argument("--checkpoint", type=_checkpoint, default="newest", metavar="X",
+                        help="newest, best (the lowest validation loss) or a step (default: "
+                        "newest)")
     # fmt: on
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _checkpoint(text: str) -> str | int:
+    if text in ("newest", "best"):
+        return text
+    return parse(text, int, "--checkpoint, if neither newest nor best,")
 
 
 def run_folder(run_dir: str, init_from: str | None) -> Path:
@@ -123,13 +133,15 @@ def sample_command(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, metavar="X", help="of the draws (default: the run's)")
     values = vars(parser.parse(argv))
     folder, seed = [values.pop(name) for name in ("run_dir", "init_from")], values.pop("seed")
+    which = values.pop("checkpoint")
     del values["debug"]
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed} must be a whole number in [0, 2**32)")
     SampleConfig(**values)  # mistakes are found before jax is imported
 
     request_cpu_devices(1)
-    from gpt_jax.run import load_run, read_config
+    from gpt_jax.run import load_run
+    from gpt_jax.run_folder import read_config
     from gpt_jax.text import stream
 
     run_dir = run_folder(*folder)
@@ -148,7 +160,7 @@ def sample_command(argv: list[str]) -> int:
         prompt = prompt.removesuffix("\n").removesuffix("\r")
     elif prompt is None:
         prompt = chosen.prompt or ""
-    run = load_run(run_dir)
+    run = load_run(run_dir, which)
     if not prompt:
         print("note: the prompt is empty; starting from a line break", file=sys.stderr)
     first = True
@@ -184,7 +196,7 @@ def eval_command(argv: list[str]) -> int:
     request_cpu_devices(8)
     from gpt_jax.run import evaluate, load_run
 
-    run = load_run(run_folder(args.run_dir, args.init_from))
+    run = load_run(run_folder(args.run_dir, args.init_from), args.checkpoint)
     evaluation = evaluate(
         run,
         split=args.split,
@@ -282,10 +294,38 @@ def export_command(argv: list[str]) -> int:
     from gpt_jax.run import export, load_run
 
     folder = Path(os.path.expanduser(args.out))
-    export(load_run(run_folder(args.run_dir, args.init_from)), folder)
+    export(load_run(run_folder(args.run_dir, args.init_from), args.checkpoint), folder)
     print(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     print(f"  in transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})")
     print(f"  here:            python main.py sample --run-dir {folder}")
+    return 0
+
+
+def replay_command(argv: list[str]) -> int:
+    parser = Parser(
+        prog="main.py replay",
+        usage="python main.py replay --run-dir FOLDER --step N [--json]",
+        description=VERBS["replay"][0].upper() + VERBS["replay"][1:] + ".\n\nThe steps from the "
+        "checkpoint before it are taken again, so one that is near helps\n(--train.keep-interval). "
+        "Nothing is written.",
+    )
+    parser.add_argument("--run-dir", default="runs/nano", metavar="FOLDER",
+                        help="the run's folder (default: runs/nano)")  # fmt: skip
+    parser.add_argument("--step", type=lambda text: parse(text, int, "--step"), required=True,
+                        metavar="X", help="the step, from 1")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse(argv)
+
+    from gpt_jax.run_folder import read_config
+
+    run_dir = Path(os.path.expanduser(args.run_dir))
+    config, _ = read_config(run_dir)
+    request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
+    from gpt_jax.replay import replay
+
+    found = replay(run_dir, args.step)
+    print(json.dumps(found.record(), indent=1) if args.json else found)
     return 0
 
 
@@ -295,6 +335,7 @@ COMMANDS = {
     "eval": eval_command,
     "prepare": prepare_command,
     "export": export_command,
+    "replay": replay_command,
 }
 
 

@@ -2,7 +2,7 @@
 
 python main.py --config nano
 
-On two cores of an AMD EPYC the whole command takes 76 s, and 65 s once its programs are compiled
+On two cores of an AMD EPYC the whole command takes 69 s, and 64 s once its programs are compiled
 (`python benchmarks/speed.py`). To expect at step 500, of five seeds (`python
 benchmarks/reproduce.py`): val loss 1.946, on the whole validation split 1.949 nats a token.
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,19 @@ class CheckpointError(UserError):
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run, one at a time, and keeps the newest few."""
+    """Writes the checkpoints of one run, one at a time, and removes those that need not stay."""
 
-    def __init__(self, run_dir: Path, keep: int):
-        """Clears what a kill left behind; keeps the newest `keep` checkpoints from now on."""
+    def __init__(self, run_dir: Path, keep: int, every: int | None = None, best: bool = False):
+        """Clears what a kill left behind.
+
+        Args:
+          run_dir: the run's folder.
+          keep: how many of the newest checkpoints stay.
+          every: those of the multiples of so many steps stay too.
+          best: the one with the lowest validation loss stays too.
+        """
         self._folder = (run_dir / FOLDER).absolute()
-        self._keep = keep
+        self._keep, self._every, self._best = keep, every, best
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
         self._folder.mkdir(exist_ok=True)
@@ -45,8 +53,16 @@ class Checkpoints:
             if ours and path.is_dir() and step not in whole:
                 shutil.rmtree(path)
 
-    def save(self, step: int, state: Any, config: dict[str, Any]) -> None:
+    def save(
+        self, step: int, state: Any, config: dict[str, Any], val_loss: float | None = None
+    ) -> None:
         """Starts saving a tree of arrays; returns once the arrays may be overwritten (donated).
+
+        Args:
+          step: optimizer steps behind the state.
+          state: the tree.
+          config: kept beside it, for people.
+          val_loss: of an evaluation at this step, nats a token, if there was one.
 
         Raises:
           CheckpointError: this save could not start, or the one before it failed.
@@ -54,7 +70,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         self.wait()
-        path = self._folder / f"{step:08d}"
+        path = path_of(self._folder.parent, step)
         try:
             # A checkpoint of this step that failed its manifest may still lie there.
             manifest_path(path).unlink(missing_ok=True)
@@ -66,17 +82,25 @@ class Checkpoints:
                 response = ocp.save_async(str(path), state, custom_metadata={"config": config})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot save checkpoint {path}: {error}") from error
-        self._pending = self._worker.submit(self._commit, path, step, response)
+        self._pending = self._worker.submit(self._commit, path, step, response, val_loss)
 
-    def _commit(self, path: Path, step: int, response: Any) -> None:
+    def _commit(self, path: Path, step: int, response: Any, val_loss: float | None) -> None:
         response.result()
-        manifest = {"format": FORMAT, "step": step, "files": describe_files(path)}
+        manifest = {"format": FORMAT, "step": step, "val_loss": val_loss}
+        manifest["files"] = describe_files(path)
         write_atomically(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
-        older = [other for other in steps(self._folder.parent) if other < step]
-        for old in older[: max(0, len(older) - self._keep + 1)]:
-            old_path = self._folder / f"{old:08d}"
-            manifest_path(old_path).unlink()
-            shutil.rmtree(old_path)
+        run_dir = self._folder.parent
+        older = [other for other in steps(run_dir) if other < step]
+        stay: set[int | None] = set(older[max(0, len(older) - self._keep + 1) :])
+        if self._every:
+            stay |= {other for other in older if other % self._every == 0}
+        if self._best:
+            stay |= {best_step(run_dir)}
+        for old in older:
+            if old not in stay:
+                old_path = path_of(run_dir, old)
+                manifest_path(old_path).unlink()
+                shutil.rmtree(old_path)
 
     def wait(self) -> None:
         """Waits until the save under way is whole on the disk.
@@ -99,6 +123,11 @@ class Checkpoints:
             self.wait()
         finally:
             self._worker.shutdown()
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    """Returns the absolute path of a step's checkpoint."""
+    return (run_dir / FOLDER / f"{step:08d}").absolute()
 
 
 def manifest_path(path: Path) -> Path:
@@ -125,6 +154,21 @@ def steps(run_dir: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def best_step(run_dir: Path) -> int | None:
+    """Returns the step of the checkpoint with the lowest validation loss; None where none has one.
+
+    Of equal ones it is the first.
+    """
+    losses = {}
+    for step in steps(run_dir):
+        try:
+            manifest = json.loads(manifest_path(path_of(run_dir, step)).read_text("utf-8"))
+            losses[step] = float(manifest["val_loss"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # without one, or damaged
+    return min(losses, key=lambda step: losses[step], default=None)
+
+
 def damage(path: Path) -> str:
     """Returns what is wrong with a checkpoint, by its manifest; "" where it is sound."""
     try:
@@ -147,12 +191,15 @@ def damage(path: Path) -> str:
     return ""
 
 
-def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
+def restore(
+    run_dir: Path, target: Any, among: Sequence[int] | None = None
+) -> tuple[int, Any, list[str]]:
     """Loads the newest sound checkpoint of a run.
 
     Args:
       run_dir: the run's folder.
       target: a tree of jax.ShapeDtypeStruct with shardings: what to load, and onto which devices.
+      among: the steps, ascending, of those that will do; None for all.
 
     Returns:
       (its step, the state, one message for each newer checkpoint that is damaged); step 0 and None
@@ -163,8 +210,8 @@ def restore(run_dir: Path, target: Any) -> tuple[int, Any, list[str]]:
       JaxRuntimeError: the memory is too small for it.
     """
     messages = []
-    for step in reversed(steps(run_dir)):
-        path = (run_dir / FOLDER / f"{step:08d}").absolute()
+    for step in reversed(steps(run_dir) if among is None else among):
+        path = path_of(run_dir, step)
         if problem := damage(path):
             messages.append(f"checkpoint {path} is damaged: {problem}")
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -290,6 +291,26 @@ class TrainConfig:
     )
     checkpoint_interval: int = setting(100, "steps between checkpoints", POSITIVE_INT)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", POSITIVE_INT)
+    keep_interval: int | None = setting(
+        None,
+        "steps between checkpoints that are kept for good; a multiple of checkpoint_interval; none "
+        "keeps no others than keep_checkpoints and keep_best say",
+        POSITIVE_INT,
+    )
+    keep_best: bool = setting(
+        True, "keep the checkpoint with the lowest validation loss too, of those that have one"
+    )
+    on_divergence: typing.Literal["stop", "skip"] = setting(
+        "stop",
+        "what follows a step whose loss or gradient is not finite, or whose loss is a spike: stop, "
+        "with the checkpoints before it; skip: its update is left out, and counted",
+    )
+    spike: float | None = setting(
+        None,
+        "a loss of more than so many times the mean of log_interval steps before counts as a "
+        "spike; none looks for what is not finite only",
+        (lambda x: 1 < x <= sys.float_info.max, "a finite number above 1"),
+    )
     max_minutes: float | None = setting(
         None,
         "minutes of training after which the state is saved and the program ends, with exit status "
@@ -305,6 +326,12 @@ class TrainConfig:
                 f"train.batch_size={self.batch_size} must be divisible by train.micro_batch="
                 f"{self.micro_batch}; try micro_batch="
                 f"{next(n for n in tries if self.batch_size % n == 0)}"
+            )
+        if self.keep_interval and self.keep_interval % self.checkpoint_interval:
+            above = -(-self.keep_interval // self.checkpoint_interval) * self.checkpoint_interval
+            raise ConfigError(
+                f"train.keep_interval={self.keep_interval} must be a multiple of "
+                f"train.checkpoint_interval={self.checkpoint_interval}; try keep_interval={above}"
             )
 
     @property

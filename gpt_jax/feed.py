@@ -28,7 +28,7 @@ from gpt_jax.pieces import (
     train_places,
 )
 from gpt_jax.sharding import batch_sharding, replicated
-from gpt_jax.step import make_keys
+from gpt_jax.step import Keys, make_keys
 
 RESIDENT_SHARE = 1 / 4  # of an accelerator's memory, at most, for tokens
 CPU_RESIDENT_BYTES = 2**30  # on a CPU, the copies of all its devices together
@@ -143,6 +143,20 @@ class Feed:
             self._put(gather_on_host(pieces, part, self._block_size))
             for pieces, part in zip(self._pieces, places, strict=True)
         ]
+
+    def look_up(self, keys: Keys, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns what the training step after `step` draws: of which pieces, where, the tokens.
+
+        Args:
+          keys: the run's.
+          step: steps before it.
+
+        Returns:
+          int32 (B,), (B,) and (B, T + 1), on the host.
+        """
+        places = train_places(self.samplers[0], keys.data, jnp.full(1, step, jnp.int32))
+        pieces, starts = (np.asarray(part)[0] for part in places)
+        return pieces, starts, gather_on_host(self._pieces[0], (pieces, starts), self._block_size)
 
     def close(self) -> None:
         """Lets go of what nobody waits for."""

@@ -29,18 +29,11 @@ from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, i
 from gpt_jax.evaluation import evaluate_split
 from gpt_jax.files import write_atomically
 from gpt_jax.memory import WAYS_OUT, check_memory
-from gpt_jax.metrics import MetricsWriter, bits_per_byte
+from gpt_jax.metrics import MetricsWriter, bits_per_byte, spike_limit
 from gpt_jax.process import catch_signals, lock
 from gpt_jax.programs import Programs
-from gpt_jax.run import (
-    SUMMARY_FILE,
-    Run,
-    create_folder,
-    is_run,
-    load_run,
-    read_summary,
-    update_config,
-)
+from gpt_jax.run import Run, load_run
+from gpt_jax.run_folder import SUMMARY_FILE, create_folder, is_run, read_summary, update_config
 from gpt_jax.start import Start, make_start
 from gpt_jax.step import TrainState
 from gpt_jax.text import stream
@@ -154,23 +147,33 @@ def _train(start: Start, display: Display) -> None:
         return {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb}
 
     writer = MetricsWriter(run_dir, step)
-    checkpoints = checkpoint.Checkpoints(run_dir, train.keep_checkpoints)
+    checkpoints = checkpoint.Checkpoints(
+        run_dir, train.keep_checkpoints, train.keep_interval, train.keep_best
+    )
 
     def read_chunk(step: int, metrics: dict[str, jax.Array]) -> dict[str, Any]:
-        """Waits for a chunk's numbers; returns its row. They must be finite."""
+        """Waits for a chunk's numbers; returns its row, of the steps that were not skipped."""
         values = {name: np.asarray(metric, np.float64) for name, metric in metrics.items()}
-        finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
-        if not finite.all():
-            first = step - len(finite) + int(np.argmin(finite))
-            value = (values["loss"] + values["grad_norm"])[np.argmin(finite)]
-            raise _diverged(f"at step {first + 1}", value, run_dir, checkpoints)
+        n = len(values["loss"])
+        limit = spike_limit(writer.rows, step - n, train.spike)
+        sound = (values["loss"] < np.float32(limit)) & np.isfinite(values["grad_norm"])
+        if not sound.all() and (train.on_divergence == "stop" or not sound.any()):
+            worst = int(np.argmin(sound))
+            where = f"at step {step - n + worst + 1}"
+            loss, grad_norm = values["loss"][worst], values["grad_norm"][worst]
+            raise _diverged(where, loss, run_dir, checkpoints, grad_norm=grad_norm, limit=limit)
         row = {
             "step": step,
-            "loss": values["loss"].mean().item(),
-            "grad_norm": values["grad_norm"].mean().item(),
+            "loss": values["loss"][sound].mean().item(),
+            "grad_norm": values["grad_norm"][sound].mean().item(),
         }
         if "learning_rate" in values:
             row["learning_rate"] = values["learning_rate"][-1].item()
+        if train.on_divergence == "skip":
+            row["skipped"] = int(n - sound.sum())
+            if row["skipped"]:
+                which = ", ".join(str(step - n + i + 1) for i in np.flatnonzero(~sound))
+                display.note(f"left out, for their loss or gradient: step {which}")
         return row
 
     def check_evaluation(row: dict[str, Any]) -> None:
@@ -192,7 +195,8 @@ def _train(start: Start, display: Display) -> None:
         while step < train.steps:
             n = programs.chunk_length(step)
             mark += programs.wait_for_chunk(n)  # compiling is not training
-            state, metrics = programs.train_chunk(state, keys, step, n)
+            limit = spike_limit(writer.rows, step, train.spike)
+            state, metrics = programs.train_chunk(state, keys, step, n, limit)
             if pending:  # the numbers of one chunk are read while the next is computed
                 writer.write(read_chunk(*pending))
                 now = time.perf_counter()
@@ -223,7 +227,7 @@ def _train(start: Start, display: Display) -> None:
                     where = f"in the parameters after step {step}"
                     raise _diverged(where, math.nan, run_dir, checkpoints)
                 writer.sync()
-                _save(checkpoints, step, state, config)
+                _save(checkpoints, step, state, config, row.get("val_loss"))
             if caught and not last:
                 _save_last(checkpoints)
                 name = signal.Signals(caught[0]).name
@@ -242,9 +246,15 @@ def _train(start: Start, display: Display) -> None:
         _save_last(checkpoints)
 
 
-def _save(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState, config: Config):
+def _save(
+    checkpoints: checkpoint.Checkpoints,
+    step: int,
+    state: TrainState,
+    config: Config,
+    val_loss: float | None,
+) -> None:
     try:
-        checkpoints.save(step, state, to_dict(config))
+        checkpoints.save(step, state, to_dict(config), val_loss)
     except checkpoint.CheckpointError as error:
         raise TrainingError(str(error)) from error
 
@@ -256,15 +266,26 @@ def _save_last(checkpoints: checkpoint.Checkpoints) -> None:
         raise TrainingError(str(error)) from error
 
 
-def _diverged(where: str, value: float, run_dir: Path, checkpoints: checkpoint.Checkpoints):
-    """Returns the error of a loss that is not finite, once the save under way is done."""
+def _diverged(
+    where: str,
+    loss: float,
+    run_dir: Path,
+    checkpoints: checkpoint.Checkpoints,
+    *,
+    grad_norm: float = 0.0,
+    limit: float = math.inf,
+) -> TrainingError:
+    """Returns the error of a loss that went astray, once the save under way is done."""
     with contextlib.suppress(checkpoint.CheckpointError):
         checkpoints.wait()
     sound = max(checkpoint.steps(run_dir), default=None)
     kept = "none had been saved" if sound is None else f"that of step {sound} stays"
+    what = f"the loss or its gradient is not finite ({loss + grad_norm})"
+    if math.isfinite(loss + grad_norm):
+        what = f"the loss is a spike ({loss:.4g}, and the limit {limit:.4g})"
     return TrainingError(
-        f"the loss or its gradient is not finite ({value}) {where}; of the checkpoints in "
-        f"{run_dir}, {kept}. Try a smaller --optim.learning-rate with another --run-dir"
+        f"{what} {where}; of the checkpoints in {run_dir}, {kept}. Try a smaller "
+        "--optim.learning-rate, or --train.on-divergence skip, with another --run-dir"
     )
 
 

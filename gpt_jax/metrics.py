@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise UserError(f"{path} is damaged at line {number}: {line[:60]!r}") from None
     return rows
+
+
+def spike_limit(rows: Sequence[Mapping[str, Any]], step: int, spike: float | None) -> float:
+    """Returns the loss from which on it is a spike, in the chunk of steps that begins at `step`.
+
+    It is `spike` times the loss of the last row before: the row at `step` itself is not read yet
+    when that chunk begins.
+    """
+    if spike is None:
+        return math.inf
+    losses = (row["loss"] for row in reversed(rows) if "loss" in row and row["step"] < step)
+    return spike * next(losses, math.inf)
 
 
 class MetricsWriter:

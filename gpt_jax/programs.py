@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -45,6 +46,7 @@ class Programs:
       target: the state's shapes, dtypes and shardings, as a tree of jax.ShapeDtypeStruct.
       n_params: parameters of the model.
       feed: where batches come from.
+      layouts: a context to trace in what computes the model on the mesh.
     """
 
     def __init__(self, config: Config, splits: dict[str, Split] | dict[str, Mixture]):
@@ -57,7 +59,7 @@ class Programs:
         optimizer = make_optimizer(config.optim)
         # Where parameters are split, the model pins some layouts; see `layers.lay`.
         is_split = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1
-        self._layouts = (
+        self.layouts = (
             functools.partial(jax.set_mesh, self.mesh) if is_split else contextlib.nullcontext
         )
 
@@ -141,14 +143,17 @@ class Programs:
 
         return self._adopt(jax.tree.map(place, params, target))
 
-    def train_chunk(self, state: TrainState, keys: Keys, step: int, steps: int):
+    def train_chunk(
+        self, state: TrainState, keys: Keys, step: int, steps: int, limit: float = math.inf
+    ):
         """Takes `steps` steps after `step`; the state given is used up. See `step.py`.
 
         Raises:
           UserError: the corpus has an id beyond the vocabulary.
         """
         program = self._chunk_program(steps).result()
-        state, metrics = program(state, self.feed.train_tokens(step, steps), keys)
+        tokens = self.feed.train_tokens(step, steps)
+        state, metrics = program(state, tokens, keys, np.float32(limit))
         step += steps
         if step < self._config.train.steps:
             self.feed.prepare(step, self.chunk_length(step), after=self._metrics)
@@ -185,14 +190,15 @@ class Programs:
         return self._program("evaluate", self._evaluate, *args)
 
     def _chunk_program(self, steps: int) -> Future:
-        args = (self.target, self.feed.train_target(steps), self._keys_target)
+        limit = jax.ShapeDtypeStruct((), np.float32)
+        args = (self.target, self.feed.train_target(steps), self._keys_target, limit)
         return self._program(steps, self._chunk, *args, steps=steps)
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:
         if name not in self._compiled:
 
             def compile_and_check() -> jax.stages.Compiled:
-                with self._layouts():
+                with self.layouts():
                     lowered = function.lower(*args, **kwargs)
                 program = lowered.compile()
                 what = name if isinstance(name, str) else "train"

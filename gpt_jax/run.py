@@ -1,26 +1,13 @@
 """A run is a folder; a `Run` is that folder in memory: settings, tokenizer, model and parameters.
 
-    config.json     the settings, the corpus really used, versions, a format number
-    tokenizer.json  the vocabulary, whole: a run is read without a network
-    metrics.jsonl   one row for each chunk of steps, with the evaluations
-    summary.json    the exact evaluation at the end; there once the run is finished
-    samples.txt     text written at the end
-    loss.png, .svg  the losses over the steps
-    tensorboard/    the same rows as TensorBoard events
-    checkpoints/    see checkpoint.py
-
-Everything that reads a run takes the folder and nothing else.
+`run_folder.py` says what is in it. Everything that reads a run takes the folder and nothing else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
-import json
 import os
-import platform
-import shutil
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -29,22 +16,17 @@ from typing import Any
 import jax
 
 from gpt_jax import checkpoint, hf, hf_tokenizer
-from gpt_jax.config import FORMAT, Config, from_dict, to_dict
+from gpt_jax.config import Config
 from gpt_jax.corpora import PreparedCorpus, find_difference, load_corpus
 from gpt_jax.data import Mixture, Split, count_bytes, make_splits, split_text
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.evaluation import Evaluation, evaluate_split
-from gpt_jax.files import write_atomically
 from gpt_jax.metrics import read_rows
 from gpt_jax.model import GPT, Params, unstack_blocks
 from gpt_jax.plain_text import Corpus
+from gpt_jax.run_folder import read_config, read_summary
 from gpt_jax.step import state_shapes
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
-from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
-
-CONFIG_FILE = "config.json"
-SUMMARY_FILE = "summary.json"
-REPAIR = "; restore the file, or choose another --run-dir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,102 +62,24 @@ class Run:
         return jax.jit(unstack_blocks)(self.params)
 
 
-def create_folder(
-    run_dir: Path,
-    config: Config,
-    corpus: Corpus | PreparedCorpus,
-    tokenizer: Tokenizer,
-    origin: dict[str, Any] | None = None,
-) -> None:
-    """Makes a run's folder, whole or not at all; origin is the record of what it starts from.
-
-    Raises:
-      UserError: it can't be written.
-    """
-    versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax")}
-    values = {
-        "format": FORMAT,
-        **{k: v for k, v in to_dict(config).items() if k != "run_dir"},
-        "corpus": corpus.record(),
-        "origin": origin,
-        "versions": {"python": platform.python_version(), **versions},
-    }
-    temporary = run_dir.with_name(f".{run_dir.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        write_atomically(temporary / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
-        write_atomically(temporary / TOKENIZER_FILE, tokenizer.to_json())
-        if os.path.isdir(run_dir):
-            run_dir.rmdir()  # only ever an empty one: check_folder has seen to that
-        temporary.rename(run_dir)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the run folder {run_dir}: {error.strerror}; choose another --run-dir"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def update_config(run_dir: Path, config: Config) -> None:
-    """Changes what may change when a run goes on, in its config.json; see `start`."""
-    values, now = _read_json(run_dir / CONFIG_FILE), to_dict(config)
-    values["model"], values["train"] = now["model"], now["train"]
-    if config.optim.schedule != "constant":
-        values["optim"] = now["optim"]
-    write_atomically(run_dir / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
-
-
-def is_run(run_dir: Path) -> bool:
-    return os.path.isfile(run_dir / CONFIG_FILE)  # Path.is_file raises on too long a name
-
-
-def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
-    """Returns a run's settings and the record of its corpus; {} for a GPT-2 folder, which has none.
-
-    Raises:
-      UserError: the folder is no run, its config is damaged, or a newer program wrote it.
-    """
-    path = run_dir / CONFIG_FILE
-    if not os.path.isfile(path):
-        what = "does not exist"
-        if os.path.lexists(run_dir):
-            what = "has no config.json" if os.path.isdir(run_dir) else "is a file"
-        raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
-    values = _read_json(path)
-    if "model_type" in values:  # transformers wrote it
-        return Config(run_dir=str(run_dir), model=hf.load_config(run_dir)), {}
-    written = values.pop("format", None)
-    if not isinstance(written, int) or isinstance(written, bool) or written < 1:
-        raise UserError(f"{path} is damaged: its format is {written!r}{REPAIR}")
-    if written > FORMAT:
-        raise UserError(
-            f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
-        )
-    corpus = values.pop("corpus", None)
-    for record in ("versions", "origin"):
-        values.pop(record, None)
-    if not isinstance(corpus, dict) or not isinstance(corpus.get("sha256"), str):
-        raise UserError(f"{path} is damaged: it has no record of the corpus{REPAIR}")
-    try:
-        config = from_dict({**values, "run_dir": str(run_dir)})
-    except ConfigError as error:
-        raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
-    if not config.model.vocab_size:
-        raise UserError(f"{path} is damaged: it has no model.vocab_size{REPAIR}")
-    return config, corpus
-
-
-def load_run(run_dir: str | os.PathLike[str]) -> Run:
-    """Returns the run of a folder, with the parameters of its newest sound checkpoint.
+def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Run:
+    """Returns the run of a folder, with the parameters of one of its checkpoints.
 
     A GPT-2 folder is as good: a run of 0 steps without a corpus.
 
+    Args:
+      run_dir: the folder.
+      which: "newest", the newest sound one; "best", the one with the lowest validation loss; or a
+        step.
+
     Raises:
-      UserError: the folder is no run, has no checkpoint yet, or is damaged.
+      UserError: the folder is no run, has no such checkpoint, or is damaged.
     """
     run_dir = Path(os.path.expanduser(run_dir))
     config, corpus = read_config(run_dir)
     if not corpus:
+        if which != "newest":
+            raise UserError(f"{run_dir} is a GPT-2 folder, without checkpoints; leave {which} out")
         tokenizer = hf_tokenizer.load_tokenizer(run_dir, config.model.vocab_size)
         params = jax.device_put(hf.load(run_dir)[1], jax.devices()[0])
         return Run(run_dir, config, corpus, tokenizer, GPT(config.model), params, 0, [], {})
@@ -191,7 +95,8 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         state_shapes(config.model, config.optim),
     )
-    step, state, messages = checkpoint.restore(run_dir, target)
+    among = _find_checkpoints(run_dir, which)
+    step, state, messages = checkpoint.restore(run_dir, target, among)
     for message in messages:
         print(f"note: {message}; using step {step}", file=sys.stderr)
     if state is None:
@@ -210,6 +115,21 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
     )
 
 
+def _find_checkpoints(run_dir: Path, which: str | int) -> list[int]:
+    """Returns the steps that `which` may mean, ascending; see `load_run`."""
+    there = checkpoint.steps(run_dir)
+    if which == "newest":
+        return there
+    step = checkpoint.best_step(run_dir) if which == "best" else int(which)
+    if step not in there:
+        what = f"step {which}" if step is not None else "an evaluated step"
+        raise UserError(
+            f"{run_dir} has no checkpoint of {what}; it has those of "
+            f"{', '.join(map(str, there)) or 'none'} (see --train.keep-interval)"
+        )
+    return [step]
+
+
 def export(run: Run, folder: Path) -> None:
     """Writes a run's model and tokenizer as a GPT-2 folder that transformers loads.
 
@@ -220,29 +140,6 @@ def export(run: Run, folder: Path) -> None:
     special = getattr(run.tokenizer, "special_tokens", {})
     hf.save(folder, run.config.model, run.params, end_token=special.get(END_OF_TEXT))
     hf_tokenizer.save_tokenizer(folder, run.tokenizer, run.config.model.block_size)
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Returns a finished run's summary; {} for a run that is not finished."""
-    path = run_dir / SUMMARY_FILE
-    if not path.exists():
-        return {}
-    values = _read_json(path)
-    try:
-        float(values["val"]["nats_per_token"]), int(values["step"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: it has no evaluation of a step{REPAIR}") from None
-    return values
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no settings{REPAIR}")
-    return values
 
 
 def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split] | dict[str, Mixture]:

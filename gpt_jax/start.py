@@ -24,15 +24,8 @@ from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf import find
 from gpt_jax.model import Params
 from gpt_jax.plain_text import Corpus
-from gpt_jax.run import (
-    Run,
-    check_same_corpus,
-    check_same_tokenizer,
-    encode_corpus,
-    is_run,
-    load_run,
-    read_config,
-)
+from gpt_jax.run import Run, check_same_corpus, check_same_tokenizer, encode_corpus, load_run
+from gpt_jax.run_folder import is_run, read_config, read_origin
 from gpt_jax.settings import get, settings
 from gpt_jax.text import check_top_k
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer, make_tokenizer
@@ -51,7 +44,7 @@ class Start:
       tokenizer: of the corpus.
       splits: "train" and "val".
       resumes: the run's folder is there already.
-      params: what a new run starts from, NumPy's; None is random parameters.
+      params: what a run without a checkpoint starts from, NumPy's; None is random parameters.
       origin: the record of where `params` are from, for config.json.
     """
 
@@ -91,6 +84,8 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
         check_same_corpus(corpus, record, run_dir)
         if tokenizer.vocab_size != config.model.vocab_size:
             raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
+        if config.init_from is not None and not done:  # killed before its first checkpoint
+            params, origin = load_origin(config)
     else:
         check_folder(run_dir)
         data = config.data
@@ -213,6 +208,22 @@ def take_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:
     return params, origin
 
 
+def load_origin(config: Config) -> tuple[Params, dict[str, Any]]:
+    """Returns what the run of `config` started from, as `take_params` does.
+
+    Raises:
+      UserError: it can't be had any more, or is not the same.
+    """
+    recorded = read_origin(Path(config.run_dir))
+    params, origin = take_params(load_run(find(config.init_from or "")), config)
+    if origin["sha256"] != recorded.get("sha256"):
+        raise UserError(
+            f"init_from={config.init_from} has other parameters than when {config.run_dir} began; "
+            "restore them, or choose another --run-dir"
+        )
+    return params, origin
+
+
 def _tokenizer(data: DataConfig, corpus: Corpus | PreparedCorpus) -> Tokenizer:
     if isinstance(corpus, Corpus):
         return make_tokenizer(data, split_text(corpus.text, data.train_fraction))
@@ -253,13 +264,22 @@ ENDS = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
 # What suits the machine that a run goes on on. train.micro_batch is not among them: each part has
 # dropout masks of its own.
 MACHINES = ("model.attention", "model.remat", "train.loss_chunk")
+# What says when training ends and what is kept of it; train.steps only grows.
+ENDINGS = (
+    "train.steps",
+    "train.max_minutes",
+    "train.keep_checkpoints",
+    "train.keep_interval",
+    "train.keep_best",
+)
 
 
 def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
     """Returns the settings to train a run on with.
 
-    `train.steps` may differ, and only grow; how the schedule ends, where none of the `done` steps
-    has felt it; and what another machine may need, which changes rounding only (`MACHINES`).
+    `train.steps` may differ, and only grow; when to stop and what to keep (`ENDINGS`); how the
+    schedule ends, where none of the `done` steps has felt it; and what another machine may need,
+    which changes rounding only (`MACHINES`).
 
     Raises:
       ConfigError: another setting differs; the message names each.
@@ -271,8 +291,8 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
     path = absolute_name(corpus)
     if corpus != used:
         corpus = path
-    free = {"run_dir", "train.steps", "train.max_minutes", "model.vocab_size"}
-    free |= {"data.corpus", "data.fallback_corpus", "data.resident", *MACHINES}
+    free = {"run_dir", "model.vocab_size", *ENDINGS, *MACHINES}
+    free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
     free |= {"mesh.data", "mesh.fsdp", "mesh.tensor"}
     config = pin_schedule(config)
     ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
@@ -306,19 +326,12 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
             f"{config.run_dir} is a run with other settings: {'; '.join(differences)}. Choose "
             f"another --run-dir, or its own settings{way_on}"
         )
-    return dataclasses.replace(
+    kept = dataclasses.replace(
         saved,
         run_dir=config.run_dir,
-        data=dataclasses.replace(saved.data, corpus=corpus, resident=config.data.resident),
+        data=dataclasses.replace(saved.data, corpus=corpus),
         optim=config.optim,
-        model=dataclasses.replace(
-            saved.model, attention=config.model.attention, remat=config.model.remat
-        ),
-        train=dataclasses.replace(
-            saved.train,
-            steps=config.train.steps,
-            loss_chunk=config.train.loss_chunk,
-            max_minutes=config.train.max_minutes,
-        ),
         mesh=config.mesh,
     )
+    now = {name: get(config, name) for name in (*ENDINGS, *MACHINES, "data.resident")}
+    return override(kept, now)

@@ -151,21 +151,32 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
-        def loss_and_grads(batch: jax.Array, key: jax.Array):
-            return jax.value_and_grad(
-                lambda params: loss_fn(model, params, batch, key, loss_chunk)
-            )(state.params)
-
-        if batch.ndim == 2:
-            loss, grads = loss_and_grads(batch, key)
-        else:
-            loss, grads = accumulate(loss_and_grads, batch, key)
+        loss, grads = loss_and_grads(model, state.params, batch, key, loss_chunk)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
+
+
+def loss_and_grads(
+    model: ModelConfig,
+    params: Params,
+    batch: jax.Array,
+    key: jax.Array,
+    loss_chunk: int | None = None,
+) -> tuple[jax.Array, Params]:
+    """Returns the loss of a training step, in nats a token, and its gradient: float32, both.
+
+    batch and key are those of `make_train_step`.
+    """
+
+    def of_part(batch: jax.Array, key: jax.Array):
+        loss = lambda params: loss_fn(model, params, batch, key, loss_chunk)
+        return jax.value_and_grad(loss)(params)
+
+    return of_part(batch, key) if batch.ndim == 2 else accumulate(of_part, batch, key)
 
 
 def accumulate(function: Callable, parts: jax.Array, key: jax.Array):
@@ -194,18 +205,28 @@ def make_train_chunk(
     place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
     sampler: Sampler | None = None,
 ) -> Callable:
-    """Returns train_chunk(state, tokens, keys, *, steps) -> (state, metrics): many steps, one call.
+    """Returns train_chunk(state, tokens, keys, limit, *, steps) -> (state, metrics).
+
+    Many steps, one call.
 
     tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several pieces; each step draws its
     batch from it by its own number and key. Where the host has drawn them, tokens is what it
     gathered: (steps, B, T + 1). `place_batch` says how a batch is laid out over devices. The
     metrics are those of `train_step`, each (steps,), and `learning_rate` where that is not
-    constant.
+    constant. Where `train.on_divergence` is "skip", a step whose loss is not below `limit` or whose
+    gradient is not finite changes counts of steps alone.
     """
     train_step = make_train_step(model, make_optimizer(optim), train.loss_chunk)
     learning_rate = make_learning_rate(optim)
 
-    def train_chunk(state: TrainState, tokens: jax.Array, keys: Keys, *, steps: int):
+    def train_chunk(
+        state: TrainState,
+        tokens: jax.Array,
+        keys: Keys,
+        limit: jax.Array | float = jnp.inf,
+        *,
+        steps: int,
+    ):
         batches = tokens
         if tokens.ndim < 3:
             draws = sampler or one_piece(len(tokens), model.block_size, train.batch_size)
@@ -219,11 +240,20 @@ def make_train_chunk(
             after, metrics = train_step(state, place_batch(batch), dropout_key)
             if callable(learning_rate):
                 metrics["learning_rate"] = learning_rate(state.step)
+            if train.on_divergence == "skip":
+                sound = (metrics["loss"] < limit) & jnp.isfinite(metrics["grad_norm"])
+                after = jax.tree.map(functools.partial(_choose, sound), after, state)
             return after, metrics
 
         return jax.lax.scan(body, state, batches)
 
     return train_chunk
+
+
+def _choose(sound: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
+    """Returns a leaf of the state after a step that may be unsound; counts of steps go on."""
+    is_count = jnp.issubdtype(after.dtype, jnp.integer)
+    return after if is_count else jnp.where(sound, after, before)
 
 
 def make_eval_step(

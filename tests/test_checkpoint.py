@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_jax import checkpoint
-from gpt_jax.checkpoint import CheckpointError, Checkpoints, restore, steps
+from gpt_jax.checkpoint import CheckpointError, Checkpoints, best_step, restore, steps
 from gpt_jax.sharding import make_mesh, replicated
 
 
@@ -39,6 +39,41 @@ def test_the_newest_are_kept_and_the_last_one_loads(saved):
     assert (step, messages) == (3, [])
     np.testing.assert_array_equal(loaded["kernel"], state(3)["kernel"])
     assert not [p for p in (saved / "checkpoints").iterdir() if "tmp" in p.name]
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "best", "left"),
+    [
+        (1, None, False, [8]),
+        (3, None, False, [6, 7, 8]),
+        (20, None, False, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (1, 3, False, [3, 6, 8]),
+        (1, None, True, [2, 8]),
+        (2, 5, True, [2, 5, 7, 8]),
+    ],
+)
+def test_which_checkpoints_stay(tmp_path, keep, every, best, left):
+    writer = Checkpoints(tmp_path, keep, every, best)
+    losses = [3.0, 2.0, 2.5, None, 2.0, 2.25, None, 4.0]  # the lowest twice: the first counts
+    for step, loss in enumerate(losses, 1):
+        writer.save(step, state(step), {}, loss)
+    writer.close()
+    assert steps(tmp_path) == left
+    folders = [p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()]
+    assert sorted(map(int, folders)) == left
+    assert best_step(tmp_path) == (2 if 2 in left else min(left, key=lambda s: losses[s - 1] or 9))
+    for step in left:
+        found, loaded, _ = restore(tmp_path, target(), [step])
+        assert (found, float(loaded["kernel"][0, 0])) == (step, float(state(step)["kernel"][0, 0]))
+
+
+def test_manifests_without_a_validation_loss_have_no_best(saved):
+    assert best_step(saved) is None
+    path = saved / "checkpoints" / "00000002.json"
+    path.write_text(path.read_text().replace('"val_loss": null', '"val_loss": 1.5'))
+    assert best_step(saved) == 2
+    path.write_text("{")
+    assert best_step(saved) is None
 
 
 def test_nothing_saved_is_step_0(tmp_path):

@@ -69,6 +69,7 @@ FLOATS = [
     "data.train_fraction",
     "optim.floor",
     "sample.top_p",
+    "train.spike",
 ]
 MESH_SIZES = ["mesh.data", "mesh.fsdp", "mesh.tensor"]
 TEXTS = ["run_dir", "data.corpus"]
@@ -79,6 +80,7 @@ SWITCHES = [
     "model.tied",
     "model.qk_norm",
     "model.residual_init_scale",
+    "train.keep_best",
 ]
 CHOICES = {
     "data.order": "random, epochs",
@@ -92,6 +94,7 @@ CHOICES = {
     "optim.optimizer": "adamw, muon",
     "optim.decay": "all, matrices",
     "sample.window": "exact, refill",
+    "train.on_divergence": "stop, skip",
 }
 
 
@@ -199,6 +202,14 @@ def test_the_length_of_a_schedule_that_has_none_is_an_error():
     for schedule in ("cosine", "wsd"):
         with pytest.raises(ValueError, match=f"schedule={schedule} has no length; see pin_sche"):
             _ = OptimConfig(schedule=schedule).constant_steps
+
+
+def test_checkpoints_for_good_are_among_those_that_are_made():
+    assert override(Config(), {"train.keep_interval": 300}).train.keep_interval == 300
+    assert refusal("train.keep_interval", 250) == (
+        "train.keep_interval=250 must be a multiple of train.checkpoint_interval=100; try "
+        "keep_interval=300"
+    )
 
 
 @pytest.mark.parametrize(("micro_batch", "advice"), [(5, 4), (64, 32), (31, 16)])
@@ -402,6 +413,8 @@ def test_none_is_for_optional_settings_only():
         "train.loss_chunk",
         "train.final_eval_tokens",
         "train.max_minutes",
+        "train.spike",
+        "train.keep_interval",
         "sample.prompt",
         "sample.top_k",
         "sample.top_p",

@@ -36,9 +36,10 @@ ALLOWED = {
     "step": {"config", "data", "model", "optim", "pieces"},
     "sample": {"config", "devices", "model"},
     "evaluation": {"config", "data", "devices", "metrics", "model", "sharding", "step"},
+    "run_folder": BASE | {"corpora", "hf", "plain_text", "tokenizer"},
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "hf", "hf_tokenizer", "metrics", "model"}
-    | {"optim", "plain_text", "step", "tokenizer"},
+    | {"plain_text", "run_folder", "step", "tokenizer"},
     "hf": BASE,
     "hf_tokenizer": {"errors", "files", "tokenizer"},
     "text": {"config", "errors", "run", "sample", "step", "tokenizer"},
@@ -48,9 +49,21 @@ ALLOWED = {
     "feed": BASE | {"data", "pieces", "sharding", "step"},
     "programs": {"config", "data", "devices", "feed", "memory", "model", "optim", "sharding"}
     | {"step"},
+    "replay": {"checkpoint", "errors", "metrics", "model", "programs", "run_folder", "sharding"}
+    | {"start", "step", "tokenizer"},
     "start": BASE
-    | {"checkpoint", "corpora", "data", "hf", "model", "plain_text", "run", "settings", "text"}
-    | {"tokenizer"},
+    | {
+        "checkpoint",
+        "corpora",
+        "data",
+        "hf",
+        "model",
+        "plain_text",
+        "run",
+        "run_folder",
+        "settings",
+    }
+    | {"text", "tokenizer"},
 }
 MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))
 
@@ -86,6 +99,7 @@ def test_nothing_in_the_package_imports_the_loop_or_main():
         ("import main", ["jax", "numpy", "rich"]),
         ("import gpt_jax.report", ["jax"]),
         ("import gpt_jax.corpora", ["jax", "requests"]),
+        ("import gpt_jax.run_folder", ["jax", "requests", "tiktoken", "tokenizers"]),
         ("import gpt_jax.shards", ["jax", "requests", "tiktoken", "tokenizers"]),
         (
             "import gpt_jax.loop",

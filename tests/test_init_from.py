@@ -390,3 +390,43 @@ def test_without_the_hubs_package_a_name_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"me/gpt2 is no folder; .*: pip install huggingface_hub"):
         hf.find("me/gpt2")
+
+
+# --- killed before the first checkpoint -----------------------------------------------------------
+
+
+def train_until(step, config, source):
+    """Trains, and is killed, as it were, when the row of `step` is written."""
+    write = loop.MetricsWriter.write
+
+    def failing(self, row):
+        write(self, row)
+        if row["step"] == step:
+            raise KeyboardInterrupt("stopped by the test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.MetricsWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt, match="by the test"):
+            train(config, source)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_same(
+    tiny_config, gpt2, tmp_path, step
+):
+    """And not from random parameters, whose loss is another."""
+    whole = train(dataclasses.replace(tiny_config, run_dir=str(tmp_path / "whole")), gpt2)
+    train_until(step, tiny_config, gpt2)
+    again = train(tiny_config, gpt2)
+    assert [row.get("loss") for row in again.rows] == [row.get("loss") for row in whole.rows]
+    assert digest(again.params).hexdigest() == digest(whole.params).hexdigest()
+
+
+def test_what_a_killed_run_started_from_must_be_the_same(tiny_config, gpt2):
+    train_until(0, tiny_config, gpt2)
+    other = jax.tree.map(lambda x: x + 1, gpt_jax.load_run(gpt2).params)
+    shutil.rmtree(gpt2)
+    hf.save(gpt2, GPT2, other, end_token=256)
+    save_tokenizer(gpt2, BYTES, 12)
+    with pytest.raises(UserError, match=r"has other parameters than when .* began; restore"):
+        train(tiny_config, gpt2)

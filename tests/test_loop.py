@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -289,8 +290,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
     def poisoned(*args):
         chunk = original(*args)
 
-        def train_chunk(state, tokens, keys, *, steps):
-            after, metrics = chunk(state, tokens, keys, steps=steps)
+        def train_chunk(state, tokens, keys, limit, *, steps):
+            after, metrics = chunk(state, tokens, keys, limit, steps=steps)
             at = state.step + jax.numpy.arange(steps) + 1
             return after, {**metrics, "loss": jax.numpy.where(at >= 8, np.nan, metrics["loss"])}
 
@@ -302,6 +303,47 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
         train(tiny_config)
     assert checkpoint.steps(Path(tiny_config.run_dir)) == [4]
     assert gpt_jax.load_run(tiny_config.run_dir).step == 4
+
+
+SPIKES = {"train.on_divergence": "skip", "train.spike": 1.003, "optim.learning_rate": 1e-6}
+
+
+def test_a_spike_stops_a_run_or_is_left_out_and_counted(tiny_config, tmp_path, capsys):
+    """Where nothing is learned a loss 3 in a thousand above those before is not rare."""
+    stops = {**SPIKES, "train.on_divergence": "stop"}
+    with pytest.raises(
+        TrainingError, match=r"spike \(.*, and the limit .*\) at step \d+; of"
+    ) as end:
+        train(tiny_config, **stops, run_dir=str(tmp_path / "stops"))
+    first = int(re.search(r"at step (\d+)", str(end.value))[1])
+    run = gpt_jax.train(override(tiny_config, SPIKES))
+    counts = {row["step"]: row["skipped"] for row in run.rows if "skipped" in row}
+    named = re.findall(
+        r"left out, for their loss or gradient: step ([\d, ]+)", capsys.readouterr().out
+    )
+    steps = [int(step) for part in named for step in part.split(", ")]
+    assert steps[0] == first
+    assert len(steps) == sum(counts.values())
+    assert {row for row in counts if counts[row]} == {step + step % 2 for step in steps}
+
+
+def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, tmp_path):
+    whole = train(tiny_config, **SPIKES, run_dir=str(tmp_path / "whole"))
+    assert sum(row.get("skipped", 0) for row in whole.rows)
+    while not is_finished(tiny_config):
+        with pytest.raises(OutOfTime):
+            train(tiny_config, **SPIKES, **{"train.max_minutes": 1e-9})
+    assert_same_run(train(tiny_config, **SPIKES), whole)
+
+
+def is_finished(config):
+    done = checkpoint.steps(Path(config.run_dir)) if Path(config.run_dir).exists() else [0]
+    return done[-1] >= config.train.steps - config.train.chunk_steps
+
+
+def test_a_run_all_of_whose_steps_are_skipped_ends(tiny_config):
+    with pytest.raises(TrainingError, match=r"not finite .* step"):
+        train(tiny_config, **{"optim.learning_rate": 1e38, "train.on_divergence": "skip"})
 
 
 def test_a_real_divergence_is_found(tiny_config):
@@ -463,6 +505,28 @@ def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, tmp_path):
     parts = train(tiny_config, **{"train.max_minutes": 60.0})
 
     assert_same_run(parts, whole)
+
+
+def test_checkpoints_are_kept_and_read_by_step_and_by_loss(tiny_config):
+    keep = {"train.keep_checkpoints": 1, "train.keep_interval": 4, "train.checkpoint_interval": 2}
+    run = train(tiny_config, **keep)
+    losses = {row["step"]: row["val_loss"] for row in run.rows if "val_loss" in row}
+    best = min((4, 8, 12), key=lambda step: losses[step])
+    assert checkpoint.steps(run.run_dir) == [4, 8, 12]
+    assert gpt_jax.load_run(run.run_dir, "best").step == best
+    early = gpt_jax.load_run(run.run_dir, 4)
+    assert (early.step, early.summary) == (4, {})
+    split = gpt_jax.evaluate(early).record()
+    assert split["nats_per_token"] != run.summary["val"]["nats_per_token"]
+    with pytest.raises(UserError, match=r"no checkpoint of step 6; it has those of 4, 8, 12 \(see"):
+        gpt_jax.load_run(run.run_dir, 6)
+    on = {"train.steps": 14, "train.keep_interval": None, "train.keep_best": False}
+    train(tiny_config, **{**keep, **on})
+    assert checkpoint.steps(run.run_dir) == [14]
+    path = run.run_dir / "checkpoints" / "00000014.json"
+    path.write_text(re.sub(r'"val_loss": [^,]*', '"val_loss": null', path.read_text()))
+    with pytest.raises(UserError, match="no checkpoint of an evaluated step; it has those of 14"):
+        gpt_jax.load_run(run.run_dir, "best")
 
 
 BPE = {"data.tokenizer": "bpe", "data.vocab_size": 280}

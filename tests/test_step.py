@@ -130,6 +130,32 @@ def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
     np.testing.assert_allclose(metrics["loss"], losses, atol=2e-4)
 
 
+def test_a_step_above_the_limit_changes_counts_alone():
+    """Beside steps taken one by one, of which those above the limit are left out by hand."""
+    train_step = jax.jit(make_train_step(TINY, make_optimizer(OPTIM)))
+    train = dataclasses.replace(TRAIN, on_divergence="skip")
+    chunk = jax.jit(make_train_chunk(TINY, OPTIM, train), static_argnames="steps")
+    nothing, metrics = chunk(new_state(), TOKENS, KEYS, 0.0, steps=6)
+    jax.tree.map(np.testing.assert_array_equal, nothing.params, new_state().params)
+    assert int(nothing.step) == 6
+    limit = float(metrics["loss"][0]) * (1 - 1e-4)  # the first is left out
+    state, sound = new_state(), []
+    for step in range(6):
+        data, dropout = (jax.random.fold_in(key, step) for key in (KEYS.data, KEYS.dropout))
+        batch = gather_batch(TOKENS, sample_starts(data, len(TOKENS), 8, 8), 8)
+        after, one = train_step(state, batch, dropout)
+        sound.append(float(one["loss"]) < limit)
+        counts = [x for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.integer)]
+        assert {int(x) for x in counts} == {step + 1}
+        kept = lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b
+        state = after if sound[-1] else jax.tree.map(kept, after, state)
+    assert 0 < sum(sound) < 6
+    found, metrics = chunk(new_state(), TOKENS, KEYS, limit, steps=6)
+    assert ((np.asarray(metrics["loss"]) < limit) == sound).all()
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
 def run_on(n_devices: int, steps: int, model=TINY, train=TRAIN):
     mesh = make_mesh(train.batch_at_once, jax.devices()[:n_devices])
     assert mesh.size == n_devices

@@ -1,0 +1,132 @@
+"""A step computed again is the step that was taken."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import gpt_jax
+import main
+from gpt_jax import checkpoint
+from gpt_jax.config import override
+from gpt_jax.errors import UserError
+from gpt_jax.replay import replay
+
+# Losses of some 2.4 over a few steps of AdamW on 8 sequences of 8 tokens, summed in another order.
+ROUNDING = 2e-4
+
+
+def train(config, **values):
+    return gpt_jax.train(override(config, values), quiet=True)
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"train.micro_batch": 4, "train.loss_chunk": 16, "data.resident": "host"},
+        {"train.on_divergence": "skip", "train.spike": 1.003, "optim.learning_rate": 1e-6},
+        {"optim.optimizer": "muon", "optim.clip": 0.5, "data.order": "epochs"},
+    ],
+    ids=["plain", "in parts", "skipping", "muon"],
+)
+def test_steps_computed_again_are_those_of_the_rows(tiny_config, values):
+    run = train(tiny_config, **values)
+    before = contents(run.run_dir)
+    rows = {row["step"]: row for row in run.rows}
+    assert checkpoint.steps(run.run_dir) == [8, 12]
+    for end, from_step in ((6, 0), (10, 8)):
+        pair = [replay(run.run_dir, step) for step in (end - 1, end)]
+        assert [found.from_step for found in pair] == [from_step] * 2
+        if not rows[end].get("skipped"):
+            for name in ("loss", "grad_norm"):
+                mean = np.mean([getattr(found, name) for found in pair])
+                assert mean == pytest.approx(rows[end][name], abs=ROUNDING)
+        for found in pair:
+            assert found.losses.mean() == pytest.approx(found.loss, abs=ROUNDING)
+            total = math.sqrt(sum(gradient**2 for gradient, _ in found.norms.values()))
+            assert total == pytest.approx(found.grad_norm, rel=1e-5)
+    assert contents(run.run_dir) == before
+
+
+def test_what_is_shown_is_what_the_corpus_has_there(tiny_config, book, capsys):
+    run = train(tiny_config)
+    assert main.main(["replay", "--run-dir", str(run.run_dir), "--step", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    text = book.read_text()
+    assert len(found["sequences"]) == 8
+    for sequence in found["sequences"]:
+        start = sequence["start"]
+        assert sequence["text"] == text[start : start + 9]
+        assert run.tokenizer.decode(sequence["tokens"]) == sequence["text"]
+    assert set(found["norms"]) == {"/".join(path) for path in paths_of(run.params)}
+    assert main.main(["replay", "--run-dir", str(run.run_dir), "--step", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert f"step 3, computed again from step 0: loss {found['loss']:.6f} nats" in shown
+    losses = [float(line.split()[0]) for line in shown.splitlines()[3:11]]
+    assert losses == sorted(losses, reverse=True)
+
+
+def paths_of(params, prefix=()):
+    for name, value in params.items():
+        if isinstance(value, dict):
+            yield from paths_of(value, (*prefix, name))
+        else:
+            yield (*prefix, name)
+
+
+def test_a_step_that_a_run_died_of_is_shown(tiny_config):
+    with pytest.raises(gpt_jax.TrainingError) as end:
+        train(tiny_config, **{"optim.learning_rate": 1e38})
+    step = int(str(end.value).partition(" at step ")[2].partition(";")[0])
+    found = replay(tiny_config_dir(tiny_config), step)
+    assert not math.isfinite(found.loss + found.grad_norm)
+    assert "nan" in str(found)
+
+
+def tiny_config_dir(config):
+    from pathlib import Path
+
+    return Path(config.run_dir)
+
+
+def test_damaged_checkpoints_are_passed_over(tiny_config):
+    run = train(tiny_config)
+    whole = replay(run.run_dir, 11)
+    assert whole.from_step == 8
+    (run.run_dir / "checkpoints" / "00000008.json").write_text("{")
+    again = replay(run.run_dir, 11)
+    assert again.from_step == 0
+    assert again.loss == pytest.approx(whole.loss, abs=ROUNDING)
+    np.testing.assert_array_equal(again.batch, whole.batch)
+
+
+def test_a_run_that_started_from_another_is_computed_from_that(tiny_config, tmp_path):
+    train(tiny_config, run_dir=str(tmp_path / "first"))
+    config = gpt_jax.start_from(
+        override(tiny_config, {"init_from": str(tmp_path / "first"), "data.tokenizer": "char"}), {}
+    )
+    run = gpt_jax.train(config, quiet=True)
+    pair = [replay(run.run_dir, step).loss for step in (1, 2)]
+    row = next(row for row in run.rows if row["step"] == 2)
+    assert np.mean(pair) == pytest.approx(row["loss"], abs=ROUNDING)
+
+
+@pytest.mark.parametrize("step", [-1, 0, 13])
+def test_steps_that_a_run_does_not_have(tiny_config, step):
+    run = train(tiny_config)
+    with pytest.raises(UserError, match=rf"has no step {step}; its steps are 1 to 12"):
+        replay(run.run_dir, step)
+
+
+def test_folders_without_steps(tmp_path, capsys):
+    assert main.main(["replay", "--run-dir", str(tmp_path), "--step", "1"]) == 2
+    assert "is not a run: it has no config.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 10}))
+    with pytest.raises(UserError, match="GPT-2 folder, which has no steps"):
+        replay(tmp_path, 1)
