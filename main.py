@@ -37,6 +37,7 @@ VERBS = {
     "prepare": "turn texts of any size into token shards on disk",
     "export": "write a run as a GPT-2 folder, as transformers reads it",
     "replay": "compute one training step of a run again: what it saw, and its gradient",
+    "verify": "try on this machine, in small, what the project promises",
 }
 
 
@@ -242,7 +243,7 @@ def prepare_command(argv: list[str]) -> int:
     if folder is not None:
         if values:
             raise ConfigError(f"--verify {folder} takes no other setting")
-        return verify_command(os.path.expanduser(folder))
+        return verify_corpus(os.path.expanduser(folder))
     config = PrepareConfig(**values)
 
     from data.prepare import prepare
@@ -265,7 +266,7 @@ def prepare_command(argv: list[str]) -> int:
     return 0
 
 
-def verify_command(folder: str) -> int:
+def verify_corpus(folder: str) -> int:
     from gpt_jax.console import Display
     from gpt_jax.shards import open_prepared, verify
 
@@ -329,6 +330,44 @@ def replay_command(argv: list[str]) -> int:
     return 0
 
 
+def verify_command(argv: list[str]) -> int:
+    parser = Parser(
+        prog="main.py verify",
+        usage="python main.py verify [--json]",
+        description=VERBS["verify"][0].upper() + VERBS["verify"][1:] + ": a minute or two, in a "
+        "temporary\nfolder. The exit status is 1 where a promise is not kept.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse(argv)
+
+    request_cpu_devices(8, at_least=8)
+    import jax
+
+    from gpt_jax.verify import verify
+
+    if not args.json:
+        print(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
+        print(f"{'':<6} {'largest difference':>18} {'allowed':>8} {'s':>5}  promise")
+    results = []
+    for result in verify():
+        results.append(result)
+        if not args.json:
+            note = f" ({result.note})" if result.note else ""
+            print(
+                f"{'pass' if result.passed else 'FAIL':<6} {result.difference:>18.3g} "
+                f"{result.allowed:>8.1g} {result.seconds:>5.1f}  {result.promise}{note}",
+                flush=True,
+            )
+    if args.json:
+        rows = [dataclasses.asdict(result) | {"passed": result.passed} for result in results]
+        print(json.dumps(rows, indent=1))
+    failed = sum(not result.passed for result in results)
+    if not args.json:
+        print(f"\n{failed} of {len(results)} FAILED" if failed else f"\nall {len(results)} pass")
+    return 1 if failed else 0
+
+
 COMMANDS = {
     "train": train_command,
     "sample": sample_command,
@@ -336,6 +375,7 @@ COMMANDS = {
     "prepare": prepare_command,
     "export": export_command,
     "replay": replay_command,
+    "verify": verify_command,
 }
 
 

@@ -436,7 +436,7 @@ def _optional(name: str) -> Any:
 
 def _read_lines(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
     limit, field = config.max_document_mb << 20, config.text_field
-    at, end = unit["start"], unit["end"]
+    at, end, name = unit["start"], unit["end"], os.path.basename(unit["path"])
     try:
         with open_stream(unit["path"]) as raw_file:
             file = io.BufferedReader(raw_file, STREAM_BYTES)
@@ -447,7 +447,7 @@ def _read_lines(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage
                 line = file.readline(limit + 1)
                 if not line:
                     return
-                where = f"{os.path.basename(unit['path'])}, the line at byte {at:,}"
+                where = f"{name}, the line at byte {at:,}"
                 at += len(line)
                 if len(line) > limit:
                     at += 0 if line.endswith(b"\n") else _skip_line(file)

@@ -103,6 +103,7 @@ class BpeTokenizer:
     the vocabulary is from.
 
     Attributes:
+      vocab_size: one more than the highest id; published ones leave some ids without a token.
       tokens: the bytes of each token that merging can give; a token's id is its index.
       pattern: the regular expression that cuts a text first; merges stay inside its matches.
       special_tokens: {text: id} of tokens that merging never gives. In a text they are characters
@@ -133,6 +134,7 @@ class BpeTokenizer:
         self.special_tokens = dict(special_tokens)
         self._bytes = dict(enumerate(tokens))
         self._bytes |= {i: text.encode("utf-8") for text, i in special_tokens.items()}
+        self.vocab_size = max(self._bytes) + 1
         self._encoding = tiktoken.Encoding(
             "gpt_jax", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
@@ -184,11 +186,6 @@ class BpeTokenizer:
         ranks = encoding._mergeable_ranks  # tiktoken's README has no other way to them
         tokens = sorted(ranks, key=ranks.__getitem__)
         return cls(tokens, encoding._pat_str, encoding._special_tokens)
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the highest id; published vocabularies leave some ids without a token."""
-        return max(self._bytes) + 1
 
     @property
     def token_bytes(self) -> np.ndarray:

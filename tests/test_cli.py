@@ -381,9 +381,12 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (
             ["trian"],
             "unknown verb 'trian'; did you mean train?; there are train, sample, eval, prepare, "
-            "export",
+            "export, replay, verify",
         ),
-        (["qqqq"], "unknown verb 'qqqq'; there are train, sample, eval, prepare, export"),
+        (
+            ["qqqq"],
+            "unknown verb 'qqqq'; there are train, sample, eval, prepare, export, replay, verify",
+        ),
         (["nano"], "unknown verb 'nano'; did you mean --config nano?"),
         (
             ["--config", "nnao"],
@@ -664,6 +667,23 @@ def test_eval_prints_the_same_figures_as_text_and_json(capsys, trained):
     assert record["corpus"]["name"] == str(trained[1])
     assert f"{record['nats_per_token']:.4f} nats a token" in text
     assert f"{record['bits_per_byte']:.4f} bits a byte" in text
+
+
+@pytest.mark.parametrize("verb", ["sample", "eval", "export"])
+def test_a_checkpoint_is_named_by_step_or_as_the_best(capsys, mistake, trained, tmp_path, verb):
+    argv = [verb, "--run-dir", str(trained[0])]
+    argv += {"sample": ["--prompt", "a", "--max-new-tokens", "3"], "eval": []}.get(verb, [])
+    if verb != "export":  # the model is none that GPT-2's architecture can hold
+        for which in ("newest", "best", "2"):
+            assert main.main([*argv, "--checkpoint", which]) == 0
+        capsys.readouterr()
+    argv += ["--out", str(tmp_path / "out")] if verb == "export" else []
+    assert mistake(*argv, "--checkpoint", "7") == (
+        f"{trained[0]} has no checkpoint of step 7; it has those of 2 (see --train.keep-interval)"
+    )
+    assert mistake(*argv, "--checkpoint", "last") == (
+        "--checkpoint, if neither newest nor best, takes a whole number, not 'last'"
+    )
 
 
 def test_eval_has_the_train_split_and_a_stride(capsys, trained):

@@ -76,6 +76,8 @@ def test_every_command_of_the_readme_does_its_job(elsewhere, monkeypatch):
             text = shlex.split(command)[1] + "\n"
             stdin = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8")
             monkeypatch.setattr(sys, "stdin", stdin)
+        if words[0] == "verify":  # has a test of its own
+            continue
         if words[0] == "replay":
             words[words.index("--step") + 1] = "3"
         if words[0] not in ("sample", "eval", "export", "replay", "--help"):

@@ -1,0 +1,91 @@
+"""`verify` passes here, and fails where a promise is not kept."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import main
+from gpt_jax import checkpoint, hf, step, verify
+
+
+@pytest.mark.slow
+def test_every_promise_is_kept_here(capsys):
+    before = jax.config.values["jax_default_matmul_precision"]
+    assert main.main(["verify"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\npass ") == 7
+    assert "all 7 pass" in out
+    assert "a run stopped after each chunk = one left alone (stopped 5 times)" in out
+    assert jax.config.values["jax_default_matmul_precision"] == before
+
+
+@pytest.fixture
+def config(tmp_path):
+    return verify._small_config(tmp_path)
+
+
+def broken_mean(function, parts, key):
+    """A sum where there should be a mean."""
+    total = accumulate(function, parts, key)
+    return jax.tree.map(lambda x: x * len(parts), total)
+
+
+accumulate = step.accumulate
+
+
+def other_weights(folder):
+    config, params = load(folder)
+    return config, {**params, "positions": params["positions"] + 1e-6}
+
+
+load = hf.load
+
+
+def shifted(config, batch_size):
+    cache = init_cache(config, batch_size)
+    return cache.replace(length=cache.length + 1)
+
+
+init_cache = verify.init_cache
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "attribute", "broken"),
+    [
+        ("in parts", step, "accumulate", broken_mean),
+        ("GPT-2", hf, "load", other_weights),
+        ("cache", verify, "init_cache", shifted),
+        ("damaged", checkpoint, "damage", lambda path: ""),
+    ],
+)
+def test_a_broken_promise_is_found(config, monkeypatch, name, place, attribute, broken):
+    if name in ("cache", "damaged"):
+        verify._quiet_train(config)
+        verify._quiet_train(config, run_dir=f"{config.run_dir}-whole")
+    allowed, check = next(found[1:] for found in verify._checks(config) if name in found[0])
+    monkeypatch.setattr(place, attribute, broken)
+    assert check()[0] > allowed
+
+
+def test_an_error_is_a_failure_and_the_status_says_so(monkeypatch, capsys):
+    def fail():
+        raise OSError("no space left")
+
+    def checks(config):
+        return [("two are two", 0.0, lambda: (0.0, "")), ("it can be written", 0.0, fail)]
+
+    monkeypatch.setattr(verify, "_checks", checks)
+    assert main.main(["verify"]) == 1
+    out = capsys.readouterr().out
+    assert "1 of 2 FAILED" in out
+    assert "it can be written (OSError: no space left)" in out
+    assert main.main(["verify", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["passed"] for row in rows] == [True, False]
+
+
+def test_what_is_no_number_differs_without_end():
+    assert verify._largest([np.nan], [0.0]) == np.inf
+    assert verify._largest([1.0, 3.0], [1.0, 1.0]) == 2.0
