@@ -42,6 +42,7 @@ PLAN_FILE = "plan.json"
 PARTS = "parts"
 NAMED_DAMAGE = 100  # in the manifest; the counts have all
 BUFFER_BYTES = 1 << 20
+COUNT_TOKENS = 1 << 16  # between two calls that count: they wait for the other processes
 DOCUMENT = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("val", "?")])
 PACKED = struct.Struct("<QI?")  # a DOCUMENT: a unit may have millions
 FOOTER = struct.Struct("<4Q")
@@ -77,7 +78,7 @@ def prepare_part(work: str, number: int, count: Callable[[int], None] | None = N
     Args:
       work: the folder `.prepare` of a corpus.
       number: of the unit.
-      count: called with the tokens of each document.
+      count: called with the tokens since it was called last, now and then and at the end.
 
     Raises:
       UserError: the unit is damaged, and damage is to stop.
@@ -119,7 +120,7 @@ def _write(
     limits, dropped, read = config.limits(), Counter(), 0
     dtype = token_dtype(tokenizer)
     documents, damaged, n_damaged = bytearray(), [], 0
-    separator, n_bytes, crc = b"", 0, 0
+    separator, n_bytes, crc, uncounted = b"", 0, 0, 0
     with path.open("wb", BUFFER_BYTES) as file:
         for document in read_unit(config, unit, work):
             read += 1
@@ -143,8 +144,12 @@ def _write(
             file.write(raw)
             n_bytes, crc = n_bytes + len(raw), zlib.crc32(raw, crc)
             documents += PACKED.pack(key, len(raw) // dtype.itemsize, val)
-            if count:
-                count(len(raw) // dtype.itemsize)
+            uncounted += len(raw) // dtype.itemsize
+            if count and uncounted >= COUNT_TOKENS:
+                count(uncounted)
+                uncounted = 0
+        if count:
+            count(uncounted)
         counts = {
             "read": read,
             "dropped": dict(dropped),

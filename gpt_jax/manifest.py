@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,7 +112,8 @@ def read_small(path: Path) -> bytes:
     """Returns the bytes of a small file; raises ShardError where it is missing or not small."""
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size  # `read` takes what it is asked for at once
+            raw = file.read(min(size, MAX_JSON_BYTES) + 1)
     except OSError as error:
         raise ShardError(f"{path} can't be read: {error.strerror}; restore the file") from error
     if len(raw) > MAX_JSON_BYTES:
