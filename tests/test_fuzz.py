@@ -33,8 +33,8 @@ EXAMPLES = 300
 MEMORY = 64 << 20  # what a reader of a file of some kilobytes may take at most
 INTERESTING = [
     b"", b"\0", b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"-1", b"1e999", b"NaN", b"null", b"true",
-    b"[]", b"{}", b'""', b"[" * 100, b"9" * 400, 
-   b"../../x", b"/etc/passwd", b"\r\n\r\n", b"\\ud800",
+    b"[]", b"{}", b'""', b"[" * 100, b"9" * 400,
+    b"../../x", b"/etc/passwd", b"\r\n\r\n", b"\\ud800",
 ]  # fmt: skip
 CHANGES = st.lists(
     st.tuples(

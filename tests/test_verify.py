@@ -17,7 +17,7 @@ def test_every_promise_is_kept_here(capsys):
     out = capsys.readouterr().out
     assert out.count("\npass ") == 7
     assert "all 7 pass" in out
-    assert "a run stopped after each chunk = one left alone (stopped 5 times)" in out
+    assert "a run stopped after each chunk = one left alone (stopped 3 times)" in out
     assert jax.config.values["jax_default_matmul_precision"] == before
 
 
@@ -61,9 +61,8 @@ init_cache = verify.init_cache
     ],
 )
 def test_a_broken_promise_is_found(config, monkeypatch, name, place, attribute, broken):
-    if name in ("cache", "damaged"):
+    if name == "damaged":
         verify._quiet_train(config)
-        verify._quiet_train(config, run_dir=f"{config.run_dir}-whole")
     allowed, check = next(found[1:] for found in verify._checks(config) if name in found[0])
     monkeypatch.setattr(place, attribute, broken)
     assert check()[0] > allowed
