@@ -260,7 +260,7 @@ def main() -> None:
     result = {
         "machine": machine,
         "command": "python benchmarks/prepare.py --text "
-        + " ".join([*map(str, args.text), f"--megabytes {args.megabytes} --rounds {args.rounds}"]),
+        + " ".join([*(path.name for path in args.text), f"--megabytes {args.megabytes} --rounds {args.rounds}"]),
         "text_bytes": n_bytes,
         "rounds": rows,
         "medians": medians,
