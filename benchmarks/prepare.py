@@ -260,7 +260,12 @@ def main() -> None:
     result = {
         "machine": machine,
         "command": "python benchmarks/prepare.py --text "
-        + " ".join([*(path.name for path in args.text), f"--megabytes {args.megabytes} --rounds {args.rounds}"]),
+        + " ".join(
+            [
+                *(path.name for path in args.text),
+                f"--megabytes {args.megabytes} --rounds {args.rounds}",
+            ]
+        ),
         "text_bytes": n_bytes,
         "rounds": rows,
         "medians": medians,
