@@ -29,7 +29,7 @@ from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.shards import HEADER_BYTES, open_prepared, verify
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, load_tokenizer
 
-EXAMPLES = 300
+EXAMPLES = 200
 MEMORY = 64 << 20  # what a reader of a file of some kilobytes may take at most
 INTERESTING = [
     b"", b"\0", b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"-1", b"1e999", b"NaN", b"null", b"true",
