@@ -110,8 +110,9 @@ def replay(run_dir: Path, step: int) -> Replay:
     try:
         keys = programs.keys()
         before = [at for at in checkpoint.steps(run_dir) if at < step]
-        sound = [at for at in before if not checkpoint.damage(checkpoint.path_of(run_dir, at))]
-        from_step, state, _ = checkpoint.restore(run_dir, programs.target, sound)
+        is_sound = lambda at: not checkpoint.damage(checkpoint.path_of(run_dir, at))
+        newest = next(([at] for at in reversed(before) if is_sound(at)), [])
+        from_step, state, _ = checkpoint.restore(run_dir, programs.target, newest)
         if state is None and config.init_from is not None:
             state = programs.adopt(load_origin(start.config)[0])
         elif state is None:
