@@ -131,16 +131,17 @@ def _write(
                 if len(damaged) < NAMED_DAMAGE:
                     damaged.append(str(document))
                 continue
+            if not document.split and (reason := reject(document.text, document.language, limits)):
+                dropped[reason] += 1
+                continue
+            ids = tokenizer.encode(document.text)  # before the sum: a str keeps its UTF-8
             if document.split:
                 key, val, end = 0, document.split == "val", b""
             else:
-                if reason := reject(document.text, document.language, limits):
-                    dropped[reason] += 1
-                    continue
                 key = digest(document.text)
                 val = is_validation(key, config.val_fraction)
                 end = separator = separator or _separator(tokenizer)
-            raw = tokenizer.encode(document.text).astype(dtype).tobytes() + end
+            raw = ids.astype(dtype).tobytes() + end
             file.write(raw)
             n_bytes, crc = n_bytes + len(raw), zlib.crc32(raw, crc)
             documents += PACKED.pack(key, len(raw) // dtype.itemsize, val)

@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import orjson
+
 from data.settings import PrepareConfig
 from gpt_jax.errors import TrainingError, UserError
 
@@ -471,9 +473,15 @@ def _skip_line(file: IO[bytes]) -> int:
 
 def _document(line: bytes, field: str, where: str) -> Document | Damage:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Damage(f"{where}, is not JSON: {error}")
+        record = orjson.loads(line)
+        text = record.get(field) if isinstance(record, dict) else None
+        if isinstance(text, str):
+            return Document(text)  # without half of a surrogate pair: orjson takes none
+    except ValueError:
+        try:  # it also takes NaN, and has the words for what is wrong
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            return Damage(f"{where}, is not JSON: {error}")
     text = record.get(field) if isinstance(record, dict) else None
     return _checked(text, field, where)
 

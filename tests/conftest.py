@@ -2,6 +2,7 @@
 
 import atexit
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -10,7 +11,11 @@ import tempfile
 from pathlib import Path
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
-os.environ.pop("XLA_FLAGS", None)
+# Most of the tests' time is XLA's: these halve it. Programs that are run as a user's, in processes
+# of their own, do without. A flag that this jaxlib doesn't know would end the process.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # Tests build many equal programs: each of pytest's processes compiles one once. They do not share
 # what they keep, because jax may read a file there that another process is still writing.
 PARENT = os.environ["JAX_COMPILATION_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else None

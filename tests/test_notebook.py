@@ -21,6 +21,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # what requirements.txt names is installed already
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}})
     client.execute(env=dict(os.environ))
