@@ -29,7 +29,8 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,15 +118,31 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
 
 def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> dict[str, Any]:
     plan = _load_plan(config, work)
+    is_begun = plan is not None
     if plan is None:
         if config.tokenizer in ("char", "bpe"):
             display.line("reading the source for its tokenizer")
-        plan, tokenizer = _start_plan(config, work)
-    else:
-        tokenizer = load_tokenizer(work)
+        plan = _make_plan(config, work)
+    journal = _load_journal(work)
+    first = journal["units"] if journal else 0
+    with _Processes(config, len(plan.units) - first) as processes:  # they start meanwhile
+        tokenizer = load_tokenizer(work) if is_begun else _begin(config, plan, work)
+        return _assemble(config, out, work, display, plan, tokenizer, journal, processes)
+
+
+def _assemble(
+    config: PrepareConfig,
+    out: Path,
+    work: Path,
+    display: Display,
+    plan: Plan,
+    tokenizer: Tokenizer,
+    journal: dict[str, Any] | None,
+    processes: _Processes,
+) -> dict[str, Any]:
+    """Has the parts made, and appends them to the shards."""
     if config.engine == "local":  # with the others, more machines may be at work
         _remove_unfinished(out, work)
-    journal = _load_journal(work)
     how = "cut by position" if plan.by_position else "documents, parted by their hash"
     display.facts(
         {
@@ -148,10 +165,9 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
     try:
         before = sum(writer.n_tokens.values())
         assembled = lambda: sum(writer.n_tokens.values()) - before
-        parts = _parts(config, plan, work, assembly.n_units, assembled, display)
-        with contextlib.closing(parts):  # ends its processes, whatever happens here
-            for number in parts:
-                assembly.append(number)
+        parts = _parts(config, plan, work, assembly.n_units, assembled, display, processes)
+        for number in parts:
+            assembly.append(number)
         return assembly.finish(plan)
     finally:
         assembly.close()
@@ -280,8 +296,8 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
     )
 
 
-def _start_plan(config: PrepareConfig, work: Path) -> tuple[Plan, Tokenizer]:
-    """Makes the plan and the tokenizer, and keeps them."""
+def _make_plan(config: PrepareConfig, work: Path) -> Plan:
+    """Returns the plan of a source that suits the settings."""
     plan = make_plan(config, work)
     if plan.by_position and any(
         getattr(config, name) is not None
@@ -291,11 +307,16 @@ def _start_plan(config: PrepareConfig, work: Path) -> tuple[Plan, Tokenizer]:
             f"filters are for many documents, and --input {config.input} is a single text, which "
             "is cut by position; leave them out"
         )
+    return plan
+
+
+def _begin(config: PrepareConfig, plan: Plan, work: Path) -> Tokenizer:
+    """Makes the tokenizer, and keeps it and the plan."""
     tokenizer = _make_tokenizer(config, plan, work)
     write_atomically(work / TOKENIZER_FILE, tokenizer.to_json())
     settings, saved = config.record(), dataclasses.asdict(plan) | {"characters": ""}
     write_atomically(work / PLAN_FILE, json.dumps({"settings": settings, "plan": saved}))
-    return plan, tokenizer
+    return tokenizer
 
 
 def _load_journal(work: Path) -> dict[str, Any] | None:
@@ -385,6 +406,84 @@ def _sound(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document]:
 # --- many processes -------------------------------------------------------------------------------
 
 
+class _Processes:
+    """The processes that make parts; as a context, they end with it, whatever happens.
+
+    Attributes:
+      n: how many; with 1 there is none but the caller's.
+      n_tokens: that they have encoded.
+    """
+
+    def __init__(self, config: PrepareConfig, n_units: int):
+        """Lets them start, which takes them a moment, for so many units."""
+        self.n = min(config.workers or usable_cores(), max(n_units, 1))
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._running: dict[int, concurrent.futures.Future[None]] = {}
+        if self.n == 1 or config.engine != "local":
+            return
+        context = multiprocessing.get_context("spawn")
+        self._counter = context.Value("q", 0)
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            self.n, context, initializer=start_process, initargs=(self._counter,)
+        )
+        with _tell_of_kills():
+            for _ in range(self.n):
+                self._pool.submit(int)
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def make(self, work: Path, number: int, until: int, wait: Callable[[int], None]) -> None:
+        """Makes a part, and begins with those after it, before `until`: two for each process.
+
+        So unfinished work takes little room on the disk.
+
+        Args:
+          work: the folder `.prepare` of the corpus.
+          number: of the part.
+          until: the number after the last part's.
+          wait: is called with `n_tokens` now and then.
+
+        Raises:
+          TrainingError: a process was killed.
+        """
+        if self._pool is None:
+            prepare_part(str(work), number)
+            return
+        with _tell_of_kills():
+            for ahead in range(number, min(number + 2 * self.n + 1, until)):
+                if ahead not in self._running:
+                    self._running[ahead] = self._pool.submit(prepare_and_count, str(work), ahead)
+            while not self._running[number].done():
+                concurrent.futures.wait([self._running[number]], timeout=0.25)
+                wait(self.n_tokens)
+            self._running.pop(number).result()
+
+    @property
+    def n_tokens(self) -> int:
+        return self._counter.value if self._pool else 0
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is None:
+            return
+        for process in list(getattr(self._pool, "_processes", None) or {}):
+            with contextlib.suppress(ProcessLookupError):
+                if self._running:  # something went wrong: don't wait for what nobody wants
+                    os.kill(process, signal.SIGTERM)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _tell_of_kills() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a process was killed, perhaps for its memory (fewer --workers need less); the same "
+            "command again goes on from here"
+        ) from error
+
+
 def _parts(
     config: PrepareConfig,
     plan: Plan,
@@ -392,57 +491,23 @@ def _parts(
     first: int,
     assembled: Callable[[], int],
     display: Display,
-) -> Generator[int]:
+    processes: _Processes,
+) -> Iterator[int]:
     """Sees to it that the parts from `first` on come to be, and yields each one's number, in order.
 
-    No more than two parts for each process are ahead of the one that is yielded, so unfinished work
-    takes little room on the disk.
+    `assembled` returns the tokens in the shards, for the display where no process counts them.
     """
     n_units = len(plan.units)
-    workers = min(config.workers or usable_cores(), max(n_units - first, 1))
     progress = _Progress(plan, first, display)
     if config.engine == "datatrove" and first < n_units:
         from data.engines import run_datatrove
 
-        run_datatrove(work, first, n_units, workers)
-    if workers == 1 or config.engine != "local":
-        for number in range(first, n_units):
-            prepare_part(str(work), number)
-            yield number
-            progress.part(number)
-            progress.show(assembled())
-        return
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, context, initializer=start_process, initargs=(counter,)
-    )
-    running: dict[int, concurrent.futures.Future[None]] = {}
-    try:
-        ahead = first
-        for number in range(first, n_units):
-            try:
-                while ahead < min(number + 2 * workers + 1, n_units):
-                    running[ahead] = pool.submit(prepare_and_count, str(work), ahead)
-                    ahead += 1
-                while not running[number].done():
-                    concurrent.futures.wait([running[number]], timeout=0.25)
-                    progress.show(counter.value)
-                running.pop(number).result()
-            except concurrent.futures.process.BrokenProcessPool as error:
-                raise TrainingError(
-                    "a process was killed, perhaps for its memory (fewer --workers need less); the "
-                    "same command again goes on from here"
-                ) from error
-            yield number
-            progress.part(number)
-            progress.show(counter.value)
-    finally:
-        for process in list(getattr(pool, "_processes", None) or {}):
-            with contextlib.suppress(ProcessLookupError):
-                if running:  # something went wrong: don't wait for parts that nobody wants
-                    os.kill(process, signal.SIGTERM)
-        pool.shutdown(wait=True, cancel_futures=True)
+        run_datatrove(work, first, n_units, processes.n)
+    for number in range(first, n_units):
+        processes.make(work, number, n_units, progress.show)
+        yield number
+        progress.part(number)
+        progress.show(processes.n_tokens or assembled())
 
 
 class _Progress:

@@ -18,6 +18,7 @@ import threading
 import time
 import tracemalloc
 import types
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -904,7 +905,7 @@ def die(work, number):
 
 @pytest.mark.parametrize("place", ["submit", "result"])
 def test_a_process_that_is_killed_is_one_line(tmp_path, monkeypatch, place):
-    broken = concurrent.futures.process.BrokenProcessPool
+    broken = BrokenProcessPool
     if place == "submit":
         pool = concurrent.futures.ProcessPoolExecutor
         monkeypatch.setattr(pool, "submit", lambda *args: exec("raise broken", {"broken": broken}))
