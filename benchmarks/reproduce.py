@@ -59,7 +59,7 @@ def initial_losses(config: Config, n: int = 200) -> dict[str, float]:
     from gpt_jax.step import init_state, make_eval_step, make_keys
 
     start = make_start(config)
-    config, tokens = start.config, jax.numpy.asarray(start.splits["val"].tokens)
+    config, tokens = start.config, jax.numpy.asarray(start.splits["val"].shards[0])
     eval_step = make_eval_step(config.model, config.train)
 
     @jax.jit
