@@ -18,7 +18,12 @@ from typing import Any, NoReturn
 import gpt_jax
 from gpt_jax.config import Config, SampleConfig, override
 from gpt_jax.config_files import list_configs, load_config
-from gpt_jax.devices import keep_compiled_programs, keep_freed_memory, request_cpu_devices
+from gpt_jax.devices import (
+    has_tpu,
+    keep_compiled_programs,
+    keep_freed_memory,
+    request_cpu_devices,
+)
 from gpt_jax.errors import (
     ConfigError,
     OutOfTime,
@@ -27,6 +32,7 @@ from gpt_jax.errors import (
     is_out_of_memory,
     suggest,
 )
+from gpt_jax.hosts import HostsConfig, Launch, connect, leave
 from gpt_jax.options import Parser, add_settings
 from gpt_jax.settings import get, parse, settings
 
@@ -65,8 +71,11 @@ def train_command(argv: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"gpt_jax {gpt_jax.__version__}")
     options = {name: "--" + name.replace("_", "-") for name, _, _ in settings(Config)}
     add_settings(parser, config, options)
+    add_settings(parser, Launch(), {name: "--" + name for name, _, _ in settings(Launch)})
     values = vars(parser.parse(argv))
     values = {k: v for k, v in values.items() if k not in ("config", "debug")}
+    of_hosts = [name for name in values if name.startswith("hosts.")]
+    hosts = HostsConfig(**{name.removeprefix("hosts."): values.pop(name) for name in of_hosts})
     given = {}  # settings to hold against those of init_from, once it is read
     if values.get("init_from", config.init_from) is not None:
         of_source = [name for name in options if name.startswith("model.")]
@@ -76,7 +85,11 @@ def train_command(argv: list[str]) -> int:
         given |= {k: values.pop(k) for k in of_source if k in values}
     config = override(config, values)
 
-    request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
+    n = hosts.count or 1
+    request_cpu_devices(
+        max(1, config.train.batch_at_once // n), at_least=-(-config.mesh.named // n)
+    )
+    connect(hosts, has_tpu=has_tpu())
     from gpt_jax.loop import train
 
     if config.init_from is not None:
@@ -403,7 +416,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return leave(error, 2 if isinstance(error, UserError) else 1)
     except RuntimeError as error:
         if debug or not is_out_of_memory(error):
             raise

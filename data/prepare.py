@@ -29,7 +29,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import IO, Any
@@ -474,7 +474,7 @@ class _Processes:
 
 
 @contextlib.contextmanager
-def _tell_of_kills() -> Iterator[None]:
+def _tell_of_kills() -> Generator[None]:
     try:
         yield
     except BrokenProcessPool as error:

@@ -45,6 +45,9 @@ class Checkpoints:
         self._keep, self._every, self._best = keep, every, best
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
+        self._is_first = jax.process_index() == 0  # which alone clears, and writes manifests
+        if not self._is_first:
+            return
         self._folder.mkdir(exist_ok=True)
         whole = set(steps(run_dir))
         for path in self._folder.iterdir():
@@ -73,8 +76,9 @@ class Checkpoints:
         path = path_of(self._folder.parent, step)
         try:
             # A checkpoint of this step that failed its manifest may still lie there.
-            manifest_path(path).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+            if self._is_first:  # orbax's hosts wait for it
+                manifest_path(path).unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
             # One whole copy: slicing every array among the devices costs a program for each.
             context = ocp.Context()
             context.array_options.saving.use_replica_parallel = False
@@ -86,6 +90,8 @@ class Checkpoints:
 
     def _commit(self, path: Path, step: int, response: Any, val_loss: float | None) -> None:
         response.result()
+        if not self._is_first:
+            return
         manifest = {"format": FORMAT, "step": step, "val_loss": val_loss}
         manifest["files"] = describe_files(path)
         write_atomically(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
@@ -209,33 +215,48 @@ def restore(
       CheckpointError: there are checkpoints and none is sound, or the sound one does not fit.
       JaxRuntimeError: the memory is too small for it.
     """
+    step, messages = find_sound(run_dir, among)
+    return step, load(run_dir, step, target) if step else None, messages
+
+
+def find_sound(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int, list[str]]:
+    """Returns the step of the newest sound checkpoint, 0 without any, and messages; see `restore`.
+
+    Raises:
+      CheckpointError: there are checkpoints and none is sound.
+    """
     messages = []
     for step in reversed(steps(run_dir) if among is None else among):
-        path = path_of(run_dir, step)
-        if problem := damage(path):
-            messages.append(f"checkpoint {path} is damaged: {problem}")
-            continue
-        from orbax.checkpoint import v1 as ocp  # takes time, and a new run has nothing to load
-
-        try:
-            # A load that fails halfway leaves orbax's tasks behind, which complain at exit.
-            if _shapes(ocp.metadata(str(path)).metadata) != _shapes(target):
-                raise ValueError("its arrays have other shapes")
-            saved = ocp.load(str(path), target)
-        except Exception as error:  # orbax raises many kinds; all mean the same to a user
-            if is_out_of_memory(error):
-                raise
-            detail = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
-        # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
-        leaves, tree = jax.tree.flatten(saved)
-        del saved
-        for i, leaf in enumerate(leaves):  # one by one, so that two states never lie side by side
-            leaves[i] = _copy(leaf)
-        return step, jax.tree.unflatten(tree, leaves), messages
+        if problem := damage(path_of(run_dir, step)):
+            messages.append(f"checkpoint {path_of(run_dir, step)} is damaged: {problem}")
+        else:
+            return step, messages
     if messages:
         raise CheckpointError("; ".join(messages) + "; no sound checkpoint is left")
-    return 0, None, []
+    return 0, []
+
+
+def load(run_dir: Path, step: int, target: Any) -> Any:
+    """Returns the state of a sound checkpoint; see `restore`."""
+    from orbax.checkpoint import v1 as ocp  # takes time, and a new run has nothing to load
+
+    path = path_of(run_dir, step)
+    try:
+        # A load that fails halfway leaves orbax's tasks behind, which complain at exit.
+        if _shapes(ocp.metadata(str(path)).metadata) != _shapes(target):
+            raise ValueError("its arrays have other shapes")
+        saved = ocp.load(str(path), target)
+    except Exception as error:  # orbax raises many kinds; all mean the same to a user
+        if is_out_of_memory(error):
+            raise
+        detail = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
+    # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
+    leaves, tree = jax.tree.flatten(saved)
+    del saved
+    for i, leaf in enumerate(leaves):  # one by one, so that two states never lie side by side
+        leaves[i] = _copy(leaf)
+    return jax.tree.unflatten(tree, leaves)
 
 
 def _copy(array: jax.Array) -> jax.Array:

@@ -133,6 +133,13 @@ def compiler_options(backend: str, *, library_products: bool) -> dict[str, str |
     return options if library_products else options | {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
+def has_tpu(root: Path = Path("/")) -> bool:
+    """Says whether a TPU is in the machine."""
+    cards = (root / "sys/bus/pci/devices").glob("*")
+    found = {(_read(card / "vendor"), _read(card / "device")) for card in cards}
+    return (root / "dev/accel0").exists() or bool(found & TPUS)
+
+
 def missing_accelerator(backend: str, root: Path = Path("/")) -> str:
     """Returns a line for a GPU or TPU that is in the machine and that jax does not use, or ""."""
     if backend != "cpu" or os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
@@ -143,9 +150,7 @@ def missing_accelerator(backend: str, root: Path = Path("/")) -> str:
         return (
             'this machine has an AMD GPU that jax does not use; pip install -U "jax[rocm7-local]"'
         )
-    cards = (root / "sys/bus/pci/devices").glob("*")
-    found = {(_read(card / "vendor"), _read(card / "device")) for card in cards}
-    if (root / "dev/accel0").exists() or found & TPUS:
+    if has_tpu(root):
         return 'this machine has a TPU that jax does not use; pip install -U "jax[tpu]"'
     return ""
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake the user can mend: shown as one line, without a traceback. Exit status 2."""
 
+    on_all_hosts = False  # see hosts.together
+
 
 class ConfigError(UserError):
     """A setting, or a set of settings, that breaks a rule."""
@@ -16,6 +18,8 @@ class ConfigError(UserError):
 
 class TrainingError(Exception):
     """Training can't go on; what was saved stays. Exit status 1."""
+
+    on_all_hosts = False
 
 
 class Interrupted(KeyboardInterrupt):

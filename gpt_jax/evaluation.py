@@ -16,7 +16,7 @@ from gpt_jax.data import Mixture, Split, count_windows, make_windows
 from gpt_jax.devices import WIDE, compiler_options
 from gpt_jax.metrics import bits_per_byte
 from gpt_jax.model import Params
-from gpt_jax.sharding import make_mesh, make_place_batch, replicated
+from gpt_jax.sharding import make_mesh, make_place_batch, put, replicated
 from gpt_jax.step import make_window_losses
 
 BATCH_TOKENS = 4096  # computed at once
@@ -109,7 +109,7 @@ def choose_batch(block_size: int, train: TrainConfig | None = None) -> tuple[int
 def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int | None = None):
     options = compiler_options(jax.default_backend(), library_products=config.n_embd < WIDE)
     losses = make_window_losses(config, make_place_batch(mesh), loss_chunk)
-    return jax.jit(losses, compiler_options=options)
+    return jax.jit(losses, out_shardings=replicated(mesh), compiler_options=options)
 
 
 def evaluate_split(
@@ -159,8 +159,10 @@ def evaluate_split(
 
 def _evaluate_part(config, params, split, token_bytes, stride, max_tokens, train) -> Evaluation:
     batch_size, loss_chunk = choose_batch(config.block_size, train)
+    if jax.process_count() > 1:  # windows for every host
+        batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     mesh = make_mesh(batch_size)
-    params = jax.device_put(params, replicated(mesh))
+    params = jax.tree.map(lambda x: put(x, replicated(mesh)), params)
     n_predictable = sum(len(shard) - 1 for shard in split.shards)
     n_predicted, shards = 0, []
     for shard in split.shards:

@@ -21,13 +21,14 @@ from gpt_jax.data import Mixture, Split
 from gpt_jax.errors import UserError
 from gpt_jax.pieces import (
     ROW_TOKENS,
+    Places,
     eval_places,
     first_rows,
     gather_on_host,
     make_sampler,
     train_places,
 )
-from gpt_jax.sharding import batch_sharding, replicated
+from gpt_jax.sharding import batch_sharding, put, replicated
 from gpt_jax.step import Keys, make_keys
 
 RESIDENT_SHARE = 1 / 4  # of an accelerator's memory, at most, for tokens
@@ -129,8 +130,7 @@ class Feed:
         def gather() -> jax.Array:
             jax.block_until_ready(after)
             steps_S = np.arange(step, step + steps, dtype=np.int32)
-            places = self._train_places(self._keys.data, steps_S)
-            return self._put(gather_on_host(self._pieces[0], places, self._block_size))
+            return self._put(self._pieces[0], self._train_places(self._keys.data, steps_S))
 
         self._ahead = (step, steps), self._pool.submit(gather)
 
@@ -139,10 +139,7 @@ class Feed:
         if self.is_resident:
             return self._tokens
         places = self._eval_places(self._keys.eval, np.int32(step))
-        return [
-            self._put(gather_on_host(pieces, part, self._block_size))
-            for pieces, part in zip(self._pieces, places, strict=True)
-        ]
+        return [self._put(*x) for x in zip(self._pieces, places, strict=True)]
 
     def look_up(self, keys: Keys, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns what the training step after `step` draws: of which pieces, where, the tokens.
@@ -170,9 +167,21 @@ class Feed:
         shape = (n, self._config.train.batch_size, self._block_size + 1)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._sharding)
 
-    def _put(self, batches: np.ndarray) -> jax.Array:
-        self._check(batches)
-        return jax.device_put(batches, self._sharding)
+    def _put(self, pieces: Sequence[np.ndarray], places: Places) -> jax.Array:
+        """Gathers batches (n, B, T + 1): of the rows, those of this host's devices."""
+        which, starts = (np.asarray(part) for part in places)
+        gathered: dict[tuple, np.ndarray] = {}
+
+        def rows(index: Any) -> np.ndarray:
+            key = index[1].start, index[1].stop  # devices may have the same
+            if key not in gathered:
+                here = which[index[:2]], starts[index[:2]]
+                gathered[key] = gather_on_host(pieces, here, self._block_size)
+                self._check(gathered[key])
+            return gathered[key]
+
+        shape = (*which.shape, self._block_size + 1)
+        return jax.make_array_from_callback(shape, self._sharding, rows)
 
     def _check(self, ids: np.ndarray) -> None:
         highest, vocab_size = int(ids.max()), self._config.model.vocab_size
@@ -186,7 +195,7 @@ class Feed:
 
 def fits(n_bytes: int, mesh: Mesh) -> bool:
     """Says whether tokens of so many bytes may lie on every device of a mesh."""
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if limit:
         return n_bytes <= limit * RESIDENT_SHARE
@@ -207,9 +216,9 @@ def lay_out(
     """
     if len(pieces) == 1:
         check(pieces[0])
-        return jax.device_put(pieces[0], sharding)
+        return put(pieces[0], sharding)
 
-    put = jax.jit(
+    write = jax.jit(
         lambda tokens, block, row: jax.lax.dynamic_update_slice(tokens, block, (row, 0)),
         donate_argnums=0,
         out_shardings=sharding,
@@ -223,7 +232,7 @@ def lay_out(
             block = np.zeros((-(-len(part) // ROW_TOKENS), ROW_TOKENS), tokens.dtype)
             block.reshape(-1)[: len(part)] = part
             first = np.int32(row + at // ROW_TOKENS)
-            tokens = put(tokens, jax.device_put(block, sharding), first)
+            tokens = write(tokens, put(block, sharding), first)
     return tokens
 
 

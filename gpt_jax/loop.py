@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, report
+from gpt_jax import __version__, checkpoint, hosts, report
 from gpt_jax.attention import choose_attention, find_backend
 from gpt_jax.config import Config, pin_schedule, to_dict
 from gpt_jax.console import Display
@@ -34,6 +34,7 @@ from gpt_jax.process import catch_signals, lock
 from gpt_jax.programs import Programs
 from gpt_jax.run import Run, load_run
 from gpt_jax.run_folder import SUMMARY_FILE, create_folder, is_run, read_summary, update_config
+from gpt_jax.settings import get, settings
 from gpt_jax.start import Start, make_start
 from gpt_jax.step import TrainState
 from gpt_jax.text import stream
@@ -58,14 +59,9 @@ def train(config: Config, *, quiet: bool = False) -> Run:
       Interrupted: Ctrl-C or SIGTERM; the state is saved, and the same call goes on from it.
       OutOfTime: `train.max_minutes` are over; likewise.
     """
-    display = Display(quiet)
+    display = Display(quiet or not hosts.is_first())
     config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
-    if config.model.vocab_size and not is_run(Path(config.run_dir)):
-        _check_machine(pin_schedule(config))  # before a large corpus is looked for
-    try:
-        start = make_start(config, display.download)
-    finally:
-        display.stop()
+    start = hosts.together(lambda: _make_start(config, display), _must_be_alike)
     config, run_dir = start.config, Path(start.config.run_dir)
     if start.resumes:
         summary = read_summary(run_dir)
@@ -73,12 +69,9 @@ def train(config: Config, *, quiet: bool = False) -> Run:
             run = load_run(run_dir)
             if run.step == config.train.steps:  # else its last checkpoint is damaged: go on
                 return _already_finished(run, summary, display)
-    _check_machine(config, resumes=start.resumes)
-    if not start.resumes:
-        create_folder(run_dir, config, start.corpus, start.tokenizer, start.origin)
-    with lock(run_dir):
-        if start.resumes:
-            update_config(run_dir, config)
+    with contextlib.ExitStack() as held:
+        hosts.together(lambda: _prepare_folder(start, held) if hosts.is_first() else None)
+        hosts.together(lambda: _check_folder(run_dir))
         try:
             _train(start, display)
             return _finish(load_run(run_dir), start, display)
@@ -87,13 +80,57 @@ def train(config: Config, *, quiet: bool = False) -> Run:
                 f"cannot write the run {run_dir}: {error.strerror or error}; its checkpoints stay, "
                 "and the same command goes on from them"
             ) from error
-        except jax.errors.JaxRuntimeError as error:
+        except (jax.errors.JaxRuntimeError, checkpoint.CheckpointError) as error:
+            if problem := hosts.find_loss(error):
+                raise TrainingError(
+                    f"another host ended or can't be reached ({problem}); the checkpoints in "
+                    f"{run_dir} stay, and the same command on every host goes on from them"
+                ) from error
             if not is_out_of_memory(error):
                 raise
             raise TrainingError(
                 f"the memory is too small: {str(error).splitlines()[0]}; checkpoints stay; "
                 + WAYS_OUT
             ) from error
+
+
+def _make_start(config: Config, display: Display) -> Start:
+    """Reads and checks all that a run starts from, on this host."""
+    if config.model.vocab_size and not is_run(Path(config.run_dir)):
+        _check_machine(pin_schedule(config))  # before a large corpus is looked for
+    try:
+        start = make_start(config, display.download)
+    finally:
+        display.stop()
+    summary = read_summary(Path(start.config.run_dir)) if start.resumes else {}
+    if summary.get("step") != start.config.train.steps:
+        _check_machine(start.config, resumes=start.resumes)
+    return start
+
+
+def _must_be_alike(start: Start) -> dict[str, Any]:
+    """Returns what the hosts of a run must have in common."""
+    values = {name: get(start.config, name) for name, _, _ in settings(Config)}
+    versions = {"gpt_jax": __version__, "jax": jax.__version__}
+    return {**versions, **values, "the corpus's sha256": start.corpus.sha256}
+
+
+def _prepare_folder(start: Start, held: contextlib.ExitStack) -> None:
+    """Makes the run's folder, or brings its settings up to date, and locks it."""
+    run_dir = Path(start.config.run_dir)
+    if not start.resumes:
+        create_folder(run_dir, start.config, start.corpus, start.tokenizer, start.origin)
+    held.enter_context(lock(run_dir))
+    if start.resumes:
+        update_config(run_dir, start.config)
+
+
+def _check_folder(run_dir: Path) -> None:
+    if not is_run(run_dir):
+        raise ConfigError(
+            f"run_dir={run_dir} is not the folder that host 0 made: name one on a disk that all "
+            "hosts share"
+        )
 
 
 def _check_machine(config: Config, *, resumes: bool = False) -> None:
@@ -127,7 +164,8 @@ def _train(start: Start, display: Display) -> None:
     deadline = time.monotonic() + 60 * minutes
     programs = Programs(config, start.splits)
     _announce(start, programs, display)
-    step, state, messages = checkpoint.restore(run_dir, programs.target)
+    step, messages = hosts.from_first(lambda: checkpoint.find_sound(run_dir))
+    state = checkpoint.load(run_dir, step, programs.target) if step else None
     for message in messages:
         display.note(f"{message}; going on from step {step}")
     if 0 < step < train.steps:
@@ -146,7 +184,7 @@ def _train(start: Start, display: Display) -> None:
         val_bpb = bits_per_byte(val_loss, val_bytes_per_token)
         return {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb}
 
-    writer = MetricsWriter(run_dir, step)
+    writer = MetricsWriter(run_dir, step, hosts.is_first())
     checkpoints = checkpoint.Checkpoints(
         run_dir, train.keep_checkpoints, train.keep_interval, train.keep_best
     )
@@ -205,9 +243,11 @@ def _train(start: Start, display: Display) -> None:
             step += n
             pending = (step, metrics)
             last = step == train.steps
+            # What one host was told, all do.
             out_of_time = time.monotonic() >= deadline
+            signum, out_of_time = hosts.largest([max(caught, default=0), out_of_time])
             evaluating = last or step % train.eval_interval == 0
-            saving = last or caught or out_of_time or step % train.checkpoint_interval == 0
+            saving = last or signum or out_of_time or step % train.checkpoint_interval == 0
             if not (evaluating or saving):
                 continue
             row, pending = read_chunk(*pending), None
@@ -228,11 +268,11 @@ def _train(start: Start, display: Display) -> None:
                     raise _diverged(where, math.nan, run_dir, checkpoints)
                 writer.sync()
                 _save(checkpoints, step, state, config, row.get("val_loss"))
-            if caught and not last:
+            if signum and not last:
                 _save_last(checkpoints)
-                name = signal.Signals(caught[0]).name
+                name = signal.Signals(signum).name
                 raise Interrupted(
-                    caught[0],
+                    signum,
                     f"{name}: saved at step {step} of {train.steps}; the same command goes on",
                 )
             if out_of_time and not last:
@@ -351,6 +391,8 @@ def _finish(run: Run, start: Start, display: Display) -> Run:
     )
     what = "whole validation split" if evaluation.is_whole else "part of the validation split"
     display.line(f"\n{what}: {evaluation}")
+    if not hosts.is_first():
+        return run
     corpus = Path(run.config.data.corpus).name
     title = f"{run.run_dir.absolute().name}: {corpus}, {run.step:,} steps"
     picture = report.plot_losses(run.rows, run.run_dir, title)

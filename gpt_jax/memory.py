@@ -126,7 +126,7 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
       resumes: the run is there already, so that settings which change its course can't be advised.
     """
     devices, backend = jax.devices(), find_backend()
-    limit = memory_limit(devices[0])
+    limit = memory_limit(jax.local_devices()[0])
     if limit is None:
         return
 
@@ -134,7 +134,9 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
         heads = config.model.kv_heads
         mesh = config.mesh.spread(config.train.batch_at_once, len(devices), heads)
         need = estimate_memory(config, mesh, backend)
-        together = math.prod(mesh) if backend == "cpu" else 1
+        # A CPU's devices share the memory of their host.
+        here = -(-math.prod(mesh) // jax.process_count())
+        together = here if backend == "cpu" else 1
         return Need(together * need.state, together * need.activations)
 
     asked = need(config)
@@ -174,7 +176,7 @@ def check_program(program: jax.stages.Compiled, limit: int | None, what: str) ->
     plan = program.memory_analysis()
     if jax.default_backend() != "cpu" or plan is None or limit is None:
         return
-    n_devices = len(jax.tree.leaves(program.output_shardings)[0].device_set)
+    n_devices = len(jax.tree.leaves(program.output_shardings)[0].addressable_devices)
     need = n_devices * (
         plan.argument_size_in_bytes
         + plan.output_size_in_bytes

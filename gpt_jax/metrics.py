@@ -65,11 +65,17 @@ def spike_limit(rows: Sequence[Mapping[str, Any]], step: int, spike: float | Non
 class MetricsWriter:
     """Appends rows to a run's metrics.jsonl and to its TensorBoard events."""
 
-    def __init__(self, run_dir: Path, step: int):
-        """Opens a run's records to go on after `step`; rows of later steps are dropped."""
+    def __init__(self, run_dir: Path, step: int, writes: bool = True):
+        """Opens a run's records to go on after `step`; rows of later steps are dropped.
+
+        Without `writes` it only keeps the rows, as the hosts after the first do.
+        """
+        self.rows = [row for row in read_rows(run_dir) if row["step"] <= step] if step else []
+        self._writes = writes
+        if not writes:
+            return
         from tensorboardX import SummaryWriter
 
-        self.rows = [row for row in read_rows(run_dir) if row["step"] <= step] if step else []
         path = run_dir / FILE
         write_atomically(path, "".join(map(_line, self.rows)))
         self._file = path.open("a", encoding="utf-8")
@@ -79,6 +85,8 @@ class MetricsWriter:
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row; it is in the operating system's hands when this returns."""
         self.rows.append(row)
+        if not self._writes:
+            return
         self._file.write(_line(row))
         self._file.flush()
         for name, value in row.items():
@@ -87,13 +95,15 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Puts the rows on the disk, so that no checkpoint is ever ahead of them."""
-        os.fsync(self._file.fileno())
-        self._events.flush()
+        if self._writes:
+            os.fsync(self._file.fileno())
+            self._events.flush()
 
     def close(self) -> None:
         self.sync()
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()
 
 
 def _line(row: dict[str, Any]) -> str:

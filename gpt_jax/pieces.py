@@ -24,7 +24,7 @@ PIECE_STARTS = 2**30  # at most, in a piece: offsets in it, and a row's length m
 ROW_TOKENS = 2**16  # of the two-axis array that several pieces are laid out in on a device
 
 # The pieces and the starts of rows, int32 (..., B) each: row b is the T + 1 tokens from start b on.
-Places = tuple[jax.Array, jax.Array]
+Places = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
 
 
 def cut_pieces(shards: Sequence[np.ndarray], block_size: int) -> list[np.ndarray]:

@@ -52,7 +52,7 @@ class Programs:
     def __init__(self, config: Config, splits: dict[str, Split] | dict[str, Mixture]):
         """Works out shapes; `start` begins to compile."""
         self._config = config
-        self._memory = memory_limit(jax.devices()[0])
+        self._memory = memory_limit(jax.local_devices()[0])
         self.mesh = make_mesh(
             config.train.batch_at_once, sizes=config.mesh, kv_heads=config.model.kv_heads
         )
@@ -95,7 +95,7 @@ class Programs:
             ),
             static_argnames="steps",
             donate_argnums=0,
-            out_shardings=(shardings, None),
+            out_shardings=(shardings, everywhere),
             compiler_options=options,
         )
         evaluate = make_eval_step(config.model, config.train, place, self.feed.samplers)
@@ -103,9 +103,12 @@ class Programs:
             lambda params, splits, key, step: evaluate(
                 params, splits, jax.random.fold_in(key, step)
             ),
+            out_shardings=everywhere,
             compiler_options=options,
         )
-        self._finite = jax.jit(lambda params: jnp.isfinite(optax.tree.norm(params)))
+        self._finite = jax.jit(
+            lambda params: jnp.isfinite(optax.tree.norm(params)), out_shardings=everywhere
+        )
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="compile")
         self._compiled: dict[Any, Future] = {}
 

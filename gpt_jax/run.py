@@ -81,7 +81,7 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
         if which != "newest":
             raise UserError(f"{run_dir} is a GPT-2 folder, without checkpoints; leave {which} out")
         tokenizer = hf_tokenizer.load_tokenizer(run_dir, config.model.vocab_size)
-        params = jax.device_put(hf.load(run_dir)[1], jax.devices()[0])
+        params = jax.device_put(hf.load(run_dir)[1], jax.local_devices()[0])
         return Run(run_dir, config, corpus, tokenizer, GPT(config.model), params, 0, [], {})
     tokenizer = load_tokenizer(run_dir)
     if tokenizer.vocab_size != config.model.vocab_size:
@@ -90,7 +90,7 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
             f"{config.model.vocab_size}"
         )
     model = GPT(config.model)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         state_shapes(config.model, config.optim),

@@ -57,13 +57,19 @@ def make_mesh(
       kv_heads: that devices on the tensor axis share evenly.
 
     Raises:
-      ConfigError: there are too few devices, or they can't share the batch.
+      ConfigError: there are too few devices, or they can't share the batch; or a host has none.
     """
     devices = jax.devices() if devices is None else devices
     shape = sizes.spread(batch_size, len(devices), kv_heads)
     # Auto: XLA places what is not said; Explicit, jax's default, is not for linen's layers.
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return Mesh(np.array(devices[: math.prod(shape)]).reshape(shape), AXES, axis_types=types)
+    used = devices[: math.prod(shape)]
+    if idle := {d.process_index for d in devices} - {d.process_index for d in used}:
+        raise ConfigError(
+            f"a batch of {batch_size} at once uses {len(used)} of {len(devices)} devices, and host "
+            f"{min(idle)} has none of them; use a multiple of {len(devices)}"
+        )
+    return Mesh(np.array(used).reshape(shape), AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -73,6 +79,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Returns how an array lies whose axis `axis` is the batch: split over the devices."""
     return NamedSharding(mesh, P(*[None] * axis, ("data", "fsdp")))
+
+
+def put(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Puts an array that every host has on devices, of other hosts too."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    here = np.asarray(array)
+    return jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
 
 
 def make_place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
