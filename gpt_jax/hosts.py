@@ -87,6 +87,11 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
 
     if jax.distributed.is_initialized():
         return
+    where = config.coordinator or "the place that the launcher names"
+    if is_given:  # jax may end the process where nobody comes, with words of its own
+        who = f"host {config.index} of {config.count}"
+        within = f"within {config.timeout} s"
+        print(f"{who} meets the others at {where}, {within}", file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -100,7 +105,6 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
     except (RuntimeError, ValueError) as error:
         if not is_given and has_tpu and "coordinator_address" in str(error):
             return  # a single machine with a TPU, as on Colab
-        where = config.coordinator or "the place that the launcher names"
         raise TrainingError(
             f"the hosts did not meet at {where} within {config.timeout} s: "
             f"{' '.join(str(error).split()):.300}"

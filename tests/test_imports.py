@@ -15,6 +15,7 @@ ALLOWED = {
     "config_files": {"config", "errors", "settings"},
     "options": {"config_files", "errors", "settings"},
     "files": set(),
+    "hosts": {"errors", "settings"},
     "devices": set(),
     "plain_text": BASE,
     "corpora": BASE | {"hf_tokenizer", "plain_text", "shards", "tokenizer"},
