@@ -18,6 +18,8 @@ from typing import Any
 from gpt_jax.errors import ConfigError, TrainingError, UserError, is_out_of_memory
 from gpt_jax.settings import NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, setting
 
+# What the libraries beneath jax say of a host that does not answer; they raise many kinds.
+LOST = re.compile("gloo|nccl|coordination|heartbeat|connection reset", re.IGNORECASE)
 END_SECONDS = 3600  # that a host which is done waits for those that are not
 
 
@@ -144,7 +146,7 @@ def find_loss(error: BaseException) -> str:
     for _ in range(20):  # causes may be a ring
         if at is None or is_out_of_memory(at):
             break
-        if type(at).__name__ == "JaxRuntimeError":
+        if type(at).__name__ == "JaxRuntimeError" or LOST.search(str(at)):
             found = f"{' '.join(str(at).split()):.200}"
         at = at.__cause__ or at.__context__
     return found

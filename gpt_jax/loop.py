@@ -80,7 +80,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
                 f"cannot write the run {run_dir}: {error.strerror or error}; its checkpoints stay, "
                 "and the same command goes on from them"
             ) from error
-        except (jax.errors.JaxRuntimeError, checkpoint.CheckpointError) as error:
+        except (jax.errors.JaxRuntimeError, checkpoint.CheckpointError, TrainingError) as error:
             if problem := hosts.find_loss(error):
                 raise TrainingError(
                     f"another host ended or can't be reached ({problem}); the checkpoints in "

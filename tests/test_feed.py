@@ -138,7 +138,8 @@ class Device:
 
 
 def mesh_of(device, n):
-    return type("Mesh", (), {"devices": np.array([device] * n), "size": n})
+    devices = np.array([device] * n)
+    return type("Mesh", (), {"devices": devices, "local_devices": devices, "size": n})
 
 
 @pytest.mark.parametrize(
