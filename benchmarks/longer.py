@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -32,20 +30,12 @@ def main() -> None:
     args = parser.parse_args()
     request_cpu_devices(32)
     import gpt_jax
-    from gpt_jax import checkpoint
 
     rows = [row for row in gpt_jax.load_run(args.run_dir).rows if "val_loss" in row]
     lowest = min(rows, key=lambda row: row["val_loss"])
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "run"
-        shutil.copytree(args.run_dir, copy)
-        for step in checkpoint.steps(copy):
-            if step != lowest["step"]:
-                shutil.rmtree(copy / "checkpoints" / f"{step:08}")
-                (copy / "checkpoints" / f"{step:08}.json").unlink()
-        best = gpt_jax.load_run(copy)
-        evaluation = gpt_jax.evaluate(best)
-        sample = gpt_jax.generate(best, PROMPT, seed=0)
+    best = gpt_jax.load_run(args.run_dir, lowest["step"])
+    evaluation = gpt_jax.evaluate(best)
+    sample = gpt_jax.generate(best, PROMPT, seed=0)
     keys = ("step", "train_loss", "val_loss", "val_bpb")
     result = {
         "machine": describe_machine(),

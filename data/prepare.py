@@ -99,7 +99,7 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         with lock(work, "prepared"):
             try:
                 return _prepare(config, out, work, display)
-            except Exception as error:
+            except Exception as error:  # whatever it is, it is raised on
                 mistake = is_new and isinstance(error, UserError)
                 if not (work / PLAN_FILE).exists() and (mistake or _is_bare(work)):
                     _clean(out)  # nothing was begun: a mistake leaves no folder behind

@@ -633,7 +633,7 @@ def _plan_hf(config: PrepareConfig) -> Plan:
         hub = importlib.import_module("huggingface_hub")  # comes with datasets
         try:
             revision = hub.HfApi().dataset_info(name, revision=revision).sha
-        except Exception as error:
+        except Exception as error:  # whatever the hub and the network come up with
             raise _unopened(name, error) from error
     n = data_set.num_shards
     units = [
@@ -666,7 +666,7 @@ def _read_hf(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
                 yield _too_large(where, limit)
             else:
                 yield _checked(text, field, where)
-    except Exception as error:
+    except Exception as error:  # the packages' kinds can't be named here; others are raised on
         if not os.path.isdir(unit["path"]) and _network_error(error):
             raise _unopened(unit["path"], error) from error  # no fault of the data's
         if not isinstance(error, EOFError | OSError | ValueError | zlib.error):

@@ -118,7 +118,7 @@ class Checkpoints:
         try:
             if pending:
                 pending.result()
-        except Exception as error:
+        except Exception as error:  # orbax raises many kinds
             raise CheckpointError(
                 f"cannot save a checkpoint in {self._folder}: {error}; the last sound one is "
                 f"{max(steps(self._folder.parent), default='none')}"

@@ -1,8 +1,7 @@
 """GPT-2 folders in Hugging Face's format, in and out: config.json and model.safetensors.
 
-Everything is checked against the header of the file, names, shapes and types, before memory is
-taken for it. Pickled weights (.bin) are never read: unpickling runs code. This module knows
-NumPy and neither jax nor torch. The tokenizer beside them is `hf_tokenizer.py`'s.
+Which tensor is which parameter is said here; `tensor_files.py` reads them. This module knows NumPy
+and neither jax nor torch. The tokenizer beside them is `hf_tokenizer.py`'s.
 
 `load` takes any GPT-2 of transformers' `GPT2LMHeadModel` or `GPT2Model` that computes what
 `model.py` can; `save` writes what transformers computes the same logits from. Projections are
@@ -24,15 +23,19 @@ import numpy as np
 from gpt_jax.config import ModelConfig
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.files import write_atomically
+from gpt_jax.tensor_files import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    check_tensor,
+    open_tensors,
+    read_json,
+    read_tensor,
+)
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
 HEAD = "lm_head.weight"
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks in older files
-FLOATS = ("F32", "F16", "BF16", "F64")
-SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")  # no separator: nothing outside the folder
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = [CONFIG_FILE, "*.safetensors", INDEX_FILE, "tokenizer.json", "vocab.json", "merges.txt"]
 
@@ -114,7 +117,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
     folder = Path(os.path.expanduser(folder))
     config = load_config(folder)
     with contextlib.ExitStack() as stack:
-        tensors = _open_tensors(folder, stack)
+        tensors = open_tensors(folder, stack)
         prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
         params: dict[str, Any] = {}
         for path, shape, names in list(_find_parts(config, tensors, prefix, folder)):
@@ -213,16 +216,6 @@ def _flatten(params: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 # --- in -------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} can't be read: {error}; get it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no settings; get it again")
-    return values
-
-
 def load_config(folder: Path) -> ModelConfig:
     """Returns the settings of a GPT-2 folder's model; raises as `load` does."""
     path = folder / CONFIG_FILE
@@ -232,7 +225,7 @@ def load_config(folder: Path) -> ModelConfig:
             f"{folder} {what}; give a folder of a GPT-2, such as one made by: "
             "hf download openai-community/gpt2 --local-dir gpt2"
         )
-    values = _read_json(path)
+    values = read_json(path)
     if values.get("model_type") != "gpt2":
         raise UserError(
             f"{path} has model_type {values.get('model_type')!r:.60}, not 'gpt2'; "
@@ -273,49 +266,6 @@ def load_config(folder: Path) -> ModelConfig:
     return config
 
 
-def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Returns {name: the open file that has it}; reads headers only."""
-    if os.path.isfile(folder / WEIGHTS_FILE):
-        return _open_file(folder / WEIGHTS_FILE, stack)
-    index = folder / INDEX_FILE
-    if not os.path.isfile(index):
-        bins = sorted(path.name for path in folder.glob("*.bin"))
-        if bins:
-            raise UserError(
-                f"{folder} has its weights as a pickle, {bins[0]}, which is not read because it "
-                "could run code; get model.safetensors, or convert it with transformers: "
-                "GPT2LMHeadModel.from_pretrained(folder).save_pretrained(new_folder)"
-            )
-        raise UserError(f"{folder} has no {WEIGHTS_FILE}; get it again, with its weights")
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise UserError(f"{index} is damaged: it has no weight_map; get it again")
-    tensors = {}
-    for name in dict.fromkeys(map(str, weight_map.values())):
-        if not SHARD_NAME.fullmatch(name):
-            raise UserError(
-                f"{index} names {name!r:.80}, which is no .safetensors file of its folder; "
-                "get it again from a source you trust"
-            )
-        tensors |= _open_file(folder / name, stack)
-    return tensors
-
-
-def _open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    import ml_dtypes  # noqa: F401 - NumPy learns from it what bfloat16 is; it comes with jax
-    from safetensors import SafetensorError, safe_open
-
-    if not os.path.isfile(path):
-        raise UserError(f"{path} is missing; get it again")
-    try:
-        file = stack.enter_context(safe_open(path, framework="numpy"))
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file: {error}; get it again"
-        ) from error
-    return dict.fromkeys(file.keys(), file)
-
-
 def _find_parts(
     config: ModelConfig, tensors: dict[str, Any], prefix: str, folder: Path
 ) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
@@ -333,7 +283,7 @@ def _find_parts(
         names = []
         for i in layers:
             names.append(name.format(i))
-            _check_tensor(tensors, names[-1], shape, folder)
+            check_tensor(tensors, names[-1], shape, folder)
         used.update(names)
         yield path, shape, names
     for name in sorted(tensors.keys() - used):
@@ -344,29 +294,13 @@ def _find_parts(
             )
 
 
-def _check_tensor(tensors: dict[str, Any], name: str, shape: tuple[int, ...], folder: Path) -> None:
-    if name not in tensors:
-        raise UserError(f"{folder} lacks the tensor {name}, which its config.json asks for")
-    header = tensors[name].get_slice(name)
-    found, kind = tuple(header.get_shape()), header.get_dtype()
-    if found != shape:
-        raise UserError(f"{folder}: {name} has shape {found}, and its config.json asks for {shape}")
-    if kind not in FLOATS:
-        raise UserError(f"{folder}: {name} has type {kind}; only {', '.join(FLOATS)} can be loaded")
-
-
 def _read_part(
     tensors: dict[str, Any], path: str, shape: tuple[int, ...], names: list[str], folder: Path
 ) -> np.ndarray:
     """Returns the float32 array of one parameter: the layers' stacked, the head transposed."""
-    from safetensors import SafetensorError
-
     array = np.empty((len(names), *shape), np.float32)
     for i, name in enumerate(names):
-        try:
-            array[i] = tensors[name].get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder}: {name} can't be read: {error}; get it again") from error
+        array[i] = read_tensor(tensors, name, folder)
     if path.startswith("blocks/"):
         return array
     return np.ascontiguousarray(array[0].T) if path == "head/kernel" else array[0]

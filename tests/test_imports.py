@@ -41,7 +41,8 @@ ALLOWED = {
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "hf", "hf_tokenizer", "metrics", "model"}
     | {"plain_text", "run_folder", "step", "tokenizer"},
-    "hf": BASE,
+    "hf": BASE | {"tensor_files"},
+    "tensor_files": {"errors"},
     "hf_tokenizer": {"errors", "files", "tokenizer"},
     "text": {"config", "errors", "run", "sample", "step", "tokenizer"},
     "process": {"errors"},

@@ -1,0 +1,158 @@
+"""A run that is killed again and again, against one that is not: are they the same bits?
+
+    python benchmarks/chaos.py
+
+Trains a small model twice with `python main.py`: once undisturbed, and once killed with SIGKILL at
+random moments and begun again by the same command, until it ends. Saves are frequent, so that many
+kills fall into one. Then the whole state (parameters, the optimizer's, the step) and all rows but
+their clock fields must be equal bit for bit. It does so with one device and with eight; the status
+is 1 where something differs, or where a run ended before so many kills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# fmt: off
+SETTINGS = [
+    "--config", "nano", "--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "32",
+    "--model.block-size", "32", "--train.batch-size", "8", "--train.log-interval", "5",
+    "--train.eval-interval", "10", "--train.checkpoint-interval", "10", "--train.eval-batches", "2",
+]
+# fmt: on
+
+
+def start(run_dir: Path, devices: int, steps: int) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "main.py"), *SETTINGS]
+    command += ["--train.steps", str(steps), "--run-dir", str(run_dir)]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    log = (run_dir.parent / f"{run_dir.name}.log").open("ab")
+    with log:
+        return subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+
+def where_it_was(run_dir: Path) -> str:
+    """Returns what a kill interrupted, by what it left behind."""
+    checkpoints = run_dir / "checkpoints"
+    if not (run_dir / "metrics.jsonl").exists():
+        return "before the first row"
+    if checkpoints.exists():
+        names = {path.name for path in checkpoints.iterdir()}
+        whole = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+        if any(name not in whole for name in names if not name.endswith(".json")):
+            return "in a save"
+        if any(name not in names for name in whole):
+            return "removing an old checkpoint"
+    return "elsewhere: starting, in steps or in an evaluation"
+
+
+def torment(run_dir: Path, devices: int, steps: int, draw: random.Random) -> dict[str, Any]:
+    """Trains with kills until the run ends, and returns how many there were, and where."""
+    kills: dict[str, int] = {}
+    longest = 0.0
+    while True:
+        rows = run_dir / "metrics.jsonl"
+        before = rows.stat().st_mtime if rows.exists() else 0.0
+        process, begun = start(run_dir, devices, steps), time.monotonic()
+        # A kill in every fourth life comes at any time of its start, the others once it trains.
+        if draw.random() < 0.25:
+            delay = draw.uniform(0, max(longest, 2))
+        else:
+            while process.poll() is None and (
+                not rows.exists() or rows.stat().st_mtime == before or not rows.stat().st_size
+            ):
+                time.sleep(0.001)
+            longest = max(longest, time.monotonic() - begun)
+            delay = draw.uniform(0, 1.5)
+        try:
+            status = process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            status = process.wait()
+        if status == 0:
+            return {"kills": sum(kills.values()), "left": dict(sorted(kills.items()))}
+        if status != -signal.SIGKILL:
+            raise SystemExit(f"status {status}: see {run_dir}.log")
+        where = where_it_was(run_dir)
+        kills[where] = kills.get(where, 0) + 1
+        print(f"{devices} devices, kill {sum(kills.values())}: {where}", flush=True)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Returns which arrays of the final state and which rows differ, bit for bit."""
+    import jax
+    import numpy as np
+
+    import gpt_jax
+    from gpt_jax import checkpoint
+    from gpt_jax.metrics import CLOCK_FIELDS
+    from gpt_jax.step import state_shapes
+
+    config = gpt_jax.load_run(one).config
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        state_shapes(config.model, config.optim),
+    )
+    states = [checkpoint.load(r, config.train.steps, target) for r in (one, other)]
+    leaves = [jax.tree_util.tree_leaves_with_path(state) for state in states]
+    found = [
+        jax.tree_util.keystr(path)
+        for (path, a), (_, b) in zip(*leaves, strict=True)
+        if np.asarray(a).tobytes() != np.asarray(b).tobytes()
+    ]
+    rows = [gpt_jax.load_run(r).rows for r in (one, other)]
+    if len(rows[0]) != len(rows[1]):
+        return [*found, f"{len(rows[0])} and {len(rows[1])} rows"]
+    for a, b in zip(*rows, strict=True):
+        names = ({*a} | {*b}) - {*CLOCK_FIELDS}
+        found += [f"row {a['step']}, {name}" for name in names if a.get(name) != b.get(name)]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=30, help="at least so many for each")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/chaos.json")
+    args = parser.parse_args()
+    from benchmarks.machine import describe_machine
+
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "command": " ".join(["python", "benchmarks/chaos.py", *sys.argv[1:]]),
+        "settings": " ".join([*SETTINGS, "--train.steps", str(args.steps)]),
+        "devices": {},
+    }
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        for devices in args.devices:
+            calm, killed = (Path(folder) / f"{name}-{devices}" for name in ("calm", "killed"))
+            if start(calm, devices, args.steps).wait():
+                raise SystemExit((Path(folder) / f"{calm.name}.log").read_text())
+            found = torment(killed, devices, args.steps, random.Random(args.seed))
+            found["different"] = differences(calm, killed)
+            result["devices"][str(devices)] = found
+            failed |= bool(found["different"]) or found["kills"] < args.kills
+            print(f"{devices} devices: {found}")
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {args.out}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
