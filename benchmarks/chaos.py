@@ -58,24 +58,24 @@ def where_it_was(run_dir: Path) -> str:
     return "elsewhere: starting, in steps or in an evaluation"
 
 
-def torment(run_dir: Path, devices: int, steps: int, draw: random.Random) -> dict[str, Any]:
-    """Trains with kills until the run ends, and returns how many there were, and where."""
+def torment(
+    run_dir: Path, devices: int, steps: int, n_kills: int, draw: random.Random
+) -> dict[str, Any]:
+    """Trains with so many kills, then to the end; returns how many there were, and where."""
     kills: dict[str, int] = {}
-    longest = 0.0
+    longest = 2.0  # seconds from a life's start to its first checkpoint
     while True:
-        rows = run_dir / "metrics.jsonl"
-        before = rows.stat().st_mtime if rows.exists() else 0.0
+        before = manifests(run_dir)
         process, begun = start(run_dir, devices, steps), time.monotonic()
-        # A kill in every fourth life comes at any time of its start, the others once it trains.
-        if draw.random() < 0.25:
-            delay = draw.uniform(0, max(longest, 2))
-        else:
-            while process.poll() is None and (
-                not rows.exists() or rows.stat().st_mtime == before or not rows.stat().st_size
-            ):
-                time.sleep(0.001)
+        if sum(kills.values()) == n_kills:
+            delay = None
+        elif draw.random() < 0.2:  # at any time of its start
+            delay = draw.uniform(0, longest)
+        else:  # once it trains and saves
+            while process.poll() is None and manifests(run_dir) <= before:
+                time.sleep(0.002)
             longest = max(longest, time.monotonic() - begun)
-            delay = draw.uniform(0, 1.5)
+            delay = draw.uniform(0, 0.6)
         try:
             status = process.wait(delay)
         except subprocess.TimeoutExpired:
@@ -87,7 +87,13 @@ def torment(run_dir: Path, devices: int, steps: int, draw: random.Random) -> dic
             raise SystemExit(f"status {status}: see {run_dir}.log")
         where = where_it_was(run_dir)
         kills[where] = kills.get(where, 0) + 1
-        print(f"{devices} devices, kill {sum(kills.values())}: {where}", flush=True)
+        newest = max(manifests(run_dir), default="none")
+        print(f"{devices} devices, kill {sum(kills.values())}, {newest}: {where}", flush=True)
+
+
+def manifests(run_dir: Path) -> set[str]:
+    """Returns the names of the checkpoints that are whole."""
+    return {path.stem for path in (run_dir / "checkpoints").glob("*.json")}
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -124,8 +130,8 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=30, help="at least so many for each")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=30, help="so many for each")
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/chaos.json")
@@ -144,7 +150,7 @@ def main() -> int:
             calm, killed = (Path(folder) / f"{name}-{devices}" for name in ("calm", "killed"))
             if start(calm, devices, args.steps).wait():
                 raise SystemExit((Path(folder) / f"{calm.name}.log").read_text())
-            found = torment(killed, devices, args.steps, random.Random(args.seed))
+            found = torment(killed, devices, args.steps, args.kills, random.Random(args.seed))
             found["different"] = differences(calm, killed)
             result["devices"][str(devices)] = found
             failed |= bool(found["different"]) or found["kills"] < args.kills

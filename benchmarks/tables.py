@@ -289,12 +289,27 @@ def directions() -> str:
 
 
 LONGER_STEPS = (500, 1000, 2000, 3000, 4000, 5000, 6000, 8000, 10000, 12000)
+
+
+def chaos() -> str:
+    """What runs outlived that were killed at random."""
+    result = load("chaos.json")
+    lines = ["| devices | SIGKILLs outlived | what they left | different at the end |"]
+    lines.append("|---|---|---|---|")
+    for devices, found in result["devices"].items():
+        left = ", ".join(f"{n} {where}" for where, n in found["left"].items())
+        different = ", ".join(found["different"]) or "nothing, bit for bit"
+        lines.append(f"| {devices} | {found['kills']} | {left} | {different} |")
+    return "\n".join([*lines, "", machine(result)])
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "losses": ("reproduce.json", losses),
     "longer": ("longer.json", longer),
     "directions": ("directions.json", directions),
     "shakespeare": ("shakespeare_cpu.json", shakespeare),
     "speed": ("speed_cpu.json", speed),
+    "chaos": ("chaos.json", chaos),
 }
 
 

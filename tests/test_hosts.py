@@ -205,6 +205,7 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
     assert rows_of(run_dir) == rows_of(alone)
     assert exact_line(ended[0][1]) == exact_line(printed)
     assert (run_dir / "loss.png").exists()
+    assert len(list((run_dir / "tensorboard").iterdir())) <= 3  # host 0's, in each of three lives
 
 
 @pytest.mark.slow
