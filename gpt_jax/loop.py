@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -20,24 +19,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import __version__, checkpoint, hosts, report
+from gpt_jax import __version__, checkpoint, hosts
+from gpt_jax.announce import already_finished, announce
 from gpt_jax.attention import choose_attention, find_backend
 from gpt_jax.config import Config, pin_schedule, to_dict
 from gpt_jax.console import Display
-from gpt_jax.devices import missing_accelerator
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, is_out_of_memory
-from gpt_jax.evaluation import evaluate_split
-from gpt_jax.files import write_atomically
+from gpt_jax.finish import finish
 from gpt_jax.memory import WAYS_OUT, check_memory
 from gpt_jax.metrics import MetricsWriter, bits_per_byte, spike_limit
 from gpt_jax.process import catch_signals, lock
 from gpt_jax.programs import Programs
 from gpt_jax.run import Run, load_run
-from gpt_jax.run_folder import SUMMARY_FILE, create_folder, is_run, read_summary, update_config
+from gpt_jax.run_folder import create_folder, is_run, read_summary, update_config
 from gpt_jax.settings import get, settings
 from gpt_jax.start import Start, make_start
 from gpt_jax.step import TrainState
-from gpt_jax.text import stream
 
 
 def train(config: Config, *, quiet: bool = False) -> Run:
@@ -68,13 +65,14 @@ def train(config: Config, *, quiet: bool = False) -> Run:
         if summary.get("step") == config.train.steps:
             run = load_run(run_dir)
             if run.step == config.train.steps:  # else its last checkpoint is damaged: go on
-                return _already_finished(run, summary, display)
+                already_finished(run, summary, display)
+                return run
     with contextlib.ExitStack() as held:
         hosts.together(lambda: _prepare_folder(start, held) if hosts.is_first() else None)
         hosts.together(lambda: _check_folder(run_dir))
         try:
             _train(start, display)
-            return _finish(load_run(run_dir), start, display)
+            return finish(load_run(run_dir), start, display)
         except OSError as error:
             raise TrainingError(
                 f"cannot write the run {run_dir}: {error.strerror or error}; its checkpoints stay, "
@@ -141,21 +139,6 @@ def _check_machine(config: Config, *, resumes: bool = False) -> None:
     check_memory(config, resumes=resumes)
 
 
-def _already_finished(run: Run, summary: dict[str, Any], display: Display) -> Run:
-    run_dir = run.run_dir
-    display.line(
-        f"{run_dir} is finished: {run.step} steps on {run.corpus['name']}, validation loss "
-        f"{summary['val']['nats_per_token']:.4f}. Nothing was changed."
-    )
-    more = f"add --train.steps {2 * run.step}"
-    if (end := run.config.optim.schedule_steps) is not None:
-        more += f" --optim.schedule-steps {end}"
-    display.line(f"  go on with it:    {more}")
-    display.line(f"  write more text:  python main.py sample --run-dir {run_dir}")
-    display.line(f"  train a new one:  add --run-dir {run_dir}-2")
-    return run
-
-
 def _train(start: Start, display: Display) -> None:
     """Trains until `train.steps`; leaves a checkpoint of the last step."""
     config, train = start.config, start.config.train
@@ -163,7 +146,7 @@ def _train(start: Start, display: Display) -> None:
     minutes = math.inf if train.max_minutes is None else train.max_minutes
     deadline = time.monotonic() + 60 * minutes
     programs = Programs(config, start.splits)
-    _announce(start, programs, display)
+    announce(start, programs, display)
     step, messages = hosts.from_first(lambda: checkpoint.find_sound(run_dir))
     state = checkpoint.load(run_dir, step, programs.target) if step else None
     for message in messages:
@@ -327,95 +310,3 @@ def _diverged(
         f"{what} {where}; of the checkpoints in {run_dir}, {kept}. Try a smaller "
         "--optim.learning-rate, or --train.on-divergence skip, with another --run-dir"
     )
-
-
-def _announce(start: Start, programs: Programs, display: Display) -> None:
-    """Says what is about to happen."""
-    mesh, n_params = programs.mesh, programs.n_params
-    config, corpus = start.config, start.corpus
-    model, batch_size, at_once = config.model, config.train.batch_size, config.train.batch_at_once
-    attention, reason = choose_attention(model, find_backend())
-    origin = start.origin
-    for note in corpus.notes:
-        display.note(note)
-    device = mesh.devices.flat[0]
-    if hint := missing_accelerator(device.platform):
-        display.note(hint)
-    n, unused = mesh.size // mesh.shape["tensor"], len(jax.devices()) - mesh.size
-    spare = f" ({unused} more left idle: the mesh does not use them)" if unused else ""
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    layout = f" ({axes})" if mesh.shape["data"] < mesh.size else ""
-    parts = f"{batch_size // at_once} parts x " if at_once < batch_size else ""
-    tokens_per_step = batch_size * model.block_size
-    total = tokens_per_step * config.train.steps
-    n_train, n_val = (start.splits[name].n_tokens for name in ("train", "val"))
-    display.facts(
-        {
-            "corpus": f"{corpus.name}, {corpus.size}, from {corpus.source}",
-            "sha256": corpus.sha256,
-            "split": f"{n_train:,} tokens to train on, {n_val:,} to validate",
-            "model": f"{n_params:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
-            f"{model.n_embd} wide, context {model.block_size}, {model.vocab_size} tokens",
-            **({"from": _describe_origin(origin, model.block_size)} if origin else {}),
-            "attention": f"{attention} ({reason})" if reason else attention,
-            "devices": f"{mesh.size} x {device.device_kind}{layout}: batch {batch_size} = {parts}"
-            f"{n} x {at_once // n} sequences{spare}",
-            "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
-            f"{total / n_train:.1f} times the training text",
-            "batches": f"{config.data.order}, {programs.feed.describe()}",
-            "run": f"{config.run_dir} ({'continued' if start.resumes else 'new'})",
-        }
-    )
-    display.line()
-
-
-def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
-    step = f", step {origin['step']:,}" if origin["step"] else ""
-    cut = f", cut to the first {block_size:,} of its {origin['block_size']:,} positions"
-    return (
-        f"{origin['source']}{step}, parameters' sha256 {origin['sha256'][:12]}"
-        f"{cut if block_size < origin['block_size'] else ''}"
-    )
-
-
-def _finish(run: Run, start: Start, display: Display) -> Run:
-    """Evaluates exactly, writes text, draws the picture; the summary comes last."""
-    prompt = run.config.sample.prompt or ""
-    evaluation = evaluate_split(
-        run.config.model,
-        run.params,
-        start.splits["val"],
-        run.tokenizer.token_bytes,
-        train=run.config.train,
-        max_tokens=run.config.train.final_eval_tokens,
-    )
-    what = "whole validation split" if evaluation.is_whole else "part of the validation split"
-    display.line(f"\n{what}: {evaluation}")
-    if not hosts.is_first():
-        return run
-    corpus = Path(run.config.data.corpus).name
-    title = f"{run.run_dir.absolute().name}: {corpus}, {run.step:,} steps"
-    picture = report.plot_losses(run.rows, run.run_dir, title)
-    display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
-    display.write(prompt)
-    texts = [prompt] * run.config.sample.num_samples
-    for pieces in stream(run, prompt):
-        display.write(pieces[0])
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-    display.line("\n")
-    samples = run.run_dir / "samples.txt"
-    before = samples.read_text(encoding="utf-8") if samples.exists() else ""
-    heading = f"=== step {run.step}, prompt {prompt!r}, corpus {run.corpus['name']} ===\n"
-    parts = [part for part in before.split("=== step ") if part]
-    kept = [f"=== step {p}" for p in parts if not p.startswith(f"{run.step},")]
-    write_atomically(samples, "".join(kept) + "".join(f"{heading}{t}\n\n" for t in texts))
-    summary = {
-        "step": run.step,
-        "corpus": run.corpus,
-        "parameters": sum(x.size for x in jax.tree.leaves(run.params)),
-        "val": evaluation.record(),
-    }
-    write_atomically(run.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    display.line(f"losses over the steps: {picture}")
-    display.line(f"more text: python main.py sample --run-dir {run.run_dir}")
-    return dataclasses.replace(run, summary=summary)

@@ -282,7 +282,8 @@ def make_eval_step(
             batches = batches.reshape(-1, train.batch_at_once, model.block_size + 1)
 
         def body(_, batch):
-            return None, loss_fn(model, params, place_batch(batch), None, train.loss_chunk)
+            losses_BT = batch_losses(model, params, place_batch(batch), None, train.loss_chunk)
+            return None, losses_BT.mean(axis=1)  # devices meet once, after the last batch
 
         losses = jax.lax.scan(body, None, batches)[1]
         return losses.reshape(len(splits), -1).mean(axis=1)

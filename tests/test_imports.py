@@ -53,6 +53,9 @@ ALLOWED = {
     | {"step"},
     "replay": {"checkpoint", "errors", "metrics", "model", "programs", "run_folder", "sharding"}
     | {"start", "step", "tokenizer"},
+    "announce": {"attention", "console", "devices", "programs", "run", "start"},
+    "finish": {"console", "evaluation", "files", "hosts", "report", "run", "run_folder", "start"}
+    | {"text"},
     "verify": {"checkpoint", "config", "errors", "hf", "loop", "model", "programs", "run", "start"},
     "start": BASE
     | {

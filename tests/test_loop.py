@@ -360,7 +360,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny_
 def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
     train(tiny_config)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_finish", lambda *args: None)  # killed after its last checkpoint
+        patch.setattr(loop, "finish", lambda *args: None)  # killed after its last checkpoint
         train(tiny_config, **{"train.steps": 16})
     run = gpt_jax.load_run(tiny_config.run_dir)
     assert (run.step, run.summary) == (16, {})

@@ -1,0 +1,61 @@
+"""What comes after the last step: the exact evaluation, a text, the picture, the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+
+from gpt_jax import hosts, report
+from gpt_jax.console import Display
+from gpt_jax.evaluation import evaluate_split
+from gpt_jax.files import write_atomically
+from gpt_jax.run import Run
+from gpt_jax.run_folder import SUMMARY_FILE
+from gpt_jax.start import Start
+from gpt_jax.text import stream
+
+
+def finish(run: Run, start: Start, display: Display) -> Run:
+    """Evaluates exactly, writes text, draws the picture; the summary comes last."""
+    prompt = run.config.sample.prompt or ""
+    evaluation = evaluate_split(
+        run.config.model,
+        run.params,
+        start.splits["val"],
+        run.tokenizer.token_bytes,
+        train=run.config.train,
+        max_tokens=run.config.train.final_eval_tokens,
+    )
+    what = "whole validation split" if evaluation.is_whole else "part of the validation split"
+    display.line(f"\n{what}: {evaluation}")
+    if not hosts.is_first():
+        return run
+    corpus = Path(run.config.data.corpus).name
+    title = f"{run.run_dir.absolute().name}: {corpus}, {run.step:,} steps"
+    picture = report.plot_losses(run.rows, run.run_dir, title)
+    display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
+    display.write(prompt)
+    texts = [prompt] * run.config.sample.num_samples
+    for pieces in stream(run, prompt):
+        display.write(pieces[0])
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    display.line("\n")
+    samples = run.run_dir / "samples.txt"
+    before = samples.read_text(encoding="utf-8") if samples.exists() else ""
+    heading = f"=== step {run.step}, prompt {prompt!r}, corpus {run.corpus['name']} ===\n"
+    parts = [part for part in before.split("=== step ") if part]
+    kept = [f"=== step {p}" for p in parts if not p.startswith(f"{run.step},")]
+    write_atomically(samples, "".join(kept) + "".join(f"{heading}{t}\n\n" for t in texts))
+    summary = {
+        "step": run.step,
+        "corpus": run.corpus,
+        "parameters": sum(x.size for x in jax.tree.leaves(run.params)),
+        "val": evaluation.record(),
+    }
+    write_atomically(run.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    display.line(f"losses over the steps: {picture}")
+    display.line(f"more text: python main.py sample --run-dir {run.run_dir}")
+    return dataclasses.replace(run, summary=summary)
