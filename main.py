@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gpt_jax
-from gpt_jax.config import Config, SampleConfig, override
+from gpt_jax.config import Config, SampleConfig, override, pin_schedule
 from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.devices import (
     has_tpu,
@@ -44,6 +44,7 @@ VERBS = {
     "export": "write a run as a GPT-2 folder, as transformers reads it",
     "replay": "compute one training step of a run again: what it saw, and its gradient",
     "verify": "try on this machine, in small, what the project promises",
+    "plan": "compile a run's step, here or for a TPU slice, and say what it takes; trains nothing",
 }
 
 
@@ -381,6 +382,63 @@ def verify_command(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
+def plan_command(argv: list[str]) -> int:
+    pre = Parser(add_help=False, prog="main.py plan")
+    pre.add_argument("--config", default="nano")
+    config = load_config(pre.parse_known_args(argv)[0].config)
+    parser = Parser(
+        prog="main.py plan",
+        usage="python main.py plan --config NAME [--topology v5e:4x4] [--GROUP.SETTING X ...]",
+        description=VERBS["plan"][0].upper() + VERBS["plan"][1:] + ".\n\nNothing is allocated, "
+        "so a model may be larger than this machine. The exit status is 1 where it\ndoes not fit.",
+    )
+    parser.add_argument("--config", metavar="NAME",
+                        help="name from configs/, or path of a Python file (nano)")  # fmt: skip
+    parser.add_argument("--topology", metavar="X",
+                        help="a TPU slice to compile for, such as v5e:4x4, v5p:2x2x2 or v6e:8x8; "
+                        "needs libtpu, but no TPU (default: this machine)")  # fmt: skip
+    parser.add_argument("--sampling", action="store_true", help="compile the decoder too")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_settings(parser, config, {n: "--" + n.replace("_", "-") for n, _, _ in settings(Config)})
+    values = vars(parser.parse(argv))
+    topology, sampling = values.get("topology"), values.get("sampling", False)
+    as_json = values.get("json", False)
+    own = ("config", "topology", "sampling", "json", "debug")
+    config = override(config, {k: v for k, v in values.items() if k not in own})
+
+    if topology is None:
+        request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
+    else:
+        # No TPU is looked for, and libtpu keeps quiet about that.
+        os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_MIN_LOG_LEVEL": "3",
+                       "TPU_STDERR_LOG_LEVEL": "3", "TPU_WORKER_HOSTNAMES": "localhost",
+                       "TPU_ACCELERATOR_TYPE": "v5litepod-1"}  # fmt: skip
+    from gpt_jax import plan
+
+    plan.check_can_plan(topology)
+    if not config.model.vocab_size:
+        from gpt_jax.corpora import load_corpus
+        from gpt_jax.start import choose_tokenizer
+
+        corpus = load_corpus(config.data.corpus, config.data.fallback_corpus)
+        n = choose_tokenizer(config.data, corpus).vocab_size
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n))
+    config = pin_schedule(config)
+    devices = None if topology is None else plan.topology_devices(topology)
+    found = plan.make_plan(config, devices, sampling=sampling)
+    way = None if found.fits or as_json else plan.find_way(config, devices)
+    if as_json:
+        print(json.dumps(found.record(), indent=1))
+    else:
+        print(found)
+        if way is not None:
+            print(f"\nit fits, with {way[1].memory / plan.GIB:.2f} GiB {found.where}, by {way[0]}")
+        elif not found.fits:
+            print("\nno way was found to fit it: take more devices, or a smaller model or batch")
+    return 0 if found.fits else 1
+
+
 COMMANDS = {
     "train": train_command,
     "sample": sample_command,
@@ -389,6 +447,7 @@ COMMANDS = {
     "export": export_command,
     "replay": replay_command,
     "verify": verify_command,
+    "plan": plan_command,
 }
 
 

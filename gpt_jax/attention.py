@@ -7,20 +7,38 @@ values; leading axes may be (B, H) or one that holds both.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gpt_jax.config import ModelConfig
 
 LONG = 2048  # block_size from which all scores at once take too much memory
 QUERIES = 512  # positions that `blockwise` looks at together
+SPLASH_BLOCKS = (512, 256, 128)  # positions that the TPU's kernel looks at together
+
+_planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned", default=None)
+
+
+@contextlib.contextmanager
+def planning(backend: str) -> Iterator[None]:
+    """Lets `find_backend` name another one than jax runs on: what is traced inside is for that."""
+    token = _planned.set(backend)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
 
 
 def find_backend() -> str:
     """Returns "cpu", "tpu", "rocm" or "cuda" and the GPU's compute capability, as "cuda 9.0"."""
+    if planned := _planned.get():
+        return planned
     backend = jax.default_backend()
     if backend != "gpu":
         return backend
@@ -52,10 +70,16 @@ def choose_attention(config: ModelConfig, backend: str) -> tuple[str, str]:
 
 
 def _why_not_fused(config: ModelConfig, backend: str) -> str:
-    """Returns what keeps cuDNN's attention from being used, or "". TPU kernels would go here."""
+    """Returns what keeps a kernel, cuDNN's or the TPU's, from being used, or ""."""
     name, _, capability = backend.partition(" ")
+    if name == "tpu":
+        if config.dropout:
+            return f"attention dropout {config.dropout:g}; fused has none"
+        if config.block_size % SPLASH_BLOCKS[-1]:
+            return f"fused needs a block_size of 128, 256, ..., and this is {config.block_size}"
+        return ""
     if name != "cuda":
-        return f"fused is for NVIDIA GPUs, and this is {name}"
+        return f"fused is for NVIDIA GPUs and TPUs, and this is {name}"
     if float(capability) < 8:
         return f"fused needs compute capability 8.0, and this GPU has {capability}"
     if config.dropout:
@@ -79,6 +103,7 @@ def attend(
 
     Args:
       name: "plain", "blockwise" or "fused"; the last two are for start = 0 and without dropout.
+        A fused one on several TPUs needs the mesh in force; see `needs_mesh`.
       q: queries (.., H, T, K), scaled.
       k: keys (.., H', S, K). G = H / H' query heads in a row share one head of keys.
       v: values, likewise.
@@ -89,7 +114,7 @@ def attend(
       (.., H, T, K) of v's dtype. Scores and softmax are float32.
     """
     if name == "fused":
-        return _fused(q, k, v)
+        return _splash(q, k, v) if find_backend() == "tpu" else _cudnn(q, k, v)
     if name == "blockwise":
         return _blockwise(q, k, v)
     return _plain(q, k, v, start, dropout)
@@ -130,7 +155,48 @@ def _blockwise(q, k, v):
     return y.reshape(q.shape)[..., :T, :]
 
 
-def _fused(q, k, v):
+def needs_mesh(config: ModelConfig) -> bool:
+    """Says whether attention has a kernel that XLA can't split over devices by itself."""
+    backend = find_backend()
+    return backend == "tpu" and choose_attention(config, backend)[0] == "fused"
+
+
+def _splash(q, k, v):
+    """The TPU's flash attention, "splash", of jax's Pallas; q, k and v are (B, H or H', T, K).
+
+    Each device of the mesh in force computes its own sequences and heads.
+    """
+    T = q.shape[-2]
+    size = next((n for n in SPLASH_BLOCKS if T % n == 0), None)
+    if size is None:  # fewer tokens than block_size
+        return _plain(q, k, v, 0)
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    G = q.shape[1] // k.shape[1]
+    k, v = (jnp.repeat(x, G, axis=1) for x in (k, v))
+    sizes = splash.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
+
+    def here(q, k, v):
+        mask = splash.MultiHeadMask([splash.CausalMask((T, T))] * q.shape[1])
+        kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+        return jax.vmap(kernel)(q, k, v)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return here(q, k, v)
+    spec = PartitionSpec(("data", "fsdp"), "tensor")
+    return jax.shard_map(here, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
+
+
+def _cudnn(q, k, v):
     """cuDNN's flash attention (Dao et al. 2022, https://arxiv.org/abs/2205.14135)."""
     q, k, v = (jnp.moveaxis(x, -3, -2) for x in (q, k, v))  # it takes (B, T, H, K)
     y = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation="cudnn")

@@ -86,7 +86,7 @@ class ModelConfig:
     attention: typing.Literal["auto", "plain", "blockwise", "fused"] = setting(
         "auto",
         "how attention is computed: plain, with all scores in memory; blockwise, some queries at a "
-        "time; fused, cuDNN's kernel; auto, what the device and the settings allow",
+        "time; fused, cuDNN's or the TPU's kernel; auto, what the device and the settings allow",
     )
     vocab_size: int = setting(
         0,

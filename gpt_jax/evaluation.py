@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt_jax.attention import needs_mesh
 from gpt_jax.config import ModelConfig, TrainConfig
 from gpt_jax.data import Mixture, Split, count_windows, make_windows
 from gpt_jax.devices import WIDE, compiler_options
 from gpt_jax.metrics import bits_per_byte
 from gpt_jax.model import Params
-from gpt_jax.sharding import make_mesh, make_place_batch, put, replicated
+from gpt_jax.sharding import layouts, make_mesh, make_place_batch, put, replicated
 from gpt_jax.step import make_window_losses
 
 BATCH_TOKENS = 4096  # computed at once
@@ -173,7 +174,8 @@ def _evaluate_part(config, params, split, token_bytes, stride, max_tokens, train
     total, n_bytes = 0.0, 0
     index_T = np.arange(config.block_size)
     for batches, firsts, lasts in _calls(shards, config.block_size, stride, batch_size):
-        losses = _window_losses(config, mesh, loss_chunk)(params, batches, firsts, lasts)
+        with layouts(mesh, kernels=needs_mesh(config)):
+            losses = _window_losses(config, mesh, loss_chunk)(params, batches, firsts, lasts)
         total += float(np.asarray(losses, np.float64).sum())
         counts = (index_T >= firsts[..., None]) & (index_T < lasts[..., None])
         n_bytes += int(token_bytes[batches[..., 1:][counts]].sum())

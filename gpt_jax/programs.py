@@ -6,10 +6,11 @@ before the first step, and it can use more than one core.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from gpt_jax.attention import needs_mesh
 from gpt_jax.config import Config
 from gpt_jax.data import Mixture, Split
 from gpt_jax.devices import WIDE, compiler_options
@@ -25,7 +28,15 @@ from gpt_jax.feed import Feed
 from gpt_jax.memory import check_program, memory_limit
 from gpt_jax.model import Params
 from gpt_jax.optim import make_optimizer
-from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
+from gpt_jax.pieces import Sampler
+from gpt_jax.sharding import (
+    batch_sharding,
+    layouts,
+    make_mesh,
+    make_place_batch,
+    replicated,
+    state_shardings,
+)
 from gpt_jax.step import (
     Keys,
     TrainState,
@@ -36,6 +47,66 @@ from gpt_jax.step import (
     start_state,
     state_shapes,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Shapes, dtypes and shardings of what a step takes, as trees of jax.ShapeDtypeStruct.
+
+    Attributes:
+      state: the state; its own shapes need no memory.
+      keys: the seed's keys, on every device.
+      gathered: from a number of steps to the batches that a host has gathered for them.
+    """
+
+    state: TrainState
+    keys: Keys
+    gathered: Callable[[int], jax.ShapeDtypeStruct]
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of the model."""
+        return sum(x.size for x in jax.tree.leaves(self.state.params))
+
+
+def lay_out(config: Config, mesh: Mesh) -> Layout:
+    """Returns how the state of a run and what it is given lie on a mesh of any devices."""
+
+    def placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def gathered(steps: int) -> jax.ShapeDtypeStruct:
+        shape = steps, config.train.batch_size, config.model.block_size + 1
+        return jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(mesh, axis=1))
+
+    state = state_shapes(config.model, config.optim)
+    keys = jax.eval_shape(lambda: make_keys(config.seed))
+    return Layout(
+        state=jax.tree.map(placed, state, state_shardings(state, mesh)),
+        keys=jax.tree.map(lambda key: placed(key, replicated(mesh)), keys),
+        gathered=gathered,
+    )
+
+
+def jit_chunk(config: Config, mesh: Mesh, layout: Layout, sampler: Sampler | None = None) -> Any:
+    """Returns `step.make_train_chunk`'s function for a mesh, to be compiled.
+
+    Without a sampler its tokens are `layout.gathered`.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, layout.state)
+    place = make_place_batch(mesh)
+    return jax.jit(
+        make_train_chunk(config.model, config.optim, config.train, place, sampler),
+        static_argnames="steps",
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=_options(config, mesh),
+    )
+
+
+def _options(config: Config, mesh: Mesh) -> dict[str, str | int]:
+    platform = mesh.devices.flat[0].platform
+    return compiler_options(platform, library_products=config.model.n_embd < WIDE)
 
 
 class Programs:
@@ -57,47 +128,26 @@ class Programs:
             config.train.batch_at_once, sizes=config.mesh, kv_heads=config.model.kv_heads
         )
         optimizer = make_optimizer(config.optim)
-        # Where parameters are split, the model pins some layouts; see `layers.lay`.
-        is_split = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1
-        self.layouts = (
-            functools.partial(jax.set_mesh, self.mesh) if is_split else contextlib.nullcontext
-        )
+        self.layouts = functools.partial(layouts, self.mesh, kernels=needs_mesh(config.model))
 
         def initialise(keys: Keys) -> TrainState:
             return init_state(config.model, optimizer, keys.init)
 
         everywhere = replicated(self.mesh)
-        keys = jax.eval_shape(lambda: make_keys(config.seed))
-        state = state_shapes(config.model, config.optim)
-        self.n_params = sum(x.size for x in jax.tree.leaves(state.params))
-        shardings = state_shardings(state, self.mesh)
-
-        def placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-        self.target = jax.tree.map(placed, state, shardings)
-        self._keys_target = jax.tree.map(lambda key: placed(key, everywhere), keys)
+        layout = lay_out(config, self.mesh)
+        self.target, self.n_params, self._keys_target = layout.state, layout.n_params, layout.keys
+        shardings = jax.tree.map(lambda x: x.sharding, self.target)
+        options = _options(config, self.mesh)
         self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
         self.feed = Feed(config, splits, self.mesh)
         self._metrics: Any = None  # of the chunk before
-        place = make_place_batch(self.mesh)
-        options = compiler_options(
-            jax.default_backend(), library_products=config.model.n_embd < WIDE
-        )
         self._initialise = jax.jit(initialise, out_shardings=shardings, compiler_options=options)
         self._adopt = jax.jit(
             lambda params: start_state(jax.tree.map(jnp.copy, params), optimizer),
             out_shardings=shardings,
         )  # a copy: placed arrays may share the host's memory, and the state is donated
-        self._chunk = jax.jit(
-            make_train_chunk(
-                config.model, config.optim, config.train, place, self.feed.samplers[0]
-            ),
-            static_argnames="steps",
-            donate_argnums=0,
-            out_shardings=(shardings, everywhere),
-            compiler_options=options,
-        )
+        self._chunk = jit_chunk(config, self.mesh, layout, self.feed.samplers[0])
+        place = make_place_batch(self.mesh)
         evaluate = make_eval_step(config.model, config.train, place, self.feed.samplers)
         self._evaluate = jax.jit(
             lambda params, splits, key, step: evaluate(

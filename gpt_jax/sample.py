@@ -169,17 +169,18 @@ def decode(
     Returns:
       (the state after the tokens, int32 (B, steps)).
     """
-    compiled = _compiled_decode(jax.default_backend())
-    return compiled(config, params, state, filters, steps=steps, way=way)
+    run = jit_decode(jax.default_backend())
+    return run(config, params, state, filters, steps=steps, way=way)
 
 
 @functools.cache
-def _compiled_decode(backend: str):
+def jit_decode(platform: str):
+    """Returns what `decode` calls, for a platform such as "cpu" or "tpu"."""
     return jax.jit(
         _decode,
         static_argnames=("config", "steps", "way"),
         donate_argnames="state",
-        compiler_options=compiler_options(backend, library_products=False),
+        compiler_options=compiler_options(platform, library_products=False),
     )
 
 

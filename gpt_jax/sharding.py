@@ -10,6 +10,7 @@ https://arxiv.org/abs/1910.02054, stage 3), and heads and the MLP's width stay a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -87,6 +88,18 @@ def put(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.A
         return jax.device_put(array, sharding)
     here = np.asarray(array)
     return jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
+
+
+def layouts(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractContextManager:
+    """Returns the context in which to trace what computes the model on a mesh.
+
+    Where parameters are split, the model pins some layouts (`layers.lay`), and for that the mesh is
+    in force. Kernels that XLA can't split (`attention.needs_mesh`) want it on any several devices.
+    """
+    is_split = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    if is_split or (kernels and mesh.size > 1):
+        return jax.set_mesh(mesh)
+    return contextlib.nullcontext()
 
 
 def make_place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:

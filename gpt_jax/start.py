@@ -91,7 +91,7 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
         data = config.data
         if config.init_from is None:
             corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
-            tokenizer = _tokenizer(data, corpus)
+            tokenizer = choose_tokenizer(data, corpus)
         else:
             source = load_run(find(config.init_from))
             params, origin = take_params(source, config)
@@ -224,7 +224,12 @@ def load_origin(config: Config) -> tuple[Params, dict[str, Any]]:
     return params, origin
 
 
-def _tokenizer(data: DataConfig, corpus: Corpus | PreparedCorpus) -> Tokenizer:
+def choose_tokenizer(data: DataConfig, corpus: Corpus | PreparedCorpus) -> Tokenizer:
+    """Returns the tokenizer that the settings ask for, or that a prepared corpus has.
+
+    Raises:
+      ConfigError: they ask for another than that.
+    """
     if isinstance(corpus, Corpus):
         return make_tokenizer(data, split_text(corpus.text, data.train_fraction))
     if data.tokenizer != DataConfig().tokenizer:

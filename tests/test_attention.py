@@ -11,9 +11,10 @@ from conftest import TINY
 
 from gpt_jax import attention
 from gpt_jax.attention import attend, choose_attention, find_backend
-from gpt_jax.config import ModelConfig
+from gpt_jax.config import MeshConfig, ModelConfig
 from gpt_jax.errors import ConfigError
 from gpt_jax.model import GPT, forward
+from gpt_jax.sharding import make_mesh
 
 EPS = np.finfo(np.float32).eps
 FITS = ModelConfig(n_head=2, n_embd=128, dropout=0.0, dtype="bfloat16")
@@ -26,9 +27,19 @@ FITS = ModelConfig(n_head=2, n_embd=128, dropout=0.0, dtype="bfloat16")
         ({}, "cuda 9.0", ("fused", "")),
         ({"n_embd": 256}, "cuda 12.0", ("fused", "")),  # a head size of 128
         ({}, "cuda 7.5", ("plain", "fused needs compute capability 8.0, and this GPU has 7.5")),
-        ({}, "cpu", ("plain", "fused is for NVIDIA GPUs, and this is cpu")),
-        ({}, "tpu", ("plain", "fused is for NVIDIA GPUs, and this is tpu")),
-        ({}, "rocm", ("plain", "fused is for NVIDIA GPUs, and this is rocm")),
+        ({}, "cpu", ("plain", "fused is for NVIDIA GPUs and TPUs, and this is cpu")),
+        ({"block_size": 256}, "tpu", ("fused", "")),
+        (
+            {"block_size": 192},
+            "tpu",
+            ("plain", "fused needs a block_size of 128, 256, ..., and this is 192"),
+        ),
+        (
+            {"block_size": 256, "dropout": 0.2},
+            "tpu",
+            ("plain", "attention dropout 0.2; fused has none"),
+        ),
+        ({}, "rocm", ("plain", "fused is for NVIDIA GPUs and TPUs, and this is rocm")),
         ({"dropout": 0.2}, "cuda 9.0", ("plain", "attention dropout 0.2; fused has none")),
         ({"dtype": "float32"}, "cuda 9.0", ("plain", "fused needs bfloat16, and this is float32")),
         (
@@ -47,7 +58,7 @@ FITS = ModelConfig(n_head=2, n_embd=128, dropout=0.0, dtype="bfloat16")
         (
             {"attention": "fused", "block_size": 2048},
             "cpu",
-            ("blockwise", "fused is for NVIDIA GPUs, and this is cpu"),
+            ("blockwise", "fused is for NVIDIA GPUs and TPUs, and this is cpu"),
         ),
         ({"block_size": 2048}, "cuda 9.0", ("fused", "")),
         (
@@ -74,6 +85,56 @@ def test_dropout_of_weights_is_refused_where_there_is_none(way):
 
 def test_the_backend_is_named():
     assert find_backend() == "cpu"
+
+
+def test_another_backend_can_be_planned_for():
+    with attention.planning("tpu"):
+        assert find_backend() == "tpu"
+        assert attention.needs_mesh(dataclasses.replace(FITS, block_size=256))
+    assert find_backend() == "cpu"
+    assert not attention.needs_mesh(dataclasses.replace(FITS, block_size=256))
+
+
+@pytest.mark.slow
+def test_the_tpus_kernel_equals_plain_and_so_do_its_gradients(monkeypatch):
+    """Interpreted, in blocks smaller than the sequence, with shared heads; alone and on a mesh.
+
+    Scores are sums of K products, weights and gradients of T: each of the two ways rounds them
+    within T eps of the largest sum of magnitudes, which for gradients is bounded by their own
+    largest entry times T.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    interpreted = functools.partial(splash_attention.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha", interpreted)
+    monkeypatch.setattr(attention, "SPLASH_BLOCKS", (128,))
+    rng = np.random.default_rng(0)
+    T, K = 256, 16
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(4, heads, T, K)) * K**-0.25, jnp.float32)
+        for heads in (4, 2, 2)
+    )
+
+    def values_and_gradients(way):
+        y, pull = jax.vjp(way, q, k, v)
+        return y, *pull(jnp.asarray(rng_out, jnp.float32))
+
+    rng_out = rng.normal(size=(4, 4, T, K))
+    plain = values_and_gradients(lambda q, k, v: attend("plain", q, k, v, 0, lambda w: w))
+    with attention.planning("tpu"):
+        fused = values_and_gradients(lambda q, k, v: attend("fused", q, k, v, 0, lambda w: w))
+        mesh = make_mesh(4, sizes=MeshConfig(data=2, fsdp=2, tensor=2), kv_heads=2)
+        with jax.set_mesh(mesh):
+            spread = jax.jit(lambda q, k, v: attend("fused", q, k, v, 0, lambda w: w))(q, k, v)
+    for ours, theirs in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=T * EPS * np.abs(theirs).max())
+    assert len(spread.sharding.device_set) == 8
+    np.testing.assert_array_equal(spread, fused[0])
+    short = q[:, :, :100], k[:, :, :100], v[:, :, :100]  # no block fits: plain
+    with attention.planning("tpu"):
+        np.testing.assert_array_equal(
+            attend("fused", *short, 0, lambda w: w), attend("plain", *short, 0, lambda w: w)
+        )
 
 
 @pytest.mark.parametrize(("heads", "T"), [(4, 1), (2, 21), (1, 16)])

@@ -36,7 +36,20 @@ ALLOWED = {
     "optim": {"config"},
     "step": {"config", "data", "model", "optim", "pieces"},
     "sample": {"config", "devices", "model"},
-    "evaluation": {"config", "data", "devices", "metrics", "model", "sharding", "step"},
+    "chips": set(),
+    "hlo": set(),
+    "plan": {"attention", "chips", "config", "errors", "hlo", "memory", "model", "programs"}
+    | {"sample", "sharding"},
+    "evaluation": {
+        "attention",
+        "config",
+        "data",
+        "devices",
+        "metrics",
+        "model",
+        "sharding",
+        "step",
+    },
     "run_folder": BASE | {"corpora", "hf", "plain_text", "tokenizer"},
     "run": BASE
     | {"checkpoint", "corpora", "data", "evaluation", "hf", "hf_tokenizer", "metrics", "model"}
@@ -49,8 +62,8 @@ ALLOWED = {
     "memory": {"attention", "config", "devices", "errors", "layers", "model", "step"},
     "pieces": {"data", "errors", "shuffle"},
     "feed": BASE | {"data", "pieces", "sharding", "step"},
-    "programs": {"config", "data", "devices", "feed", "memory", "model", "optim", "sharding"}
-    | {"step"},
+    "programs": {"attention", "config", "data", "devices", "feed", "memory", "model", "optim"}
+    | {"pieces", "sharding", "step"},
     "replay": {"checkpoint", "errors", "metrics", "model", "programs", "run_folder", "sharding"}
     | {"start", "step", "tokenizer"},
     "announce": {"attention", "console", "devices", "programs", "run", "start"},

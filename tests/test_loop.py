@@ -841,7 +841,7 @@ def test_a_reader_that_goes_away_does_not_end_training(tmp_path, book):
 
 def test_how_attention_is_computed_is_said_with_the_reason(tiny_config, capsys):
     gpt_jax.train(tiny_config)
-    reason = "fused is for NVIDIA GPUs, and this is cpu"
+    reason = "fused is for NVIDIA GPUs and TPUs, and this is cpu"
     assert f"\nattention  plain ({reason})\n" in capsys.readouterr().out
     fused = {"model.attention": "fused", "model.dropout": 0.0, "run_dir": tiny_config.run_dir + "2"}
     with pytest.raises(ConfigError, match=rf"model.attention=fused can't be: {reason}; .*=auto$"):

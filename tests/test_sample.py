@@ -196,7 +196,7 @@ def test_other_models_decode_as_their_full_forward_does_across_the_border(option
 
 
 def test_one_compiled_program_serves_any_prompt_length():
-    compiled_decode = sample._compiled_decode("cpu")
+    compiled_decode = sample.jit_decode("cpu")
     prefill._clear_cache()
     compiled_decode._clear_cache()
     for prompt in ([1], [1, 2, 3], list(range(8)), list(range(10)) * 3):
