@@ -1,7 +1,7 @@
 # One command for each daily job; PYTHON chooses the interpreter.
 PYTHON ?= python
 
-.PHONY: help format lint types test test-fast nano benchmark ci
+.PHONY: help format lint types test test-fast test-tpu nano benchmark ci
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  ## /\1: /p' Makefile
@@ -22,6 +22,9 @@ test:  ## all tests
 
 test-fast:  ## without those that take long
 	$(PYTHON) -m pytest -m "not slow"
+
+test-tpu:  ## compile every config for a TPU slice; needs requirements-tpu.txt, but no TPU
+	$(PYTHON) -m pytest -o addopts="-q" tests/tpu
 
 nano:  ## the main job
 	$(PYTHON) main.py --config nano

@@ -513,4 +513,8 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows "?"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.exit(main())
+    if status := main():
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)  # at once: threads of a save that failed may wait for what never comes

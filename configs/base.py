@@ -1,6 +1,7 @@
 """GPT-2 small on OpenWebText, nanoGPT's recipe: 124,439,808 parameters; not run.
 
 python main.py --config base
+python main.py plan --config base --topology v5e:4x4
 
 First prepare data/openwebtext, with GPT-2's tokenizer. By the estimate of gpt_jax/memory.py it fits
 a GPU of 80 GB, or several, with a micro_batch of 32. A step is 524,288 tokens, so 600,000 steps are

@@ -1,6 +1,7 @@
 """620,873-parameter character model on The Wonderful Wizard of Oz: some 80 s on two CPU cores.
 
 python main.py --config nano
+python main.py plan --config nano --topology v5e:2x2
 
 On two cores of an AMD EPYC the whole command takes 69 s, and 64 s once its programs are compiled
 (`python benchmarks/speed.py`). To expect at step 500, of five seeds (`python

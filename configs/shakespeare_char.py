@@ -1,6 +1,7 @@
 """nanoGPT's baby GPT: 10,745,088 parameters on tiny Shakespeare, for a GPU; not run.
 
 python main.py --config shakespeare_char
+python main.py plan --config shakespeare_char --topology v5e:2x2
 
 nanoGPT gives a val loss of 1.4697 and 3 minutes on one A100 for its own.
 """

@@ -1,6 +1,7 @@
 """nanoGPT's recipe for a CPU: 804,096 parameters on tiny Shakespeare, some minutes on two cores.
 
 python main.py --config shakespeare_cpu
+python main.py plan --config shakespeare_cpu --topology v5e:2x2
 
 Hardware, time and loss, from `python benchmarks/reproduce.py shakespeare_cpu`: two CPU cores, 117 to
 274 s of training beside other work, 1.904 nats a character on the whole validation split (README).

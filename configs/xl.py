@@ -1,6 +1,7 @@
 """GPT-2 xl on OpenWebText: 1,557,611,200 parameters; not run.
 
 python main.py --config xl
+python main.py plan --config xl --topology v5e:4x4 --mesh.data 1 --mesh.fsdp 16
 
 The recipe of base, with the learning rate of GPT-3's model of that size (Brown et al. 2020, table
 2.1). By the estimate of gpt_jax/memory.py it fits a GPU of 80 GB, or several, with a micro_batch of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ _planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned",
 
 
 @contextlib.contextmanager
-def planning(backend: str) -> Iterator[None]:
+def planning(backend: str) -> Generator[None]:
     """Lets `find_backend` name another one than jax runs on: what is traced inside is for that."""
     token = _planned.set(backend)
     try:

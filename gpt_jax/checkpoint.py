@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,8 +72,7 @@ class Checkpoints:
         Raises:
           CheckpointError: this save could not start, or the one before it failed.
         """
-        from orbax.checkpoint import v1 as ocp
-
+        ocp = _import_orbax()
         self.wait()
         path = path_of(self._folder.parent, step)
         try:
@@ -85,7 +86,7 @@ class Checkpoints:
             with context:
                 response = ocp.save_async(str(path), state, custom_metadata={"config": config})
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot save checkpoint {path}: {error}") from error
+            raise self._failed(error) from error
         self._pending = self._worker.submit(self._commit, path, step, response, val_loss)
 
     def _commit(self, path: Path, step: int, response: Any, val_loss: float | None) -> None:
@@ -119,16 +120,32 @@ class Checkpoints:
             if pending:
                 pending.result()
         except Exception as error:  # orbax raises many kinds
-            raise CheckpointError(
-                f"cannot save a checkpoint in {self._folder}: {error}; the last sound one is "
-                f"{max(steps(self._folder.parent), default='none')}"
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"cannot save a checkpoint in {self._folder}: {error}; the last sound one is "
+            f"{max(steps(self._folder.parent), default='none')}"
+        )
 
     def close(self) -> None:
         try:
             self.wait()
         finally:
             self._worker.shutdown()
+
+
+def _import_orbax() -> Any:
+    """Returns orbax's module, imported when it is needed: that takes time."""
+    from orbax.checkpoint import v1 as ocp
+
+    logging.getLogger("absl").addFilter(_is_not_orbaxs)
+    return ocp
+
+
+def _is_not_orbaxs(record: logging.LogRecord) -> bool:
+    """Keeps orbax's tracebacks from people: its errors come as a CheckpointError."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def path_of(run_dir: Path, step: int) -> Path:
@@ -238,7 +255,7 @@ def find_sound(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int, 
 
 def load(run_dir: Path, step: int, target: Any) -> Any:
     """Returns the state of a sound checkpoint; see `restore`."""
-    from orbax.checkpoint import v1 as ocp  # takes time, and a new run has nothing to load
+    ocp = _import_orbax()
 
     path = path_of(run_dir, step)
     try:

@@ -137,7 +137,9 @@ class Program:
         read = [_size(t, far=True) for t in types]
         if i.opcode == "fusion":
             fused = _called(i)["calls"][0]
-            written = [min(x) for x in zip(written, self._written(fused), strict=True)]
+            parts = self._written(fused)
+            if len(parts) == len(written):  # else its root is no tuple, and gives several results
+                written = [min(x) for x in zip(written, parts, strict=True)]
             read = [min(n, self._read(fused, index)) for index, n in enumerate(read)]
         return sum(written) + sum(read)
 

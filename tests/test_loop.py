@@ -823,6 +823,58 @@ def test_the_commands_from_corpus_to_text(tmp_path, book):
     assert len(first.rstrip("\n")) == len("the wizard") + 30
 
 
+# Run before the program, in its process: a disk that is full, as no file grows beyond 60 kB, less
+# than a checkpoint's largest; and root, as which tests may run, without the power to write where no
+# one may (prctl's PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH).
+HARMS = {
+    "full": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))",
+    "read-only": "import ctypes; p = ctypes.CDLL(None).prctl; p(24, 1, 0, 0, 0); p(24, 2, 0, 0, 0)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and capabilities")
+@pytest.mark.parametrize("what", ["full", "read-only"])
+def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, book, what):
+    run_dir = tmp_path / "run"
+
+    def start(folder, *more, harm="pass"):
+        words = command(folder, book, "--model.n-embd", "64", "--train.steps", "100", *more)
+        harm += "; import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        return subprocess.Popen(
+            [sys.executable, "-c", harm, *words[1:]],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def finish(process, status):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == status, out + err
+        return err
+
+    if what == "full":
+        finish(start(run_dir, "--train.steps", "40"), 0)
+        err = finish(start(run_dir, harm=HARMS[what]), 1)
+    else:
+        process = start(run_dir, harm=HARMS[what])
+        while not gpt_jax.checkpoint.steps(run_dir):
+            assert process.poll() is None
+            time.sleep(0.01)
+        (run_dir / "checkpoints").chmod(0o555)
+        err = finish(process, 1)
+        (run_dir / "checkpoints").chmod(0o755)
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: cannot save a checkpoint in {run_dir}/checkpoints: ")
+    assert ("File too large" if what == "full" else "ermission denied") in line
+    kept = max(gpt_jax.checkpoint.steps(run_dir))
+    assert f"the last sound one is {kept}" in line
+    assert gpt_jax.load_run(run_dir).step == kept
+    finish(start(run_dir), 0)
+    finish(start(tmp_path / "undisturbed"), 0)
+    ours, theirs = gpt_jax.load_run(run_dir), gpt_jax.load_run(tmp_path / "undisturbed")
+    assert ours.step == 100
+    assert_same_run(ours, theirs)
+
+
 @pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_training(tmp_path, book):
     process = subprocess.Popen(

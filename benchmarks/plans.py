@@ -1,0 +1,104 @@
+"""What layouts and numbers of devices cost, from compiled steps: memory, collectives, least times.
+
+    pip install -r requirements-tpu.txt
+    python benchmarks/plans.py          # 10 to 20 minutes; no TPU is needed
+
+Compiles the training step of base, xl and a model of 7 billion parameters for slices of TPU v5e:
+the layouts that 16 devices can have, and 1 to 256 devices. Nothing is measured: times are bounds by
+the chip's data sheet. Writes a JSON; `python benchmarks/tables.py` makes the tables from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_MIN_LOG_LEVEL": "3",
+               "TPU_STDERR_LOG_LEVEL": "3", "TPU_WORKER_HOSTNAMES": "localhost",
+               "TPU_ACCELERATOR_TYPE": "v5litepod-1"}  # fmt: skip
+
+from benchmarks.machine import describe_machine
+from gpt_jax.config import Config, override, pin_schedule
+from gpt_jax.config_files import load_config
+
+ROOT = Path(__file__).parent.parent
+# A shape as Llama 2's of 7 billion (Touvron et al. 2023), with base's vocabulary and recipe.
+SEVEN_BILLION = {
+    "model.n_layer": 32,
+    "model.n_head": 32,
+    "model.n_embd": 4096,
+    "model.block_size": 2048,
+    "model.positions": "rotary",
+    "model.norm": "rms",
+    "model.activation": "swiglu",
+    "model.bias": False,
+    "model.qkv_bias": False,
+    "model.tied": False,
+    "model.remat": "full",
+}
+LAYOUTS = {  # on 16 devices; xl's 25 heads can't be shared by 2 or 4
+    "base": [(16, 1, 1), (4, 4, 1), (1, 16, 1), (8, 1, 2), (4, 1, 4), (1, 4, 4)],
+    "xl": [(16, 1, 1), (4, 4, 1), (1, 16, 1)],
+}
+SLICES = {1: "v5e:1x1", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+SEQUENCES = {"base": 2, "xl": 1, "7B": 1}  # on a device at once
+MOST_FSDP = {"base": 1, "xl": 64, "7B": 64}
+
+
+def model_config(name: str) -> Config:
+    if name == "7B":
+        return override(load_config("base"), SEVEN_BILLION)
+    return load_config(name)
+
+
+def make(name: str, mesh: tuple[int, int, int], n: int) -> dict[str, Any]:
+    """Returns the plan of a model's step on n devices, in a mesh of (data, fsdp, tensor)."""
+    from gpt_jax.plan import make_plan, topology_devices
+
+    data, fsdp, tensor = mesh
+    at_once = SEQUENCES[name] * data * fsdp
+    config = override(
+        model_config(name),
+        {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "train.micro_batch": at_once},
+    )
+    before = time.perf_counter()
+    plan = make_plan(pin_schedule(config), topology_devices(SLICES[n]))
+    seconds = time.perf_counter() - before
+    record = {"model": name, "n": n, "micro_batch": at_once, **plan.record()}
+    del record["chip"]
+    print(f"{name}, {n} devices, {mesh}: compiled in {seconds:.0f} s\n{plan}\n", flush=True)
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=("layouts", "scale"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plans.json")
+    args = parser.parse_args()
+    result = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
+    result |= {"machine": describe_machine(), "command": "python " + " ".join(sys.argv)}
+    from gpt_jax.chips import CHIPS
+
+    result["chip"] = dataclasses.asdict(CHIPS["TPU v5 lite"])
+    if args.only != "scale":
+        result["layouts"] = [make(name, m, 16) for name, x in LAYOUTS.items() for m in x]
+    if args.only != "layouts":
+        result["scale"] = [
+            make(name, (n // min(n, most), min(n, most), 1), n)
+            for name, most in MOST_FSDP.items()
+            for n in SLICES
+            if n != 16
+        ]
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Every config, compiled for the TPU slice that its header names; and what is refused.
+
+Kept apart, for libtpu is no small install: `make test-tpu`. No TPU is needed.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIGS = sorted(ROOT.glob("configs/*.py"))
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return subprocess.run(
+        [sys.executable, "main.py", *words], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_fits_the_slice_of_its_header(path):
+    header = path.read_text("utf-8").replace("\\\\\n", " ")
+    (line,) = [line for line in header.splitlines() if line.startswith("python main.py plan")]
+    words = line.split()[2:]
+    assert words[words.index("--config") + 1] == path.stem
+    done = run([*words, "--json", "--sampling"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["fits"]
+    assert plan["memory"] <= plan["limit"]
+    assert plan["sampling"] <= plan["limit"]
+    if count := re.match(r"\D*([\d,]+)[ -]parameter", header.partition("\n")[0]):
+        assert count[1] == f"{plan['n_params']:,}"
+    assert plan["collectives"]
+    assert set(plan["seconds"]) == {"computing", "memory", "network"}
+    if plan["attention"].startswith("plain"):
+        assert "dropout" in plan["attention"]
+    else:
+        assert plan["attention"].startswith("fused (splash")
+
+
+def test_what_does_not_fit_is_told_with_a_way_out():
+    """Whole copies of large's state: parameters, gradients, two moments, 16 bytes each."""
+    done = run(["plan", "--config", "large", "--topology", "v5e:2x2", "--train.micro-batch", "4"])
+    assert done.returncode == 1
+    assert "does NOT fit" in done.stdout
+    assert "it fits, with" in done.stdout
+    assert "--mesh.data 1 --mesh.fsdp 4" in done.stdout
+
+
+@pytest.mark.parametrize("topology", ["v5e:3x3x3", "v99:2x2", "nonsense"])
+def test_no_such_slice_is_one_line(topology):
+    done = run(["plan", "--config", "base", "--topology", topology])
+    assert done.returncode == 2
+    assert f"error: topology={topology} is no TPU slice" in done.stderr
