@@ -19,10 +19,12 @@ import gpt_jax
 from gpt_jax.config import Config, SampleConfig, override, pin_schedule
 from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.devices import (
+    DESCRIBES_TPUS,
     has_tpu,
     keep_compiled_programs,
     keep_freed_memory,
     request_cpu_devices,
+    request_determinism,
 )
 from gpt_jax.errors import (
     ConfigError,
@@ -90,6 +92,8 @@ def train_command(argv: list[str]) -> int:
     request_cpu_devices(
         max(1, config.train.batch_at_once // n), at_least=-(-config.mesh.named // n)
     )
+    if config.train.deterministic:
+        request_determinism()
     connect(hosts, has_tpu=has_tpu())
     from gpt_jax.loop import train
 
@@ -337,6 +341,8 @@ def replay_command(argv: list[str]) -> int:
     run_dir = Path(os.path.expanduser(args.run_dir))
     config, _ = read_config(run_dir)
     request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
+    if config.train.deterministic:
+        request_determinism()
     from gpt_jax.replay import replay
 
     found = replay(run_dir, args.step)
@@ -410,10 +416,7 @@ def plan_command(argv: list[str]) -> int:
     if topology is None:
         request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
     else:
-        # No TPU is looked for, and libtpu keeps quiet about that.
-        os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_MIN_LOG_LEVEL": "3",
-                       "TPU_STDERR_LOG_LEVEL": "3", "TPU_WORKER_HOSTNAMES": "localhost",
-                       "TPU_ACCELERATOR_TYPE": "v5litepod-1"}  # fmt: skip
+        os.environ |= DESCRIBES_TPUS
     from gpt_jax import plan
 
     plan.check_can_plan(topology)

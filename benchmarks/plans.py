@@ -20,13 +20,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_MIN_LOG_LEVEL": "3",
-               "TPU_STDERR_LOG_LEVEL": "3", "TPU_WORKER_HOSTNAMES": "localhost",
-               "TPU_ACCELERATOR_TYPE": "v5litepod-1"}  # fmt: skip
-
 from benchmarks.machine import describe_machine
 from gpt_jax.config import Config, override, pin_schedule
 from gpt_jax.config_files import load_config
+from gpt_jax.devices import DESCRIBES_TPUS
 
 ROOT = Path(__file__).parent.parent
 # A shape as Llama 2's of 7 billion (Touvron et al. 2023), with base's vocabulary and recipe.
@@ -47,7 +44,7 @@ LAYOUTS = {  # on 16 devices; xl's 25 heads can't be shared by 2 or 4
     "base": [(16, 1, 1), (4, 4, 1), (1, 16, 1), (8, 1, 2), (4, 1, 4), (1, 4, 4)],
     "xl": [(16, 1, 1), (4, 4, 1), (1, 16, 1)],
 }
-SLICES = {1: "v5e:1x1", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+SLICES = {1: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
 SEQUENCES = {"base": 2, "xl": 1, "7B": 1}  # on a device at once
 MOST_FSDP = {"base": 1, "xl": 64, "7B": 64}
 
@@ -69,7 +66,7 @@ def make(name: str, mesh: tuple[int, int, int], n: int) -> dict[str, Any]:
         {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "train.micro_batch": at_once},
     )
     before = time.perf_counter()
-    plan = make_plan(pin_schedule(config), topology_devices(SLICES[n]))
+    plan = make_plan(pin_schedule(config), topology_devices(SLICES[n])[:n])
     seconds = time.perf_counter() - before
     record = {"model": name, "n": n, "micro_batch": at_once, **plan.record()}
     del record["chip"]
@@ -82,21 +79,24 @@ def main() -> None:
     parser.add_argument("--only", choices=("layouts", "scale"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plans.json")
     args = parser.parse_args()
+    os.environ |= DESCRIBES_TPUS
     result = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
     result |= {"machine": describe_machine(), "command": "python " + " ".join(sys.argv)}
     from gpt_jax.chips import CHIPS
 
     result["chip"] = dataclasses.asdict(CHIPS["TPU v5 lite"])
+    jobs: list[tuple[str, tuple[str, tuple[int, int, int], int]]] = []
     if args.only != "scale":
-        result["layouts"] = [make(name, m, 16) for name, x in LAYOUTS.items() for m in x]
+        jobs += [("layouts", (name, mesh, 16)) for name, x in LAYOUTS.items() for mesh in x]
     if args.only != "layouts":
-        result["scale"] = [
-            make(name, (n // min(n, most), min(n, most), 1), n)
-            for name, most in MOST_FSDP.items()
-            for n in SLICES
-            if n != 16
-        ]
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        for name, most in MOST_FSDP.items():
+            for n in (1, 8, 64, 256):
+                fsdp = min(n, most)
+                jobs.append(("scale", (name, (n // fsdp, fsdp, 1), n)))
+    result |= {part: [] for part, _ in jobs}
+    for part, job in jobs:
+        result[part].append(make(*job))
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {args.out}")
 
 

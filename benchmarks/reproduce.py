@@ -171,6 +171,8 @@ def main() -> None:
     result |= reproduce(args.seeds or seeds)
     out = args.out or Path("benchmarks/results") / file
     out.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(out.read_text("utf-8")) if out.exists() else {}
+    result |= {name: before[name] for name in before if name not in result}  # PyTorch's figures
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {out}")
 

@@ -1,7 +1,7 @@
-"""Writes the README's tables from the result files.
+"""Writes the tables of the README and of docs/scale.md from the result files.
 
-python benchmarks/tables.py            # rewrite the README
-python benchmarks/tables.py --check    # only say whether it is up to date
+python benchmarks/tables.py            # rewrite both
+python benchmarks/tables.py --check    # only say whether they are up to date
 """
 
 from __future__ import annotations
@@ -303,6 +303,68 @@ def chaos() -> str:
     return "\n".join([*lines, "", machine(result)])
 
 
+def _mesh(plan: dict[str, Any]) -> str:
+    return " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1) or "1 device"
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f}"
+
+
+def layouts() -> str:
+    """What the layouts of 16 TPU chips cost."""
+    result = load("plans.json")
+    lines = [
+        "| model | mesh | GiB a chip | sent by a chip in a step, GB: all-gather | reduce-scatter | "
+        "all-reduce | other |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for plan in result["layouts"]:
+        sent = {"all-gather": 0.0, "reduce-scatter": 0.0, "all-reduce": 0.0, "other": 0.0}
+        for collective in plan["collectives"]:
+            kind = collective["kind"]
+            sent[kind if kind in sent else "other"] += collective["bytes_sent"] / 1e9
+        cells = [f"{n:.1f}" if n else "-" for n in sent.values()]
+        memory = _gib(plan["memory"])
+        if plan["memory_is_floor"]:
+            memory, cells = f"at least {memory}: does not fit", ["-"] * 4
+        lines.append(f"| {plan['model']} | {_mesh(plan)} | {memory} | {' | '.join(cells)} |")
+    chip = result["chip"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"A step of 524,288 tokens, compiled for 16 TPU {chip['name']} chips of "
+            f"{_gib(chip['memory'])} GiB, 2 sequences at once (xl: 1) for each chip on the axes "
+            "data and fsdp; nothing was run. " + machine(result),
+        ]
+    )
+
+
+def scale() -> str:
+    """What a step costs at best on more and more chips."""
+    result = load("plans.json")
+    lines = [
+        "| model | chips | mesh | sequences at once | GiB a chip | computing, ms | memory, ms | "
+        "network, ms | bound by | tokens/s at most | of the chips' peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for plan in result["scale"]:
+        start = f"| {plan['model']} | {plan['n']} | {_mesh(plan)} | {plan['micro_batch']} "
+        if plan["memory_is_floor"]:
+            lines.append(start + f"| at least {_gib(plan['memory'])}: does not fit |{' - |' * 6}")
+            continue
+        seconds = plan["seconds"]
+        bound = max(seconds, key=lambda name: seconds[name])
+        cells = [f"{1000 * seconds[name]:,.0f}" for name in ("computing", "memory", "network")]
+        share = seconds["computing"] / seconds[bound]
+        lines.append(
+            start + f"| {_gib(plan['memory'])} | {' | '.join(cells)} | {bound} | "
+            f"{plan['tokens'] / seconds[bound]:,.0f} | {share:.0%} |"
+        )
+    return "\n".join([*lines, "", machine(result)])
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "losses": ("reproduce.json", losses),
     "longer": ("longer.json", longer),
@@ -310,11 +372,14 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "shakespeare": ("shakespeare_cpu.json", shakespeare),
     "speed": ("speed_cpu.json", speed),
     "chaos": ("chaos.json", chaos),
+    "layouts": ("plans.json", layouts),
+    "scale": ("plans.json", scale),
 }
+PAGES = (ROOT / "README.md", ROOT / "docs" / "scale.md")
 
 
 def render(text: str) -> str:
-    """Returns the README's text with every table between its markers made anew."""
+    """Returns a page's text with every table between its markers made anew."""
     for name, (_, table) in TABLES.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in text:
@@ -325,13 +390,17 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    differ = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if render(text) == text:
+            continue
+        differ.append(page.name)
+        if "--check" not in sys.argv:
+            page.write_text(render(text), encoding="utf-8")
     if "--check" in sys.argv:
-        same = render(text) == text
-        print("README.md is up to date" if same else "README.md differs: run benchmarks/tables.py")
-        return 0 if same else 1
-    readme.write_text(render(text), encoding="utf-8")
+        print(f"differ: {', '.join(differ)}; run benchmarks/tables.py" if differ else "up to date")
+        return 1 if differ else 0
     return 0
 
 

@@ -63,11 +63,12 @@ def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
     )
 
 
-def already_finished(run: Run, summary: dict[str, Any], display: Display) -> None:
+def already_finished(run: Run, display: Display) -> None:
+    """Says what a run that needs no more steps has reached, and how to go on."""
     run_dir = run.run_dir
     display.line(
         f"{run_dir} is finished: {run.step} steps on {run.corpus['name']}, validation loss "
-        f"{summary['val']['nats_per_token']:.4f}. Nothing was changed."
+        f"{run.summary['val']['nats_per_token']:.4f}. Nothing was changed."
     )
     more = f"add --train.steps {2 * run.step}"
     if (end := run.config.optim.schedule_steps) is not None:

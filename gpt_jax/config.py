@@ -311,6 +311,11 @@ class TrainConfig:
         "spike; none looks for what is not finite only",
         (lambda x: 1 < x <= sys.float_info.max, "a finite number above 1"),
     )
+    deterministic: bool = setting(
+        False,
+        "on a GPU: the same bits from the same steps, so that a run that was killed ends as one "
+        "that was not; some kernels are slower. Other devices always do so",
+    )
     max_minutes: float | None = setting(
         None,
         "minutes of training after which the state is saved and the program ends, with exit status "

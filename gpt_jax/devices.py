@@ -19,6 +19,18 @@ TPUS = {("0x1ae0", device) for device in TPU_DEVICES}
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
 
+# The environment in which libtpu compiles for TPUs that are only described: it looks for none, says
+# nothing about that, and lets others do so at the same time.
+DESCRIBES_TPUS = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
 # Of a container's memory: files with the limit and the use, memory.stat's name for cached files
 # that were not read lately; cgroup v2, v1.
 CGROUPS = (
@@ -77,6 +89,16 @@ def request_cpu_devices(batch_size: int, at_least: int = 1) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         n = max(at_least, largest_divisor(batch_size, usable_cores()))
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(n))
+
+
+def request_determinism() -> None:
+    """Asks XLA for GPU programs that give the same bits every time; XLA_FLAGS wins.
+
+    They use no atomic additions, and no kernels chosen by a stopwatch.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".lstrip()
 
 
 def keep_freed_memory() -> None:

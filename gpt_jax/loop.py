@@ -60,13 +60,10 @@ def train(config: Config, *, quiet: bool = False) -> Run:
     config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
     start = hosts.together(lambda: _make_start(config, display), _must_be_alike)
     config, run_dir = start.config, Path(start.config.run_dir)
-    if start.resumes:
-        summary = read_summary(run_dir)
-        if summary.get("step") == config.train.steps:
-            run = load_run(run_dir)
-            if run.step == config.train.steps:  # else its last checkpoint is damaged: go on
-                already_finished(run, summary, display)
-                return run
+    if start.resumes and (run := _load_finished(start)):
+        already_finished(run, display)
+        return run
+    hosts.together(lambda: _check_machine(start.config, resumes=start.resumes))
     with contextlib.ExitStack() as held:
         hosts.together(lambda: _prepare_folder(start, held) if hosts.is_first() else None)
         hosts.together(lambda: _check_folder(run_dir))
@@ -97,13 +94,18 @@ def _make_start(config: Config, display: Display) -> Start:
     if config.model.vocab_size and not is_run(Path(config.run_dir)):
         _check_machine(pin_schedule(config))  # before a large corpus is looked for
     try:
-        start = make_start(config, display.download)
+        return make_start(config, display.download)
     finally:
         display.stop()
-    summary = read_summary(Path(start.config.run_dir)) if start.resumes else {}
-    if summary.get("step") != start.config.train.steps:
-        _check_machine(start.config, resumes=start.resumes)
-    return start
+
+
+def _load_finished(start: Start) -> Run | None:
+    """Returns the run of the folder, if it has all its steps."""
+    run_dir, steps = Path(start.config.run_dir), start.config.train.steps
+    if read_summary(run_dir).get("step") != steps:
+        return None
+    run = load_run(run_dir)
+    return run if run.step == steps else None  # else its last checkpoint is damaged
 
 
 def _must_be_alike(start: Start) -> dict[str, Any]:

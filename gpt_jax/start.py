@@ -268,7 +268,7 @@ def check_folder(run_dir: Path) -> None:
 ENDS = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
 # What suits the machine that a run goes on on. train.micro_batch is not among them: each part has
 # dropout masks of its own.
-MACHINES = ("model.attention", "model.remat", "train.loss_chunk")
+MACHINES = ("model.attention", "model.remat", "train.loss_chunk", "train.deterministic")
 # What says when training ends and what is kept of it; train.steps only grows.
 ENDINGS = (
     "train.steps",

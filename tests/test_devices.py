@@ -246,6 +246,26 @@ def test_library_products_are_turned_off_on_a_cpu_only():
     assert "ynn" not in product.lower(jnp.ones((512, 512))).compile().as_text()
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "--xla_gpu_deterministic_ops=true"),
+        ("--a=1", "--a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_determinism_is_asked_of_xla_and_a_users_flag_wins(monkeypatch, before, after):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    devices.request_determinism()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+def test_xla_knows_the_flag_of_determinism():
+    """A flag that XLA does not know ends the process."""
+    code = "from gpt_jax import devices; devices.request_determinism(); import jax; jax.devices()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 FAULTS = """
