@@ -81,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= DESCRIBES_TPUS
     result = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
-    result |= {"machine": describe_machine(), "command": "python " + " ".join(sys.argv)}
+    result |= {"machine": describe_machine(), "command": "python benchmarks/plans.py"}
     from gpt_jax.chips import CHIPS
 
     result["chip"] = dataclasses.asdict(CHIPS["TPU v5 lite"])

@@ -19,6 +19,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while
         "call", "after-all", "partition-id", "replica-id", "opt-barrier"}  # fmt: skip
 SLICES = {"dynamic-slice", "slice", "gather"}
 UPDATE = "dynamic-update-slice"
+START = "async-collective-start"
 VIEWS = {"bitcast", "reshape", "convert"}
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "tuple": 0, "token": 0}  # others end in theirs
 
@@ -76,6 +77,7 @@ class Program:
                 body.append(instruction)
         self._times: dict[str, int] = defaultdict(int)
         self._fused: set[str] = set()
+        self._repeats: set[str] = set()
         self._count(entry, 1)
 
     def collectives(self) -> list[Collective]:
@@ -83,6 +85,8 @@ class Program:
         found: dict[tuple[str, int], list[tuple[int, int, float]]] = defaultdict(list)
         # of each kind and group: (times, bytes of the result, bytes sent in all)
         for computation, times in self._times.items():
+            if computation in self._repeats:
+                continue
             by_name = {i.name: i for i in self._computations[computation]}
             for i in by_name.values():
                 kind = i.opcode.removesuffix("-done")
@@ -191,6 +195,10 @@ class Program:
                 continue
             for name in called.get("calls", ()) if i.opcode == "fusion" else ():
                 self._fused.add(name)
+                # A TPU's collective that goes on beside products stands in each of their fusions,
+                # and in those of its start and its end: the last is counted.
+                if name.startswith("async_collective_fusion") or START in i.name:
+                    self._repeats.add(name)
             turns = self._turns(i, called) if i.opcode == "while" else 1
             for attribute, names in called.items():
                 for name in names if attribute != "condition" else ():

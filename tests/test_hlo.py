@@ -33,7 +33,25 @@ TPU = """
   ROOT %ds.3 = f32[4]{0} dynamic-slice(%ar.3, %z), dynamic_slice_sizes={4}
 }
 
+%fused.4 (p.4: f32[1]) -> f32[4] {
+  %p.4 = f32[1]{0} parameter(0)
+  ROOT %ag.4 = f32[4]{0} all-gather(%p.4), channel_id=7, replica_groups=[1,4]<=[4]
+}
+
+%async_collective_fusion.5 (p.5: f32[1]) -> f32[4] {
+  %p.5 = f32[1]{0} parameter(0)
+  ROOT %ag.5 = f32[4]{0} all-gather(%p.5), channel_id=7, replica_groups=[1,4]<=[4]
+}
+
+%fused.6 (p.6: f32[1]) -> f32[4] {
+  %p.6 = f32[1]{0} parameter(0)
+  ROOT %ag.6 = f32[4]{0} all-gather(%p.6), channel_id=7, replica_groups=[1,4]<=[4]
+}
+
 ENTRY %main (a: f32[8]) -> f32[8] {
+  %async-collective-start = f32[4]{0} fusion(%b), kind=kCustom, calls=%fused.4
+  %product = f32[4]{0} fusion(%b), kind=kOutput, calls=%async_collective_fusion.5
+  %async-collective-done = f32[4]{0} fusion(%b), kind=kCustom, calls=%fused.6
   %a = f32[8]{0} parameter(0)
   %w = (s32[], f32[8]) while(%t), condition=%cond.1, body=%body.1, metadata={op_name="x"}
   %f = f32[4]{0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.3
@@ -48,7 +66,7 @@ def test_collectives_of_a_tpus_program():
     found = {c.kind: c for c in hlo.Program(TPU).collectives()}
     assert found == {
         "all-reduce": hlo.Collective("all-reduce", 4, 12, 64, 12 * 2 * 3 / 4 * 64),
-        "all-gather": hlo.Collective("all-gather", 4, 12, 128, 12 * 3 / 4 * 128),
+        "all-gather": hlo.Collective("all-gather", 4, 13, 128, 12 * 3 / 4 * 128 + 3 / 4 * 16),
         "reduce-scatter": hlo.Collective("reduce-scatter", 4, 1, 16, 3 * 16),
         "collective-permute": hlo.Collective("collective-permute", 2, 1, 12, 12),
     }
