@@ -29,6 +29,7 @@ DESCRIBES_TPUS = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # such programs can be kept, but not read again
 }
 
 # Of a container's memory: files with the limit and the use, memory.stat's name for cached files

@@ -273,10 +273,15 @@ def _elements(type_: str) -> list[str]:
 
 
 def _group_size(attributes: str) -> int:
-    """Returns how many devices take part together, from replica_groups in any of its forms."""
+    """Returns how many devices take part together, from replica_groups in any of its forms.
+
+    Raises:
+      ValueError: the form is new.
+    """
     if "source_target_pairs=" in attributes:
         return 2
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))?\s*\{([^}]*)\}"
+    if found := re.search(mesh, attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
@@ -284,4 +289,4 @@ def _group_size(attributes: str) -> int:
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
-    return 1
+    raise ValueError(f"these devices are not known: {attributes:.300}")

@@ -72,6 +72,29 @@ def test_collectives_of_a_tpus_program():
     }
 
 
+@pytest.mark.parametrize(
+    ("form", "size"),
+    [
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_0','axis_1'}, dimensions={0}", 4),
+        (
+            "replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=8], device_ids=([4,8]T(1,0)) "
+            "{'axis_2'}, dimensions={1}",
+            8,
+        ),
+        ("replica_groups=mesh['axis_0'=16] {'axis_0':(1)4}", 4),
+        ("replica_groups=[2,8]<=[4,4]T(1,0)", 8),
+        ("replica_groups={{0,1,2},{3,4,5}}", 3),
+    ],
+)
+def test_how_many_take_part(form, size):
+    assert hlo._group_size(f"%x), channel_id=1, {form}, to_apply=%add") == size
+
+
+def test_a_form_that_is_not_known_is_an_error():
+    with pytest.raises(ValueError, match="these devices are not known: %x, replica_groups=new"):
+        hlo._group_size("%x, replica_groups=new")
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
