@@ -425,6 +425,8 @@ def plan_command(argv: list[str]) -> int:
         from gpt_jax.start import choose_tokenizer
 
         corpus = load_corpus(config.data.corpus, config.data.fallback_corpus)
+        for note in corpus.notes:
+            print(f"note: {note}", file=sys.stderr)
         n = choose_tokenizer(config.data, corpus).vocab_size
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n))
     config = pin_schedule(config)
