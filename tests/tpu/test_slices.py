@@ -40,7 +40,7 @@ def test_a_config_fits_the_slice_of_its_header(path):
     assert plan["collectives"]
     assert set(plan["seconds"]) == {"computing", "memory", "network"}
     if plan["attention"].startswith("plain"):
-        assert "dropout" in plan["attention"]
+        assert re.search("dropout 0.2; fused has none|fused needs a block_size", plan["attention"])
     else:
         assert plan["attention"].startswith("fused (splash")
 
