@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.attention import QUERIES, choose_attention, find_backend
+from gpt_jax.chips import GIB
 from gpt_jax.config import Config
 from gpt_jax.devices import available_memory
 from gpt_jax.errors import ConfigError, UserError
@@ -28,7 +29,6 @@ from gpt_jax.layers import mlp_width
 from gpt_jax.model import UNROLL
 from gpt_jax.step import state_shapes
 
-GIB = 2**30
 FLOAT32 = 4  # bytes
 # Arrays as wide as the MLP that an activation's gradient takes beside its argument and result.
 FACTORS = {"relu": 0, "relu2": 1, "gelu": 3, "swiglu": 2}
@@ -165,6 +165,20 @@ def _last_resort(resumes: bool) -> str:
     return "it takes a smaller model or a larger machine"
 
 
+def program_bytes(plan: Any) -> int:
+    """Returns what a program takes on a device with all it reads and writes.
+
+    Args:
+      plan: `jax.stages.Compiled.memory_analysis`'s.
+    """
+    return (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes  # the results that take the arguments' place
+        + plan.temp_size_in_bytes
+    )
+
+
 def check_program(program: jax.stages.Compiled, limit: int | None, what: str) -> None:
     """Raises UserError where a program with all it reads and writes takes more than there was.
 
@@ -177,12 +191,7 @@ def check_program(program: jax.stages.Compiled, limit: int | None, what: str) ->
     if jax.default_backend() != "cpu" or plan is None or limit is None:
         return
     n_devices = len(jax.tree.leaves(program.output_shardings)[0].addressable_devices)
-    need = n_devices * (
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes  # the results that take the arguments' place
-        + plan.temp_size_in_bytes
-    )
+    need = n_devices * program_bytes(plan)
     if need > limit:
         raise UserError(
             f"{what} would take {need / GIB:,.1f} GiB of memory, and this machine had "

@@ -23,7 +23,7 @@ from gpt_jax.chips import CHIPS, GIB, Chip
 from gpt_jax.config import Config, ModelConfig, override
 from gpt_jax.errors import ConfigError, UserError, is_out_of_memory
 from gpt_jax.hlo import Collective, Program
-from gpt_jax.memory import estimate_memory, memory_limit
+from gpt_jax.memory import estimate_memory, memory_limit, program_bytes
 from gpt_jax.model import Params, init_cache, unstack_blocks
 from gpt_jax.programs import jit_chunk, lay_out
 from gpt_jax.sample import STREAM_TOKENS, DecodeState, Filters, jit_decode
@@ -129,7 +129,7 @@ class Plan:
         if self.collectives:
             lines += [
                 "",
-                f"{'collective':<20} {'among':>6} {'times':>7} {'largest':>11} {'sent':>11}",
+                f"{'collective':<20} {'among':>5} {'times':>7} {'largest':>11} {'sent':>11}",
             ]
             lines += [
                 f"{c.kind:<20} {c.group:>5} {c.times:>7,} {_amount(c.bytes_each):>11} "
@@ -247,21 +247,11 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     read = Program(program.as_text())
     return dataclasses.replace(
         plan,
-        memory=together * _bytes(stats),
+        memory=together * program_bytes(stats),
         arguments=together * stats.argument_size_in_bytes,
         traffic=read.memory_traffic(),
         collectives=tuple(read.collectives()),
         sampling=_sampling_memory(config, layout.state.params, devices[0]) if sampling else None,
-    )
-
-
-def _bytes(stats: Any) -> int:
-    """Returns what a program takes with all it reads and writes."""
-    return (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes  # the results that take the arguments' place
-        + stats.temp_size_in_bytes
     )
 
 
@@ -294,7 +284,7 @@ def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
         model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, way="append"
     )
     try:
-        return _bytes(lowered.compile().memory_analysis())
+        return program_bytes(lowered.compile().memory_analysis())
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -59,7 +59,7 @@ ALLOWED = {
     "hf_tokenizer": {"errors", "files", "tokenizer"},
     "text": {"config", "errors", "run", "sample", "step", "tokenizer"},
     "process": {"errors"},
-    "memory": {"attention", "config", "devices", "errors", "layers", "model", "step"},
+    "memory": {"attention", "chips", "config", "devices", "errors", "layers", "model", "step"},
     "pieces": {"data", "errors", "shuffle"},
     "feed": BASE | {"data", "pieces", "sharding", "step"},
     "programs": {"attention", "config", "data", "devices", "feed", "memory", "model", "optim"}
