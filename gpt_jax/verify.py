@@ -188,9 +188,10 @@ def _gpt2(config: Config) -> tuple[float, str]:
     return _largest(*logits), ""
 
 
-def _losses(config: Config, mesh: tuple[int, int, int] = (1, 1, 1), steps: int = 4) -> np.ndarray:
+def _losses(config: Config, mesh: tuple[int, ...] = (1, 1, 1, 1), steps: int = 4) -> np.ndarray:
     """Returns the losses of the first steps of a run that is new, on a mesh: (steps,)."""
-    sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
+    axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
+    sizes = dict(zip(axes, mesh, strict=True))
     start = make_start(override(config, {**sizes, "run_dir": f"{config.run_dir}-new"}))
     programs = Programs(start.config, start.splits)
     try:
