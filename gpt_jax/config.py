@@ -510,19 +510,17 @@ class Config:
     def _check_sequence(self) -> None:
         size, tokens = max(1, self.mesh.sequence), self.model.block_size
         tensor, heads = max(1, self.mesh.tensor), self.model.kv_heads
+        way_out = f"try mesh.sequence={math.gcd(size, tokens, heads // tensor)}"
         if tokens % size:
             raise ConfigError(
-                f"mesh.sequence={size} must divide model.block_size={tokens}; "
-                f"try mesh.sequence={math.gcd(size, tokens)}"
+                f"mesh.sequence={size} must divide model.block_size={tokens}; {way_out}"
             )
         if heads % (tensor * size):
             name = "n_head" if self.model.n_kv_head is None else "n_kv_head"
-            shared = f"mesh.tensor={tensor} x mesh.sequence={size}"
-            if tensor == 1:
-                shared = f"mesh.sequence={size}"
+            both = f"mesh.tensor={tensor} x " if tensor > 1 else ""
             raise ConfigError(
-                f"{shared} must divide model.{name}={heads}, as attention shares heads; "
-                f"try mesh.sequence={math.gcd(heads // tensor, size)}"
+                f"{both}mesh.sequence={size} must divide model.{name}={heads}, as attention shares "
+                f"heads; {way_out}"
             )
 
 

@@ -30,13 +30,13 @@ ACTIVATIONS = {
 # Which axes of the mesh share an axis of activations; see `sharding.py`.
 MESH_AXES = {
     "batch": ("data", "fsdp"),
-    "time": "sequence",
+    "time": ("sequence",),
     "heads": ("tensor", "sequence"),
-    "width": "tensor",
+    "width": ("tensor",),
 }
 
 
-def lay(x: jax.Array, *axes: str | None) -> jax.Array:
+def lay(x: jax.Array, *axes: str) -> jax.Array:
     """Returns x, laid out over the devices of the mesh in force; without one, x as it is.
 
     XLA works out most layouts from those of the parameters. Left alone, it may gather the batch
@@ -44,22 +44,19 @@ def lay(x: jax.Array, *axes: str | None) -> jax.Array:
 
     Args:
       x: any array.
-      *axes: for each of its axes "batch", "time", "heads", "width" (the MLP's, or that of all heads)
-        or None, not split; the rest are not split. While time is whole, the devices that share it
-        share the heads.
+      *axes: for each of its axes "batch", "time", "heads" or "width" (of the MLP, or of all heads
+        together); the rest are not split. Where heads are split, time is whole: the devices that
+        share it elsewhere share the heads.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(
-        x, PartitionSpec(*(axis and MESH_AXES[axis] for axis in axes))
-    )
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(MESH_AXES[a] for a in axes)))
 
 
 def sharers(axis: str) -> int:
     """Returns how many devices of the mesh in force share an axis that `lay` knows."""
     shape = jax.sharding.get_abstract_mesh().shape
-    names = MESH_AXES[axis]
-    return math.prod(shape.get(name, 1) for name in ([names] if isinstance(names, str) else names))
+    return math.prod(shape.get(name, 1) for name in MESH_AXES[axis])
 
 
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:

@@ -200,9 +200,7 @@ def make_plan(
 
 def _make_plan(config, devices, backend, described, sampling) -> Plan:
     model, train = config.model, config.train
-    mesh = make_mesh(
-        train.batch_at_once, devices, config.mesh, model.kv_heads, model.block_size
-    )
+    mesh = make_mesh(train.batch_at_once, devices, config.mesh, model.kv_heads, model.block_size)
     layout = lay_out(config, mesh)
     chip = CHIPS.get(devices[0].device_kind)
     limit = (chip.memory if chip else None) if described else memory_limit(devices[0])

@@ -1,11 +1,13 @@
 """The mesh of devices, and how parameters and batches lie on it; the model knows nothing of either.
 
-There is one path for every machine: a laptop's single device is a 1x1x1 mesh. Along `data` and
-`fsdp` devices have sequences of their own; along `fsdp` and `tensor` they have parts of the
-parameters and of what the optimizer keeps. XLA adds what they must tell one another: a layer's
-parameters are gathered over `fsdp` when it is computed (Rajbhandari et al. 2020,
-https://arxiv.org/abs/1910.02054, stage 3), and heads and the MLP's width stay apart over `tensor`
-(Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053).
+There is one path for every machine: a laptop's single device is a 1x1x1x1 mesh. Along `data` and
+`fsdp` devices have sequences of their own, along `sequence` tokens of the same ones; along `fsdp`
+and `tensor` they have parts of the parameters and of what the optimizer keeps. XLA adds what they
+must tell one another: a layer's parameters are gathered over `fsdp` when it is computed
+(Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, stage 3), heads and the MLP's width stay
+apart over `tensor` (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053), and over `sequence` all
+tokens of some heads are exchanged for some tokens of all heads around attention, so that it sees
+whole sequences (Jacobs et al. 2023, https://arxiv.org/abs/2309.14509).
 """
 
 from __future__ import annotations
@@ -95,8 +97,9 @@ def put(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.A
 def layouts(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractContextManager:
     """Returns the context in which to trace what computes the model on a mesh.
 
-    Where parameters or sequences are split, the model pins some layouts (`layers.lay`), and for that
-    the mesh is in force. Kernels that XLA can't split (`attention.needs_mesh`) want it on any several devices.
+    Where parameters or sequences are split, the model pins some layouts (`layers.lay`), and for
+    that the mesh is in force. Kernels that XLA can't split (`attention.needs_mesh`) want it on any
+    several devices.
     """
     if mesh.size > mesh.shape["data"] or (kernels and mesh.size > 1):
         return jax.set_mesh(mesh)

@@ -86,7 +86,8 @@ def chunked_losses(
     """Returns `token_losses` of the states before the head, without all logits in memory at once.
 
     Positions are taken in turn, `loss_chunk` tokens of the batch at a time and at least one of each
-    sequence (a chunk spans the batch, which devices share); the gradient computes the logits again.
+    sequence (a chunk spans the batch, which devices share; where P of them share each sequence, one
+    of each one's part of it). The gradient computes the logits again.
 
     Args:
       x_BTD: as `model.GPT` returns them with hidden=True.

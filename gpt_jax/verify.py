@@ -108,7 +108,7 @@ def _small_config(folder: Path) -> Config:
 def _checks(config: Config) -> list[tuple[str, float, Callable[[], tuple[float, str]]]]:
     exact = 0.0 if jax.default_backend() == "cpu" else ROUNDING
     n = max(n for n in (1, 2, 4, 8) if n <= len(jax.devices()))
-    all_data, all_fsdp = (n, 1, 1), (1, n, 1)
+    all_data, all_fsdp = (n, 1, 1, 1), (1, n, 1, 1)
     alone = functools.cache(lambda: _losses(config))
     checks: list[tuple[str, float, Callable[[], tuple[float, str]]]] = [
         ("a run stopped after each chunk = one left alone", exact, lambda: _resumed(config)),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from gpt_jax import attention
 from gpt_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gpt_jax.data import Split
 from gpt_jax.errors import ConfigError
@@ -17,29 +18,46 @@ from gpt_jax.programs import Programs
 from gpt_jax.sharding import make_mesh
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 4_000).astype(np.int32)
-MODEL = dataclasses.replace(TINY, n_layer=2, n_head=2, n_embd=32, block_size=24)
+MODEL = dataclasses.replace(TINY, n_layer=2, n_head=4, n_embd=32, block_size=24)
 STEPS = 50
 LAYOUTS = {
     "8 data": MeshConfig(),
     "8 fsdp": MeshConfig(data=1, fsdp=8),
     "2 x 2 x 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "2 data, 4 sequence": MeshConfig(data=2, sequence=4),
+    "2 fsdp, 2 tensor, 2 sequence": MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
 }
 ONE = MeshConfig(data=1)
 KINDS = {
-    "adamw": (OptimConfig(), TrainConfig(batch_size=16)),
+    "adamw": (MODEL, OptimConfig(), TrainConfig(batch_size=16)),
     "muon, clipped, in parts": (
+        MODEL,
         OptimConfig(optimizer="muon", clip=0.5),
         TrainConfig(batch_size=32, micro_batch=16),
+    ),
+    # On one device 3 chunks of 10 of 24 positions, on 4 that share time 3 of 2 of 6.
+    "rotary, blockwise, losses in chunks": (
+        dataclasses.replace(
+            MODEL, positions="rotary", attention="blockwise", dropout=0.0, embedding_dropout=0.2
+        ),
+        OptimConfig(),
+        TrainConfig(batch_size=16, loss_chunk=160),
     ),
 }
 
 
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch):
+    """Blockwise attention in 3 blocks of 8 queries."""
+    monkeypatch.setattr(attention, "QUERIES", 8)
+
+
 @functools.cache
 def programs_of(kind: str, mesh: MeshConfig) -> Programs:
-    optim, train = KINDS[kind]
+    model, optim, train = KINDS[kind]
     train = dataclasses.replace(train, steps=STEPS)
     split = Split((TOKENS,), len(TOKENS))
-    config = Config(model=MODEL, optim=optim, train=train, mesh=mesh)
+    config = Config(model=model, optim=optim, train=train, mesh=mesh)
     return Programs(config, {"train": split, "val": split})
 
 
@@ -185,12 +203,15 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
 
 
 def test_a_mesh_of_its_settings():
-    assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert MeshConfig().spread(12, 8) == (6, 1, 1)
-    assert MeshConfig(fsdp=2).spread(12, 8) == (3, 2, 1)
-    assert MeshConfig(data=2, fsdp=-1).spread(12, 8) == (2, 3, 1)
-    assert MeshConfig(data=1, tensor=-1).spread(12, 8, kv_heads=6) == (1, 1, 6)
-    assert MeshConfig(data=1).spread(7, 8) == (1, 1, 1)
+    assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert MeshConfig().spread(12, 8) == (6, 1, 1, 1)
+    assert MeshConfig(fsdp=2).spread(12, 8) == (3, 2, 1, 1)
+    assert MeshConfig(data=2, fsdp=-1).spread(12, 8) == (2, 3, 1, 1)
+    assert MeshConfig(data=1, tensor=-1).spread(12, 8, 6) == (1, 1, 6, 1)
+    assert MeshConfig(data=1, tensor=-1, sequence=2).spread(12, 8, 6) == (1, 1, 3, 2)
+    assert MeshConfig(data=1, sequence=-1).spread(12, 8, 12, 64) == (1, 1, 1, 4)
+    assert MeshConfig(data=1, tensor=3, sequence=-1).spread(12, 8, 12, 64) == (1, 1, 3, 2)
+    assert MeshConfig(data=1).spread(7, 8) == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +235,34 @@ def test_heads_that_the_tensor_axis_does_not_divide_are_refused_with_advice():
         match=r"mesh\.tensor=2 must divide model\.n_head=25; try mesh\.tensor=1 or 5 or 25, or",
     ):
         Config(model=model, mesh=MeshConfig(tensor=2))
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "message"),
+    [
+        (
+            ModelConfig(block_size=36),
+            {"sequence": 8},
+            "mesh.sequence=8 must divide model.block_size=36; try mesh.sequence=4",
+        ),
+        (
+            ModelConfig(n_head=12, n_embd=48),
+            {"sequence": 8},
+            "mesh.sequence=8 must divide model.n_head=12, as attention shares heads; "
+            "try mesh.sequence=4",
+        ),
+        (
+            ModelConfig(n_head=12, n_embd=48, n_kv_head=6),
+            {"tensor": 2, "sequence": 2},
+            "mesh.tensor=2 x mesh.sequence=2 must divide model.n_kv_head=6, as attention shares "
+            "heads; try mesh.sequence=1",
+        ),
+        (ModelConfig(n_head=3, n_embd=48), {"tensor": -1, "sequence": 2}, "n_head=3"),
+    ],
+)
+def test_sequences_that_devices_can_t_share_are_refused_with_advice(model, sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(model=model, mesh=MeshConfig(**sizes))
 
 
 def test_a_width_that_devices_can_t_share_is_refused():
