@@ -17,7 +17,8 @@ from gpt_jax.loop import train
 from gpt_jax.programs import Programs
 from gpt_jax.sharding import make_mesh
 
-TOKENS = np.random.default_rng(0).integers(0, 11, 4_000).astype(np.int32)
+STEPS_UP = np.random.default_rng(0).integers(0, 2, 4_000)
+TOKENS = (STEPS_UP.cumsum() % 11).astype(np.int32)  # each is the last or the next: to be learned
 MODEL = dataclasses.replace(TINY, n_layer=2, n_head=4, n_embd=32, block_size=24)
 STEPS = 50
 LAYOUTS = {
@@ -257,7 +258,11 @@ def test_heads_that_the_tensor_axis_does_not_divide_are_refused_with_advice():
             "mesh.tensor=2 x mesh.sequence=2 must divide model.n_kv_head=6, as attention shares "
             "heads; try mesh.sequence=1",
         ),
-        (ModelConfig(n_head=3, n_embd=48), {"tensor": -1, "sequence": 2}, "n_head=3"),
+        (
+            ModelConfig(n_head=3, n_embd=48),
+            {"data": 1, "tensor": -1, "sequence": 2},
+            "mesh.sequence=2 must divide model.n_head=3",
+        ),
     ],
 )
 def test_sequences_that_devices_can_t_share_are_refused_with_advice(model, sizes, message):
