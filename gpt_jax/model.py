@@ -153,7 +153,8 @@ class Attention(nn.Module):
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
         drop = functools.partial(Dropout(c.dropout), deterministic=deterministic)
         y_BHTK = attend(name, q * scale, k, v, start, drop).reshape(B, H, T, K)
-        y_BTD = lay(jnp.moveaxis(y_BHTK, 1, 2).reshape(B, T, D), "batch", "time", "width")
+        y_BTHK = jnp.moveaxis(lay(y_BHTK, "batch", "heads"), 1, 2)
+        y_BTD = lay(y_BTHK.reshape(B, T, D), "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
 

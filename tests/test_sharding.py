@@ -160,7 +160,8 @@ def collectives(program) -> list[tuple[str, int]]:
 
 
 def test_what_devices_tell_one_another():
-    """Over fsdp a layer's parameters, over tensor its results for the device's own sequences."""
+    """Over fsdp a layer's parameters, over tensor its results for the device's own sequences, over
+    sequence what attention reads and gives."""
     found = {}
     for layout, mesh in {"1": ONE, **LAYOUTS}.items():
         found[layout] = collectives(programs_of("adamw", mesh)._chunk_program(10).result())
@@ -176,6 +177,12 @@ def test_what_devices_tell_one_another():
     # Attention's and the MLP's results forward, and the gradients of what they read backward.
     assert summed.count(states) == 4 * MODEL.n_layer
     assert max(size for _, size in found["2 x 2 x 2"]) <= max(kernel // 2, states)
+    # Over sequence, of q, k, v and attention's result a part for each device, and of gradients.
+    moved = [size for kind, size in found["2 data, 4 sequence"] if kind == "all-to-all"]
+    part = 16 // 2 * MODEL.block_size * MODEL.n_embd // 4 // 4
+    assert moved == 8 * MODEL.n_layer * [part]
+    gathered = [size for kind, size in found["2 data, 4 sequence"] if kind == "all-gather"]
+    assert max(gathered) <= MODEL.block_size * MODEL.n_embd  # the table of positions
 
 
 def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
