@@ -102,19 +102,20 @@ def chunked_losses(
     n = -(-own // t)
 
     def split(x):
-        """(B, T, ...) to (n, B, P, t, ...): of each device's part of T the next t."""
+        """(B, T, ...) to (n, B, P t, ...): of each of P parts of T the next t."""
         x = x.reshape(B, P, own, *x.shape[2:])
         x = jnp.pad(x, [(0, 0), (0, 0), (0, n * t - own), *[(0, 0)] * (x.ndim - 3)])
-        return jnp.moveaxis(x.reshape(B, P, n, t, *x.shape[3:]), 2, 0)
+        x = jnp.moveaxis(x.reshape(B, P, n, t, *x.shape[3:]), 2, 0)
+        return x.reshape(n, B, P * t, *x.shape[4:])
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # in a loop there is nothing to merge
     def chunk_losses(chunk):
-        x_BPtD, targets_BPt = chunk
-        return token_losses(head_logits(x_BPtD, head), targets_BPt)
+        x_BtD, targets_Bt = chunk
+        return token_losses(head_logits(x_BtD, head), targets_Bt)
 
-    losses_nBPt = jax.lax.map(chunk_losses, (split(x_BTD), split(targets_BT)))
-    losses_BPT = jnp.moveaxis(losses_nBPt, 0, 2).reshape(B, P, n * t)[..., :own]
-    return losses_BPT.reshape(B, T)
+    losses = jax.lax.map(chunk_losses, (split(x_BTD), split(targets_BT)))
+    losses_BPnt = jnp.moveaxis(losses.reshape(n, B, P, t), 0, 2)
+    return losses_BPnt.reshape(B, P, n * t)[..., :own].reshape(B, T)
 
 
 def batch_losses(

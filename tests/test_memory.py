@@ -83,10 +83,9 @@ def test_the_estimate_by_hand():
     kept = again + 2 * 2 * 4 * D + 3 * 2 * 4 * D  # what norms and gelu keep
     logits = 2 * 4 * 8192 * 50257
     assert need.activations == L * tokens * kept + logits
-    assert (
-        estimate_memory(config, (8, 1, 1, 1), "cuda 9.0").activations
-        == L * tokens // 8 * kept + logits // 8
-    )
+    for mesh in ((8, 1, 1, 1), (2, 1, 1, 4)):
+        needed = L * tokens // 8 * kept + logits // 8
+        assert estimate_memory(config, mesh, "cuda 9.0").activations == needed
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
     needed = L * tokens * 2 * D + max(tokens * again, logits)
     assert estimate_memory(full, (1, 1, 1, 1), "cuda 9.0").activations == needed

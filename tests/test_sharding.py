@@ -202,7 +202,7 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
 
     expected = go_on("whole", 20, ONE)
     go_on("parts", 10, LAYOUTS["8 fsdp"])
-    found = go_on("parts", 20, LAYOUTS["2 x 2 x 2"])
+    found = go_on("parts", 20, LAYOUTS["2 fsdp, 2 tensor, 2 sequence"])
     assert found.keys() == expected.keys()
     for step, row in expected.items():
         for name in ("loss", "val_loss"):
