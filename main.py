@@ -34,6 +34,7 @@ from gpt_jax.errors import (
     is_out_of_memory,
     suggest,
 )
+from gpt_jax.files import to_folder, to_local
 from gpt_jax.hosts import HostsConfig, Launch, connect, leave
 from gpt_jax.options import Parser, add_settings
 from gpt_jax.settings import get, parse, settings
@@ -134,7 +135,7 @@ def _checkpoint(text: str) -> str | int:
 def run_folder(run_dir: str, init_from: str | None) -> Path:
     from gpt_jax.hf import find
 
-    return Path(os.path.expanduser(run_dir)) if init_from is None else find(init_from)
+    return to_folder(run_dir) if init_from is None else find(init_from)
 
 
 def sample_command(argv: list[str]) -> int:
@@ -312,7 +313,7 @@ def export_command(argv: list[str]) -> int:
     request_cpu_devices(1)
     from gpt_jax.run import export, load_run
 
-    folder = Path(os.path.expanduser(args.out))
+    folder = to_local(args.out)
     export(load_run(run_folder(args.run_dir, args.init_from), args.checkpoint), folder)
     print(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     print(f"  in transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})")
@@ -338,7 +339,7 @@ def replay_command(argv: list[str]) -> int:
 
     from gpt_jax.run_folder import read_config
 
-    run_dir = Path(os.path.expanduser(args.run_dir))
+    run_dir = to_folder(args.run_dir)
     config, _ = read_config(run_dir)
     request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
     if config.train.deterministic:

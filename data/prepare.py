@@ -54,7 +54,7 @@ from data.sources import Damage, Document, Plan, Unit, make_plan, read_unit
 from gpt_jax.console import Display
 from gpt_jax.devices import usable_cores
 from gpt_jax.errors import ConfigError, TrainingError, UserError
-from gpt_jax.files import remove_unfinished, write_atomically
+from gpt_jax.files import remove_unfinished, to_local, write_atomically
 from gpt_jax.manifest import MANIFEST_FILE, SPLITS, read_manifest
 from gpt_jax.process import lock
 from gpt_jax.shard_writer import ShardWriter
@@ -83,7 +83,7 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
       TrainingError: it can't go on now; what is there stays, and the same call goes on.
     """
     display = display or Display()
-    out = Path(os.path.expanduser(config.out))
+    out = to_local(config.out)
     if manifest := _finished(out, config):
         display.note(f"{out} is prepared already, with these settings")
         _clean(out)
