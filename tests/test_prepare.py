@@ -28,7 +28,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import main
-from data import common_crawl, parts, sources
+from data import assembly, common_crawl, parts, processes, sources
 from data import prepare as module
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
@@ -724,7 +724,7 @@ def many_files(folder, n=8):
 def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(module, "SAVE_PAUSE", 0)  # the same operations each time
+    monkeypatch.setattr(assembly, "SAVE_PAUSE", 0)  # the same operations each time
     values = many_files(tmp_path, 3)
     count, last = [0], [0]
 
@@ -864,7 +864,7 @@ def test_a_part_that_a_power_cut_has_damaged_is_made_again(tmp_path, damage):
 def test_a_preparation_goes_on_with_its_own_settings_only(tmp_path, monkeypatch):
     values = many_files(tmp_path, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Assembly, "append", lambda self, number: exec("raise KeyError"))
+        patch.setattr(assembly.Assembly, "append", lambda self, number: exec("raise KeyError"))
         with pytest.raises(KeyError):
             run(tmp_path, **values)
     with pytest.raises(UserError, match="begun with other settings: shard_tokens is 1000 there"):
@@ -910,7 +910,7 @@ def test_a_process_that_is_killed_is_one_line(tmp_path, monkeypatch, place):
         pool = concurrent.futures.ProcessPoolExecutor
         monkeypatch.setattr(pool, "submit", lambda *args: exec("raise broken", {"broken": broken}))
     else:
-        monkeypatch.setattr(module, "prepare_and_count", die)
+        monkeypatch.setattr(processes, "prepare_and_count", die)
     with pytest.raises(TrainingError, match="a process was killed, perhaps for its memory"):
         run(tmp_path, **many_files(tmp_path, 4), workers=2)
 
@@ -925,7 +925,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     left += [out / WORK_FOLDER / "parts" / ".000001.56.78"]
     for path in left:
         path.write_text("half")
-    append = module._Assembly.append
+    append = assembly.Assembly.append
     seen = []
 
     def spy(self, number):
@@ -933,7 +933,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         append(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Assembly, "append", spy)
+        patch.setattr(assembly.Assembly, "append", spy)
         run(tmp_path, "killed", **values)
     assert not seen
     assert contents(tmp_path / "whole") == contents(out)
@@ -954,7 +954,7 @@ def test_many_documents_of_one_unit_take_little_memory(tmp_path):
 
 
 def test_parts_are_appended_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_DOCUMENTS", 7)
+    monkeypatch.setattr(assembly, "BLOCK_DOCUMENTS", 7)
     documents = [d for i in range(0, 200, 5) for d in (*DOCUMENTS[i : i + 5], *DOCUMENTS[:i:9])]
     source = write_jsonl(tmp_path / "a.jsonl.gz", documents)
     prepared = run(tmp_path, source="jsonl", input=str(source), deduplicate=True)
