@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from data.documents import Plan
 from data.filters import Seen
 from data.parts import NAMED_DAMAGE, load_part, part_path, prepare_part
 from data.settings import PrepareConfig
-from data.sources import Plan
 from gpt_jax.errors import UserError
 from gpt_jax.files import write_atomically
 from gpt_jax.manifest import SPLITS

@@ -27,12 +27,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data import sources
 from data.assembly import JOURNAL_FILE, Assembly
+from data.documents import Plan
+from data.files import local_files, place
 from data.parts import PARTS, PLAN_FILE
 from data.processes import Processes
 from data.settings import PrepareConfig
-from data.sources import Plan, make_plan
+from data.sources import make_plan
 from data.vocabulary import make_tokenizer
 from gpt_jax.console import Display
 from gpt_jax.errors import ConfigError, TrainingError, UserError
@@ -172,10 +173,10 @@ def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
 
 def _source_difference(there: Any, config: PrepareConfig) -> str:
     """Returns how a source differs from what a manifest says of it, or ''; gone it may be."""
-    if not isinstance(there, dict) or sources.place(config) is None:
+    if not isinstance(there, dict) or place(config) is None:
         return ""
     try:
-        _, here = sources.local_files(config)
+        _, here = local_files(config)
     except (OSError, UserError):
         return ""
     sizes = ("files", "stored_bytes")
@@ -245,7 +246,7 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
             f"{work.parent} was begun with other settings: {different}; use those, choose another "
             "--out, or delete it"
         )
-    there, here = values["plan"]["facts"].get("input"), sources.place(config)
+    there, here = values["plan"]["facts"].get("input"), place(config)
     if there and here and there != here:
         raise UserError(
             f"{work.parent} was begun with --input {there}, and this is {here}; use that, choose "

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import sources
+from data import documents
+from data.documents import Damage, Document, Plan, Unit
 from data.filters import digest, is_validation, reject
 from data.parts import stop
 from data.settings import PrepareConfig
-from data.sources import Damage, Document, Plan, Unit, read_unit
+from data.sources import read_unit
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, Tokenizer
 
@@ -49,7 +50,7 @@ def _sample(config: PrepareConfig, plan: Plan, work: Path) -> str:
     """
     limits, budget = config.limits(), config.sample_mb << 20
     units = [unit for unit in plan.units if unit.get("split") != "val"]
-    n = min(len(units), max(1, budget // sources.UNIT_BYTES))
+    n = min(len(units), max(1, budget // documents.UNIT_BYTES))
     whole = plan.by_position and sum(unit["size"] for unit in units) <= budget
     texts: list[str] = []
     left = budget
