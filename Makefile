@@ -15,7 +15,7 @@ lint:  ## complain about form and likely mistakes
 	$(PYTHON) -m ruff format --check .
 
 types:  ## check the types
-	$(PYTHON) -m ty check --python $$($(PYTHON) -c 'import sys; print(sys.prefix)') gpt_jax configs commands data main.py
+	$(PYTHON) -m ty check --python $$($(PYTHON) -c 'import sys; print(sys.prefix)') gpt_jax configs data main.py
 
 test:  ## all tests
 	$(PYTHON) -m pytest

@@ -1,7 +1,7 @@
 """The command line: `python main.py --config nano` trains, and `--help` says what else there is.
 
-Finds the verb, lets it run (`commands/`, a module for each) and turns a mistake into one line. jax
-is imported only once the command line is known to be right.
+Finds the verb, lets it run (`gpt_jax/commands/`, a module for each) and turns a mistake into one
+line. jax is imported only once the command line is known to be right.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from commands import VERBS
+from gpt_jax.commands import VERBS
 from gpt_jax.config_files import list_configs
 from gpt_jax.devices import keep_compiled_programs, keep_freed_memory
 from gpt_jax.errors import (
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
                 )
         keep_compiled_programs()
         keep_freed_memory()
-        return importlib.import_module(f"commands.{verb}").command(rest)
+        module = "data.command" if verb == "prepare" else f"gpt_jax.commands.{verb}"
+        return importlib.import_module(module).command(rest)
     except (UserError, TrainingError) as error:
         if debug:
             raise

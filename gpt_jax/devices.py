@@ -1,6 +1,6 @@
 """Which devices a machine offers, asked before jax is imported.
 
-jax reads these choices once, at its first computation, so `commands/` makes them first. The
+jax reads these choices once, at its first computation, so the commands make them first. The
 library, imported in a notebook, takes the devices that jax finds.
 """
 

@@ -14,8 +14,8 @@ import pytest
 
 import gpt_jax
 import main
-from commands import VERBS
 from gpt_jax import devices, plain_text
+from gpt_jax.commands import VERBS
 from gpt_jax.config import Config, override
 from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from commands import VERBS
+from gpt_jax.commands import VERBS
 
 BASE = {"errors", "config", "files", "devices"}
 ALLOWED = {
@@ -91,7 +91,7 @@ MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))
 # Of the folder data: each imports only modules before it.
 DATA = ["filters", "settings", "documents", "texts", "json_lines", "parquet", "common_crawl"]
 DATA += ["files", "hugging_face", "sources", "parts", "engines", "processes", "vocabulary"]
-DATA += ["assembly", "prepare"]
+DATA += ["assembly", "prepare", "command"]
 
 
 def siblings(module: str, package: str = "gpt_jax") -> set[str]:
@@ -136,9 +136,10 @@ def test_nothing_in_the_package_imports_the_loop():
 
 
 def test_nothing_imports_the_command_line_and_the_package_nothing_outside():
-    for path in [*(ROOT / "gpt_jax").glob("*.py"), *(ROOT / "data").glob("*.py")]:
-        outside = {"commands", "main"} | ({"data"} if path.parent.name == "gpt_jax" else set())
-        assert not imported(path) & outside, path
+    for path in (ROOT / "gpt_jax").rglob("*.py"):
+        assert not imported(path) & {"data", "main"}, path
+    for module in MODULES:
+        assert "commands" not in siblings(module), module
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,10 @@ def test_nothing_imports_the_command_line_and_the_package_nothing_outside():
         ("import gpt_jax", ["jax", "numpy", "rich"]),
         ("import main", ["jax", "numpy", "rich"]),
         (
-            f"from commands import {', '.join(sorted({*VERBS} - {'prepare'}))}",
+            f"from gpt_jax.commands import {', '.join(sorted({*VERBS} - {'prepare'}))}",
             ["jax", "numpy", "rich"],
         ),
-        ("import commands.prepare", ["jax", "orjson", "rich"]),
+        ("import data.command", ["jax", "orjson", "rich"]),
         ("import gpt_jax.report", ["jax"]),
         ("import gpt_jax.corpora", ["jax", "requests"]),
         ("import gpt_jax.run_folder", ["jax", "requests", "tiktoken", "tokenizers"]),
@@ -176,6 +177,6 @@ def test_what_must_start_at_once_imports_nothing_heavy(statement, absent):
 
 
 def test_no_module_imports_torch_or_tensorflow():
-    folders = ("gpt_jax", "commands", "configs", "data")
-    for path in [ROOT / "main.py", *(p for name in folders for p in (ROOT / name).glob("*.py"))]:
+    folders = ("gpt_jax", "configs", "data")
+    for path in [ROOT / "main.py", *(p for name in folders for p in (ROOT / name).rglob("*.py"))]:
         assert not imported(path) & {"torch", "tensorflow"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands import VERBS
+from gpt_jax.commands import VERBS
 from gpt_jax.files import to_folder
 from gpt_jax.options import Parser
 from gpt_jax.settings import parse

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from commands.parsers import add_debug, add_run_dir, verb_parser
 from gpt_jax import devices
+from gpt_jax.commands.parsers import add_debug, add_run_dir, verb_parser
 from gpt_jax.settings import parse
 
 

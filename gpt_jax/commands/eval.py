@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from commands.parsers import run_folder, run_parser
 from gpt_jax import devices
+from gpt_jax.commands.parsers import run_folder, run_parser
 
 
 def command(argv: list[str]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from commands.parsers import run_folder, run_parser
 from gpt_jax import devices
+from gpt_jax.commands.parsers import run_folder, run_parser
 from gpt_jax.files import to_local
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from commands.parsers import run_folder, run_parser
 from gpt_jax import devices
+from gpt_jax.commands.parsers import run_folder, run_parser
 from gpt_jax.config import SampleConfig
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.options import add_settings

@@ -1,5 +1,6 @@
 """The verbs of the command line: each has a module of its name here, with a function `command`.
 
+That of `prepare` is `data/command.py`, for the package knows nothing of the folder data.
 `command(argv)` takes the words after the verb and returns the exit status. It reads the whole
 command line before it imports jax, so that --help and mistakes are answered at once; errors are for
 `main.py` to report.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from commands.parsers import add_debug, verb_parser
 from gpt_jax import devices
+from gpt_jax.commands.parsers import add_debug, verb_parser
 
 
 def command(argv: list[str]) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import gpt_jax
-from commands import VERBS
-from commands.parsers import add_config, add_debug, named_config
 from gpt_jax import devices
+from gpt_jax.commands import VERBS
+from gpt_jax.commands.parsers import add_config, add_debug, named_config
 from gpt_jax.config import Config, override
 from gpt_jax.config_files import list_configs, load_config
 from gpt_jax.hosts import HostsConfig, Launch, connect

@@ -7,8 +7,8 @@ import json
 import os
 import sys
 
-from commands.parsers import add_config, add_debug, named_config, verb_parser
 from gpt_jax import devices
+from gpt_jax.commands.parsers import add_config, add_debug, named_config, verb_parser
 from gpt_jax.config import Config, override, pin_schedule
 from gpt_jax.config_files import load_config
 from gpt_jax.options import add_settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from commands.parsers import add_debug
 from data.settings import PrepareConfig
+from gpt_jax.commands.parsers import add_debug
 from gpt_jax.errors import ConfigError
 from gpt_jax.options import Parser, add_settings
 
