@@ -18,18 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from data.documents import BLOCK_BYTES, STREAM_BYTES, Damage, Document, Plan, Unit, too_large
 from data.settings import PrepareConfig
-from data.sources import (
-    BLOCK_BYTES,
-    STREAM_BYTES,
-    Damage,
-    Document,
-    Plan,
-    Unit,
-    _too_large,
-    discard,
-    download_path,
-)
 from gpt_jax.errors import TrainingError, UserError, in_short
 from gpt_jax.files import write_atomically
 
@@ -85,7 +75,7 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
 def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | Damage]:
     """Yields the documents of a WET file, downloaded first where its unit has an address.
 
-    The download stays, for it may be read again (see `sources.discard`), unless it is damaged.
+    The download stays, for it may be read again (see `discard`), unless it is damaged.
 
     Raises:
       Damage: the file breaks off, or is no WET file.
@@ -138,7 +128,7 @@ def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | Damag
         if not kept:
             continue
         if size > limit:
-            yield _too_large(where, limit)
+            yield too_large(where, limit)
             continue
         try:
             text = block.decode("utf-8").strip()
@@ -169,6 +159,17 @@ def _skip(file: IO[bytes], size: int) -> int:
 
 
 # --- downloads ------------------------------------------------------------------------------------
+
+
+def download_path(unit: Unit, work: Path) -> Path:
+    """Returns where the download of a unit with an address is."""
+    return work / "downloads" / unit["name"]
+
+
+def discard(unit: Unit, work: Path) -> None:
+    """Removes what was downloaded for a unit; for when its part is in place."""
+    if unit.get("url"):
+        download_path(unit, work).unlink(missing_ok=True)
 
 
 def download(url: str, path: Path, limit: int | None = None) -> None:

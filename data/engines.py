@@ -12,8 +12,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from data.documents import EXTRAS
 from data.parts import open_work, prepare_part
-from data.sources import EXTRAS
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.shards import WORK_FOLDER
 

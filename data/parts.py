@@ -31,9 +31,11 @@ from typing import Any
 
 import numpy as np
 
+from data.common_crawl import discard
+from data.documents import Damage, Unit
 from data.filters import digest, is_validation, reject
 from data.settings import PrepareConfig
-from data.sources import Damage, Unit, discard, read_unit
+from data.sources import read_unit
 from gpt_jax.errors import UserError
 from gpt_jax.settings import read
 from gpt_jax.tokenizer import END_OF_TEXT, BpeTokenizer, Tokenizer, load_tokenizer

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,14 @@ import jax
 
 from gpt_jax.config import FORMAT
 from gpt_jax.errors import UserError, is_out_of_memory
-from gpt_jax.files import write_atomically
+from gpt_jax.files import (
+    entries,
+    files_below,
+    remote_errors,
+    remove_folder,
+    to_absolute,
+    write_atomically,
+)
 
 FOLDER = "checkpoints"
 
@@ -43,7 +49,7 @@ class Checkpoints:
           every: those of the multiples of so many steps stay too.
           best: the one with the lowest validation loss stays too.
         """
-        self._folder = (run_dir / FOLDER).absolute()
+        self._folder = path_of(run_dir, 0).parent
         self._keep, self._every, self._best = keep, every, best
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
@@ -52,11 +58,11 @@ class Checkpoints:
             return
         self._folder.mkdir(exist_ok=True)
         whole = set(steps(run_dir))
-        for path in self._folder.iterdir():
+        for path in entries(self._folder):
             step = int(path.name) if path.name.isdigit() else None
             ours = step is not None or ".orbax-checkpoint-tmp" in path.name
             if ours and path.is_dir() and step not in whole:
-                shutil.rmtree(path)
+                remove_folder(path)
 
     def save(
         self, step: int, state: Any, config: dict[str, Any], val_loss: float | None = None
@@ -78,12 +84,13 @@ class Checkpoints:
         try:
             # A checkpoint of this step that failed its manifest may still lie there.
             if self._is_first:  # orbax's hosts wait for it
-                manifest_path(path).unlink(missing_ok=True)
-                shutil.rmtree(path, ignore_errors=True)
+                with remote_errors(path):
+                    manifest_path(path).unlink(missing_ok=True)
+                    remove_folder(path)
             # One whole copy: slicing every array among the devices costs a program for each.
             context = ocp.Context()
             context.array_options.saving.use_replica_parallel = False
-            with context:
+            with context, remote_errors(path):
                 response = ocp.save_async(str(path), state, custom_metadata={"config": config})
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
@@ -107,7 +114,7 @@ class Checkpoints:
             if old not in stay:
                 old_path = path_of(run_dir, old)
                 manifest_path(old_path).unlink()
-                shutil.rmtree(old_path)
+                remove_folder(old_path)
 
     def wait(self) -> None:
         """Waits until the save under way is whole on the disk.
@@ -150,7 +157,7 @@ def _is_not_orbaxs(record: logging.LogRecord) -> bool:
 
 def path_of(run_dir: Path, step: int) -> Path:
     """Returns the absolute path of a step's checkpoint."""
-    return (run_dir / FOLDER / f"{step:08d}").absolute()
+    return to_absolute(run_dir / FOLDER / f"{step:08d}")
 
 
 def manifest_path(path: Path) -> Path:
@@ -160,14 +167,12 @@ def manifest_path(path: Path) -> Path:
 def describe_files(path: Path) -> dict[str, dict[str, Any]]:
     """Returns {relative path: {"bytes", "sha256"}} for every file below a folder."""
     files = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            files[file.relative_to(path).as_posix()] = {
-                "bytes": file.stat().st_size,
-                "sha256": digest,
-            }
+    for file in files_below(path):
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            n_bytes = opened.tell()
+        name = file.relative_to(path).as_posix()
+        files[name] = {"bytes": n_bytes, "sha256": digest}
     return files
 
 

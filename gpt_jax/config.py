@@ -259,6 +259,16 @@ class OptimConfig:
             return self.warmup_steps
         return self.schedule_steps - self.decay_steps
 
+    def pinned(self, train_steps: int) -> OptimConfig:
+        """Returns these settings with every length of the schedule said; see `pin_schedule`."""
+        if self.schedule == "constant":
+            return self
+        end = train_steps if self.schedule_steps is None else self.schedule_steps
+        decay = self.decay_steps
+        if self.schedule == "wsd" and decay is None:
+            decay = max(1, end // 5)
+        return dataclasses.replace(self, schedule_steps=end, decay_steps=decay)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -496,7 +506,7 @@ class Config:
                 f"{' or '.join(ways)}, or mesh.fsdp={tensor}"
             )
         self._check_sequence()
-        optim = _pinned(self.optim, self.train.steps)
+        optim = self.optim.pinned(self.train.steps)
         if optim.schedule != "constant" and (
             optim.warmup_steps + (optim.decay_steps or 1) > (optim.schedule_steps or 0)
         ):
@@ -529,17 +539,7 @@ def pin_schedule(config: Config) -> Config:
 
     A run keeps these: were they to follow train.steps, more steps would change the past.
     """
-    return dataclasses.replace(config, optim=_pinned(config.optim, config.train.steps))
-
-
-def _pinned(optim: OptimConfig, train_steps: int) -> OptimConfig:
-    if optim.schedule == "constant":
-        return optim
-    end = train_steps if optim.schedule_steps is None else optim.schedule_steps
-    decay = optim.decay_steps
-    if optim.schedule == "wsd" and decay is None:
-        decay = max(1, end // 5)
-    return dataclasses.replace(optim, schedule_steps=end, decay_steps=decay)
+    return dataclasses.replace(config, optim=config.optim.pinned(config.train.steps))
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:

@@ -1,7 +1,7 @@
 """Which devices a machine offers, asked before jax is imported.
 
-jax reads these choices once, at its first computation, so main.py makes them first. The library,
-imported in a notebook, takes the devices that jax finds.
+jax reads these choices once, at its first computation, so the commands make them first. The
+library, imported in a notebook, takes the devices that jax finds.
 """
 
 from __future__ import annotations

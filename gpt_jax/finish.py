@@ -11,7 +11,7 @@ import jax
 from gpt_jax import hosts, report
 from gpt_jax.console import Display
 from gpt_jax.evaluation import evaluate_split
-from gpt_jax.files import write_atomically
+from gpt_jax.files import to_absolute, write_atomically
 from gpt_jax.run import Run
 from gpt_jax.run_folder import SUMMARY_FILE
 from gpt_jax.start import Start
@@ -34,7 +34,7 @@ def finish(run: Run, start: Start, display: Display) -> Run:
     if not hosts.is_first():
         return run
     corpus = Path(run.config.data.corpus).name
-    title = f"{run.run_dir.absolute().name}: {corpus}, {run.step:,} steps"
+    title = f"{to_absolute(run.run_dir).name}: {corpus}, {run.step:,} steps"
     picture = report.plot_losses(run.rows, run.run_dir, title)
     display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
     display.write(prompt)

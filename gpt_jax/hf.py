@@ -22,7 +22,7 @@ import numpy as np
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.files import write_atomically
+from gpt_jax.files import is_remote, to_folder, to_local, write_atomically
 from gpt_jax.tensor_files import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -73,9 +73,9 @@ def find(source: str | os.PathLike[str]) -> Path:
     Raises:
       UserError: there is no such folder, or it can't be downloaded, and why.
     """
-    folder = Path(os.path.expanduser(source))
+    folder = to_folder(source)
     name = os.fspath(source)
-    if os.path.lexists(folder):
+    if is_remote(folder) or os.path.lexists(folder):
         return folder
     if not HUB_NAME.fullmatch(name):
         raise UserError(
@@ -114,7 +114,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
       UserError: the folder is no GPT-2, is incomplete or damaged, or holds pickled weights.
       ConfigError: it is a GPT-2 of a kind that the model has no setting for.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = to_local(folder)
     config = load_config(folder)
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
@@ -149,7 +149,7 @@ def save(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    folder = Path(os.path.expanduser(folder))
+    folder = to_local(folder)
     _check_is_gpt2(config)
     if end_token is not None and not 0 <= end_token < config.vocab_size:
         raise UserError(f"end_token={end_token} must be an id in [0, {config.vocab_size}), or none")

@@ -8,6 +8,7 @@ run's folder, so it must be one that all of them see. With one host nothing here
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -19,7 +20,11 @@ from gpt_jax.errors import ConfigError, TrainingError, UserError, is_out_of_memo
 from gpt_jax.settings import NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, setting
 
 # What the libraries beneath jax say of a host that does not answer; they raise many kinds.
-LOST = re.compile("gloo|nccl|coordination|heartbeat|connection reset", re.IGNORECASE)
+LOST = re.compile(
+    "gloo|nccl|coordination|heartbeat|connection reset"
+    "|^(unavailable|deadline_exceeded|aborted|cancelled):",
+    re.IGNORECASE,
+)
 END_SECONDS = 3600  # that a host which is done waits for those that are not
 
 
@@ -76,10 +81,27 @@ def launched(environment: Mapping[str, str], has_tpu: bool = False) -> bool:
     )
 
 
+def find_method(environment: Mapping[str, str]) -> str | None:
+    """Returns the name of the way in which jax finds the other processes; None for its own choice.
+
+    Raises:
+      ConfigError: Open MPI from 5 on has started this process, and a package to ask it is missing.
+    """
+    if "OMPI_COMM_WORLD_SIZE" not in environment or "OMPI_MCA_orte_hnp_uri" in environment:
+        return None
+    if importlib.util.find_spec("mpi4py") is None:
+        raise ConfigError(
+            "Open MPI from 5 on tells its processes where they are by another package only: pip "
+            "install mpi4py, or give --hosts.coordinator, --hosts.count and --hosts.index"
+        )
+    return "mpi4py"
+
+
 def connect(config: HostsConfig, has_tpu: bool = False) -> None:
     """Meets the other hosts, if there are any; before jax's first computation.
 
     Raises:
+      ConfigError: the launcher can't be asked, see `find_method`.
       TrainingError: they could not be met in time.
     """
     is_given = config.coordinator is not None
@@ -89,6 +111,7 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
 
     if jax.distributed.is_initialized():
         return
+    method = "deactivate" if is_given else find_method(os.environ)
     where = config.coordinator or "the place that the launcher names"
     if is_given:  # jax may end the process where nobody comes, with words of its own
         who = f"host {config.index} of {config.count}"
@@ -99,7 +122,7 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
             config.coordinator,
             config.count,
             config.index,
-            cluster_detection_method="deactivate" if is_given else None,
+            cluster_detection_method=method,
             initialization_timeout=config.timeout,
             heartbeat_timeout_seconds=config.timeout,
             shutdown_timeout_seconds=END_SECONDS,
@@ -146,7 +169,7 @@ def find_loss(error: BaseException) -> str:
     for _ in range(20):  # causes may be a ring
         if at is None or is_out_of_memory(at):
             break
-        if type(at).__name__ == "JaxRuntimeError" or LOST.search(str(at)):
+        if LOST.search(str(at)):
             found = f"{' '.join(str(at).split()):.200}"
         at = at.__cause__ or at.__context__
     return found

@@ -25,6 +25,7 @@ from gpt_jax.attention import choose_attention, find_backend
 from gpt_jax.config import Config, pin_schedule, to_dict
 from gpt_jax.console import Display
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, is_out_of_memory
+from gpt_jax.files import to_folder
 from gpt_jax.finish import finish
 from gpt_jax.memory import WAYS_OUT, check_memory
 from gpt_jax.metrics import MetricsWriter, bits_per_byte, spike_limit
@@ -59,7 +60,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
     display = Display(quiet or not hosts.is_first())
     config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
     start = hosts.together(lambda: _make_start(config, display), _must_be_alike)
-    config, run_dir = start.config, Path(start.config.run_dir)
+    config, run_dir = start.config, to_folder(start.config.run_dir)
     if start.resumes and (run := _load_finished(start)):
         already_finished(run, display)
         return run
@@ -91,7 +92,7 @@ def train(config: Config, *, quiet: bool = False) -> Run:
 
 def _make_start(config: Config, display: Display) -> Start:
     """Reads and checks all that a run starts from, on this host."""
-    if config.model.vocab_size and not is_run(Path(config.run_dir)):
+    if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
         _check_machine(pin_schedule(config))  # before a large corpus is looked for
     try:
         return make_start(config, display.download)
@@ -101,7 +102,7 @@ def _make_start(config: Config, display: Display) -> Start:
 
 def _load_finished(start: Start) -> Run | None:
     """Returns the run of the folder, if it has all its steps."""
-    run_dir, steps = Path(start.config.run_dir), start.config.train.steps
+    run_dir, steps = to_folder(start.config.run_dir), start.config.train.steps
     if read_summary(run_dir).get("step") != steps:
         return None
     run = load_run(run_dir)
@@ -117,7 +118,7 @@ def _must_be_alike(start: Start) -> dict[str, Any]:
 
 def _prepare_folder(start: Start, held: contextlib.ExitStack) -> None:
     """Makes the run's folder, or brings its settings up to date, and locks it."""
-    run_dir = Path(start.config.run_dir)
+    run_dir = to_folder(start.config.run_dir)
     if not start.resumes:
         create_folder(run_dir, start.config, start.corpus, start.tokenizer, start.origin)
     held.enter_context(lock(run_dir))
@@ -144,7 +145,7 @@ def _check_machine(config: Config, *, resumes: bool = False) -> None:
 def _train(start: Start, display: Display) -> None:
     """Trains until `train.steps`; leaves a checkpoint of the last step."""
     config, train = start.config, start.config.train
-    run_dir = Path(config.run_dir)
+    run_dir = to_folder(config.run_dir)
     minutes = math.inf if train.max_minutes is None else train.max_minutes
     deadline = time.monotonic() + 60 * minutes
     programs = Programs(config, start.splits)

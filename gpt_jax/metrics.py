@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.files import write_atomically
+from gpt_jax.files import is_remote, write_atomically
 
-FILE = "metrics.jsonl"
+FILE, EVENTS = "metrics.jsonl", "tensorboard"
 CLOCK_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
 
 
@@ -76,34 +77,48 @@ class MetricsWriter:
             return
         from tensorboardX import SummaryWriter
 
-        path = run_dir / FILE
-        write_atomically(path, "".join(map(_line, self.rows)))
-        self._file = path.open("a", encoding="utf-8")
-        purge = step + 1 if step else 0
-        self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        self._run_dir = run_dir
+        write_atomically(run_dir / FILE, "".join(map(_line, self.rows)))
+        folder, self._file, self._events_here = str(run_dir / EVENTS), None, None
+        if is_remote(run_dir):  # nothing can be appended there: each `sync` writes all anew
+            self._events_here = tempfile.TemporaryDirectory(prefix="gpt_jax_events_")
+            folder = self._events_here.name
+        else:
+            self._file = (run_dir / FILE).open("a", encoding="utf-8")
+        self._events = SummaryWriter(folder, purge_step=step + 1 if step else 0)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row; it is in the operating system's hands when this returns."""
+        """Adds a row; on a disk it is in the operating system's hands when this returns."""
         self.rows.append(row)
         if not self._writes:
             return
-        self._file.write(_line(row))
-        self._file.flush()
+        if self._file:
+            self._file.write(_line(row))
+            self._file.flush()
         for name, value in row.items():
             if name != "step" and isinstance(value, float):
                 self._events.add_scalar(name, value, row["step"])
 
     def sync(self) -> None:
         """Puts the rows on the disk, so that no checkpoint is ever ahead of them."""
-        if self._writes:
+        if not self._writes:
+            return
+        self._events.flush()
+        if self._file:
             os.fsync(self._file.fileno())
-            self._events.flush()
+        if self._events_here:
+            write_atomically(self._run_dir / FILE, "".join(map(_line, self.rows)))
+            for path in Path(self._events_here.name).iterdir():
+                write_atomically(self._run_dir / EVENTS / path.name, path.read_bytes())
 
     def close(self) -> None:
         self.sync()
         if self._writes:
-            self._file.close()
             self._events.close()
+            if self._file:
+                self._file.close()
+            if self._events_here:
+                self._events_here.cleanup()
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -59,16 +59,16 @@ def _joined(words: list[str]) -> list[str]:
     return joined
 
 
-def add_settings(parser: Parser, config: Any, names: dict[str, str]) -> None:
-    """Adds an option for each setting: {dotted name: option}, with its meaning and default."""
+def add_settings(parser: Parser, config: Any) -> None:
+    """Adds an option for each setting, with its meaning and, as its default, the config's value."""
     groups: dict[str, Any] = {}
     for name, hint, field in settings(type(config)):
-        if name not in names or field.metadata["internal"]:
+        if field.metadata["internal"]:
             continue
         title = name.rpartition(".")[0] or "run"
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        option = names[name]
+        option = "--" + name.replace("_", "-")
         default = get(config, name)
         shown = "none" if default is None else repr(default) if default == "" else default
         groups[title].add_argument(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
+from gpt_jax.files import is_remote
 
 
 @contextlib.contextmanager
@@ -18,6 +19,8 @@ def lock(run_dir: Path, doing: str = "trained") -> Generator[None]:
     try:
         import fcntl
     except ImportError:  # Windows
+        fcntl = None
+    if fcntl is None or is_remote(run_dir):  # a bucket has no locks
         yield
         return
     try:

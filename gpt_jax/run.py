@@ -21,6 +21,7 @@ from gpt_jax.corpora import PreparedCorpus, find_difference, load_corpus
 from gpt_jax.data import Mixture, Split, count_bytes, make_splits, split_text
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.evaluation import Evaluation, evaluate_split
+from gpt_jax.files import to_folder
 from gpt_jax.metrics import read_rows
 from gpt_jax.model import GPT, Params, unstack_blocks
 from gpt_jax.plain_text import Corpus
@@ -75,7 +76,7 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
     Raises:
       UserError: the folder is no run, has no such checkpoint, or is damaged.
     """
-    run_dir = Path(os.path.expanduser(run_dir))
+    run_dir = to_folder(run_dir)
     config, corpus = read_config(run_dir)
     if not corpus:
         if which != "newest":

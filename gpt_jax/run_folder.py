@@ -25,7 +25,7 @@ from gpt_jax import hf
 from gpt_jax.config import FORMAT, Config, from_dict, to_dict
 from gpt_jax.corpora import PreparedCorpus
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.files import write_atomically
+from gpt_jax.files import is_remote, write_atomically
 from gpt_jax.plain_text import Corpus
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
@@ -55,20 +55,29 @@ def create_folder(
         "origin": origin,
         "versions": {"python": platform.python_version(), **versions},
     }
-    temporary = run_dir.with_name(f".{run_dir.name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        write_atomically(temporary / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
-        write_atomically(temporary / TOKENIZER_FILE, tokenizer.to_json())
-        if os.path.isdir(run_dir):
-            run_dir.rmdir()  # only ever an empty one: check_folder has seen to that
-        temporary.rename(run_dir)
+        if is_remote(run_dir):
+            _write_start(run_dir, values, tokenizer)
+        else:
+            temporary = run_dir.with_name(f".{run_dir.name}.{os.getpid()}")
+            try:
+                temporary.mkdir(parents=True)
+                _write_start(temporary, values, tokenizer)
+                if os.path.isdir(run_dir):
+                    run_dir.rmdir()  # only ever an empty one: check_folder has seen to that
+                temporary.rename(run_dir)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"cannot make the run folder {run_dir}: {error.strerror}; choose another --run-dir"
+            f"cannot make the run folder {run_dir}: {error.strerror or error}; choose another "
+            "--run-dir"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_start(folder: Path, values: dict[str, Any], tokenizer: Tokenizer) -> None:
+    write_atomically(folder / TOKENIZER_FILE, tokenizer.to_json())
+    write_atomically(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")  # makes it a run
 
 
 def update_config(run_dir: Path, config: Config) -> None:
@@ -81,7 +90,9 @@ def update_config(run_dir: Path, config: Config) -> None:
 
 
 def is_run(run_dir: Path) -> bool:
-    return os.path.isfile(run_dir / CONFIG_FILE)  # Path.is_file raises on too long a name
+    path = run_dir / CONFIG_FILE
+    # Path.is_file raises on too long a name
+    return path.is_file() if is_remote(path) else os.path.isfile(path)
 
 
 def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
@@ -91,13 +102,15 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
       UserError: the folder is no run, its config is damaged, or a newer program wrote it.
     """
     path = run_dir / CONFIG_FILE
-    if not os.path.isfile(path):
+    if not is_run(run_dir):
         what = "does not exist"
         if os.path.lexists(run_dir):
             what = "has no config.json" if os.path.isdir(run_dir) else "is a file"
         raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
     values = _read_json(path)
     if "model_type" in values:  # transformers wrote it
+        if is_remote(run_dir):
+            raise UserError(f"{run_dir} is a GPT-2 folder; copy it to this machine")
         return Config(run_dir=str(run_dir), model=hf.load_config(run_dir)), {}
     written = values.pop("format", None)
     if not isinstance(written, int) or isinstance(written, bool) or written < 1:

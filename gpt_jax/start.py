@@ -21,6 +21,7 @@ from gpt_jax.config import Config, DataConfig, override, pin_schedule
 from gpt_jax.corpora import PreparedCorpus, absolute_name, load_corpus, mixture_entries
 from gpt_jax.data import Mixture, Split, split_text
 from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.files import entries, is_remote, to_absolute, to_folder
 from gpt_jax.hf import find
 from gpt_jax.model import Params
 from gpt_jax.plain_text import Corpus
@@ -28,6 +29,7 @@ from gpt_jax.run import Run, check_same_corpus, check_same_tokenizer, encode_cor
 from gpt_jax.run_folder import is_run, read_config, read_origin
 from gpt_jax.settings import get, settings
 from gpt_jax.text import check_top_k
+from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 
 # Settings of a model that any parameters can be computed with.
@@ -67,7 +69,7 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
     Raises:
       UserError: what is wrong, and a way out.
     """
-    run_dir = Path(config.run_dir)
+    run_dir = to_folder(config.run_dir)
     resumes = is_run(run_dir)
     params = origin = None
     if resumes:
@@ -145,7 +147,7 @@ def start_from(config: Config, values: Mapping[str, Any]) -> Config:
                 f"{name}={values[name]} can't be chosen: init_from={config.init_from} brings its "
                 "tokenizer; leave it out"
             )
-    run_dir = Path(os.path.expanduser(config.run_dir))
+    run_dir = to_folder(config.run_dir)
     theirs = read_config(run_dir)[0] if is_run(run_dir) else config
     if theirs.init_from == config.init_from and is_run(run_dir):
         config = dataclasses.replace(
@@ -198,7 +200,7 @@ def take_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:
         digest.update(np.ascontiguousarray(leaf).data)
     origin = {
         "source": config.init_from,
-        "path": str(source.run_dir.absolute()),
+        "path": str(to_absolute(source.run_dir)),
         "step": source.step,
         "block_size": theirs.block_size,
         "sha256": digest.hexdigest(),
@@ -214,7 +216,7 @@ def load_origin(config: Config) -> tuple[Params, dict[str, Any]]:
     Raises:
       UserError: it can't be had any more, or is not the same.
     """
-    recorded = read_origin(Path(config.run_dir))
+    recorded = read_origin(to_folder(config.run_dir))
     params, origin = take_params(load_run(find(config.init_from or "")), config)
     if origin["sha256"] != recorded.get("sha256"):
         raise UserError(
@@ -251,15 +253,18 @@ def check_folder(run_dir: Path) -> None:
     """Raises UserError where a folder that is no run can't become one."""
     if not run_dir.name:
         raise UserError(f"run_dir {run_dir} has no name of its own; choose another --run-dir")
-    if os.path.exists(run_dir) and not run_dir.is_dir():
+    remote = is_remote(run_dir)
+    if not remote and os.path.exists(run_dir) and not run_dir.is_dir():
         raise UserError(f"run_dir {run_dir} is a file; choose another --run-dir")
     try:
-        entries = list(run_dir.iterdir()) if os.path.isdir(run_dir) else []
+        there = entries(run_dir) if remote or os.path.isdir(run_dir) else []
     except OSError as error:
         raise UserError(f"run_dir {run_dir} can't be read: {error.strerror}") from error
-    if entries:
+    if remote:  # where a kill may have come before config.json
+        there = [path for path in there if path.name != TOKENIZER_FILE]
+    if there:
         raise UserError(
-            f"run_dir {run_dir} holds other files ({entries[0].name}) and no config.json; choose "
+            f"run_dir {run_dir} holds other files ({there[0].name}) and no config.json; choose "
             "another --run-dir"
         )
 

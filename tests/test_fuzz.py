@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import gpt_jax
 from data import common_crawl
+from data.documents import Damage
 from data.settings import PrepareConfig
-from data.sources import Damage, read_unit
+from data.sources import read_unit
 from gpt_jax import checkpoint, hf
 from gpt_jax.config import Config, ModelConfig
 from gpt_jax.errors import UserError

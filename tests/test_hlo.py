@@ -131,3 +131,48 @@ def test_memory_traffic_takes_slices_as_slices():
     assert 2 * matrix <= read.memory_traffic() <= 6 * matrix
     whole = hlo.Program(jax.jit(lambda x: x @ x.T).lower(x).compile().as_text())
     assert whole.memory_traffic() >= matrix + 4 * n * n
+
+
+TRAFFIC = """
+%fused.1 (p.1: f32[100,8], p.2: s32[]) -> f32[1,8] {
+  %p.1 = f32[100,8]{1,0} parameter(0)
+  %p.2 = s32[] parameter(1)
+  %s.1 = f32[1,8]{1,0} dynamic-slice(%p.1, %p.2, %p.2), dynamic_slice_sizes={1,8}
+  ROOT %r.1 = f32[1,8]{1,0} sine(%s.1)
+}
+
+%fused.2 (p.3: f32[100,8], p.4: f32[1,8]) -> f32[100,8] {
+  %p.3 = f32[100,8]{1,0} parameter(0)
+  %p.4 = f32[1,8]{1,0} parameter(1)
+  %z.2 = s32[] constant(3)
+  ROOT %r.2 = f32[100,8]{1,0} dynamic-update-slice(%p.3, %p.4, %z.2, %z.2)
+}
+
+ENTRY %main (a: f32[100,8], i: s32[]) -> f32[100,8] {
+  %a = f32[100,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+INSTRUCTION
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("instruction", "n_bytes"),
+    [
+        ("%x = f32[100,8]{1,0} add(%a, %a)", 3 * 3200),
+        ("%x = f32[100,8]{1,0:S(1)} add(%a, %a)", 2 * 3200),  # into fast memory
+        ("%x = f32[1,8]{1,0} dynamic-slice(%a, %i, %i), dynamic_slice_sizes={1,8}", 2 * 32),
+        ("%u = f32[1,8] parameter(2)\n  %x = f32[100,8] dynamic-update-slice(%a, %u, %i)", 2 * 32),
+        ("%x = f32[1,8]{1,0} fusion(%a, %i), kind=kLoop, calls=%fused.1", 32 + 32 + 4),
+        (
+            "%u = f32[1,8] parameter(2)\n"
+            "  %x = f32[100,8]{1,0} fusion(%a, %u), kind=kLoop, calls=%fused.2",
+            32 + 32,
+        ),
+        ("%x = f32[800]{0} bitcast(%a)", 0),
+    ],
+    ids=["whole", "fast", "slice", "update", "fused slice", "fused update", "view"],
+)
+def test_what_an_instruction_moves_through_memory(instruction, n_bytes):
+    text = TRAFFIC.replace("INSTRUCTION", f"  {instruction}")
+    assert hlo.Program(text).memory_traffic() == n_bytes

@@ -67,6 +67,17 @@ def test_launchers_are_known_by_what_they_set(environment, has_tpu, expected):
     assert launched(environment, has_tpu) is expected
 
 
+def test_open_mpi_5_is_asked_by_its_package(monkeypatch):
+    old = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:7"}
+    assert hosts.find_method(old) is None
+    assert hosts.find_method(SLURM) is None
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install mpi4py, or give"):
+        hosts.find_method({"OMPI_COMM_WORLD_SIZE": "2"})
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name)
+    assert hosts.find_method({"OMPI_COMM_WORLD_SIZE": "2"}) == "mpi4py"
+
+
 # --- what hosts say to one another, by hand -------------------------------------------------------
 
 
@@ -82,11 +93,55 @@ def test_what_hosts_made_must_be_alike():
     assert (type(problem), str(problem)) == (UserError, "host 0: no corpus")
 
 
+@pytest.mark.parametrize(
+    ("error", "is_loss"),
+    [
+        (RuntimeError("FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed"), True),
+        (RuntimeError("UNAVAILABLE: no answer"), True),
+        (RuntimeError("INTERNAL: ncclCommAbort"), True),
+        (RuntimeError("INTERNAL: a kernel is wrong"), False),
+        (ValueError("the service is unavailable: never mind"), False),
+    ],
+)
+def test_only_what_says_so_is_a_lost_host(monkeypatch, error, is_loss):
+    wrapped = TrainingError("cannot save a checkpoint")
+    wrapped.__cause__ = error
+    assert hosts.find_loss(wrapped) == ""  # there are no others
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    assert hosts.find_loss(wrapped) == (str(error) if is_loss else "")
+
+
 def test_alone_nothing_is_exchanged():
     assert (hosts.count(), hosts.is_first()) == (1, True)
     assert hosts.exchange({"a": 1}) == [{"a": 1}]
     assert hosts.largest([3, False]) == [3, False]
     assert hosts.together(lambda: 5, lambda made: pytest.fail("nobody to tell")) == 5
+
+
+def free_port():
+    """Returns a port that nobody uses, of those that jax takes for a launcher's job."""
+    for port in range(61440 + os.getpid() % 2048, 65536):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def slurm(port, n, i):
+    """What srun sets for process `i` of `n`; jax makes its port of the job's number."""
+    return {
+        "SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(n), "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i),
+    }  # fmt: skip
+
+
+def open_mpi(port, n, i):
+    """What mpirun sets before Open MPI 5."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{(port - 61440) << 12}.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": str(n), "OMPI_COMM_WORLD_RANK": str(i),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(i),
+    }  # fmt: skip
 
 
 # --- real ones ------------------------------------------------------------------------------------
@@ -99,18 +154,21 @@ class Hosts:
     processes: list
 
     @classmethod
-    def start(cls, run_dir, book, n, *args, devices=1, more=None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def start(cls, run_dir, book, n, *args, more=None, launcher=None):
+        """Starts `n` of them, told where the others are as people or launchers do."""
+        port = free_port()
         processes = []
         for i in range(n):
             env = {k: v for k, v in os.environ.items() if k not in NO_DEVICES}
-            env |= {"JAX_NUM_CPU_DEVICES": str(devices)}
+            env |= {"JAX_NUM_CPU_DEVICES": "1"}
             # Each its own: jax may read there what another process has half written.
             env["JAX_COMPILATION_CACHE_DIR"] += f"/host{i}"
-            where = (f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={n}")
-            where += (f"--hosts.index={i}", f"--hosts.timeout={TIMEOUT}")
+            where = (f"--hosts.timeout={TIMEOUT}",)
+            if launcher:
+                env |= launcher(port, n, i)
+            else:
+                where += (f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={n}")
+                where += (f"--hosts.index={i}",)
             words = [*command(run_dir, book, *args), *where, *(more or {}).get(i, ())]
             processes.append(
                 subprocess.Popen(
@@ -206,6 +264,16 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
     assert exact_line(ended[0][1]) == exact_line(printed)
     assert (run_dir / "loss.png").exists()
     assert len(list((run_dir / "tensorboard").iterdir())) <= 3  # host 0's, in each of three lives
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [slurm, open_mpi])
+def test_hosts_find_each_other_by_what_their_launcher_sets(tmp_path, book, launcher):
+    ended = Hosts.start(tmp_path / "run", book, 2, "--train.steps", "60", launcher=launcher).end()
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert "2 x cpu: batch 8 = 2 x 4 sequences" in ended[0][1]
+    assert "whole validation" in ended[0][1]
+    assert "whole validation" not in ended[1][1]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from conftest import ROOT
 
 import gpt_jax
 import main
-from gpt_jax import hf, loop
+from gpt_jax import devices, hf, loop
 from gpt_jax.config import ModelConfig, override
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf_tokenizer import GPT2_PATTERN, save_tokenizer
@@ -234,7 +234,7 @@ def test_ids_of_a_folder_that_names_no_tokenizer_are_the_sources(tiny_config, tm
 def command(monkeypatch, capsys, gpt2, tmp_path):
     """Runs a command beside the folder gpt2; returns what it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "request_cpu_devices", lambda *args, **kwargs: None)
+    monkeypatch.setattr(devices, "request_cpu_devices", lambda *args, **kwargs: None)
 
     def run(words: str, status: int = 0) -> str:
         capsys.readouterr()

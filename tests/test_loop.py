@@ -21,6 +21,7 @@ from gpt_jax.config import override
 from gpt_jax.data import Split
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, UserError
 from gpt_jax.evaluation import evaluate_split
+from gpt_jax.files import to_folder
 from gpt_jax.metrics import CLOCK_FIELDS, read_rows
 from gpt_jax.shard_writer import ShardWriter
 from gpt_jax.shards import open_prepared
@@ -33,7 +34,8 @@ def train(config, **values):
 
 def timeless(run_dir):
     return [
-        {k: v for k, v in row.items() if k not in CLOCK_FIELDS} for row in read_rows(Path(run_dir))
+        {k: v for k, v in row.items() if k not in CLOCK_FIELDS}
+        for row in read_rows(to_folder(run_dir))
     ]
 
 

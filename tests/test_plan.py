@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,7 @@ def test_the_command(tmp_path, capsys):
 
 def test_a_topology_without_libtpu_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(main.os, "environ", dict(main.os.environ))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     assert main.main(["plan", "--config", "base", "--topology", "v5e:4x4"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: topology=v5e:4x4 needs libtpu: pip install")

@@ -28,11 +28,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import main
-from data import common_crawl, parts, sources
+from data import assembly, common_crawl, json_lines, parquet, parts, processes
 from data import prepare as module
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
 from data.settings import PrepareConfig
+from data.sources import make_plan, read_unit
+from data.texts import CUT, plan_text
 from gpt_jax.console import Display
 from gpt_jax.data import split_text
 from gpt_jax.errors import TrainingError, UserError
@@ -89,9 +91,9 @@ def book(tmp_path):
 @pytest.fixture
 def small_units(monkeypatch):
     """Pieces of some hundred bytes, so that a small text has many."""
-    monkeypatch.setattr(sources, "UNIT_BYTES", 300)
-    monkeypatch.setattr(sources, "SEARCH_BYTES", 100)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
+    monkeypatch.setattr("data.documents.UNIT_BYTES", 300)
+    monkeypatch.setattr("data.texts.SEARCH_BYTES", 100)
+    monkeypatch.setattr("data.texts.BLOCK_BYTES", 64)
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +155,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(
 
 
 def test_the_units_of_a_text_are_small_and_follow_one_another(book, small_units):
-    units, characters = sources.plan_text(str(book), 0.1, True)
+    units, characters = plan_text(str(book), 0.1, True)
     assert len(units) > 15
     assert characters == "".join(sorted(set(TEXT)))
     assert [unit["start"] for unit in units[1:]] == [unit["end"] for unit in units[:-1]]
@@ -189,7 +191,7 @@ def test_no_match_spans_a_place_to_cut(pattern):
     @example("x\n/A x  A x\n A")
     @EXAMPLES
     def check(text):
-        places = [0, *(match.start() for match in sources.CUT.finditer(text)), len(text)]
+        places = [0, *(match.start() for match in CUT.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in itertools.pairwise(places)]
         assert [m for piece in pieces for m in compiled.findall(piece)] == compiled.findall(text)
 
@@ -275,7 +277,7 @@ def test_characters_of_many_documents_are_parted_by_a_line_feed(tmp_path):
 def test_json_lines_in_ranges_and_streams(tmp_path, small_units, name):
     source = write_jsonl(tmp_path / name)
     if name == "a.jsonl":
-        assert len(sources._plan_lines(str(source), source.stat().st_size, 300)) > 50
+        assert len(json_lines.plan(str(source), source.stat().st_size, 300)) > 50
     prepared = run(tmp_path, source="jsonl", input=str(source))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
 
@@ -292,8 +294,8 @@ def test_ranges_of_lines_have_every_line_once(tmp_path_factory, lines, unit, end
     text = "\n".join(json.dumps({"text": d}) for d in documents) + "\n" * ends
     path.write_text(text)
     config = PrepareConfig(source="jsonl", input="-", out="-")
-    units = sources._plan_lines(str(path), len(text), unit)
-    read = [d.text for u in units for d in sources.read_unit(config, u, path)]
+    units = json_lines.plan(str(path), len(text), unit)
+    read = [d.text for u in units for d in read_unit(config, u, path)]
     assert read == documents
 
 
@@ -302,7 +304,7 @@ def test_parquet_in_row_groups(tmp_path, small_units):
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": DOCUMENTS, "score": list(range(200))})
     importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=9)
-    assert len(sources._plan_parquet(str(path), path.stat().st_size, 300)) > 5
+    assert len(parquet.plan(str(path), path.stat().st_size, 300)) > 5
     prepared = run(tmp_path, source="parquet", input=str(path))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
     with pytest.raises(UserError, match="has no column 'body'; its columns are text, score"):
@@ -316,10 +318,10 @@ def test_a_page_of_parquet_is_held_and_not_a_column(tmp_path):
     write = importlib.import_module("pyarrow.parquet").write_table
     write(table, tmp_path / "a.parquet", use_dictionary=False)
     del table
-    (unit,) = sources._plan_parquet(str(tmp_path / "a.parquet"), 1, 1 << 30)
+    (unit,) = parquet.plan(str(tmp_path / "a.parquet"), 1, 1 << 30)
     config = PrepareConfig(source="parquet", input="-", out="-")
     before = pyarrow.total_allocated_bytes()
-    held = max(pyarrow.total_allocated_bytes() for _ in sources.read_unit(config, unit, tmp_path))
+    held = max(pyarrow.total_allocated_bytes() for _ in read_unit(config, unit, tmp_path))
     assert os.path.getsize(tmp_path / "a.parquet") > 20_000_000
     assert held - before < 10_000_000  # a batch of 256 rows, some pages, a buffer
 
@@ -354,10 +356,10 @@ def test_a_large_source_has_larger_units_and_the_same_shards(
         importlib.import_module("pyarrow.parquet").write_table(table, path, row_group_size=2)
     values = {"source": source.removesuffix("s"), "input": str(path)}
     config = PrepareConfig(out="-", tokenizer="char", **values)
-    many = sources.make_plan(config, tmp_path).units
+    many = make_plan(config, tmp_path).units
     small = run(tmp_path, "small", **values)
-    monkeypatch.setattr(sources, "MAX_UNITS", 4)
-    few = sources.make_plan(config, tmp_path).units
+    monkeypatch.setattr("data.documents.MAX_UNITS", 4)
+    few = make_plan(config, tmp_path).units
     large = run(tmp_path, "large", **values)
     assert len(few) <= 10 < 16 < len(many)
     assert small.manifest == large.manifest
@@ -429,7 +431,7 @@ def hub(monkeypatch):
     api = types.SimpleNamespace(HfApi=type("HfApi", (), {"dataset_info": dataset_info}))
     monkeypatch.setitem(sys.modules, "huggingface_hub", api)
     datasets = types.SimpleNamespace(load_dataset=load_dataset)
-    monkeypatch.setattr(sources, "_optional", lambda name: datasets)
+    monkeypatch.setattr("data.hugging_face.optional", lambda name: datasets)
     return hub
 
 
@@ -473,13 +475,13 @@ def test_a_file_of_the_hub_that_is_damaged_is_left_out(tmp_path, hub, error):
 
 
 @pytest.mark.parametrize(
-    ("source", "missing", "package"),
-    [("parquet", "pyarrow", "pyarrow"), ("hf", "datasets", "the package datasets"),
-     ("jsonl", "backports", "backports.zstd")],
+    ("source", "module", "package"),
+    [("parquet", "parquet", "pyarrow"), ("hf", "hugging_face", "the package datasets"),
+     ("jsonl", "json_lines", "backports.zstd")],
 )  # fmt: skip
-def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch, source, missing, package):
+def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch, source, module, package):
     (tmp_path / "a.zst").write_bytes(b"x")
-    monkeypatch.setattr(sources, "_optional", lambda name: None)
+    monkeypatch.setattr(f"data.{module}.optional", lambda name: None)
     message = f"needs {package}: pip install -r requirements-data.txt"
     with pytest.raises(UserError, match=message):
         run(tmp_path, source=source, input=str(tmp_path / "a.zst"))
@@ -678,7 +680,7 @@ def test_duplicates_are_dropped_across_files_and_the_first_is_kept(tmp_path, sma
 
 
 def test_bpe_learns_from_a_bounded_sample_of_the_training_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "UNIT_BYTES", 1 << 18)
+    monkeypatch.setattr("data.documents.UNIT_BYTES", 1 << 18)
     documents = [f"{i} " + chr(97 + i % 26) * 40_000 for i in range(60)]
     train, _ = halves(documents, 0.5)
     seen = []
@@ -724,7 +726,7 @@ def many_files(folder, n=8):
 def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(module, "SAVE_PAUSE", 0)  # the same operations each time
+    monkeypatch.setattr(assembly, "SAVE_PAUSE", 0)  # the same operations each time
     values = many_files(tmp_path, 3)
     count, last = [0], [0]
 
@@ -864,7 +866,7 @@ def test_a_part_that_a_power_cut_has_damaged_is_made_again(tmp_path, damage):
 def test_a_preparation_goes_on_with_its_own_settings_only(tmp_path, monkeypatch):
     values = many_files(tmp_path, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Assembly, "append", lambda self, number: exec("raise KeyError"))
+        patch.setattr(assembly.Assembly, "append", lambda self, number: exec("raise KeyError"))
         with pytest.raises(KeyError):
             run(tmp_path, **values)
     with pytest.raises(UserError, match="begun with other settings: shard_tokens is 1000 there"):
@@ -910,7 +912,7 @@ def test_a_process_that_is_killed_is_one_line(tmp_path, monkeypatch, place):
         pool = concurrent.futures.ProcessPoolExecutor
         monkeypatch.setattr(pool, "submit", lambda *args: exec("raise broken", {"broken": broken}))
     else:
-        monkeypatch.setattr(module, "prepare_and_count", die)
+        monkeypatch.setattr(processes, "prepare_and_count", die)
     with pytest.raises(TrainingError, match="a process was killed, perhaps for its memory"):
         run(tmp_path, **many_files(tmp_path, 4), workers=2)
 
@@ -925,7 +927,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     left += [out / WORK_FOLDER / "parts" / ".000001.56.78"]
     for path in left:
         path.write_text("half")
-    append = module._Assembly.append
+    append = assembly.Assembly.append
     seen = []
 
     def spy(self, number):
@@ -933,7 +935,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         append(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Assembly, "append", spy)
+        patch.setattr(assembly.Assembly, "append", spy)
         run(tmp_path, "killed", **values)
     assert not seen
     assert contents(tmp_path / "whole") == contents(out)
@@ -954,7 +956,7 @@ def test_many_documents_of_one_unit_take_little_memory(tmp_path):
 
 
 def test_parts_are_appended_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_DOCUMENTS", 7)
+    monkeypatch.setattr(assembly, "BLOCK_DOCUMENTS", 7)
     documents = [d for i in range(0, 200, 5) for d in (*DOCUMENTS[i : i + 5], *DOCUMENTS[:i:9])]
     source = write_jsonl(tmp_path / "a.jsonl.gz", documents)
     prepared = run(tmp_path, source="jsonl", input=str(source), deduplicate=True)

@@ -1,0 +1,212 @@
+"""Runs in a bucket (gs://), against an emulator of Google's storage on loopback."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from test_hosts import Hosts, train_alone
+from test_loop import assert_same_run, command, environment, train
+
+import gpt_jax
+from gpt_jax import checkpoint, files, hf
+from gpt_jax.errors import UserError
+from gpt_jax.replay import replay
+from gpt_jax.run_folder import is_run
+
+SERVE = """
+import logging, sys, time
+from gcp_storage_emulator.server import create_server
+logging.disable()
+server = create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket")
+server.start()
+print("ready", flush=True)
+time.sleep(3600)
+"""
+
+
+INTERVALS = (
+    "--train.steps",
+    "200",
+    "--train.checkpoint-interval",
+    "50",
+    "--train.eval-interval",
+    "50",
+)
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An empty bucket's URL; this process and those that it starts find the emulator."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert server.stdout.readline() == b"ready\n"
+    url = f"http://localhost:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)  # for gcsfs
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)  # for orbax
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # looks for credentials
+        yield "gs://bucket"
+    server.kill()
+    server.communicate()
+
+
+def names_below(folder):
+    return {path.relative_to(folder).as_posix() for path in files.files_below(folder)}
+
+
+def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
+    here, there = train(tiny_config), train(tiny_config, run_dir=f"{bucket}/a/run")
+    assert str(there.run_dir) == f"{bucket}/a/run"
+    assert_same_run(here, there)
+    assert there.summary == here.summary
+
+    def lasting(names):  # orbax and TensorBoard choose names of their own
+        return {name for name in names if "/" not in name and name != ".lock"}
+
+    assert lasting(names_below(there.run_dir)) == lasting(names_below(here.run_dir))
+    assert checkpoint.steps(there.run_dir) == checkpoint.steps(here.run_dir)
+    assert any(name.startswith("tensorboard/events") for name in names_below(there.run_dir))
+    assert not checkpoint.damage(checkpoint.path_of(there.run_dir, 12))
+    assert (there.run_dir / "loss.png").read_bytes() == (here.run_dir / "loss.png").read_bytes()
+    text = gpt_jax.generate(there, "the ", max_new_tokens=10)
+    assert text == gpt_jax.generate(here, "the ", max_new_tokens=10)
+    assert replay(there.run_dir, 7).loss == replay(here.run_dir, 7).loss
+
+
+def test_a_run_in_a_bucket_goes_on_and_is_left_alone_when_finished(tiny_config, bucket, capsys):
+    run_dir = f"{bucket}/on"
+    train(tiny_config, run_dir=run_dir, **{"train.steps": 8})
+    on = train(tiny_config, run_dir=run_dir)
+    assert_same_run(on, train(tiny_config))
+    gpt_jax.train(on.config)
+    assert "Nothing was changed" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
+    run = train(tiny_config, run_dir=f"{bucket}/damaged")
+    path = checkpoint.path_of(run.run_dir, 12)
+    file = max(files.files_below(path), key=lambda file: file.stat().length)
+    raw = file.read_bytes()
+    for harm in (raw[:-1] + bytes([raw[-1] ^ 1]), b"", None):
+        if harm is None:
+            file.unlink()
+        else:
+            file.write_bytes(harm)
+        assert gpt_jax.load_run(run.run_dir).step == 8
+        assert f"{path} is damaged: {file.relative_to(path)}" in capsys.readouterr().err
+    assert_same_run(train(run.config), train(tiny_config))
+
+
+def test_what_a_kill_leaves_in_a_bucket_is_cleared(tiny_config, bucket):
+    run_dir = files.to_folder(f"{bucket}/killed")
+    (run_dir / "tokenizer.json").write_text("{")  # before config.json, which makes it a run
+    run = train(tiny_config, run_dir=str(run_dir), **{"train.steps": 8})
+    left = run_dir / "checkpoints" / "00000010"
+    (left / "state" / "d").write_text("half")
+    train(tiny_config, run_dir=str(run_dir))
+    assert not (left / "state" / "d").exists()
+    assert is_run(run.run_dir)
+    other = files.to_folder(f"{bucket}/other")
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files \(notes.txt\)"):
+        train(tiny_config, run_dir=str(other))
+
+
+@pytest.mark.slow
+def test_a_command_in_a_bucket_goes_on_bit_for_bit_after_a_kill(tmp_path, book, bucket):
+    run_dir, more = files.to_folder(f"{bucket}/kill/run"), INTERVALS
+    killed = subprocess.Popen(
+        command(run_dir, book, *more), env=environment(), stdout=subprocess.DEVNULL
+    )
+    while not checkpoint.steps(run_dir):
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    for folder in (run_dir, tmp_path / "here"):
+        words = command(folder, book, *more)
+        subprocess.run(words, env=environment(), check=True, capture_output=True)
+    assert_same_run(gpt_jax.load_run(run_dir), gpt_jax.load_run(tmp_path / "here"))
+
+
+@pytest.mark.slow
+def test_hosts_in_a_bucket_go_on_bit_for_bit_after_a_signal(tmp_path, book, bucket):
+    run_dir, more = files.to_folder(f"{bucket}/hosts/run"), INTERVALS
+    pair = Hosts.start(run_dir, book, 2, *more)
+    while not checkpoint.steps(run_dir):
+        assert all(process.poll() is None for process in pair.processes), pair.end()
+        time.sleep(0.02)
+    pair.processes[1].send_signal(signal.SIGTERM)
+    assert all("SIGTERM: saved at step " in err for _, _, err in pair.end())
+    assert [status for status, _, _ in Hosts.start(run_dir, book, 2, *more).end()] == [0, 0]
+    train_alone(tmp_path / "alone", book, 2, *more)
+    assert_same_run(gpt_jax.load_run(run_dir), gpt_jax.load_run(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gs://bucket", "gs://bucket is a bucket; name a folder in it"),
+        ("gs://", "gs:// is a bucket; name a folder in it"),
+        ("s3://bucket/run", "only gs://BUCKET/FOLDER and folders of this machine"),
+        ("gs:/bucket/run", "only gs://BUCKET/FOLDER and folders of this machine"),
+    ],
+)
+def test_other_places_are_refused(tiny_config, name, message):
+    with pytest.raises(UserError, match=message):
+        train(tiny_config, run_dir=name)
+
+
+def test_a_bucket_that_cannot_be_had_is_one_line(tiny_config, monkeypatch):
+    class Unreachable:
+        def exists(self):
+            raise RuntimeError("no\ncredentials")
+
+    monkeypatch.setattr(files, "_bucket_path", lambda text: Unreachable())
+    message = r"gs://a/b can't be had \(RuntimeError: no credentials\); see that the bucket"
+    with pytest.raises(UserError, match=message):
+        train(tiny_config, run_dir="gs://a/b")
+
+
+def test_a_bucket_needs_a_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match="gs://a/b2 needs another package: pip install gcsfs"):
+        files.to_folder("gs://a/b2")
+
+
+def test_gpt2_folders_are_on_this_machine(tiny_config, bucket):
+    run = train(tiny_config)
+    with pytest.raises(UserError, match="gs://a/b: must be on this machine"):
+        hf.save("gs://a/b", run.config.model, run.params)
+    folder = files.to_folder(f"{bucket}/gpt2")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="is a GPT-2 folder; copy it to this machine"):
+        gpt_jax.load_run(f"{bucket}/gpt2")
+
+
+def test_a_bucket_that_refuses_a_write_ends_training_and_keeps_what_is_there(
+    tiny_config, bucket, monkeypatch
+):
+    run_dir = f"{bucket}/refuses"
+    train(tiny_config, run_dir=run_dir, **{"train.steps": 4})
+    write = type(files.to_folder(run_dir)).write_bytes
+
+    def refuse(path, raw):
+        if path.name == "00000008.json":
+            raise RuntimeError("403")
+        return write(path, raw)
+
+    monkeypatch.setattr(type(files.to_folder(run_dir)), "write_bytes", refuse)
+    with pytest.raises(gpt_jax.TrainingError, match="RuntimeError: 403; the last sound one is 4"):
+        train(tiny_config, run_dir=run_dir)
+    monkeypatch.undo()
+    assert_same_run(train(tiny_config, run_dir=run_dir), train(tiny_config))
