@@ -1,10 +1,11 @@
 """What layouts and numbers of devices cost, from compiled steps: memory, collectives, least times.
 
     pip install -r requirements-tpu.txt
-    python benchmarks/plans.py          # 10 to 20 minutes; no TPU is needed
+    python benchmarks/plans.py          # half an hour; no TPU is needed
 
 Compiles the training step of base, xl and a model of 7 billion parameters for slices of TPU v5e:
-the layouts that 16 devices can have, and 1 to 256 devices. Nothing is measured: times are bounds by
+the layouts that 16 devices can have, and 1 to 256 devices; and of base_8k, layouts of as many
+devices as it has sequences, and of more. Nothing is measured: times are bounds by
 the chip's data sheet. Writes a JSON; `python benchmarks/tables.py` makes the tables from it.
 """
 
@@ -40,11 +41,25 @@ SEVEN_BILLION = {
     "model.tied": False,
     "model.remat": "full",
 }
-LAYOUTS = {  # on 16 devices; xl's 25 heads can't be shared by 2 or 4
-    "base": [(16, 1, 1), (4, 4, 1), (1, 16, 1), (8, 1, 2), (4, 1, 4), (1, 4, 4)],
-    "xl": [(16, 1, 1), (4, 4, 1), (1, 16, 1)],
+Mesh = tuple[int, int, int, int]  # data, fsdp, tensor, sequence
+LAYOUTS: dict[str, list[Mesh]] = {  # on 16 devices; xl's 25 heads can't be shared by 2 or 4
+    "base": [(16, 1, 1, 1), (4, 4, 1, 1), (1, 16, 1, 1), (8, 1, 2, 1), (4, 1, 4, 1), (1, 4, 4, 1)],
+    "xl": [(16, 1, 1, 1), (4, 4, 1, 1), (1, 16, 1, 1)],
 }
-SLICES = {1: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+LONG: dict[int, list[Mesh]] = {  # base_8k, whose 64 sequences are fewer than the devices
+    64: [(64, 1, 1, 1), (16, 1, 4, 1), (16, 1, 1, 4)],
+    128: [(64, 1, 2, 1), (64, 1, 1, 2)],
+    256: [(64, 1, 4, 1), (64, 1, 2, 2), (64, 1, 1, 4), (16, 4, 1, 4)],
+}
+LONG_AT_ONCE = {"train.micro_batch": 64, "train.loss_chunk": 32768}
+SLICES = {
+    1: "v5e:2x2",
+    8: "v5e:2x4",
+    16: "v5e:4x4",
+    64: "v5e:8x8",
+    128: "v5e:8x16",
+    256: "v5e:16x16",
+}
 SEQUENCES = {"base": 2, "xl": 1, "7B": 1}  # on a device at once
 MOST_FSDP = {"base": 1, "xl": 64, "7B": 64}
 
@@ -55,20 +70,19 @@ def model_config(name: str) -> Config:
     return load_config(name)
 
 
-def make(name: str, mesh: tuple[int, int, int], n: int) -> dict[str, Any]:
-    """Returns the plan of a model's step on n devices, in a mesh of (data, fsdp, tensor)."""
+def make(name: str, mesh: Mesh, n: int) -> dict[str, Any]:
+    """Returns the plan of a model's step on n devices."""
     from gpt_jax.plan import make_plan, topology_devices
 
-    data, fsdp, tensor = mesh
-    at_once = SEQUENCES[name] * data * fsdp
-    config = override(
-        model_config(name),
-        {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "train.micro_batch": at_once},
-    )
+    axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
+    values = LONG_AT_ONCE
+    if name in SEQUENCES:
+        values = {"train.micro_batch": SEQUENCES[name] * mesh[0] * mesh[1]}
+    config = override(model_config(name), values | dict(zip(axes, mesh, strict=True)))
     before = time.perf_counter()
     plan = make_plan(pin_schedule(config), topology_devices(SLICES[n])[:n])
     seconds = time.perf_counter() - before
-    record = {"model": name, "n": n, "micro_batch": at_once, **plan.record()}
+    record = {"model": name, "n": n, "micro_batch": values["train.micro_batch"], **plan.record()}
     del record["chip"]
     print(f"{name}, {n} devices, {mesh}: compiled in {seconds:.0f} s\n{plan}\n", flush=True)
     return record
@@ -76,7 +90,7 @@ def make(name: str, mesh: tuple[int, int, int], n: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=("layouts", "scale"))
+    parser.add_argument("--only", choices=("layouts", "scale", "long"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plans.json")
     args = parser.parse_args()
     os.environ |= DESCRIBES_TPUS
@@ -85,14 +99,16 @@ def main() -> None:
     from gpt_jax.chips import CHIPS
 
     result["chip"] = dataclasses.asdict(CHIPS["TPU v5 lite"])
-    jobs: list[tuple[str, tuple[str, tuple[int, int, int], int]]] = []
-    if args.only != "scale":
+    jobs: list[tuple[str, tuple[str, Mesh, int]]] = []
+    if args.only in (None, "layouts"):
         jobs += [("layouts", (name, mesh, 16)) for name, x in LAYOUTS.items() for mesh in x]
-    if args.only != "layouts":
+    if args.only in (None, "scale"):
         for name, most in MOST_FSDP.items():
             for n in (1, 8, 64, 256):
                 fsdp = min(n, most)
-                jobs.append(("scale", (name, (n // fsdp, fsdp, 1), n)))
+                jobs.append(("scale", (name, (n // fsdp, fsdp, 1, 1), n)))
+    if args.only in (None, "long"):
+        jobs += [("long", ("base_8k", mesh, n)) for n, x in LONG.items() for mesh in x]
     result |= {part: [] for part, _ in jobs}
     for part, job in jobs:
         result[part].append(make(*job))

@@ -343,13 +343,22 @@ def layouts() -> str:
 
 def scale() -> str:
     """What a step costs at best on more and more chips."""
+    return _costs("scale")
+
+
+def long() -> str:
+    """What a step of long sequences costs at best, where chips share them and where not."""
+    return _costs("long")
+
+
+def _costs(part: str) -> str:
     result = load("plans.json")
     lines = [
         "| model | chips | mesh | sequences at once | GiB a chip | computing, ms | memory, ms | "
         "network, ms | bound by | tokens/s at most | of the chips' peak |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for plan in result["scale"]:
+    for plan in result[part]:
         start = f"| {plan['model']} | {plan['n']} | {_mesh(plan)} | {plan['micro_batch']} "
         if plan["memory_is_floor"]:
             lines.append(start + f"| at least {_gib(plan['memory'])}: does not fit |{' - |' * 6}")
@@ -374,6 +383,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "chaos": ("chaos.json", chaos),
     "layouts": ("plans.json", layouts),
     "scale": ("plans.json", scale),
+    "long": ("plans.json", long),
 }
 PAGES = (ROOT / "README.md", ROOT / "docs" / "scale.md")
 

@@ -26,7 +26,8 @@ def announce(start: Start, programs: Programs, display: Display) -> None:
     device = mesh.devices.flat[0]
     if hint := missing_accelerator(device.platform):
         display.note(hint)
-    n, unused = mesh.size // mesh.shape["tensor"], len(jax.devices()) - mesh.size
+    n = mesh.shape["data"] * mesh.shape["fsdp"]
+    unused = len(jax.devices()) - mesh.size
     spare = f" ({unused} more left idle: the mesh does not use them)" if unused else ""
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     layout = f" ({axes})" if mesh.shape["data"] < mesh.size else ""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.layers import MESH_AXES
 
 LONG = 2048  # block_size from which all scores at once take too much memory
 QUERIES = 512  # positions that `blockwise` looks at together
@@ -192,7 +193,7 @@ def _splash(q, k, v):
 
     if jax.sharding.get_abstract_mesh().empty:
         return here(q, k, v)
-    spec = PartitionSpec(("data", "fsdp"), "tensor")
+    spec = PartitionSpec(MESH_AXES["batch"], MESH_AXES["heads"])
     return jax.shard_map(here, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
 
 

@@ -385,6 +385,9 @@ class MeshConfig:
     tensor: int = setting(
         1, "devices that share the heads and the MLP's width, and so the parameters too", REST
     )
+    sequence: int = setting(
+        1, "devices that share the tokens of each sequence, and in attention its heads", REST
+    )
 
     def __post_init__(self):
         check_fields(self, "mesh.")
@@ -400,11 +403,14 @@ class MeshConfig:
         """Devices that the sizes ask for, -1 aside."""
         return math.prod(size for size in vars(self).values() if size != -1)
 
-    def spread(self, batch_at_once: int, n_devices: int, kv_heads: int = 1) -> tuple[int, int, int]:
-        """Returns (data, fsdp, tensor), of at most `n_devices` devices, with -1 worked out.
+    def spread(
+        self, batch_at_once: int, n_devices: int, kv_heads: int = 1, block_size: int = 1
+    ) -> tuple[int, int, int, int]:
+        """Returns (data, fsdp, tensor, sequence), of at most `n_devices` devices, -1 worked out.
 
-        -1 takes as many as divide the batch, or on the tensor axis the heads of keys and values;
-        what is left then stays idle.
+        -1 takes as many as divide the batch, or on the axes tensor and sequence what these leave
+        each other of the heads of keys and values, and on sequence the block_size too; what is left
+        then stays idle.
 
         Raises:
           ConfigError: there are too few devices, or they can't share the batch.
@@ -425,9 +431,12 @@ class MeshConfig:
         for name, size in sizes.items():
             if size == -1:
                 room = n_devices // fixed
-                share = kv_heads if name == "tensor" else batch_at_once // sharers
+                share = {
+                    "tensor": kv_heads // sizes["sequence"],
+                    "sequence": math.gcd(kv_heads // sizes["tensor"], block_size),
+                }.get(name, batch_at_once // sharers)
                 sizes[name] = next(n for n in range(room, 0, -1) if share % n == 0)
-        return sizes["data"], sizes["fsdp"], sizes["tensor"]
+        return sizes["data"], sizes["fsdp"], sizes["tensor"], sizes["sequence"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -496,6 +505,7 @@ class Config:
                 f"mesh.tensor={tensor} must divide model.{name}={heads}; try mesh.tensor="
                 f"{' or '.join(ways)}, or mesh.fsdp={tensor}"
             )
+        self._check_sequence()
         optim = self.optim.pinned(self.train.steps)
         if optim.schedule != "constant" and (
             optim.warmup_steps + (optim.decay_steps or 1) > (optim.schedule_steps or 0)
@@ -505,6 +515,22 @@ class Config:
                 f"optim.warmup_steps={optim.warmup_steps}{decay} must fit into the schedule's "
                 f"{optim.schedule_steps} steps; try fewer, or more train.steps or "
                 "optim.schedule_steps"
+            )
+
+    def _check_sequence(self) -> None:
+        size, tokens = max(1, self.mesh.sequence), self.model.block_size
+        tensor, heads = max(1, self.mesh.tensor), self.model.kv_heads
+        way_out = f"try mesh.sequence={math.gcd(size, tokens, heads // tensor)}"
+        if tokens % size:
+            raise ConfigError(
+                f"mesh.sequence={size} must divide model.block_size={tokens}; {way_out}"
+            )
+        if heads % (tensor * size):
+            name = "n_head" if self.model.n_kv_head is None else "n_kv_head"
+            both = f"mesh.tensor={tensor} x " if tensor > 1 else ""
+            raise ConfigError(
+                f"{both}mesh.sequence={size} must divide model.{name}={heads}, as attention shares "
+                f"heads; {way_out}"
             )
 
 

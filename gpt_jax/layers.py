@@ -7,6 +7,7 @@ those of `model.py`, which puts the layers together.
 from __future__ import annotations
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -26,8 +27,16 @@ ACTIVATIONS = {
     "swiglu": nn.silu,  # Shazeer 2020, https://arxiv.org/abs/2002.05202
 }
 
+# Which axes of the mesh share an axis of activations; see `sharding.py`.
+MESH_AXES = {
+    "batch": ("data", "fsdp"),
+    "time": ("sequence",),
+    "heads": ("tensor", "sequence"),
+    "width": ("tensor",),
+}
 
-def lay(x: jax.Array, *axes: str | None) -> jax.Array:
+
+def lay(x: jax.Array, *axes: str) -> jax.Array:
     """Returns x, laid out over the devices of the mesh in force; without one, x as it is.
 
     XLA works out most layouts from those of the parameters. Left alone, it may gather the batch
@@ -35,12 +44,19 @@ def lay(x: jax.Array, *axes: str | None) -> jax.Array:
 
     Args:
       x: any array.
-      *axes: for each of its axes "batch", "tensor" or None, not split; the rest are not split.
+      *axes: for each of its axes "batch", "time", "heads" or "width" (of the MLP, or of all heads
+        together); the rest are not split. Where heads are split, time is whole: the devices that
+        share it elsewhere share the heads.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    names = {"batch": ("data", "fsdp"), "tensor": "tensor", None: None}
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names[axis] for axis in axes)))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(MESH_AXES[a] for a in axes)))
+
+
+def sharers(axis: str) -> int:
+    """Returns how many devices of the mesh in force share an axis that `lay` knows."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(name, 1) for name in MESH_AXES[axis])
 
 
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
@@ -171,7 +187,7 @@ class MLP(nn.Module):
             h_BTF *= activation(Dense(F, use_bias=c.bias, name="gate")(x_BTD))
         else:
             h_BTF = activation(h_BTF)
-        h_BTF = lay(h_BTF, "batch", None, "tensor")
+        h_BTF = lay(h_BTF, "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic)
 

@@ -56,12 +56,12 @@ class Need:
         return self.state + self.activations
 
 
-def estimate_memory(config: Config, mesh: tuple[int, int, int], backend: str) -> Need:
+def estimate_memory(config: Config, mesh: tuple[int, int, int, int], backend: str) -> Need:
     """Returns what a device needs at least.
 
     Args:
       config: the settings, with the vocabulary's size and the schedule's length.
-      mesh: devices on the axes data, fsdp and tensor.
+      mesh: devices on the axes data, fsdp, tensor and sequence.
       backend: see `attention.find_backend`.
     """
     model, train = config.model, config.train
@@ -69,9 +69,10 @@ def estimate_memory(config: Config, mesh: tuple[int, int, int], backend: str) ->
     gradients = _size(state.params)
     if train.batch_at_once < train.batch_size:
         gradients *= 2  # their sum, and those of one part
-    data, fsdp, tensor = mesh
+    data, fsdp, tensor, sequence = mesh
     B = -(-train.batch_at_once // (data * fsdp))
-    T, D, H = model.block_size, model.n_embd, model.n_head
+    S, D, H = model.block_size, model.n_embd, model.n_head
+    T = S // sequence  # tokens on a device; in attention it has all S, and fewer heads
     item = jnp.dtype(model.dtype).itemsize
     qkv = (H + 2 * model.kv_heads) * model.head_size
     up = mlp_width(model) * (2 if model.activation == "swiglu" else 1)
@@ -87,7 +88,7 @@ def estimate_memory(config: Config, mesh: tuple[int, int, int], backend: str) ->
     kept += item * factors * mlp_width(model) // tensor
     attention, _ = choose_attention(model, backend)
     H //= tensor
-    block = B * T * (kept + (FLOAT32 * H * T if attention == "plain" else 0))
+    block = B * T * (kept + (FLOAT32 * H * S if attention == "plain" else 0))
     saved = {
         "none": block,
         "dots": item * B * T * (D + products),
@@ -97,13 +98,13 @@ def estimate_memory(config: Config, mesh: tuple[int, int, int], backend: str) ->
     if model.remat == "dots":
         moment -= item * B * T * products  # which are saved
     if attention == "blockwise":
-        moment += 2 * FLOAT32 * B * H * T * min(QUERIES, T)
+        moment += 2 * FLOAT32 * B * H * T * min(QUERIES, S)
     loss_tokens = B * T
     if train.loss_chunk is not None:
-        loss_tokens = min(loss_tokens, max(B, train.loss_chunk // (data * fsdp)))
+        loss_tokens = min(loss_tokens, max(B, train.loss_chunk // (data * fsdp * sequence)))
     logits = 2 * FLOAT32 * loss_tokens * model.vocab_size  # and their gradient
     step = model.n_layer * saved + max(moment, logits)
-    batches = 2 * train.eval_batches * train.batch_size * (T + 1) * FLOAT32  # int32, of two splits
+    batches = 2 * train.eval_batches * train.batch_size * (S + 1) * FLOAT32  # int32, of two splits
     held = (_size(state) + gradients) // (fsdp * tensor)
     return Need(state=held, activations=max(step, batches))
 
@@ -131,8 +132,8 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
         return
 
     def need(config: Config) -> Need:
-        heads = config.model.kv_heads
-        mesh = config.mesh.spread(config.train.batch_at_once, len(devices), heads)
+        heads, tokens = config.model.kv_heads, config.model.block_size
+        mesh = config.mesh.spread(config.train.batch_at_once, len(devices), heads, tokens)
         need = estimate_memory(config, mesh, backend)
         # A CPU's devices share the memory of their host.
         here = -(-math.prod(mesh) // jax.process_count())

@@ -124,10 +124,12 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         H, K = c.n_head, c.head_size
         qkv_BTE = Dense((H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, name="qkv")(x_BTD)
+        parts = jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
+        parts = [lay(part_BTE, "batch", "time", "width") for part_BTE in parts]
         q, k, v = (
             # (B, H or H / G, T, K)
-            lay(jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2), "batch", "tensor")
-            for part_BTE in jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
+            lay(jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2), "batch", "heads")
+            for part_BTE in parts
         )
         start = 0 if cached is None else cached[2]
         if c.qk_norm:
@@ -151,7 +153,8 @@ class Attention(nn.Module):
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
         drop = functools.partial(Dropout(c.dropout), deterministic=deterministic)
         y_BHTK = attend(name, q * scale, k, v, start, drop).reshape(B, H, T, K)
-        y_BTD = jnp.moveaxis(y_BHTK, 1, 2).reshape(B, T, D)
+        y_BTHK = jnp.moveaxis(lay(y_BHTK, "batch", "heads"), 1, 2)
+        y_BTD = lay(y_BTHK.reshape(B, T, D), "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
 
@@ -173,11 +176,11 @@ class Block(nn.Module):
             last_only=self.last_only,
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
-        x_BTD = lay(x_BTD, "batch")
+        x_BTD = lay(x_BTD, "batch", "time")
         x_BTD += MLP(self.config, name="mlp")(
             make_norm(self.config, "norm_2", x_BTD.dtype)(x_BTD), deterministic=self.deterministic
         )
-        return lay(x_BTD, "batch"), kv
+        return lay(x_BTD, "batch", "time"), kv
 
 
 class Head(nn.Module):
@@ -248,7 +251,8 @@ class GPT(nn.Module):
             position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
             x_BTD += jax.lax.dynamic_slice_in_dim(position_SD, start, T)
         x_BTD = x_BTD.astype(c.dtype)
-        x_BTD = lay(Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic), "batch")
+        x_BTD = Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic)
+        x_BTD = lay(x_BTD, "batch", "time")
         kv = []
         if (last_only or cache is not None) and not self.is_initializing():
             layers = unstack_blocks(self.variables["params"])["blocks"]

@@ -200,7 +200,7 @@ def make_plan(
 
 def _make_plan(config, devices, backend, described, sampling) -> Plan:
     model, train = config.model, config.train
-    mesh = make_mesh(train.batch_at_once, devices, config.mesh, model.kv_heads)
+    mesh = make_mesh(train.batch_at_once, devices, config.mesh, model.kv_heads, model.block_size)
     layout = lay_out(config, mesh)
     chip = CHIPS.get(devices[0].device_kind)
     limit = (chip.memory if chip else None) if described else memory_limit(devices[0])
@@ -317,7 +317,7 @@ def _ways(config: Config, n: int) -> Iterator[dict[str, Any]]:
     if n > 1 and config.mesh.fsdp != n:
         share = next(k for k in range(n, 0, -1) if n % k == 0 and train.batch_at_once % k == 0)
         values |= {"mesh.data": n // share if share > 1 else 1, "mesh.fsdp": share}
-        values |= {"mesh.tensor": 1}
+        values |= {"mesh.tensor": 1, "mesh.sequence": 1}
         yield dict(values)
     if config.model.remat != "full":
         values |= {"model.remat": "full"}

@@ -125,7 +125,10 @@ class Programs:
         self._config = config
         self._memory = memory_limit(jax.local_devices()[0])
         self.mesh = make_mesh(
-            config.train.batch_at_once, sizes=config.mesh, kv_heads=config.model.kv_heads
+            config.train.batch_at_once,
+            sizes=config.mesh,
+            kv_heads=config.model.kv_heads,
+            block_size=config.model.block_size,
         )
         optimizer = make_optimizer(config.optim)
         self.layouts = functools.partial(layouts, self.mesh, kernels=needs_mesh(config.model))

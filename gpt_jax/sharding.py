@@ -1,11 +1,13 @@
 """The mesh of devices, and how parameters and batches lie on it; the model knows nothing of either.
 
-There is one path for every machine: a laptop's single device is a 1x1x1 mesh. Along `data` and
-`fsdp` devices have sequences of their own; along `fsdp` and `tensor` they have parts of the
-parameters and of what the optimizer keeps. XLA adds what they must tell one another: a layer's
-parameters are gathered over `fsdp` when it is computed (Rajbhandari et al. 2020,
-https://arxiv.org/abs/1910.02054, stage 3), and heads and the MLP's width stay apart over `tensor`
-(Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053).
+There is one path for every machine: a laptop's single device is a 1x1x1x1 mesh. Along `data` and
+`fsdp` devices have sequences of their own, along `sequence` tokens of the same ones; along `fsdp`
+and `tensor` they have parts of the parameters and of what the optimizer keeps. XLA adds what they
+must tell one another: a layer's parameters are gathered over `fsdp` when it is computed
+(Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, stage 3), heads and the MLP's width stay
+apart over `tensor` (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053), and over `sequence` all
+tokens of some heads are exchanged for some tokens of all heads around attention, so that it sees
+whole sequences (Jacobs et al. 2023, https://arxiv.org/abs/2309.14509).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from gpt_jax.config import MeshConfig
 from gpt_jax.devices import largest_divisor
 from gpt_jax.errors import ConfigError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 BOTH = ("fsdp", "tensor")
 
 # (parameter path, how it is laid out): the first match counts. Arrays of blocks begin with the
@@ -48,20 +50,22 @@ def make_mesh(
     devices: Sequence[jax.Device] | None = None,
     sizes: MeshConfig = MeshConfig(),  # noqa: B008, frozen
     kv_heads: int = 1,
+    block_size: int = 1,
 ) -> Mesh:
-    """Returns a mesh of (data, fsdp, tensor) devices.
+    """Returns a mesh of (data, fsdp, tensor, sequence) devices.
 
     Args:
       batch_size: sequences that data x fsdp devices share evenly.
       devices: None is all there are.
       sizes: of the axes; by default as many devices as divide the batch, all on the data axis.
-      kv_heads: that devices on the tensor axis share evenly.
+      kv_heads: that tensor x sequence devices share evenly.
+      block_size: tokens of a sequence, that devices on the sequence axis share evenly.
 
     Raises:
       ConfigError: there are too few devices, or they can't share the batch; or a host has none.
     """
     devices = jax.devices() if devices is None else devices
-    shape = sizes.spread(batch_size, len(devices), kv_heads)
+    shape = sizes.spread(batch_size, len(devices), kv_heads, block_size)
     # Auto: XLA places what is not said; Explicit, jax's default, is not for linen's layers.
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
     used = devices[: math.prod(shape)]
@@ -93,11 +97,11 @@ def put(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.A
 def layouts(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractContextManager:
     """Returns the context in which to trace what computes the model on a mesh.
 
-    Where parameters are split, the model pins some layouts (`layers.lay`), and for that the mesh is
-    in force. Kernels that XLA can't split (`attention.needs_mesh`) want it on any several devices.
+    Where parameters or sequences are split, the model pins some layouts (`layers.lay`), and for
+    that the mesh is in force. Kernels that XLA can't split (`attention.needs_mesh`) want it on any
+    several devices.
     """
-    is_split = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
-    if is_split or (kernels and mesh.size > 1):
+    if mesh.size > mesh.shape["data"] or (kernels and mesh.size > 1):
         return jax.set_mesh(mesh)
     return contextlib.nullcontext()
 

@@ -303,7 +303,7 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
         corpus = path
     free = {"run_dir", "model.vocab_size", *ENDINGS, *MACHINES}
     free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
-    free |= {"mesh.data", "mesh.fsdp", "mesh.tensor"}
+    free |= {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"}
     config = pin_schedule(config)
     ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
         config.optim.constant_steps, saved.optim.constant_steps

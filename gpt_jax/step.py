@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config import ModelConfig, OptimConfig, TrainConfig
+from gpt_jax.layers import lay, sharers
 from gpt_jax.model import GPT, Params, forward, head_logits
 from gpt_jax.optim import make_learning_rate, make_optimizer
 from gpt_jax.pieces import Sampler, eval_places, gather_places, one_piece, train_places
@@ -85,7 +86,8 @@ def chunked_losses(
     """Returns `token_losses` of the states before the head, without all logits in memory at once.
 
     Positions are taken in turn, `loss_chunk` tokens of the batch at a time and at least one of each
-    sequence (a chunk spans the batch, which devices share); the gradient computes the logits again.
+    sequence (a chunk spans the batch, which devices share; where P of them share each sequence, one
+    of each one's part of it). The gradient computes the logits again.
 
     Args:
       x_BTD: as `model.GPT` returns them with hidden=True.
@@ -93,19 +95,27 @@ def chunked_losses(
       targets_BT: integers.
       loss_chunk: tokens.
     """
-    B, T, D = x_BTD.shape
-    t = min(max(1, loss_chunk // B), T)
-    n = -(-T // t)
-    x_BTD = jnp.pad(x_BTD, ((0, 0), (0, n * t - T), (0, 0)))
-    padded_BT = jnp.pad(targets_BT, ((0, 0), (0, n * t - T)))
-    chunks = x_BTD.reshape(B, n, t, D).swapaxes(0, 1), padded_BT.reshape(B, n, t).swapaxes(0, 1)
+    B, T, _ = x_BTD.shape
+    P = sharers("time")
+    own = T // P
+    t = min(max(1, loss_chunk // (B * P)), own)
+    n = -(-own // t)
+
+    def split(x):
+        """(B, T, ...) to (n, B, P t, ...): of each of P parts of T the next t."""
+        x = x.reshape(B, P, own, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, n * t - own), *[(0, 0)] * (x.ndim - 3)])
+        x = jnp.moveaxis(x.reshape(B, P, n, t, *x.shape[3:]), 2, 0)
+        return x.reshape(n, B, P * t, *x.shape[4:])
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # in a loop there is nothing to merge
     def chunk_losses(chunk):
         x_BtD, targets_Bt = chunk
         return token_losses(head_logits(x_BtD, head), targets_Bt)
 
-    return jax.lax.map(chunk_losses, chunks).swapaxes(0, 1).reshape(B, n * t)[:, :T]
+    losses = jax.lax.map(chunk_losses, (split(x_BTD), split(targets_BT)))
+    losses_BPnt = jnp.moveaxis(losses.reshape(n, B, P, t), 0, 2)
+    return losses_BPnt.reshape(B, P, n * t)[..., :own].reshape(B, T)
 
 
 def batch_losses(
@@ -119,7 +129,7 @@ def batch_losses(
 
     No dropout without a key. For loss_chunk see `chunked_losses`; None takes the logits whole.
     """
-    inputs_BT, targets_BT = batch[:, :-1], batch[:, 1:]
+    inputs_BT, targets_BT = (lay(x, "batch", "time") for x in (batch[:, :-1], batch[:, 1:]))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     kwargs = {"deterministic": dropout_key is None, "rngs": rngs}
     if loss_chunk is None:

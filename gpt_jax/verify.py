@@ -108,7 +108,7 @@ def _small_config(folder: Path) -> Config:
 def _checks(config: Config) -> list[tuple[str, float, Callable[[], tuple[float, str]]]]:
     exact = 0.0 if jax.default_backend() == "cpu" else ROUNDING
     n = max(n for n in (1, 2, 4, 8) if n <= len(jax.devices()))
-    all_data, all_fsdp = (n, 1, 1), (1, n, 1)
+    all_data, all_fsdp = (n, 1, 1, 1), (1, n, 1, 1)
     alone = functools.cache(lambda: _losses(config))
     checks: list[tuple[str, float, Callable[[], tuple[float, str]]]] = [
         ("a run stopped after each chunk = one left alone", exact, lambda: _resumed(config)),
@@ -188,9 +188,10 @@ def _gpt2(config: Config) -> tuple[float, str]:
     return _largest(*logits), ""
 
 
-def _losses(config: Config, mesh: tuple[int, int, int] = (1, 1, 1), steps: int = 4) -> np.ndarray:
+def _losses(config: Config, mesh: tuple[int, ...] = (1, 1, 1, 1), steps: int = 4) -> np.ndarray:
     """Returns the losses of the first steps of a run that is new, on a mesh: (steps,)."""
-    sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True))
+    axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
+    sizes = dict(zip(axes, mesh, strict=True))
     start = make_start(override(config, {**sizes, "run_dir": f"{config.run_dir}-new"}))
     programs = Programs(start.config, start.splits)
     try:

@@ -71,7 +71,7 @@ FLOATS = [
     "sample.top_p",
     "train.spike",
 ]
-MESH_SIZES = ["mesh.data", "mesh.fsdp", "mesh.tensor"]
+MESH_SIZES = ["mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"]
 TEXTS = ["run_dir", "data.corpus"]
 SWITCHES = [
     "model.bias",

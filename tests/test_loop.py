@@ -136,6 +136,12 @@ def rates(run):
     return [row["learning_rate"] for row in read_rows(run.run_dir)[1:]]
 
 
+def test_a_run_says_how_devices_share_its_batch(tiny_config, capsys):
+    gpt_jax.train(override(tiny_config, {"mesh.data": 2, "mesh.sequence": 2}))
+    shown = "4 x cpu (data 2 x sequence 2): batch 8 = 2 x 4 sequences (4 more left idle"
+    assert shown in capsys.readouterr().out
+
+
 def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     whole = gpt_jax.train(override(tiny_config, SCHEDULED))
     # As many devices as divide a part, of the 8 there are.

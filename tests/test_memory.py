@@ -67,7 +67,7 @@ def test_the_estimate_is_between_half_and_all_of_what_xla_plans(model, train):
         model=dataclasses.replace(SMALL.model, **model),
         train=dataclasses.replace(SMALL.train, **train),
     )
-    estimate, plan = estimate_memory(config, (1, 1, 1), "cpu").total, planned(config)
+    estimate, plan = estimate_memory(config, (1, 1, 1, 1), "cpu").total, planned(config)
     assert plan / 2 < estimate <= plan, estimate / plan
 
 
@@ -75,7 +75,7 @@ def test_the_estimate_by_hand():
     """base: state and gradients are float32, twice the latter in parts; bfloat16 activations."""
     config = with_vocabulary("base", 50257)
     P, L, D, tokens = 124_439_808, 12, 768, 32 * 1024
-    need = estimate_memory(config, (1, 1, 1), "cuda 9.0")
+    need = estimate_memory(config, (1, 1, 1, 1), "cuda 9.0")
     assert (
         need.state == 4 * (3 * P + 2 * P) + 3 * 4
     )  # counters: the state's, Adam's, the schedule's
@@ -83,13 +83,12 @@ def test_the_estimate_by_hand():
     kept = again + 2 * 2 * 4 * D + 3 * 2 * 4 * D  # what norms and gelu keep
     logits = 2 * 4 * 8192 * 50257
     assert need.activations == L * tokens * kept + logits
-    assert (
-        estimate_memory(config, (8, 1, 1), "cuda 9.0").activations
-        == L * tokens // 8 * kept + logits // 8
-    )
+    for mesh in ((8, 1, 1, 1), (2, 1, 1, 4)):
+        needed = L * tokens // 8 * kept + logits // 8
+        assert estimate_memory(config, mesh, "cuda 9.0").activations == needed
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
     needed = L * tokens * 2 * D + max(tokens * again, logits)
-    assert estimate_memory(full, (1, 1, 1), "cuda 9.0").activations == needed
+    assert estimate_memory(full, (1, 1, 1, 1), "cuda 9.0").activations == needed
 
 
 @pytest.mark.parametrize("name", ["base", "medium", "large", "xl", "base_8k"])
@@ -99,7 +98,7 @@ def test_a_config_fits_the_gpu_of_80_gb_that_it_names(name):
     Of a block of base jax keeps 84 bytes for each entry of its input where the estimate has 72
     (norms 28, attention 8, gelu 48): a sixth more; and some is alive for a moment.
     """
-    need = estimate_memory(with_vocabulary(name, 50257), (1, 1, 1), "cuda 9.0")
+    need = estimate_memory(with_vocabulary(name, 50257), (1, 1, 1, 1), "cuda 9.0")
     assert need.state + 1.4 * need.activations < 0.75 * 80e9
 
 
@@ -186,7 +185,7 @@ def test_what_the_refusal_advises_is_accepted(monkeypatch, name, values, gib, ha
     smaller = override(config, changes)
     check_memory(smaller)
     n = largest_divisor(smaller.train.batch_at_once, 2)
-    need = estimate_memory(smaller, (n, 1, 1), "cpu")
+    need = estimate_memory(smaller, (n, 1, 1, 1), "cpu")
     assert (n * (need.state + 2 * need.activations) <= limit) == has_room
 
 

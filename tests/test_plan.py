@@ -64,7 +64,7 @@ def test_flops_are_those_of_the_models_products(options):
 
 def test_a_plan_for_this_machine():
     found = plan.make_plan(SMALL, sampling=True)
-    assert found.mesh == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert found.mesh == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
     assert found.tokens == 16 * 64
     assert found.fits
     assert found.memory > found.arguments > 8 * 3 * 4 * found.n_params  # Adam's state, 8 devices

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from gpt_jax import attention
 from gpt_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gpt_jax.data import Split
 from gpt_jax.errors import ConfigError
@@ -16,30 +17,48 @@ from gpt_jax.loop import train
 from gpt_jax.programs import Programs
 from gpt_jax.sharding import make_mesh
 
-TOKENS = np.random.default_rng(0).integers(0, 11, 4_000).astype(np.int32)
-MODEL = dataclasses.replace(TINY, n_layer=2, n_head=2, n_embd=32, block_size=24)
+STEPS_UP = np.random.default_rng(0).integers(0, 2, 4_000)
+TOKENS = (STEPS_UP.cumsum() % 11).astype(np.int32)  # each is the last or the next: to be learned
+MODEL = dataclasses.replace(TINY, n_layer=2, n_head=4, n_embd=32, block_size=24)
 STEPS = 50
 LAYOUTS = {
     "8 data": MeshConfig(),
     "8 fsdp": MeshConfig(data=1, fsdp=8),
     "2 x 2 x 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "2 data, 4 sequence": MeshConfig(data=2, sequence=4),
+    "2 fsdp, 2 tensor, 2 sequence": MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
 }
 ONE = MeshConfig(data=1)
 KINDS = {
-    "adamw": (OptimConfig(), TrainConfig(batch_size=16)),
+    "adamw": (MODEL, OptimConfig(), TrainConfig(batch_size=16)),
     "muon, clipped, in parts": (
+        MODEL,
         OptimConfig(optimizer="muon", clip=0.5),
         TrainConfig(batch_size=32, micro_batch=16),
+    ),
+    # On one device 3 chunks of 10 of 24 positions, on 4 that share time 3 of 2 of 6.
+    "rotary, blockwise, losses in chunks": (
+        dataclasses.replace(
+            MODEL, positions="rotary", attention="blockwise", dropout=0.0, embedding_dropout=0.2
+        ),
+        OptimConfig(),
+        TrainConfig(batch_size=16, loss_chunk=160),
     ),
 }
 
 
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch):
+    """Blockwise attention in 3 blocks of 8 queries."""
+    monkeypatch.setattr(attention, "QUERIES", 8)
+
+
 @functools.cache
 def programs_of(kind: str, mesh: MeshConfig) -> Programs:
-    optim, train = KINDS[kind]
+    model, optim, train = KINDS[kind]
     train = dataclasses.replace(train, steps=STEPS)
     split = Split((TOKENS,), len(TOKENS))
-    config = Config(model=MODEL, optim=optim, train=train, mesh=mesh)
+    config = Config(model=model, optim=optim, train=train, mesh=mesh)
     return Programs(config, {"train": split, "val": split})
 
 
@@ -141,7 +160,8 @@ def collectives(program) -> list[tuple[str, int]]:
 
 
 def test_what_devices_tell_one_another():
-    """Over fsdp a layer's parameters, over tensor its results for the device's own sequences."""
+    """Over fsdp a layer's parameters, over tensor its results for the device's own sequences, over
+    sequence what attention reads and gives."""
     found = {}
     for layout, mesh in {"1": ONE, **LAYOUTS}.items():
         found[layout] = collectives(programs_of("adamw", mesh)._chunk_program(10).result())
@@ -157,6 +177,12 @@ def test_what_devices_tell_one_another():
     # Attention's and the MLP's results forward, and the gradients of what they read backward.
     assert summed.count(states) == 4 * MODEL.n_layer
     assert max(size for _, size in found["2 x 2 x 2"]) <= max(kernel // 2, states)
+    # Over sequence, of q, k, v and attention's result a part for each device, and of gradients.
+    moved = [size for kind, size in found["2 data, 4 sequence"] if kind == "all-to-all"]
+    part = 16 // 2 * MODEL.block_size * MODEL.n_embd // 4 // 4
+    assert moved == 8 * MODEL.n_layer * [part]
+    gathered = [size for kind, size in found["2 data, 4 sequence"] if kind == "all-gather"]
+    assert max(gathered) <= MODEL.block_size * MODEL.n_embd  # the table of positions
 
 
 def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
@@ -176,7 +202,7 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
 
     expected = go_on("whole", 20, ONE)
     go_on("parts", 10, LAYOUTS["8 fsdp"])
-    found = go_on("parts", 20, LAYOUTS["2 x 2 x 2"])
+    found = go_on("parts", 20, LAYOUTS["2 fsdp, 2 tensor, 2 sequence"])
     assert found.keys() == expected.keys()
     for step, row in expected.items():
         for name in ("loss", "val_loss"):
@@ -185,12 +211,15 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
 
 
 def test_a_mesh_of_its_settings():
-    assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert MeshConfig().spread(12, 8) == (6, 1, 1)
-    assert MeshConfig(fsdp=2).spread(12, 8) == (3, 2, 1)
-    assert MeshConfig(data=2, fsdp=-1).spread(12, 8) == (2, 3, 1)
-    assert MeshConfig(data=1, tensor=-1).spread(12, 8, kv_heads=6) == (1, 1, 6)
-    assert MeshConfig(data=1).spread(7, 8) == (1, 1, 1)
+    assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert MeshConfig().spread(12, 8) == (6, 1, 1, 1)
+    assert MeshConfig(fsdp=2).spread(12, 8) == (3, 2, 1, 1)
+    assert MeshConfig(data=2, fsdp=-1).spread(12, 8) == (2, 3, 1, 1)
+    assert MeshConfig(data=1, tensor=-1).spread(12, 8, 6) == (1, 1, 6, 1)
+    assert MeshConfig(data=1, tensor=-1, sequence=2).spread(12, 8, 6) == (1, 1, 3, 2)
+    assert MeshConfig(data=1, sequence=-1).spread(12, 8, 12, 64) == (1, 1, 1, 4)
+    assert MeshConfig(data=1, tensor=3, sequence=-1).spread(12, 8, 12, 64) == (1, 1, 3, 2)
+    assert MeshConfig(data=1).spread(7, 8) == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +243,38 @@ def test_heads_that_the_tensor_axis_does_not_divide_are_refused_with_advice():
         match=r"mesh\.tensor=2 must divide model\.n_head=25; try mesh\.tensor=1 or 5 or 25, or",
     ):
         Config(model=model, mesh=MeshConfig(tensor=2))
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "message"),
+    [
+        (
+            ModelConfig(block_size=36),
+            {"sequence": 8},
+            "mesh.sequence=8 must divide model.block_size=36; try mesh.sequence=4",
+        ),
+        (
+            ModelConfig(n_head=12, n_embd=48),
+            {"sequence": 8},
+            "mesh.sequence=8 must divide model.n_head=12, as attention shares heads; "
+            "try mesh.sequence=4",
+        ),
+        (
+            ModelConfig(n_head=12, n_embd=48, n_kv_head=6),
+            {"tensor": 2, "sequence": 2},
+            "mesh.tensor=2 x mesh.sequence=2 must divide model.n_kv_head=6, as attention shares "
+            "heads; try mesh.sequence=1",
+        ),
+        (
+            ModelConfig(n_head=3, n_embd=48),
+            {"data": 1, "tensor": -1, "sequence": 2},
+            "mesh.sequence=2 must divide model.n_head=3",
+        ),
+    ],
+)
+def test_sequences_that_devices_can_t_share_are_refused_with_advice(model, sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(model=model, mesh=MeshConfig(**sizes))
 
 
 def test_a_width_that_devices_can_t_share_is_refused():

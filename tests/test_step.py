@@ -335,7 +335,7 @@ def test_a_parameter_without_a_rule_is_an_error_with_path_and_shape():
 
 
 def test_a_mesh_takes_the_devices_that_divide_the_batch():
-    assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
     assert make_mesh(6).size == 6
     assert make_mesh(7).size == 7
     assert make_mesh(11).size == 1
