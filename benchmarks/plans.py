@@ -95,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= DESCRIBES_TPUS
     result = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
-    result |= {"machine": describe_machine(), "command": "python benchmarks/plans.py"}
+    result |= {"command": "python benchmarks/plans.py"}
     from gpt_jax.chips import CHIPS
 
     result["chip"] = dataclasses.asdict(CHIPS["TPU v5 lite"])
@@ -109,9 +109,9 @@ def main() -> None:
                 jobs.append(("scale", (name, (n // fsdp, fsdp, 1, 1), n)))
     if args.only in (None, "long"):
         jobs += [("long", ("base_8k", mesh, n)) for n, x in LONG.items() for mesh in x]
-    result |= {part: [] for part, _ in jobs}
+    result |= {part: {"machine": describe_machine(), "plans": []} for part, _ in jobs}
     for part, job in jobs:
-        result[part].append(make(*job))
+        result[part]["plans"].append(make(*job))
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {args.out}")
 

@@ -7,6 +7,7 @@ python benchmarks/tables.py --check    # only say whether they are up to date
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +29,9 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
-def machine(result: dict[str, Any]) -> str:
-    """Returns the line that stands below a table."""
-    m = result["machine"]
+def machine(result: dict[str, Any], part: str | None = None) -> str:
+    """Returns the line that stands below a table, of a part where they were made apart."""
+    m = (result[part] if part else result)["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items() if k in SHOWN)
     return (
         f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB; {versions}; {m['date']}; "
@@ -300,7 +301,13 @@ def chaos() -> str:
         left = ", ".join(f"{n} {where}" for where, n in found["left"].items())
         different = ", ".join(found["different"]) or "nothing, bit for bit"
         lines.append(f"| {devices} | {found['kills']} | {left} | {different} |")
-    return "\n".join([*lines, "", machine(result)])
+    seconds = result["sigterm_seconds"]
+    told = (
+        f"SIGTERM, {len(seconds)} times at random moments of `--config nano`: saved, and ended "
+        f"with status 143, after {statistics.median(seconds):.1f} s (median), at most "
+        f"{max(seconds):.1f}."
+    )
+    return "\n".join([*lines, "", told, "", machine(result)])
 
 
 def _mesh(plan: dict[str, Any]) -> str:
@@ -319,7 +326,7 @@ def layouts() -> str:
         "all-reduce | other |",
         "|---|---|---|---|---|---|---|",
     ]
-    for plan in result["layouts"]:
+    for plan in result["layouts"]["plans"]:
         sent = {"all-gather": 0.0, "reduce-scatter": 0.0, "all-reduce": 0.0, "other": 0.0}
         for collective in plan["collectives"]:
             kind = collective["kind"]
@@ -336,7 +343,7 @@ def layouts() -> str:
             "",
             f"A step of 524,288 tokens, compiled for 16 TPU {chip['name']} chips of "
             f"{_gib(chip['memory'])} GiB, 2 sequences at once (xl: 1) for each chip on the axes "
-            "data and fsdp; nothing was run. " + machine(result),
+            "data and fsdp; nothing was run. " + machine(result, "layouts"),
         ]
     )
 
@@ -358,7 +365,7 @@ def _costs(part: str) -> str:
         "network, ms | bound by | tokens/s at most | of the chips' peak |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for plan in result[part]:
+    for plan in result[part]["plans"]:
         start = f"| {plan['model']} | {plan['n']} | {_mesh(plan)} | {plan['micro_batch']} "
         if plan["memory_is_floor"]:
             lines.append(start + f"| at least {_gib(plan['memory'])}: does not fit |{' - |' * 6}")
@@ -371,7 +378,7 @@ def _costs(part: str) -> str:
             start + f"| {_gib(plan['memory'])} | {' | '.join(cells)} | {bound} | "
             f"{plan['tokens'] / seconds[bound]:,.0f} | {share:.0%} |"
         )
-    return "\n".join([*lines, "", machine(result)])
+    return "\n".join([*lines, "", machine(result, part)])
 
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {

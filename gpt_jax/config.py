@@ -473,7 +473,9 @@ class SampleConfig:
 class Config:
     """All settings of a run."""
 
-    run_dir: str = setting(DEFAULT_RUN_DIR, "folder of the run, made if missing")
+    run_dir: str = setting(
+        DEFAULT_RUN_DIR, "folder of the run, made if missing; gs://BUCKET/FOLDER is one too"
+    )
     seed: int = setting(
         0,
         "of initialisation, batches, dropout and samples",

@@ -27,6 +27,7 @@ from gpt_jax.memory import estimate_memory, memory_limit, program_bytes
 from gpt_jax.model import Params, init_cache, unstack_blocks
 from gpt_jax.programs import jit_chunk, lay_out
 from gpt_jax.sample import STREAM_TOKENS, DecodeState, Filters, jit_decode
+from gpt_jax.settings import get
 from gpt_jax.sharding import layouts, make_mesh
 
 SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
@@ -307,7 +308,8 @@ def find_way(
         except ConfigError:
             continue
         if plan.fits:
-            shown = (f"--{k.replace('_', '-')} {v}" for k, v in values.items())
+            changed = {k: v for k, v in values.items() if get(config, k) != v}
+            shown = (f"--{k.replace('_', '-')} {v}" for k, v in changed.items())
             return " ".join(shown), plan
     return None
 

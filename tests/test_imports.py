@@ -42,7 +42,7 @@ ALLOWED = {
     "chips": set(),
     "hlo": set(),
     "plan": {"attention", "chips", "config", "errors", "hlo", "memory", "model", "programs"}
-    | {"sample", "sharding"},
+    | {"sample", "settings", "sharding"},
     "evaluation": {
         "attention",
         "config",
