@@ -9,7 +9,7 @@ import time
 
 import pytest
 from test_hosts import Hosts, train_alone
-from test_loop import assert_same_run, command, environment, train
+from test_loop import assert_same_run, train
 
 import gpt_jax
 from gpt_jax import checkpoint, files, hf
@@ -122,34 +122,18 @@ def test_what_a_kill_leaves_in_a_bucket_is_cleared(tiny_config, bucket):
 
 
 @pytest.mark.slow
-def test_a_command_in_a_bucket_goes_on_bit_for_bit_after_a_kill(tmp_path, book, bucket):
-    run_dir, more = files.to_folder(f"{bucket}/kill/run"), INTERVALS
-    killed = subprocess.Popen(
-        command(run_dir, book, *more), env=environment(), stdout=subprocess.DEVNULL
-    )
-    while not checkpoint.steps(run_dir):
-        assert killed.poll() is None
-        time.sleep(0.02)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    for folder in (run_dir, tmp_path / "here"):
-        words = command(folder, book, *more)
-        subprocess.run(words, env=environment(), check=True, capture_output=True)
-    assert_same_run(gpt_jax.load_run(run_dir), gpt_jax.load_run(tmp_path / "here"))
-
-
-@pytest.mark.slow
-def test_hosts_in_a_bucket_go_on_bit_for_bit_after_a_signal(tmp_path, book, bucket):
-    run_dir, more = files.to_folder(f"{bucket}/hosts/run"), INTERVALS
-    pair = Hosts.start(run_dir, book, 2, *more)
+def test_hosts_in_a_bucket_that_are_killed_go_on_bit_for_bit_as_one_process(tmp_path, book, bucket):
+    run_dir, alone = files.to_folder(f"{bucket}/hosts/run"), tmp_path / "alone"
+    pair = Hosts.start(run_dir, book, 2, *INTERVALS)
     while not checkpoint.steps(run_dir):
         assert all(process.poll() is None for process in pair.processes), pair.end()
         time.sleep(0.02)
-    pair.processes[1].send_signal(signal.SIGTERM)
-    assert all("SIGTERM: saved at step " in err for _, _, err in pair.end())
-    assert [status for status, _, _ in Hosts.start(run_dir, book, 2, *more).end()] == [0, 0]
-    train_alone(tmp_path / "alone", book, 2, *more)
-    assert_same_run(gpt_jax.load_run(run_dir), gpt_jax.load_run(tmp_path / "alone"))
+    for process in pair.processes:
+        process.kill()
+    assert [status for status, _, _ in pair.end()] == [-signal.SIGKILL] * 2
+    assert "going on from step " in train_alone(run_dir, book, 2, *INTERVALS)
+    train_alone(alone, book, 2, *INTERVALS)
+    assert_same_run(gpt_jax.load_run(run_dir), gpt_jax.load_run(alone))
 
 
 @pytest.mark.parametrize(
