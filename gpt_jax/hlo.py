@@ -245,7 +245,10 @@ def _closing(text: str, depth: int = 0) -> int:
 
 
 def _called(i: _Instruction) -> dict[str, list[str]]:
-    return {name: re.findall(r"[\w.\-]+", value) for name, value in _CALLED.findall(i.rest)}
+    found = _CALLED.findall(i.rest)
+    if i.opcode == "call":  # of others, to_apply is for single numbers
+        found += re.findall(r"\b(to_apply)=(%?[\w.\-]+)", i.rest)
+    return {name: re.findall(r"[\w.\-]+", value) for name, value in found}
 
 
 def _size(type_: str, *, far: bool = False) -> int:

@@ -170,8 +170,9 @@ INSTRUCTION
             32 + 32,
         ),
         ("%x = f32[800]{0} bitcast(%a)", 0),
+        ("%x = f32[1,8]{1,0} call(%a, %i), to_apply=%fused.1", 32 + 32 + 32 + 32),
     ],
-    ids=["whole", "fast", "slice", "update", "fused slice", "fused update", "view"],
+    ids=["whole", "fast", "slice", "update", "fused slice", "fused update", "view", "call"],
 )
 def test_what_an_instruction_moves_through_memory(instruction, n_bytes):
     text = TRAFFIC.replace("INSTRUCTION", f"  {instruction}")
