@@ -43,7 +43,10 @@ SEVEN_BILLION = {
 }
 Mesh = tuple[int, int, int, int]  # data, fsdp, tensor, sequence
 LAYOUTS: dict[str, list[Mesh]] = {  # on 16 devices; xl's 25 heads can't be shared by 2 or 4
-    "base": [(16, 1, 1, 1), (4, 4, 1, 1), (1, 16, 1, 1), (8, 1, 2, 1), (4, 1, 4, 1), (1, 4, 4, 1)],
+    "base": [
+        *[(16, 1, 1, 1), (4, 4, 1, 1), (1, 16, 1, 1)],
+        *[(8, 1, 2, 1), (4, 1, 4, 1), (1, 4, 4, 1), (4, 1, 1, 4)],
+    ],
     "xl": [(16, 1, 1, 1), (4, 4, 1, 1), (1, 16, 1, 1)],
 }
 LONG: dict[int, list[Mesh]] = {  # base_8k, whose 64 sequences are fewer than the devices
