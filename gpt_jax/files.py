@@ -32,6 +32,13 @@ def to_folder(name: str | os.PathLike[str]) -> Path:
     if text.removeprefix(BUCKET).strip("/").count("/") == 0:
         raise UserError(f"{text} is a bucket; name a folder in it, such as {BUCKET}my-bucket/run")
     folder = _bucket_path(text.rstrip("/"))
+    _reach(folder, text)
+    return folder
+
+
+@functools.cache
+def _reach(folder: Path, text: str) -> None:
+    """Raises UserError where a bucket can't be had; asks once."""
     try:
         folder.exists()
     except Exception as error:  # no credentials, no network, no rights: a kind each
@@ -40,7 +47,6 @@ def to_folder(name: str | os.PathLike[str]) -> Path:
             f"{text} can't be had ({type(error).__name__}: {detail:.200}); see that the bucket is "
             "there, and log in: gcloud auth application-default login"
         ) from error
-    return folder
 
 
 def to_local(name: str | os.PathLike[str], wanted: str = "must be on this machine") -> Path:
@@ -125,11 +131,16 @@ def remove_unfinished(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder with all in it, if it is there."""
+    """Removes a folder with all in it, if it is there.
+
+    Raises:
+      OSError: it can't be removed.
+    """
     if is_remote(folder):
         cast(Any, folder).rmtree(missing_ok=True)
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def entries(folder: Path) -> list[Path]:
