@@ -1,6 +1,6 @@
 """The command line: `python main.py --config nano` trains, and `--help` says what else there is.
 
-Finds the verb, lets it run (`gpt_jax/commands/`, a module for each) and turns a mistake into one
+Finds the verb, lets it run (`gpt_jax/cli/`, a module for each) and turns a mistake into one
 line. jax is imported only once the command line is known to be right.
 """
 
@@ -13,8 +13,8 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from gpt_jax.commands import VERBS
-from gpt_jax.config_files import list_configs
+from gpt_jax.cli import VERBS
+from gpt_jax.config import list_configs
 from gpt_jax.devices import keep_compiled_programs, keep_freed_memory
 from gpt_jax.errors import (
     ConfigError,
@@ -24,7 +24,7 @@ from gpt_jax.errors import (
     is_out_of_memory,
     suggest,
 )
-from gpt_jax.hosts import leave
+from gpt_jax.parallel.multihost import leave
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
         keep_compiled_programs()
         keep_freed_memory()
-        module = "data.command" if verb == "prepare" else f"gpt_jax.commands.{verb}"
+        module = "data.cli" if verb == "prepare" else f"gpt_jax.cli.{verb}"
         return importlib.import_module(module).command(rest)
     except (UserError, TrainingError) as error:
         if debug:

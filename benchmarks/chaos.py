@@ -134,9 +134,9 @@ def differences(one: Path, other: Path) -> list[str]:
     import numpy as np
 
     import gpt_jax
-    from gpt_jax import checkpoint
-    from gpt_jax.metrics import CLOCK_FIELDS
-    from gpt_jax.step import state_shapes
+    from gpt_jax.run import checkpoints as checkpoint
+    from gpt_jax.run.metrics import CLOCK_FIELDS
+    from gpt_jax.training.state import state_shapes
 
     config = gpt_jax.load_run(one).config
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -23,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
 from benchmarks.reproduce import T_95, interval
-from gpt_jax.config import override
-from gpt_jax.config_files import load_config
-from gpt_jax.corpora import load_corpus
-from gpt_jax.data import split_text
+from gpt_jax.config import load_config, override
 from gpt_jax.devices import request_cpu_devices
+from gpt_jax.input_pipeline.corpus import load_corpus
+from gpt_jax.input_pipeline.dataset import split_text
 
 ROOT = Path(__file__).parent.parent
 MORE_TEXT = "more text"

@@ -22,8 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.machine import describe_machine
-from gpt_jax.config import Config, override, pin_schedule
-from gpt_jax.config_files import load_config
+from gpt_jax.config import Config, load_config, override, pin_schedule
 from gpt_jax.devices import DESCRIBES_TPUS
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +74,7 @@ def model_config(name: str) -> Config:
 
 def make(name: str, mesh: Mesh, n: int) -> dict[str, Any]:
     """Returns the plan of a model's step on n devices."""
-    from gpt_jax.plan import make_plan, topology_devices
+    from gpt_jax.analysis.plan import make_plan, topology_devices
 
     axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
     values = LONG_AT_ONCE
@@ -99,7 +98,7 @@ def main() -> None:
     os.environ |= DESCRIBES_TPUS
     result = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
     result |= {"command": "python benchmarks/plans.py"}
-    from gpt_jax.chips import CHIPS
+    from gpt_jax.analysis.chips import CHIPS
 
     result["chip"] = dataclasses.asdict(CHIPS["TPU v5 lite"])
     jobs: list[tuple[str, tuple[str, Mesh, int]]] = []

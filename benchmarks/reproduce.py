@@ -25,11 +25,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
-from gpt_jax.config import Config, override
-from gpt_jax.config_files import load_config
-from gpt_jax.corpora import load_corpus
+from gpt_jax.config import Config, load_config, override
 from gpt_jax.devices import request_cpu_devices
-from gpt_jax.plain_text import OZ_SHA256, SHAKESPEARE_SHA256
+from gpt_jax.input_pipeline.corpus import load_corpus
+from gpt_jax.input_pipeline.text_corpus import OZ_SHA256, SHAKESPEARE_SHA256
 
 SPLITS = ("train", "val")
 STEPS = (0, 50, 100, 200, 300, 400, 450, 500)
@@ -54,9 +53,11 @@ def initial_losses(config: Config, n: int = 200) -> dict[str, float]:
     """
     import jax
 
-    from gpt_jax.optim import make_optimizer
-    from gpt_jax.start import make_start
-    from gpt_jax.step import init_state, make_eval_step, make_keys
+    from gpt_jax.prng import make_keys
+    from gpt_jax.training.optimizer import make_optimizer
+    from gpt_jax.training.run_setup import make_start
+    from gpt_jax.training.state import init_state
+    from gpt_jax.training.step import make_eval_step
 
     start = make_start(config)
     config, tokens = start.config, jax.numpy.asarray(start.splits["val"].shards[0])

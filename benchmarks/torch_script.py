@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import torch_gpt
-from gpt_jax.corpora import load_corpus
+from gpt_jax.input_pipeline.corpus import load_corpus
 
 
 def main() -> None:

@@ -23,10 +23,9 @@ from torch import nn
 
 from benchmarks import torch_gpt
 from benchmarks.reproduce import T_95, interval
-from gpt_jax.config import pin_schedule
-from gpt_jax.config_files import load_config
-from gpt_jax.corpora import load_corpus
-from gpt_jax.plain_text import SHAKESPEARE_SHA256
+from gpt_jax.config import load_config, pin_schedule
+from gpt_jax.input_pipeline.corpus import load_corpus
+from gpt_jax.input_pipeline.text_corpus import SHAKESPEARE_SHA256
 
 CONFIG = pin_schedule(load_config("shakespeare_cpu"))
 RESULT = Path(__file__).parent / "results" / "shakespeare_cpu.json"

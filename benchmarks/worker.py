@@ -52,8 +52,8 @@ class Jax:
         return Config(model=shape, train=TrainConfig(batch_size=batch_size))
 
     def train(self, model: str, steps: int) -> None:
-        from gpt_jax.data import Split
-        from gpt_jax.programs import Programs
+        from gpt_jax.input_pipeline.dataset import Split
+        from gpt_jax.training.compiled_steps import Programs
 
         if model not in self.states:
             split = Split((TOKENS,), len(TOKENS))
@@ -66,8 +66,8 @@ class Jax:
         self.states[model] = programs, keys, state
 
     def sample(self, model: str, batch: int, prompt: int, tokens: int, cache: bool) -> None:
+        from gpt_jax.inference.decoding import Filters, generate_tokens
         from gpt_jax.model import GPT, unstack_blocks
-        from gpt_jax.sample import Filters, generate_tokens
 
         jax, config = self.jax, self.config(model).model
         if "params" not in self.states:

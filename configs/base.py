@@ -3,7 +3,7 @@
 python main.py --config base
 python main.py plan --config base --topology v5e:4x4
 
-First prepare data/openwebtext, with GPT-2's tokenizer. By the estimate of gpt_jax/memory.py it fits
+First prepare data/openwebtext, with GPT-2's tokenizer. By the estimate of gpt_jax/training/memory.py it fits
 a GPU of 80 GB, or several, with a micro_batch of 32. A step is 524,288 tokens, so 600,000 steps are
 315 billion. nanoGPT says of its own: 4 days on 8 A100s of 40 GB, val loss about 2.85; the published
 GPT-2 small has 3.12 there.

@@ -4,14 +4,13 @@ python main.py --config base_8k
 python main.py plan --config base_8k --topology v5e:4x4 --train.micro-batch 16
 
 Without 1,024 learned positions of 768 there are 786,432 parameters fewer. As many tokens a step as
-base: 64 sequences. By the estimate of gpt_jax/memory.py it fits a GPU of 80 GB with a micro_batch of
+base: 64 sequences. By the estimate of gpt_jax/training/memory.py it fits a GPU of 80 GB with a micro_batch of
 4. No loss is known.
 """
 
 import dataclasses
 
-from gpt_jax.config import Config
-from gpt_jax.config_files import load_config
+from gpt_jax.config import Config, load_config
 
 
 def get_config() -> Config:

@@ -9,8 +9,7 @@ on the whole validation split after 500 steps, one seed, where nano has 2.739.
 
 import dataclasses
 
-from gpt_jax.config import Config
-from gpt_jax.config_files import load_config
+from gpt_jax.config import Config, load_config
 
 
 def get_config() -> Config:

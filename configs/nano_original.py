@@ -10,8 +10,7 @@ As large as nano, and as fast: some 80 s on two cores of an AMD EPYC. To expect,
 
 import dataclasses
 
-from gpt_jax.config import Config
-from gpt_jax.config_files import load_config
+from gpt_jax.config import Config, load_config
 
 
 def get_config() -> Config:

@@ -8,8 +8,7 @@ nanoGPT gives a val loss of 1.4697 and 3 minutes on one A100 for its own.
 
 import dataclasses
 
-from gpt_jax.config import Config
-from gpt_jax.config_files import load_config
+from gpt_jax.config import Config, load_config
 
 
 def get_config() -> Config:

@@ -4,14 +4,13 @@ python main.py --config xl
 python main.py plan --config xl --topology v5e:4x4 --mesh.data 1 --mesh.fsdp 16
 
 The recipe of base, with the learning rate of GPT-3's model of that size (Brown et al. 2020, table
-2.1). By the estimate of gpt_jax/memory.py it fits a GPU of 80 GB, or several, with a micro_batch of
+2.1). By the estimate of gpt_jax/training/memory.py it fits a GPU of 80 GB, or several, with a micro_batch of
 16. The published GPT-2 xl has a val loss of 2.54 on OpenWebText, by nanoGPT.
 """
 
 import dataclasses
 
-from gpt_jax.config import Config
-from gpt_jax.config_files import load_config
+from gpt_jax.config import Config, load_config
 
 
 def get_config() -> Config:

@@ -12,10 +12,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from data.documents import EXTRAS
-from data.parts import open_work, prepare_part
+from data.encode import open_work, prepare_part
+from data.sources.documents import EXTRAS
 from gpt_jax.errors import TrainingError, UserError
-from gpt_jax.shards import WORK_FOLDER
+from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
 
 MAX_TASKS = 1000  # an engine's bookkeeping for each
 

@@ -1,4 +1,4 @@
-"""`python main.py prepare`: from a source of text to a prepared corpus (see `gpt_jax.shards`).
+"""`python main.py prepare`: from a source of text to token shards (gpt_jax/input_pipeline/shards/).
 
     plan       sources.py parts the source into units, in order, about a megabyte each where it can,
                and more where there would be too many
@@ -27,20 +27,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data.assembly import JOURNAL_FILE, Assembly
-from data.documents import Plan
-from data.files import local_files, place
-from data.parts import PARTS, PLAN_FILE
-from data.processes import Processes
-from data.settings import PrepareConfig
-from data.sources import make_plan
+from data.config import PrepareConfig
+from data.encode import PARTS, PLAN_FILE
+from data.merge import JOURNAL_FILE, Assembly
+from data.sources.documents import Plan
+from data.sources.local_files import local_files, place
+from data.sources.readers import make_plan
 from data.vocabulary import make_tokenizer
+from data.workers import Processes
 from gpt_jax.console import Display
 from gpt_jax.errors import ConfigError, TrainingError, UserError
-from gpt_jax.files import remove_unfinished, to_local, write_atomically
-from gpt_jax.manifest import MANIFEST_FILE, read_manifest
-from gpt_jax.process import lock
-from gpt_jax.shards import WORK_FOLDER, is_prepared, open_prepared
+from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
+from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
+from gpt_jax.input_pipeline.shards.reader import is_prepared, open_prepared
+from gpt_jax.storage import lock, remove_unfinished, to_local, write_atomically
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import documents
-from data.documents import Damage, Document, Plan, Unit
+from data.config import PrepareConfig
+from data.encode import stop
 from data.filters import digest, is_validation, reject
-from data.parts import stop
-from data.settings import PrepareConfig
-from data.sources import read_unit
+from data.sources import documents
+from data.sources.documents import Damage, Document, Plan, Unit
+from data.sources.readers import read_unit
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, Tokenizer
 

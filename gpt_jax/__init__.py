@@ -13,19 +13,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gpt_jax.config import Config, override
-from gpt_jax.config_files import load_config
+from gpt_jax.config import Config, load_config, override
 from gpt_jax.errors import Interrupted, TrainingError, UserError
+from gpt_jax.version import __version__
 
 if TYPE_CHECKING:
     from gpt_jax import hf
-    from gpt_jax.loop import train
+    from gpt_jax.inference.evaluation import evaluate
+    from gpt_jax.inference.generation import generate, stream
     from gpt_jax.model import GPT
-    from gpt_jax.run import Run, evaluate, load_run
-    from gpt_jax.start import start_from
-    from gpt_jax.text import generate, stream
+    from gpt_jax.run.load import Run, load_run
+    from gpt_jax.training.init_from import start_from
+    from gpt_jax.training.trainer import train
 
-__version__ = "0.1.0"
 __all__ = [
     "GPT",
     "Config",
@@ -33,6 +33,7 @@ __all__ = [
     "Run",
     "TrainingError",
     "UserError",
+    "__version__",
     "evaluate",
     "generate",
     "hf",
@@ -46,14 +47,14 @@ __all__ = [
 
 _LAZY = {
     "GPT": "model",
-    "train": "loop",
-    "Run": "run",
-    "evaluate": "run",
-    "generate": "text",
+    "train": "training.trainer",
+    "Run": "run.load",
+    "evaluate": "inference.evaluation",
+    "generate": "inference.generation",
     "hf": "hf",
-    "load_run": "run",
-    "start_from": "start",
-    "stream": "text",
+    "load_run": "run.load",
+    "start_from": "training.init_from",
+    "stream": "inference.generation",
 }
 
 

@@ -40,6 +40,7 @@ CGROUPS = (
 )
 
 WIDE = 256  # n_embd from which XLA's own matrix products are the faster ones on a CPU
+GIB = 2**30
 
 
 def largest_divisor(n: int, limit: int) -> int:

@@ -26,6 +26,15 @@ PATTERN = (
     r"""|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
 PIECE_CHARACTERS = 100_000  # of the text that merges are learned from, at once: bounds the memory
+# GPT-2's (Radford et al. 2019): English endings, words, numbers, marks, spaces.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_SPELLINGS = (  # all cut every text alike
+    GPT2_PATTERN,
+    # tiktoken's, whose possessive repeats are faster
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    # GPT-2's own release, and `transformers`
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+)
 
 
 class CharTokenizer:
@@ -366,3 +375,32 @@ def _listed(text: str, known: np.ndarray, limit: int = 10) -> str:
 def _shown(tokenizer: CharTokenizer, limit: int = 100) -> str:
     characters = "".join(c for c in tokenizer.vocabulary if c.isprintable())
     return characters[:limit] + ("..." if len(characters) > limit else "")
+
+
+def find_difference(a: Tokenizer, b: Tokenizer) -> str:
+    """Returns in what two tokenizers differ, or "" where they give every text the same ids."""
+    if _content(a) == _content(b):
+        return ""
+    if type(a) is not type(b):
+        return "one has characters, the other byte pairs"
+    if a.vocab_size != b.vocab_size:
+        return f"{a.vocab_size:,} tokens and {b.vocab_size:,}"
+    for i in range(a.vocab_size):
+        if a.decode([i]) != b.decode([i]):
+            return f"token {i} is {a.decode([i])!r} and {b.decode([i])!r}"
+    return "they cut a text differently before they merge"
+
+
+def _content(tokenizer: Tokenizer) -> tuple[Any, ...]:
+    if isinstance(tokenizer, BpeTokenizer):
+        return tokenizer.tokens, common_spelling(tokenizer.pattern), tokenizer.special_tokens
+    return (tokenizer.vocabulary,)
+
+
+def common_spelling(pattern: str) -> str:
+    """Returns one spelling, good for every program, of known expressions that cut texts alike."""
+    if pattern in GPT2_SPELLINGS:
+        return GPT2_PATTERN
+    # In cl100k's a digit can't begin what follows, so the + that keeps what was taken changes
+    # nothing; in Hugging Face's regular expressions it would mean any number of times 1 to 3.
+    return pattern.replace("{1,3}+|", "{1,3}|")

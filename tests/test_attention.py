@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from gpt_jax import attention
-from gpt_jax.attention import attend, choose_attention, find_backend
 from gpt_jax.config import MeshConfig, ModelConfig
 from gpt_jax.errors import ConfigError
-from gpt_jax.model import GPT, forward
-from gpt_jax.sharding import make_mesh
+from gpt_jax.model import GPT, attention, forward
+from gpt_jax.model.attention import attend, choose_attention
+from gpt_jax.parallel.backend import find_backend, planning
+from gpt_jax.parallel.mesh import make_mesh
 
 EPS = np.finfo(np.float32).eps
 FITS = ModelConfig(n_head=2, n_embd=128, dropout=0.0, dtype="bfloat16")
@@ -88,7 +88,7 @@ def test_the_backend_is_named():
 
 
 def test_another_backend_can_be_planned_for():
-    with attention.planning("tpu"):
+    with planning("tpu"):
         assert find_backend() == "tpu"
         assert attention.needs_mesh(dataclasses.replace(FITS, block_size=256))
     assert find_backend() == "cpu"
@@ -121,7 +121,7 @@ def test_the_tpus_kernel_equals_plain_and_so_do_its_gradients(monkeypatch):
 
     rng_out = rng.normal(size=(4, 4, T, K))
     plain = values_and_gradients(lambda q, k, v: attend("plain", q, k, v, 0, lambda w: w))
-    with attention.planning("tpu"):
+    with planning("tpu"):
         fused = values_and_gradients(lambda q, k, v: attend("fused", q, k, v, 0, lambda w: w))
         spread = []
         for sizes in ({"fsdp": 2, "tensor": 2}, {"tensor": 2, "sequence": 2}, {"sequence": 4}):
@@ -134,7 +134,7 @@ def test_the_tpus_kernel_equals_plain_and_so_do_its_gradients(monkeypatch):
         assert {shard.data.size for shard in y.addressable_shards} == {y.size // 8}
         np.testing.assert_array_equal(y, fused[0])
     short = q[:, :, :100], k[:, :, :100], v[:, :, :100]  # no block fits: plain
-    with attention.planning("tpu"):
+    with planning("tpu"):
         np.testing.assert_array_equal(
             attend("fused", *short, 0, lambda w: w), attend("plain", *short, 0, lambda w: w)
         )

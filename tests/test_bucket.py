@@ -12,10 +12,11 @@ from test_hosts import Hosts, train_alone
 from test_loop import assert_same_run, train
 
 import gpt_jax
-from gpt_jax import checkpoint, files, hf
+from gpt_jax import hf, storage
+from gpt_jax.analysis.replay import replay
 from gpt_jax.errors import UserError
-from gpt_jax.replay import replay
-from gpt_jax.run_folder import is_run
+from gpt_jax.run import checkpoints
+from gpt_jax.run.folder import is_run
 
 SERVE = """
 import logging, sys, time
@@ -60,7 +61,7 @@ def bucket():
 
 
 def names_below(folder):
-    return {path.relative_to(folder).as_posix() for path in files.files_below(folder)}
+    return {path.relative_to(folder).as_posix() for path in storage.files_below(folder)}
 
 
 def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
@@ -73,9 +74,9 @@ def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
         return {name for name in names if "/" not in name and name != ".lock"}
 
     assert lasting(names_below(there.run_dir)) == lasting(names_below(here.run_dir))
-    assert checkpoint.steps(there.run_dir) == checkpoint.steps(here.run_dir)
+    assert checkpoints.steps(there.run_dir) == checkpoints.steps(here.run_dir)
     assert any(name.startswith("tensorboard/events") for name in names_below(there.run_dir))
-    assert not checkpoint.damage(checkpoint.path_of(there.run_dir, 12))
+    assert not checkpoints.damage(checkpoints.path_of(there.run_dir, 12))
     assert (there.run_dir / "loss.png").read_bytes() == (here.run_dir / "loss.png").read_bytes()
     text = gpt_jax.generate(there, "the ", max_new_tokens=10)
     assert text == gpt_jax.generate(here, "the ", max_new_tokens=10)
@@ -93,8 +94,8 @@ def test_a_run_in_a_bucket_goes_on_and_is_left_alone_when_finished(tiny_config, 
 
 def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
     run = train(tiny_config, run_dir=f"{bucket}/damaged")
-    path = checkpoint.path_of(run.run_dir, 12)
-    file = max(files.files_below(path), key=lambda file: file.stat().length)
+    path = checkpoints.path_of(run.run_dir, 12)
+    file = max(storage.files_below(path), key=lambda file: file.stat().length)
     raw = file.read_bytes()
     for harm in (raw[:-1] + bytes([raw[-1] ^ 1]), b"", None):
         if harm is None:
@@ -107,7 +108,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
 
 
 def test_what_a_kill_leaves_in_a_bucket_is_cleared(tiny_config, bucket):
-    run_dir = files.to_folder(f"{bucket}/killed")
+    run_dir = storage.to_folder(f"{bucket}/killed")
     (run_dir / "tokenizer.json").write_text("{")  # before config.json, which makes it a run
     run = train(tiny_config, run_dir=str(run_dir), **{"train.steps": 8})
     left = run_dir / "checkpoints" / "00000010"
@@ -115,7 +116,7 @@ def test_what_a_kill_leaves_in_a_bucket_is_cleared(tiny_config, bucket):
     train(tiny_config, run_dir=str(run_dir))
     assert not (left / "state" / "d").exists()
     assert is_run(run.run_dir)
-    other = files.to_folder(f"{bucket}/other")
+    other = storage.to_folder(f"{bucket}/other")
     (other / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files \(notes.txt\)"):
         train(tiny_config, run_dir=str(other))
@@ -123,9 +124,9 @@ def test_what_a_kill_leaves_in_a_bucket_is_cleared(tiny_config, bucket):
 
 @pytest.mark.slow
 def test_hosts_in_a_bucket_that_are_killed_go_on_bit_for_bit_as_one_process(tmp_path, book, bucket):
-    run_dir, alone = files.to_folder(f"{bucket}/hosts/run"), tmp_path / "alone"
+    run_dir, alone = storage.to_folder(f"{bucket}/hosts/run"), tmp_path / "alone"
     pair = Hosts.start(run_dir, book, 2, *INTERVALS)
-    while not checkpoint.steps(run_dir):
+    while not checkpoints.steps(run_dir):
         assert all(process.poll() is None for process in pair.processes), pair.end()
         time.sleep(0.02)
     for process in pair.processes:
@@ -155,7 +156,7 @@ def test_a_bucket_that_cannot_be_had_is_one_line(tiny_config, monkeypatch):
         def exists(self):
             raise RuntimeError("no\ncredentials")
 
-    monkeypatch.setattr(files, "_bucket_path", lambda text: Unreachable())
+    monkeypatch.setattr(storage, "_bucket_path", lambda text: Unreachable())
     message = r"gs://a/b can't be had \(RuntimeError: no credentials\); see that the bucket"
     with pytest.raises(UserError, match=message):
         train(tiny_config, run_dir="gs://a/b")
@@ -164,14 +165,14 @@ def test_a_bucket_that_cannot_be_had_is_one_line(tiny_config, monkeypatch):
 def test_a_bucket_needs_a_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match="gs://a/b2 needs another package: pip install gcsfs"):
-        files.to_folder("gs://a/b2")
+        storage.to_folder("gs://a/b2")
 
 
 def test_gpt2_folders_are_on_this_machine(tiny_config, bucket):
     run = train(tiny_config)
     with pytest.raises(UserError, match="gs://a/b: must be on this machine"):
         hf.save("gs://a/b", run.config.model, run.params)
-    folder = files.to_folder(f"{bucket}/gpt2")
+    folder = storage.to_folder(f"{bucket}/gpt2")
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UserError, match="is a GPT-2 folder; copy it to this machine"):
         gpt_jax.load_run(f"{bucket}/gpt2")
@@ -182,14 +183,14 @@ def test_a_bucket_that_refuses_a_write_ends_training_and_keeps_what_is_there(
 ):
     run_dir = f"{bucket}/refuses"
     train(tiny_config, run_dir=run_dir, **{"train.steps": 4})
-    write = type(files.to_folder(run_dir)).write_bytes
+    write = type(storage.to_folder(run_dir)).write_bytes
 
     def refuse(path, raw):
         if path.name == "00000008.json":
             raise RuntimeError("403")
         return write(path, raw)
 
-    monkeypatch.setattr(type(files.to_folder(run_dir)), "write_bytes", refuse)
+    monkeypatch.setattr(type(storage.to_folder(run_dir)), "write_bytes", refuse)
     with pytest.raises(gpt_jax.TrainingError, match="RuntimeError: 403; the last sound one is 4"):
         train(tiny_config, run_dir=run_dir)
     monkeypatch.undo()

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import checkpoint
-from gpt_jax.checkpoint import CheckpointError, Checkpoints, best_step, restore, steps
-from gpt_jax.sharding import make_mesh, replicated
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.sharding import replicated
+from gpt_jax.run import checkpoints
+from gpt_jax.run.checkpoints import CheckpointError, Checkpoints, best_step, restore, steps
 
 
 def state(value: float):
@@ -192,14 +193,14 @@ def test_a_state_is_copied_array_by_array(tmp_path, monkeypatch):
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), one)
     del one
     before = sum(x.nbytes for x in jax.live_arrays())
-    alive, copy = [], checkpoint._copy
+    alive, copy = [], checkpoints._copy
 
     def counted(array):
         made = copy(array)
         alive.append(sum(x.nbytes for x in jax.live_arrays()) - before)
         return made
 
-    monkeypatch.setattr(checkpoint, "_copy", counted)
+    monkeypatch.setattr(checkpoints, "_copy", counted)
     _, loaded, _ = restore(tmp_path, target)
     assert max(alive) == 5 * 2**20
     assert [float(x[0, 0]) for x in loaded.values()] == [0, 1, 2, 3]
@@ -236,7 +237,7 @@ def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
     writer.save(4, state(4), {})
     with pytest.raises(CheckpointError, match=r"No space left on device.*the last sound one is 3"):
         writer.wait()

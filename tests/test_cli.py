@@ -14,12 +14,12 @@ import pytest
 
 import gpt_jax
 import main
-from gpt_jax import devices, plain_text
-from gpt_jax.commands import VERBS
-from gpt_jax.config import Config, override
-from gpt_jax.config_files import list_configs, load_config
+from gpt_jax import devices
+from gpt_jax.cli import VERBS
+from gpt_jax.config import Config, list_configs, load_config, override
+from gpt_jax.config.fields import get, settings
 from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError
-from gpt_jax.settings import get, settings
+from gpt_jax.input_pipeline import text_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 45
@@ -42,8 +42,9 @@ def place(tmp_path, monkeypatch):
     """An empty working folder, no server for oz, and the devices left as they are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "request_cpu_devices", lambda *args, **kwargs: None)
-    monkeypatch.setattr(plain_text, "__file__", str(tmp_path / "elsewhere/gpt_jax/plain_text.py"))
-    monkeypatch.setattr(plain_text, "TRIES", 1)
+    module = tmp_path / "elsewhere" / "gpt_jax" / "input_pipeline" / "text_corpus.py"
+    monkeypatch.setattr(text_corpus, "__file__", str(module))
+    monkeypatch.setattr(text_corpus, "TRIES", 1)
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -64,14 +65,14 @@ def book(tmp_path):
 @pytest.fixture
 def no_jax(monkeypatch):
     """Importing what computes is an error: a mistake is found before that."""
-    for name in ("gpt_jax.loop", "gpt_jax.run", "gpt_jax.text"):
+    for name in ("gpt_jax.training.trainer", "gpt_jax.run.load", "gpt_jax.inference.generation"):
         monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.fixture
 def no_training(monkeypatch):
     """Computing is an error."""
-    from gpt_jax import loop
+    from gpt_jax.training import trainer as loop
 
     def fail(*args):
         raise AssertionError("training has begun")
@@ -83,9 +84,9 @@ def no_training(monkeypatch):
 def train_calls(monkeypatch):
     """Stands in for training; a list of the configs that it was called with."""
     calls: list[Config] = []
-    loop = types.ModuleType("gpt_jax.loop")
+    loop = types.ModuleType("gpt_jax.training.trainer")
     loop.train = calls.append
-    monkeypatch.setitem(sys.modules, "gpt_jax.loop", loop)
+    monkeypatch.setitem(sys.modules, "gpt_jax.training.trainer", loop)
     return calls
 
 
@@ -289,13 +290,13 @@ class JaxRuntimeError(RuntimeError):
     ],
 )
 def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, status, line):
-    loop = types.ModuleType("gpt_jax.loop")
+    loop = types.ModuleType("gpt_jax.training.trainer")
 
     def train(config):
         raise error
 
     loop.train = train
-    monkeypatch.setitem(sys.modules, "gpt_jax.loop", loop)
+    monkeypatch.setitem(sys.modules, "gpt_jax.training.trainer", loop)
     assert main.main([]) == status
     assert capsys.readouterr().err == line
     with pytest.raises(type(error)):

@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT
 
 import gpt_jax
-from gpt_jax import checkpoint
-from gpt_jax.config import FORMAT, override
+from gpt_jax.config import override
 from gpt_jax.errors import UserError
-from gpt_jax.metrics import read_rows
-from gpt_jax.run_folder import read_config
+from gpt_jax.run import checkpoints
+from gpt_jax.run.folder import FORMAT, read_config
+from gpt_jax.run.metrics import read_rows
 
 FIXTURE = ROOT / "tests" / "fixtures" / "run_2026_11"
 
@@ -29,7 +29,7 @@ def old(tmp_path):
 
 def test_an_old_run_has_the_losses_that_it_had(old):
     run = gpt_jax.load_run(old[0])
-    assert (run.step, checkpoint.steps(run.run_dir)) == (4, [4])
+    assert (run.step, checkpoints.steps(run.run_dir)) == (4, [4])
     was = json.loads((old[0] / "summary.json").read_text())["val"]
     now = gpt_jax.evaluate(run, corpus_name=str(old[1])).record()
     assert now["tokens_predicted"] == was["tokens_predicted"] == 639

@@ -10,7 +10,6 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gpt_jax import config_files
 from gpt_jax.config import (
     Config,
     DataConfig,
@@ -18,14 +17,16 @@ from gpt_jax.config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
+    files,
     from_dict,
+    list_configs,
+    load_config,
     override,
     pin_schedule,
     to_dict,
 )
-from gpt_jax.config_files import list_configs, load_config
+from gpt_jax.config.fields import get, parse, settings
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.settings import get, parse, settings
 
 POSITIVE_INTS = [
     "model.n_layer",
@@ -768,7 +769,7 @@ def test_a_file_that_returns_something_else_is_refused(write, value):
 
 @pytest.fixture
 def folder_of_configs(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_files, "config_dir", lambda: tmp_path)
+    monkeypatch.setattr(files, "config_dir", lambda: tmp_path)
     return tmp_path
 
 

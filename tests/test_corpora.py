@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_jax import plain_text
-from gpt_jax.corpora import load_corpus, mixture_entries
 from gpt_jax.errors import UserError
-from gpt_jax.plain_text import Corpus, CorpusError, DownloadError, original_form
-from gpt_jax.shard_writer import ShardWriter
-from gpt_jax.shards import open_prepared
+from gpt_jax.input_pipeline import text_corpus
+from gpt_jax.input_pipeline.corpus import load_corpus, mixture_entries
+from gpt_jax.input_pipeline.shards.reader import open_prepared
+from gpt_jax.input_pipeline.shards.writer import ShardWriter
+from gpt_jax.input_pipeline.text_corpus import Corpus, CorpusError, DownloadError, original_form
 from gpt_jax.tokenizer import CharTokenizer
 
 BOOK = (
@@ -97,14 +97,15 @@ class Gutenberg:
 def nowhere(tmp_path, monkeypatch):
     """No text of the user's in reach, no proxy, and no waiting; yields the pauses asked for."""
     (tmp_path / "repository" / "configs").mkdir(parents=True)
-    monkeypatch.setattr(plain_text, "__file__", str(tmp_path / "repository/gpt_jax/plain_text.py"))
+    module = tmp_path / "repository" / "gpt_jax" / "input_pipeline" / "text_corpus.py"
+    monkeypatch.setattr(text_corpus, "__file__", str(module))
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/unset-by-the-test")
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("no_proxy", "*")
     pauses = []
     clock = types.SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic)
-    monkeypatch.setattr(plain_text, "time", clock)
+    monkeypatch.setattr(text_corpus, "time", clock)
     return pauses
 
 
@@ -179,7 +180,7 @@ def test_a_differing_edition_is_reported(serve):
 
 
 def test_an_edition_with_the_same_vocabulary_has_the_same_parameter_count(serve, monkeypatch):
-    monkeypatch.setattr(plain_text, "OZ_VOCABULARY", len(set(ORIGINAL_FORM)))
+    monkeypatch.setattr(text_corpus, "OZ_VOCABULARY", len(set(ORIGINAL_FORM)))
     serve(PAGE)
     (note,) = load_corpus("oz").notes
     assert note.startswith("this edition of oz is not the original's: ")
@@ -187,7 +188,7 @@ def test_an_edition_with_the_same_vocabulary_has_the_same_parameter_count(serve,
 
 
 def test_the_originals_edition_has_no_note(serve, monkeypatch):
-    monkeypatch.setattr(plain_text, "OZ_SHA256", Corpus("", ORIGINAL_FORM, "").sha256)
+    monkeypatch.setattr(text_corpus, "OZ_SHA256", Corpus("", ORIGINAL_FORM, "").sha256)
     serve(PAGE)
     assert load_corpus("oz").notes == ()
 
@@ -268,8 +269,8 @@ def test_a_page_that_is_not_the_book_is_refused(serve, tmp_path, page, reason):
 
 
 def test_a_server_that_hangs_is_left(serve, monkeypatch):
-    monkeypatch.setattr(plain_text, "TIMEOUT_SECONDS", (1, 0.2))
-    monkeypatch.setattr(plain_text, "TRIES", 2)
+    monkeypatch.setattr(text_corpus, "TIMEOUT_SECONDS", (1, 0.2))
+    monkeypatch.setattr(text_corpus, "TRIES", 2)
     server = serve("hang")
     assert "timed out" in download_error()
     assert len(server.paths) == 2
@@ -287,7 +288,7 @@ def test_an_address_that_is_none_is_said_in_one_line(monkeypatch):
 
 
 def test_a_download_beyond_any_book_is_stopped(serve, monkeypatch):
-    monkeypatch.setattr(plain_text, "MAX_DOWNLOAD_BYTES", 100)
+    monkeypatch.setattr(text_corpus, "MAX_DOWNLOAD_BYTES", 100)
     serve(PAGE)
     assert "more than 100 bytes, so not the book" in download_error()
 
@@ -295,13 +296,13 @@ def test_a_download_beyond_any_book_is_stopped(serve, monkeypatch):
 def test_a_download_that_trickles_is_stopped(serve, monkeypatch):
     minutes = itertools.count(0, 100)
     clock = types.SimpleNamespace(sleep=None, monotonic=lambda: next(minutes))
-    monkeypatch.setattr(plain_text, "time", clock)
+    monkeypatch.setattr(text_corpus, "time", clock)
     serve(PAGE)
     assert "bytes in 60 s" in download_error()
 
 
 def test_a_failed_download_ends_within_its_total_time(serve, monkeypatch, nowhere):
-    monkeypatch.setattr(plain_text, "TOTAL_SECONDS", 0.25)
+    monkeypatch.setattr(text_corpus, "TOTAL_SECONDS", 0.25)
     server = serve((503, b"busy"))
     download_error()
     assert len(server.paths) == 1
@@ -316,7 +317,7 @@ PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 @pytest.fixture
 def serve_play(serve, monkeypatch):
     """Starts a server of the given answers where `shakespeare` is downloaded from."""
-    monkeypatch.setattr(plain_text, "SHAKESPEARE_SHA256", Corpus("", PLAY, "").sha256)
+    monkeypatch.setattr(text_corpus, "SHAKESPEARE_SHA256", Corpus("", PLAY, "").sha256)
 
     def start(*answers):
         server = serve(*answers)
@@ -379,7 +380,7 @@ def test_nanogpts_shakespeare(monkeypatch):
     monkeypatch.setenv("GPT_JAX_DATA", REAL_DATA)
     corpus = load_corpus("shakespeare")
     assert corpus.notes == ()
-    assert (len(corpus.text), len(set(corpus.text))) == (plain_text.SHAKESPEARE_CHARACTERS, 65)
+    assert (len(corpus.text), len(set(corpus.text))) == (text_corpus.SHAKESPEARE_CHARACTERS, 65)
     assert int(0.9 * len(corpus.text)) == 1_003_854  # nanoGPT's training tokens
 
 
@@ -467,15 +468,15 @@ def test_a_folder_that_cannot_be_written_only_costs_the_cache(serve, tmp_path, m
 
 
 def test_where_texts_are_kept(tmp_path, monkeypatch):
-    assert plain_text.data_dir() == tmp_path / "texts"
+    assert text_corpus.data_dir() == tmp_path / "texts"
     monkeypatch.setenv("GPT_JAX_DATA", "")
-    assert plain_text.data_dir() == tmp_path / "repository" / "data"
+    assert text_corpus.data_dir() == tmp_path / "repository" / "data"
     (tmp_path / "repository" / "configs").rmdir()  # an installed package
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert plain_text.data_dir() == tmp_path / "cache" / "gpt_jax"
+    assert text_corpus.data_dir() == tmp_path / "cache" / "gpt_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert plain_text.data_dir() == tmp_path / "home" / ".cache" / "gpt_jax"
+    assert text_corpus.data_dir() == tmp_path / "home" / ".cache" / "gpt_jax"
 
 
 # --- the form -------------------------------------------------------------------------------------
@@ -511,7 +512,7 @@ def test_spaces_inside_the_book_stay():
 def test_the_originals_book(monkeypatch):
     monkeypatch.setenv("GPT_JAX_DATA", REAL_DATA)
     corpus = load_corpus("oz")
-    if corpus.sha256 != plain_text.OZ_SHA256:
+    if corpus.sha256 != text_corpus.OZ_SHA256:
         assert "this edition of oz is not the original's" in corpus.notes[0]
         return
     assert corpus.notes == ()
@@ -519,7 +520,7 @@ def test_the_originals_book(monkeypatch):
     assert len(set(corpus.text)) == 73
     assert corpus.text.startswith("\ufeff")
     assert original_form(PAGE.replace(BOOK_BYTES, _crlf(corpus.text[1:]))) == corpus.text
-    from gpt_jax.data import make_splits, split_text
+    from gpt_jax.input_pipeline.dataset import make_splits, split_text
 
     tokenizer = CharTokenizer.train(corpus.text)
     texts = split_text(corpus.text, 0.8)

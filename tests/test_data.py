@@ -9,29 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax import pieces as module
-from gpt_jax.data import (
-    Mixture,
-    Split,
-    count_bytes,
-    count_windows,
-    gather_batch,
-    make_splits,
-    make_windows,
-    sample_starts,
-    split_text,
-)
 from gpt_jax.errors import UserError
-from gpt_jax.feed import lay_out
-from gpt_jax.pieces import (
+from gpt_jax.inference.windows import count_windows, make_windows
+from gpt_jax.input_pipeline import sampler as module
+from gpt_jax.input_pipeline.dataset import Mixture, Split, count_bytes, make_splits, split_text
+from gpt_jax.input_pipeline.gather import (
     ROW_TOKENS,
-    cut_pieces,
+    gather_batch,
     gather_on_host,
     gather_places,
-    make_sampler,
-    train_places,
+    lay_out,
 )
-from gpt_jax.shuffle import divmod_product, permute
+from gpt_jax.input_pipeline.permutation import divmod_product, permute
+from gpt_jax.input_pipeline.sampler import cut_pieces, make_sampler, sample_starts, train_places
 
 checked = settings(deadline=None, derandomize=True, max_examples=60)
 

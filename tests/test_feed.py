@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from gpt_jax import feed as module
 from gpt_jax.config import Config, DataConfig, TrainConfig
-from gpt_jax.data import Split
 from gpt_jax.errors import UserError
-from gpt_jax.feed import Feed, fits
-from gpt_jax.programs import Programs
-from gpt_jax.sharding import make_mesh
+from gpt_jax.input_pipeline import loader as module
+from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.loader import Feed, fits
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.training.compiled_steps import Programs
 
 TOKENS = np.arange(700, dtype=np.uint16) ** 2 % 11
 TRAIN = TrainConfig(

@@ -16,18 +16,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gpt_jax
-from data import common_crawl
-from data.documents import Damage
-from data.settings import PrepareConfig
-from data.sources import read_unit
-from gpt_jax import checkpoint, hf
+from data.config import PrepareConfig
+from data.sources import common_crawl
+from data.sources.documents import Damage
+from data.sources.readers import read_unit
+from gpt_jax import hf
 from gpt_jax.config import Config, ModelConfig
 from gpt_jax.errors import UserError
-from gpt_jax.metrics import read_rows
-from gpt_jax.plain_text import Corpus
-from gpt_jax.run_folder import create_folder, read_config, read_origin, read_summary
-from gpt_jax.shard_writer import ShardWriter
-from gpt_jax.shards import HEADER_BYTES, open_prepared, verify
+from gpt_jax.input_pipeline.shards.external_formats import HEADER_BYTES
+from gpt_jax.input_pipeline.shards.reader import open_prepared, verify
+from gpt_jax.input_pipeline.shards.writer import ShardWriter
+from gpt_jax.input_pipeline.text_corpus import Corpus
+from gpt_jax.run import checkpoints
+from gpt_jax.run.folder import create_folder, read_config, read_origin, read_summary
+from gpt_jax.run.metrics import read_rows
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, load_tokenizer
 
 EXAMPLES = 200
@@ -155,16 +157,16 @@ def test_a_runs_rows_and_summary(tmp_path):
 
 
 def test_a_checkpoints_manifest_and_files(tmp_path):
-    writer = checkpoint.Checkpoints(tmp_path, keep=1)
+    writer = checkpoints.Checkpoints(tmp_path, keep=1)
     writer.save(3, {"kernel": np.arange(40.0, dtype=np.float32)}, {}, 1.5)
     writer.close()
-    path = checkpoint.path_of(tmp_path, 3)
-    manifest = checkpoint.manifest_path(path)
+    path = checkpoints.path_of(tmp_path, 3)
+    manifest = checkpoints.manifest_path(path)
     refused = []
 
     def read():  # a manifest is never an error: it says that a checkpoint is none
-        refused.append(checkpoint.damage(path))
-        checkpoint.best_step(tmp_path)
+        refused.append(checkpoints.damage(path))
+        checkpoints.best_step(tmp_path)
         if refused[-1]:
             raise UserError(refused[-1])
 
@@ -174,11 +176,11 @@ def test_a_checkpoints_manifest_and_files(tmp_path):
         sound = file.read_bytes()
         for at in range(0, len(sound), max(1, len(sound) // 40)):
             file.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
-            assert "has changed" in checkpoint.damage(path), (file, at)
+            assert "has changed" in checkpoints.damage(path), (file, at)
             file.write_bytes(sound[:at])
-            assert "has changed" in checkpoint.damage(path), (file, at)
+            assert "has changed" in checkpoints.damage(path), (file, at)
         file.write_bytes(sound)
-    assert checkpoint.damage(path) == ""
+    assert checkpoints.damage(path) == ""
 
 
 @pytest.fixture

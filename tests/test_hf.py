@@ -19,8 +19,8 @@ import gpt_jax
 from gpt_jax import hf
 from gpt_jax.config import ModelConfig
 from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.inference.decoding import Filters, generate_tokens
 from gpt_jax.model import GPT
-from gpt_jax.sample import Filters, generate_tokens
 
 SIZES = {"n_layer": 2, "n_head": 3, "n_embd": 12, "n_positions": 10, "vocab_size": 17}
 TOKENS_BT = np.arange(20).reshape(2, 10) ** 2 % 17

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from test_tokenizer import HARD, STORY, learned
 
-from gpt_jax.corpora import find_difference
 from gpt_jax.errors import UserError
-from gpt_jax.hf_tokenizer import (
+from gpt_jax.hf.tokenizer import find_merges, load_tokenizer, save_tokenizer
+from gpt_jax.tokenizer import (
     GPT2_PATTERN,
     GPT2_SPELLINGS,
+    BpeTokenizer,
+    CharTokenizer,
     common_spelling,
-    find_merges,
-    load_tokenizer,
-    save_tokenizer,
+    find_difference,
 )
-from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
 
 BYTES = BpeTokenizer([bytes([b]) for b in range(256)], GPT2_PATTERN, {"<|endoftext|>": 256})
 

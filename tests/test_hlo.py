@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gpt_jax import hlo
+from gpt_jax.analysis import hlo
 
 # Forms that a TPU's compiler writes, cut down.
 TPU = """

@@ -14,10 +14,10 @@ import pytest
 from conftest import ROOT
 
 import gpt_jax
-from gpt_jax import hosts
 from gpt_jax.errors import ConfigError, TrainingError, UserError
-from gpt_jax.hosts import HostsConfig, launched
-from gpt_jax.metrics import CLOCK_FIELDS
+from gpt_jax.parallel import multihost
+from gpt_jax.parallel.multihost import HostsConfig, launched
+from gpt_jax.run.metrics import CLOCK_FIELDS
 
 TIMEOUT = 20  # --hosts.timeout
 NO_DEVICES = {"JAX_NUM_CPU_DEVICES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"}
@@ -69,13 +69,13 @@ def test_launchers_are_known_by_what_they_set(environment, has_tpu, expected):
 
 def test_open_mpi_5_is_asked_by_its_package(monkeypatch):
     old = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:7"}
-    assert hosts.find_method(old) is None
-    assert hosts.find_method(SLURM) is None
-    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)
+    assert multihost.find_method(old) is None
+    assert multihost.find_method(SLURM) is None
+    monkeypatch.setattr(multihost.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install mpi4py, or give"):
-        hosts.find_method({"OMPI_COMM_WORLD_SIZE": "2"})
-    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name)
-    assert hosts.find_method({"OMPI_COMM_WORLD_SIZE": "2"}) == "mpi4py"
+        multihost.find_method({"OMPI_COMM_WORLD_SIZE": "2"})
+    monkeypatch.setattr(multihost.importlib.util, "find_spec", lambda name: name)
+    assert multihost.find_method({"OMPI_COMM_WORLD_SIZE": "2"}) == "mpi4py"
 
 
 # --- what hosts say to one another, by hand -------------------------------------------------------
@@ -83,13 +83,13 @@ def test_open_mpi_5_is_asked_by_its_package(monkeypatch):
 
 def test_what_hosts_made_must_be_alike():
     same = {"made": {"a": 1}}
-    assert hosts._problem([same, same]) is None
-    problem = hosts._problem([same, {"made": {"a": 2, "b": None}}])
+    assert multihost._problem([same, same]) is None
+    problem = multihost._problem([same, {"made": {"a": 2, "b": None}}])
     assert isinstance(problem, ConfigError)
     assert str(problem) == "host 1 is not like host 0: a is 2 there and 1 on host 0"
-    problem = hosts._problem([same, {"error": "no disk", "mistake": False}])
+    problem = multihost._problem([same, {"error": "no disk", "mistake": False}])
     assert (type(problem), str(problem)) == (TrainingError, "host 1: no disk")
-    problem = hosts._problem([{"error": "no corpus", "mistake": True}, same])
+    problem = multihost._problem([{"error": "no corpus", "mistake": True}, same])
     assert (type(problem), str(problem)) == (UserError, "host 0: no corpus")
 
 
@@ -106,16 +106,16 @@ def test_what_hosts_made_must_be_alike():
 def test_only_what_says_so_is_a_lost_host(monkeypatch, error, is_loss):
     wrapped = TrainingError("cannot save a checkpoint")
     wrapped.__cause__ = error
-    assert hosts.find_loss(wrapped) == ""  # there are no others
-    monkeypatch.setattr(hosts, "count", lambda: 2)
-    assert hosts.find_loss(wrapped) == (str(error) if is_loss else "")
+    assert multihost.find_loss(wrapped) == ""  # there are no others
+    monkeypatch.setattr(multihost, "count", lambda: 2)
+    assert multihost.find_loss(wrapped) == (str(error) if is_loss else "")
 
 
 def test_alone_nothing_is_exchanged():
-    assert (hosts.count(), hosts.is_first()) == (1, True)
-    assert hosts.exchange({"a": 1}) == [{"a": 1}]
-    assert hosts.largest([3, False]) == [3, False]
-    assert hosts.together(lambda: 5, lambda made: pytest.fail("nobody to tell")) == 5
+    assert (multihost.count(), multihost.is_first()) == (1, True)
+    assert multihost.exchange({"a": 1}) == [{"a": 1}]
+    assert multihost.largest([3, False]) == [3, False]
+    assert multihost.together(lambda: 5, lambda made: pytest.fail("nobody to tell")) == 5
 
 
 def free_port():

@@ -1,145 +1,185 @@
-"""Dependencies point one way, and what must start at once imports nothing heavy."""
+"""The layering: dependencies point one way, and what must start at once imports nothing heavy."""
 
 import ast
+import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from gpt_jax.commands import VERBS
+from gpt_jax.cli import VERBS
 
-BASE = {"errors", "config", "files", "devices"}
+# The layers of gpt_jax, lowest first: package or module -> what it may import, itself aside. The
+# order is the rule that no import runs upward; a row says which of the layers below it are used.
 ALLOWED = {
+    "version": set(),
     "errors": set(),
-    "settings": {"errors"},
-    "config": {"errors", "settings"},
-    "config_files": {"config", "errors", "settings"},
-    "options": {"config_files", "errors", "settings"},
-    "files": {"errors"},
-    "hosts": {"errors", "settings"},
     "devices": set(),
-    "plain_text": BASE,
-    "corpora": BASE | {"hf_tokenizer", "plain_text", "shards", "tokenizer"},
-    "tokenizer": BASE,
-    "manifest": BASE,
-    "shards": BASE | {"manifest", "tokenizer"},
-    "shard_writer": BASE | {"manifest", "shards", "tokenizer"},
-    "shuffle": set(),
-    "data": BASE,
-    "metrics": BASE,
-    "sharding": BASE,
-    "checkpoint": BASE,
-    "report": BASE,
     "console": set(),
-    "layers": {"config"},
-    "attention": {"config", "layers"},
-    "model": {"attention", "config", "layers"},
-    "optim": {"config"},
-    "step": {"config", "data", "layers", "model", "optim", "pieces"},
-    "sample": {"config", "devices", "model"},
-    "chips": set(),
-    "hlo": set(),
-    "plan": {"attention", "chips", "config", "errors", "hlo", "memory", "model", "programs"}
-    | {"sample", "settings", "sharding"},
-    "evaluation": {
-        "attention",
-        "config",
-        "data",
-        "devices",
-        "metrics",
-        "model",
-        "sharding",
-        "step",
-    },
-    "run_folder": BASE | {"corpora", "hf", "plain_text", "tokenizer"},
-    "run": BASE
-    | {"checkpoint", "corpora", "data", "evaluation", "hf", "hf_tokenizer", "metrics", "model"}
-    | {"plain_text", "run_folder", "step", "tokenizer"},
-    "hf": BASE | {"tensor_files"},
-    "tensor_files": {"errors"},
-    "hf_tokenizer": {"errors", "files", "tokenizer"},
-    "text": {"config", "errors", "run", "sample", "step", "tokenizer"},
-    "process": {"errors", "files"},
-    "memory": {"attention", "chips", "config", "devices", "errors", "layers", "model", "step"},
-    "pieces": {"data", "errors", "shuffle"},
-    "feed": BASE | {"data", "pieces", "sharding", "step"},
-    "programs": {"attention", "config", "data", "devices", "feed", "memory", "model", "optim"}
-    | {"pieces", "sharding", "step"},
-    "replay": {"checkpoint", "errors", "metrics", "model", "programs", "run_folder", "sharding"}
-    | {"start", "step", "tokenizer"},
-    "announce": {"attention", "console", "devices", "programs", "run", "start"},
-    "finish": {"console", "evaluation", "files", "hosts", "report", "run", "run_folder", "start"}
-    | {"text"},
-    "verify": {"checkpoint", "config", "errors", "hf", "loop", "model", "programs", "run", "start"},
-    "start": BASE
-    | {
-        "checkpoint",
-        "corpora",
-        "data",
-        "hf",
-        "model",
-        "plain_text",
-        "run",
-        "run_folder",
-        "settings",
-    }
-    | {"text", "tokenizer"},
+    "prng": set(),
+    "storage": {"errors"},
+    "config": {"errors"},
+    "tokenizer": {"config", "errors"},
+    "parallel": {"config", "devices", "errors"},
+    "model": {"config", "parallel"},
+    "hf": {"config", "errors", "storage", "tokenizer"},
+    "input_pipeline.shards": {"errors", "storage", "tokenizer"},
+    "input_pipeline": {"config", "errors", "input_pipeline.shards", "parallel", "prng", "storage"}
+    | {"tokenizer"},
+    "run": {"config", "errors", "hf", "input_pipeline", "model", "storage", "tokenizer"}
+    | {"training"},
+    "inference": {"config", "devices", "errors", "input_pipeline", "model", "parallel", "prng"}
+    | {"run", "tokenizer"},
+    "training": {"config", "console", "devices", "errors", "hf", "inference", "input_pipeline"}
+    | {"model", "parallel", "prng", "run", "storage", "tokenizer", "version"},
+    "analysis": {"config", "devices", "errors", "hf", "inference", "model", "parallel", "prng"}
+    | {"run", "tokenizer", "training"},
+    "cli": {"analysis", "config", "devices", "errors", "hf", "inference", "input_pipeline"}
+    | {"parallel", "run", "storage", "training", "version"},
 }
-MODULES = sorted(path.stem for path in (ROOT / "gpt_jax").glob("*.py"))
-# Of the folder data: each imports only modules before it.
-DATA = ["filters", "settings", "documents", "texts", "json_lines", "parquet", "common_crawl"]
-DATA += ["files", "hugging_face", "sources", "parts", "engines", "processes", "vocabulary"]
-DATA += ["assembly", "prepare", "command"]
+# Imports that still run upward, each to be removed.
+UPWARD = {("gpt_jax/run/load.py", "training")}
+# Pure modules: functions of their arguments, so no files, clock, mesh or console, no processes.
+PURE = ["prng", "model.*", "training.state", "training.optimizer", "training.step"]
+PURE += ["input_pipeline.permutation", "input_pipeline.sampler"]
+PURE += ["inference.windows", "inference.decoding"]
+NOT_IN_PURE = {"os", "io", "time", "pathlib", "json", "sys", "logging", "shutil", "subprocess"}
+NOT_IN_PURE |= {"threading", "concurrent", "gpt_jax.storage", "gpt_jax.console", "gpt_jax.run"}
+NOT_IN_PURE |= {"gpt_jax.parallel.mesh", "gpt_jax.parallel.multihost"}
+# Who may import the driver: the verb, and what tries all of it (the package's own names are lazy).
+DRIVER, DRIVERS = "gpt_jax.training.trainer", {"gpt_jax.cli.train", "gpt_jax.analysis.verify"}
+# Of `data`, lowest first: each imports only those before it.
+DATA = ["filters", "config", "sources.documents", "sources.text", "sources.json_lines"]
+DATA += ["sources.parquet", "sources.download", "sources.common_crawl", "sources.local_files"]
+DATA += ["sources.hugging_face", "sources.readers", "encode", "engines", "workers"]
+DATA += ["vocabulary", "merge", "prepare", "cli"]
 
 
-def siblings(module: str, package: str = "gpt_jax") -> set[str]:
-    """Which modules of a package the text of one of them imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / package / f"{module}.py").read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == package:
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
-            found.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith(f"{package}.")}
-    return found
+def modules(package: str) -> dict[str, Path]:
+    """The modules below a package by their dotted names, without it: "model.gpt"."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {
+        ".".join(path.relative_to(ROOT / package).with_suffix("").parts): path for path in files
+    }
 
 
 def imported(path: Path) -> set[str]:
-    """Which packages and modules at the top a file imports, anywhere in it."""
+    """The dotted names that a file imports, anywhere in it; modules imported from a package too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
+            module = node.module or ""
+            found.add(module)
+            for alias in node.names:
+                inside = ROOT.joinpath(*module.split("."), alias.name)
+                if inside.is_dir() or inside.with_suffix(".py").is_file():
+                    found.add(f"{module}.{alias.name}")
     return found
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m not in ("__init__", "loop")])
-def test_a_module_imports_only_what_it_may(module):
-    assert siblings(module) <= ALLOWED[module], "add the edge to ALLOWED only with a reason"
+def layer(name: str) -> str | None:
+    """The layer of a dotted name in gpt_jax: its longest prefix in ALLOWED."""
+    words = name.split(".")[1:]
+    prefixes = (".".join(words[:n]) for n in range(len(words), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in ALLOWED), None)
+
+
+def matches(name: str, names: set[str]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in names)
+
+
+def test_every_module_has_a_layer_and_every_package_something_in_it():
+    folders = {path.parent for path in (ROOT / "gpt_jax").rglob("*.py")}
+    for folder in folders:
+        assert (folder / "__init__.py").is_file(), folder
+        assert len(list(folder.glob("*.py"))) > 1, f"{folder} is empty"
+    for name in modules("gpt_jax"):
+        assert name == "__init__" or layer(f"gpt_jax.{name}"), f"{name} has no row in ALLOWED"
+    for name in ALLOWED:
+        assert layer(f"gpt_jax.{name}") == name
+        path = ROOT.joinpath("gpt_jax", *name.split("."))
+        assert path.is_dir() or path.with_suffix(".py").is_file(), f"{name} is not there"
+
+
+def test_the_wheel_has_every_package():
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
+    folders = {path.parent for path in (ROOT / "gpt_jax").rglob("*.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == packages | {"gpt_jax.configs"}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_layer_imports_only_what_it_may(name):
+    order = list(ALLOWED)
+    upward = {other for path, other in UPWARD if layer_of(path) == name}
+    assert all(order.index(other) < order.index(name) for other in ALLOWED[name] - upward), name
+    for module, path in modules("gpt_jax").items():
+        if layer(f"gpt_jax.{module}") != name:
+            continue
+        layers = {layer(other) for other in imported(path) if other.startswith("gpt_jax.")}
+        for other in layers - {name, None}:
+            assert other in ALLOWED[name], f"{path} imports {other}; see ALLOWED"
+            if other in upward:
+                assert (str(path.relative_to(ROOT)), other) in UPWARD
+
+
+def layer_of(path: str) -> str | None:
+    return layer(".".join(Path(path).with_suffix("").parts))
+
+
+def test_the_table_has_no_edge_that_nobody_uses():
+    used = {name: set() for name in ALLOWED}
+    for module, path in modules("gpt_jax").items():
+        if name := layer(f"gpt_jax.{module}"):
+            used[name] |= {layer(other) for other in imported(path) if "gpt_jax." in other}
+    for name, edges in ALLOWED.items():
+        assert edges <= used[name], f"{name} does not import {edges - used[name]}"
+
+
+def test_the_modules_of_a_package_do_not_import_in_a_circle():
+    edges = {
+        f"gpt_jax.{name}": {other for other in imported(path) if other.startswith("gpt_jax.")}
+        for name, path in modules("gpt_jax").items()
+        if not name.endswith("__init__")
+    }
+    while leaves := {name for name, others in edges.items() if not others & edges.keys()}:
+        edges = {name: others for name, others in edges.items() if name not in leaves}
+    assert not edges, f"these import one another: {sorted(edges)}"
+
+
+@pytest.mark.parametrize("pattern", PURE)
+def test_pure_modules_import_no_file_clock_mesh_or_console(pattern):
+    found = [name for name in modules("gpt_jax") if fnmatch(name, pattern)]
+    assert found
+    for name in found:
+        for other in imported(modules("gpt_jax")[name]):
+            assert not matches(other, NOT_IN_PURE), f"{name} imports {other}"
+
+
+def test_only_the_verb_and_verify_import_the_driver():
+    for name, path in modules("gpt_jax").items():
+        if f"gpt_jax.{name}" not in DRIVERS and name != "__init__":
+            assert DRIVER not in imported(path), name
 
 
 def test_a_module_of_data_imports_only_those_before_it():
-    assert sorted(["__init__", *DATA]) == sorted(p.stem for p in (ROOT / "data").glob("*.py"))
-    for i, module in enumerate(DATA):
-        assert siblings(module, "data") <= set(DATA[:i]), module
+    there = {name for name in modules("data") if not name.endswith("__init__")}
+    assert there == set(DATA)
+    for i, name in enumerate(DATA):
+        for other in imported(modules("data")[name]):
+            if other.startswith("data.") and other != "data.sources":
+                assert other.removeprefix("data.") in DATA[:i], f"{name} imports {other}"
 
 
-def test_nothing_in_the_package_imports_the_loop():
-    for module in MODULES:
-        if module not in ("__init__", "verify"):  # which tries all of it
-            assert "loop" not in siblings(module)
-
-
-def test_nothing_imports_the_command_line_and_the_package_nothing_outside():
-    for path in (ROOT / "gpt_jax").rglob("*.py"):
-        assert not imported(path) & {"data", "main"}, path
-    for module in MODULES:
-        assert "commands" not in siblings(module), module
+def test_the_package_imports_nothing_outside_it():
+    for path in modules("gpt_jax").values():
+        tops = {name.split(".")[0] for name in imported(path)}
+        assert not tops & {"data", "main", "tests", "benchmarks"}, path
 
 
 @pytest.mark.parametrize(
@@ -148,16 +188,19 @@ def test_nothing_imports_the_command_line_and_the_package_nothing_outside():
         ("import gpt_jax", ["jax", "numpy", "rich"]),
         ("import main", ["jax", "numpy", "rich"]),
         (
-            f"from gpt_jax.commands import {', '.join(sorted({*VERBS} - {'prepare'}))}",
+            f"from gpt_jax.cli import {', '.join(sorted({*VERBS} - {'prepare'}))}",
             ["jax", "numpy", "rich"],
         ),
-        ("import data.command", ["jax", "orjson", "rich"]),
-        ("import gpt_jax.report", ["jax"]),
-        ("import gpt_jax.corpora", ["jax", "requests"]),
-        ("import gpt_jax.run_folder", ["jax", "requests", "tiktoken", "tokenizers"]),
-        ("import gpt_jax.shards", ["jax", "requests", "tiktoken", "tokenizers"]),
+        ("import data.cli", ["jax", "orjson", "rich"]),
+        ("import gpt_jax.run.plots", ["jax"]),
+        ("import gpt_jax.input_pipeline.corpus", ["jax", "requests"]),
+        ("import gpt_jax.run.folder", ["jax", "requests", "tiktoken", "tokenizers"]),
         (
-            "import gpt_jax.loop",
+            "import gpt_jax.input_pipeline.shards.reader",
+            ["jax", "requests", "tiktoken", "tokenizers"],
+        ),
+        (
+            "import gpt_jax.training.trainer",
             ["matplotlib", "requests", "tensorboardX", "tiktoken", "tokenizers"],
         ),
         (
@@ -177,6 +220,7 @@ def test_what_must_start_at_once_imports_nothing_heavy(statement, absent):
 
 
 def test_no_module_imports_torch_or_tensorflow():
-    folders = ("gpt_jax", "configs", "data")
-    for path in [ROOT / "main.py", *(p for name in folders for p in (ROOT / name).rglob("*.py"))]:
-        assert not imported(path) & {"torch", "tensorflow"}
+    paths = [ROOT / "main.py", *(ROOT / "configs").glob("*.py")]
+    paths += [*modules("gpt_jax").values(), *modules("data").values()]
+    for path in paths:
+        assert not {name.split(".")[0] for name in imported(path)} & {"torch", "tensorflow"}, path

@@ -18,15 +18,17 @@ from conftest import ROOT
 
 import gpt_jax
 import main
-from gpt_jax import devices, hf, loop
+from gpt_jax import devices, hf
 from gpt_jax.config import ModelConfig, override
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.hf_tokenizer import GPT2_PATTERN, save_tokenizer
-from gpt_jax.metrics import read_rows
-from gpt_jax.programs import Programs
-from gpt_jax.shard_writer import ShardWriter
-from gpt_jax.start import make_start, start_from
-from gpt_jax.tokenizer import BpeTokenizer
+from gpt_jax.hf.tokenizer import save_tokenizer
+from gpt_jax.input_pipeline.shards.writer import ShardWriter
+from gpt_jax.run.metrics import read_rows
+from gpt_jax.tokenizer import GPT2_PATTERN, BpeTokenizer
+from gpt_jax.training import trainer
+from gpt_jax.training.compiled_steps import Programs
+from gpt_jax.training.init_from import start_from
+from gpt_jax.training.run_setup import make_start
 
 GPT2 = ModelConfig(
     n_layer=1, n_head=4, n_embd=16, block_size=12, dropout=0.1, embedding_dropout=0.1,
@@ -109,14 +111,14 @@ def test_a_run_goes_on_without_the_folder_as_if_it_were_there(tiny_config, gpt2,
     whole = train(tiny_config, gpt2)
     config = override(tiny_config, {"run_dir": str(tmp_path / "other")})
     with pytest.MonkeyPatch.context() as patch:
-        write = loop.MetricsWriter.write
+        write = trainer.MetricsWriter.write
 
         def failing(self, row):
             write(self, row)
             if row["step"] == 8:
                 raise KeyboardInterrupt("stopped by the test")
 
-        patch.setattr(loop.MetricsWriter, "write", failing)
+        patch.setattr(trainer.MetricsWriter, "write", failing)
         with pytest.raises(KeyboardInterrupt):
             train(config, gpt2)
     shutil.rmtree(gpt2)
@@ -287,7 +289,7 @@ def test_a_config_file_may_start_from_a_folder(command, book, monkeypatch, tmp_p
         "    return Config(init_from='gpt2', model=ModelConfig(dropout=0.3))\n"
     )
     calls = []
-    monkeypatch.setattr(loop, "train", calls.append)
+    monkeypatch.setattr(trainer, "train", calls.append)
     command("--config mine.py --model.block-size 8")
     command("--config mine.py --model.dropout 0")
     command("--config nano --init-from gpt2")
@@ -397,7 +399,7 @@ def test_without_the_hubs_package_a_name_is_one_line(monkeypatch):
 
 def train_until(step, config, source):
     """Trains, and is killed, as it were, when the row of `step` is written."""
-    write = loop.MetricsWriter.write
+    write = trainer.MetricsWriter.write
 
     def failing(self, row):
         write(self, row)
@@ -405,7 +407,7 @@ def train_until(step, config, source):
             raise KeyboardInterrupt("stopped by the test")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.MetricsWriter, "write", failing)
+        patch.setattr(trainer.MetricsWriter, "write", failing)
         with pytest.raises(KeyboardInterrupt, match="by the test"):
             train(config, source)
 

@@ -10,7 +10,7 @@ from conftest import TINY
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gpt_jax.layers import (
+from gpt_jax.model.layers import (
     ACTIVATIONS,
     MLP,
     Dropout,

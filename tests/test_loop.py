@@ -16,16 +16,18 @@ import pytest
 from conftest import ROOT
 
 import gpt_jax
-from gpt_jax import checkpoint, loop, process, programs
+from gpt_jax import storage
 from gpt_jax.config import override
-from gpt_jax.data import Split
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, UserError
-from gpt_jax.evaluation import evaluate_split
-from gpt_jax.files import to_folder
-from gpt_jax.metrics import CLOCK_FIELDS, read_rows
-from gpt_jax.shard_writer import ShardWriter
-from gpt_jax.shards import open_prepared
+from gpt_jax.inference.evaluation import evaluate_split
+from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.shards.reader import open_prepared
+from gpt_jax.input_pipeline.shards.writer import ShardWriter
+from gpt_jax.run import checkpoints
+from gpt_jax.run.metrics import CLOCK_FIELDS, read_rows
+from gpt_jax.storage import to_folder
 from gpt_jax.tokenizer import CharTokenizer
+from gpt_jax.training import compiled_steps, trainer
 
 
 def train(config, **values):
@@ -70,7 +72,7 @@ def test_a_run_is_a_folder_with_all_that_belongs_to_it(tiny_config):
     assert run.summary["val"]["tokens_predicted"] == len(run_val_text(run)) - 1
     sample = (run.run_dir / "samples.txt").read_text()
     assert run.config.sample.prompt in sample
-    assert checkpoint.steps(run.run_dir) == [8, 12]
+    assert checkpoints.steps(run.run_dir) == [8, 12]
 
 
 def run_val_text(run):
@@ -98,14 +100,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, tmp_path, step):
     whole = train(tiny_config)
     other = {"run_dir": str(tmp_path / "other")}
     with pytest.MonkeyPatch.context() as patch:
-        write = loop.MetricsWriter.write
+        write = trainer.MetricsWriter.write
 
         def failing(self, row):
             write(self, row)
             if row["step"] == step:
                 raise KeyboardInterrupt("stopped by the test")
 
-        patch.setattr(loop.MetricsWriter, "write", failing)
+        patch.setattr(trainer.MetricsWriter, "write", failing)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config, **other)
     assert_same_run(whole, train(tiny_config, **other))
@@ -148,14 +150,14 @@ def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     assert "4 x cpu: batch 8 = 2 parts x 4 x 1 sequences" in capsys.readouterr().out
     other = {"run_dir": str(tmp_path / "other"), **SCHEDULED}
     with pytest.MonkeyPatch.context() as patch:
-        write = loop.MetricsWriter.write
+        write = trainer.MetricsWriter.write
 
         def failing(self, row):
             write(self, row)
             if row["step"] == 6:  # two steps after a checkpoint
                 raise KeyboardInterrupt("stopped by the test")
 
-        patch.setattr(loop.MetricsWriter, "write", failing)
+        patch.setattr(trainer.MetricsWriter, "write", failing)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config, **other)
     assert_same_run(whole, train(tiny_config, **other))
@@ -255,9 +257,12 @@ def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp
 
 def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("gpt_jax.plain_text.__file__", str(tmp_path / "gpt_jax" / "plain_text.py"))
+    monkeypatch.setattr(
+        "gpt_jax.input_pipeline.text_corpus.__file__",
+        str(tmp_path / "gpt_jax" / "input_pipeline" / "text_corpus.py"),
+    )
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
-    monkeypatch.setattr("gpt_jax.plain_text.TRIES", 1)
+    monkeypatch.setattr("gpt_jax.input_pipeline.text_corpus.TRIES", 1)
     data = dataclasses.replace(
         tiny_config.data, corpus="oz", fallback_corpus="python-manual", train_fraction=0.99
     )
@@ -293,7 +298,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_config, t
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
     tiny_config, monkeypatch
 ):
-    original = programs.make_train_chunk
+    original = compiled_steps.make_train_chunk
 
     def poisoned(*args):
         chunk = original(*args)
@@ -305,11 +310,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
 
         return train_chunk
 
-    monkeypatch.setattr(programs, "make_train_chunk", poisoned)
+    monkeypatch.setattr(compiled_steps, "make_train_chunk", poisoned)
     message = r"not finite \(nan\) at step 8; .* that of step 4 stays"
     with pytest.raises(TrainingError, match=message):
         train(tiny_config)
-    assert checkpoint.steps(Path(tiny_config.run_dir)) == [4]
+    assert checkpoints.steps(Path(tiny_config.run_dir)) == [4]
     assert gpt_jax.load_run(tiny_config.run_dir).step == 4
 
 
@@ -368,7 +373,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny_
 def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
     train(tiny_config)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "finish", lambda *args: None)  # killed after its last checkpoint
+        patch.setattr(trainer, "finish", lambda *args: None)  # killed after its last checkpoint
         train(tiny_config, **{"train.steps": 16})
     run = gpt_jax.load_run(tiny_config.run_dir)
     assert (run.step, run.summary) == (16, {})
@@ -381,7 +386,7 @@ def test_a_kill_between_more_steps_and_the_first_of_them_loses_nothing(
     longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **{"train.steps": 20})
     train(tiny_config)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(trainer, "_train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config, **{"train.steps": 20})
     with pytest.raises(ConfigError, match=r"train.steps is 20 there and 12 here"):
@@ -441,14 +446,14 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line(tiny_config, monkeypatch):
     def full(self, row):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop.MetricsWriter, "write", full)
+    monkeypatch.setattr(trainer.MetricsWriter, "write", full)
     with pytest.raises(TrainingError, match=r"cannot write the run .*: No space left on device"):
         train(tiny_config)
 
 
 def test_two_processes_do_not_train_one_run(tiny_config):
     train(tiny_config)
-    with process.lock(Path(tiny_config.run_dir)), pytest.raises(UserError, match="another process"):
+    with storage.lock(Path(tiny_config.run_dir)), pytest.raises(UserError, match="another process"):
         train(tiny_config, **{"train.steps": 14})
 
 
@@ -481,7 +486,7 @@ def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
 
 
 def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
-    write = loop.MetricsWriter.write
+    write = trainer.MetricsWriter.write
 
     def interrupting(self, row):
         write(self, row)
@@ -489,10 +494,10 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.MetricsWriter, "write", interrupting)
+        patch.setattr(trainer.MetricsWriter, "write", interrupting)
         with pytest.raises(Interrupted, match=r"SIGINT: saved at step \d+ of 12; the same command"):
             train(tiny_config)
-    assert checkpoint.steps(Path(tiny_config.run_dir))[-1] in (4, 6, 8)
+    assert checkpoints.steps(Path(tiny_config.run_dir))[-1] in (4, 6, 8)
     assert train(tiny_config).step == 12
 
 
@@ -503,7 +508,7 @@ def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, tmp_path):
     while stops[-1] < 12 - tiny_config.train.chunk_steps:
         with pytest.raises(OutOfTime, match=r"^1e-09 minutes are over: saved at step \d+ of 12"):
             train(tiny_config, **{"train.max_minutes": 1e-9})
-        stops.append(checkpoint.steps(Path(tiny_config.run_dir))[-1])
+        stops.append(checkpoints.steps(Path(tiny_config.run_dir))[-1])
     assert len(stops) > 3
     parts = train(tiny_config, **{"train.max_minutes": 60.0})
 
@@ -515,7 +520,7 @@ def test_checkpoints_are_kept_and_read_by_step_and_by_loss(tiny_config):
     run = train(tiny_config, **keep)
     losses = {row["step"]: row["val_loss"] for row in run.rows if "val_loss" in row}
     best = min((4, 8, 12), key=lambda step: losses[step])
-    assert checkpoint.steps(run.run_dir) == [4, 8, 12]
+    assert checkpoints.steps(run.run_dir) == [4, 8, 12]
     assert gpt_jax.load_run(run.run_dir, "best").step == best
     early = gpt_jax.load_run(run.run_dir, 4)
     assert (early.step, early.summary) == (4, {})
@@ -525,7 +530,7 @@ def test_checkpoints_are_kept_and_read_by_step_and_by_loss(tiny_config):
         gpt_jax.load_run(run.run_dir, 6)
     on = {"train.steps": 14, "train.keep_interval": None, "train.keep_best": False}
     train(tiny_config, **{**keep, **on})
-    assert checkpoint.steps(run.run_dir) == [14]
+    assert checkpoints.steps(run.run_dir) == [14]
     path = run.run_dir / "checkpoints" / "00000014.json"
     path.write_text(re.sub(r'"val_loss": [^,]*', '"val_loss": null', path.read_text()))
     with pytest.raises(UserError, match="no checkpoint of an evaluated step; it has those of 14"):
@@ -581,7 +586,8 @@ def test_a_text_shows_a_character_with_the_last_of_its_tokens(tiny_config, monke
     rows[1] = rows[1][:5]
     tokens_BT = np.array(rows, np.int32)
     monkeypatch.setattr(
-        "gpt_jax.text.generate_tokens", lambda *args, **kwargs: np.split(tokens_BT, 5, axis=1)
+        "gpt_jax.inference.generation.generate_tokens",
+        lambda *args, **kwargs: np.split(tokens_BT, 5, axis=1),
     )
     settings = dataclasses.replace(run.config.sample, num_samples=2)
     assert list(gpt_jax.stream(run, "the", settings)) == [
@@ -619,14 +625,14 @@ def test_a_prepared_corpus_trains_alike_from_device_and_host_and_goes_on(
     assert whole.tokenizer.to_json() == LETTERS.to_json()
     other = {**values, "run_dir": str(tmp_path / "other"), "train.steps": 16}
     with pytest.MonkeyPatch.context() as patch:
-        write = loop.MetricsWriter.write
+        write = trainer.MetricsWriter.write
 
         def failing(self, row):
             write(self, row)
             if row["step"] == 10:
                 raise KeyboardInterrupt("stopped by the test")
 
-        patch.setattr(loop.MetricsWriter, "write", failing)
+        patch.setattr(trainer.MetricsWriter, "write", failing)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config, **other, **{"data.resident": "host"})
     (tmp_path / "corpus").rename(tmp_path / "moved")
@@ -919,7 +925,7 @@ def test_a_device_without_memory_left_is_one_line(tiny_config, monkeypatch):
     def fail(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nx")
 
-    monkeypatch.setattr(programs.Programs, "initialise", fail)
+    monkeypatch.setattr(compiled_steps.Programs, "initialise", fail)
     with pytest.raises(
         TrainingError, match=r"^the memory is too small: .* 9 bytes.; .*--model"
     ) as e:

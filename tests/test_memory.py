@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gpt_jax import memory
-from gpt_jax.config import Config, ModelConfig, TrainConfig, override, pin_schedule
-from gpt_jax.config_files import load_config
+from gpt_jax.config import Config, ModelConfig, TrainConfig, load_config, override, pin_schedule
+from gpt_jax.config.fields import parse, settings
 from gpt_jax.devices import available_memory, largest_divisor
 from gpt_jax.errors import UserError
-from gpt_jax.loop import train
-from gpt_jax.memory import check_memory, check_program, estimate_memory, memory_limit
-from gpt_jax.optim import make_optimizer
-from gpt_jax.settings import parse, settings
-from gpt_jax.start import merge_with_saved
-from gpt_jax.step import make_train_step, state_shapes
+from gpt_jax.training import memory
+from gpt_jax.training.memory import check_memory, check_program, estimate_memory, memory_limit
+from gpt_jax.training.optimizer import make_optimizer
+from gpt_jax.training.resume import merge_with_saved
+from gpt_jax.training.state import state_shapes
+from gpt_jax.training.step import make_train_step
+from gpt_jax.training.trainer import train
 
 SMALL = Config(
     model=ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=64, dropout=0.0, vocab_size=300),
@@ -247,8 +247,8 @@ def test_training_asks_for_xlas_own_plan_before_its_first_step(monkeypatch, tmp_
     corpus = tmp_path / "text.txt"
     corpus.write_text("It was a dark and stormy night. " * 100, encoding="utf-8")
     config = override(config, {"data.corpus": str(corpus), "train.eval_batches": 1})
-    monkeypatch.setattr("gpt_jax.loop.check_memory", lambda config, resumes: None)
-    monkeypatch.setattr("gpt_jax.programs.memory_limit", lambda device: 2**20)
+    monkeypatch.setattr("gpt_jax.training.trainer.check_memory", lambda config, resumes: None)
+    monkeypatch.setattr("gpt_jax.training.compiled_steps.memory_limit", lambda device: 2**20)
     with pytest.raises(UserError, match=r"the program '(initialise|evaluate|train)' would take"):
         train(config, quiet=True)
 
@@ -303,7 +303,7 @@ def test_what_a_container_has_left_counts(
 def test_a_config_that_knows_its_vocabulary_is_checked_before_its_corpus_is_looked_for(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("gpt_jax.memory.available_memory", lambda root: 2**30)
+    monkeypatch.setattr("gpt_jax.training.memory.available_memory", lambda root: 2**30)
     config = override(load_config("base"), {"run_dir": str(tmp_path / "run")})
     with pytest.raises(UserError, match=r"^training needs at least .* this machine has 1\.0; "):
         train(config)

@@ -13,9 +13,11 @@ import pytest
 from conftest import TINY
 
 from gpt_jax.config import OptimConfig
-from gpt_jax.optim import decay_mask, make_learning_rate, make_optimizer, muon_labels
-from gpt_jax.sharding import make_mesh, state_shardings
-from gpt_jax.step import init_state, make_keys
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.sharding import state_shardings
+from gpt_jax.prng import make_keys
+from gpt_jax.training.optimizer import decay_mask, make_learning_rate, make_optimizer, muon_labels
+from gpt_jax.training.state import init_state
 
 EPS = float(np.finfo(np.float32).eps)
 # With every parameter there can be.

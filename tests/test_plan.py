@@ -13,10 +13,12 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import main
-from gpt_jax import plan
-from gpt_jax.chips import CHIPS, GIB, Chip
+from gpt_jax.analysis import plan
+from gpt_jax.analysis.chips import CHIPS, Chip
 from gpt_jax.config import Config, ModelConfig, TrainConfig, override
-from gpt_jax.step import loss_fn, state_shapes
+from gpt_jax.devices import GIB
+from gpt_jax.model.loss import loss_fn
+from gpt_jax.training.state import state_shapes
 
 SMALL = Config(
     model=ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=64, dropout=0.0, vocab_size=300),

@@ -28,18 +28,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import main
-from data import assembly, common_crawl, json_lines, parquet, parts, processes
+from data import encode as parts
+from data import merge
 from data import prepare as module
+from data import workers as processes
+from data.config import PrepareConfig
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
-from data.settings import PrepareConfig
-from data.sources import make_plan, read_unit
-from data.texts import CUT, plan_text
+from data.sources import common_crawl, download, json_lines, parquet
+from data.sources.readers import make_plan, read_unit
+from data.sources.text import CUT, plan_text
 from gpt_jax.console import Display
-from gpt_jax.data import split_text
 from gpt_jax.errors import TrainingError, UserError
-from gpt_jax.manifest import MANIFEST_FILE
-from gpt_jax.shards import WORK_FOLDER, open_prepared, verify
+from gpt_jax.input_pipeline.dataset import split_text
+from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE
+from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
+from gpt_jax.input_pipeline.shards.reader import open_prepared, verify
 from gpt_jax.tokenizer import END_OF_TEXT, PATTERN, BpeTokenizer, CharTokenizer
 
 TEXT = (
@@ -91,9 +95,9 @@ def book(tmp_path):
 @pytest.fixture
 def small_units(monkeypatch):
     """Pieces of some hundred bytes, so that a small text has many."""
-    monkeypatch.setattr("data.documents.UNIT_BYTES", 300)
-    monkeypatch.setattr("data.texts.SEARCH_BYTES", 100)
-    monkeypatch.setattr("data.texts.BLOCK_BYTES", 64)
+    monkeypatch.setattr("data.sources.documents.UNIT_BYTES", 300)
+    monkeypatch.setattr("data.sources.text.SEARCH_BYTES", 100)
+    monkeypatch.setattr("data.sources.text.BLOCK_BYTES", 64)
 
 
 @pytest.fixture(scope="session")
@@ -358,7 +362,7 @@ def test_a_large_source_has_larger_units_and_the_same_shards(
     config = PrepareConfig(out="-", tokenizer="char", **values)
     many = make_plan(config, tmp_path).units
     small = run(tmp_path, "small", **values)
-    monkeypatch.setattr("data.documents.MAX_UNITS", 4)
+    monkeypatch.setattr("data.sources.documents.MAX_UNITS", 4)
     few = make_plan(config, tmp_path).units
     large = run(tmp_path, "large", **values)
     assert len(few) <= 10 < 16 < len(many)
@@ -431,7 +435,7 @@ def hub(monkeypatch):
     api = types.SimpleNamespace(HfApi=type("HfApi", (), {"dataset_info": dataset_info}))
     monkeypatch.setitem(sys.modules, "huggingface_hub", api)
     datasets = types.SimpleNamespace(load_dataset=load_dataset)
-    monkeypatch.setattr("data.hugging_face.optional", lambda name: datasets)
+    monkeypatch.setattr("data.sources.hugging_face.optional", lambda name: datasets)
     return hub
 
 
@@ -481,7 +485,7 @@ def test_a_file_of_the_hub_that_is_damaged_is_left_out(tmp_path, hub, error):
 )  # fmt: skip
 def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch, source, module, package):
     (tmp_path / "a.zst").write_bytes(b"x")
-    monkeypatch.setattr(f"data.{module}.optional", lambda name: None)
+    monkeypatch.setattr(f"data.sources.{module}.optional", lambda name: None)
     message = f"needs {package}: pip install -r requirements-data.txt"
     with pytest.raises(UserError, match=message):
         run(tmp_path, source=source, input=str(tmp_path / "a.zst"))
@@ -680,7 +684,7 @@ def test_duplicates_are_dropped_across_files_and_the_first_is_kept(tmp_path, sma
 
 
 def test_bpe_learns_from_a_bounded_sample_of_the_training_side(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.documents.UNIT_BYTES", 1 << 18)
+    monkeypatch.setattr("data.sources.documents.UNIT_BYTES", 1 << 18)
     documents = [f"{i} " + chr(97 + i % 26) * 40_000 for i in range(60)]
     train, _ = halves(documents, 0.5)
     seen = []
@@ -726,7 +730,7 @@ def many_files(folder, n=8):
 def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(assembly, "SAVE_PAUSE", 0)  # the same operations each time
+    monkeypatch.setattr(merge, "SAVE_PAUSE", 0)  # the same operations each time
     values = many_files(tmp_path, 3)
     count, last = [0], [0]
 
@@ -866,7 +870,7 @@ def test_a_part_that_a_power_cut_has_damaged_is_made_again(tmp_path, damage):
 def test_a_preparation_goes_on_with_its_own_settings_only(tmp_path, monkeypatch):
     values = many_files(tmp_path, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(assembly.Assembly, "append", lambda self, number: exec("raise KeyError"))
+        patch.setattr(merge.Assembly, "append", lambda self, number: exec("raise KeyError"))
         with pytest.raises(KeyError):
             run(tmp_path, **values)
     with pytest.raises(UserError, match="begun with other settings: shard_tokens is 1000 there"):
@@ -927,7 +931,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     left += [out / WORK_FOLDER / "parts" / ".000001.56.78"]
     for path in left:
         path.write_text("half")
-    append = assembly.Assembly.append
+    append = merge.Assembly.append
     seen = []
 
     def spy(self, number):
@@ -935,7 +939,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         append(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly.Assembly, "append", spy)
+        patch.setattr(merge.Assembly, "append", spy)
         run(tmp_path, "killed", **values)
     assert not seen
     assert contents(tmp_path / "whole") == contents(out)
@@ -956,7 +960,7 @@ def test_many_documents_of_one_unit_take_little_memory(tmp_path):
 
 
 def test_parts_are_appended_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(assembly, "BLOCK_DOCUMENTS", 7)
+    monkeypatch.setattr(merge, "BLOCK_DOCUMENTS", 7)
     documents = [d for i in range(0, 200, 5) for d in (*DOCUMENTS[i : i + 5], *DOCUMENTS[:i:9])]
     source = write_jsonl(tmp_path / "a.jsonl.gz", documents)
     prepared = run(tmp_path, source="jsonl", input=str(source), deduplicate=True)
@@ -1043,7 +1047,7 @@ def test_a_local_data_set_that_has_changed_is_noticed(tmp_path, hub):
 
 
 def test_two_preparations_of_one_folder(tmp_path, book):
-    from gpt_jax.process import lock
+    from gpt_jax.storage import lock
 
     (tmp_path / "out" / WORK_FOLDER).mkdir(parents=True)
     with (
@@ -1095,8 +1099,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(common_crawl, "PAUSE_SECONDS", 0)
-    monkeypatch.setattr(common_crawl, "DOWNLOAD_BYTES", 256)
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(download, "DOWNLOAD_BYTES", 256)
     monkeypatch.setenv("NO_PROXY", "*")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     paths = [f"crawl-data/CC-MAIN-2024-33/segments/1/wet/{i}.warc.wet.gz" for i in range(3)]
@@ -1152,7 +1156,7 @@ def test_a_download_with_troubles_is_whole(tmp_path, server, trouble, n_requests
     path = server.paths[0]
     server.troubles[path] = list(trouble)
     target = tmp_path / "file"
-    common_crawl.download(server.values["base_url"] + path[1:], target)
+    download.download(server.values["base_url"] + path[1:], target)
     assert target.read_bytes() == server.files[path]
     assert len(server.requests) == n_requests
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -1163,11 +1167,11 @@ def test_a_download_with_troubles_is_whole(tmp_path, server, trouble, n_requests
 def test_a_download_goes_on_in_another_process(tmp_path, server):
     path = server.paths[0]
     url, target = server.values["base_url"] + path[1:], tmp_path / "file"
-    server.troubles[path] = ["half", *[503] * common_crawl.TRIES]
+    server.troubles[path] = ["half", *[503] * download.TRIES]
     with pytest.raises(TrainingError, match=r"could not be downloaded .503 .* goes on from here"):
-        common_crawl.download(url, target)
+        download.download(url, target)
     server.troubles, server.requests = {}, []
-    common_crawl.download(url, target)
+    download.download(url, target)
     assert target.read_bytes() == server.files[path]
     assert server.requests == [(path, f"bytes={half_of(server, path)}-")]
 
@@ -1184,7 +1188,7 @@ def test_a_file_of_a_crawl_is_downloaded_once(tmp_path, server, monkeypatch, tok
     size = 300 if tokenizer == "bpe" else None
     values = server.values | {"tokenizer": tokenizer, "vocab_size": size}
     last = server.paths[-1]
-    server.troubles[last] = ["half", *[503] * common_crawl.TRIES]
+    server.troubles[last] = ["half", *[503] * download.TRIES]
     with pytest.raises(TrainingError, match="the same command again goes on from here"):
         run(tmp_path, **values)
     assert not (tmp_path / "out" / WORK_FOLDER / parts.PLAN_FILE).exists()

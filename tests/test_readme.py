@@ -14,10 +14,11 @@ from conftest import ROOT
 
 import main
 from benchmarks import tables
-from gpt_jax import hf, hf_tokenizer
+from gpt_jax import hf
 from gpt_jax.config import ModelConfig
+from gpt_jax.hf import tokenizer as hf_tokenizer
 from gpt_jax.model import GPT
-from gpt_jax.tokenizer import BpeTokenizer
+from gpt_jax.tokenizer import GPT2_PATTERN, BpeTokenizer
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -47,7 +48,7 @@ def save_tiny_gpt2(folder):
     tokens = jax.ShapeDtypeStruct((1, 1), np.int32)
     shapes = jax.eval_shape(GPT(config).init, jax.random.key(0), tokens)["params"]
     hf.save(folder, config, jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes))
-    tokenizer = BpeTokenizer([bytes([b]) for b in range(256)], hf_tokenizer.GPT2_PATTERN, {})
+    tokenizer = BpeTokenizer([bytes([b]) for b in range(256)], GPT2_PATTERN, {})
     hf_tokenizer.save_tokenizer(folder, tokenizer, 8)
 
 

@@ -9,10 +9,10 @@ import pytest
 
 import gpt_jax
 import main
-from gpt_jax import checkpoint
+from gpt_jax.analysis.replay import replay
 from gpt_jax.config import override
 from gpt_jax.errors import UserError
-from gpt_jax.replay import replay
+from gpt_jax.run import checkpoints
 
 # Losses of some 2.4 over a few steps of AdamW on 8 sequences of 8 tokens, summed in another order.
 ROUNDING = 2e-4
@@ -46,7 +46,7 @@ def test_steps_computed_again_are_those_of_the_rows(tiny_config, values):
     run = train(tiny_config, **values)
     before = contents(run.run_dir)
     rows = {row["step"]: row for row in run.rows}
-    assert checkpoint.steps(run.run_dir) == [8, 12]
+    assert checkpoints.steps(run.run_dir) == [8, 12]
     for end, from_step in ((6, 0), (10, 8)) if not values else ((10, 8),):
         pair = [replay(run.run_dir, step) for step in (end - 1, end)]
         assert [found.from_step for found in pair] == [from_step] * 2

@@ -10,9 +10,16 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax import sample
+from gpt_jax.inference import decoding
+from gpt_jax.inference.decoding import (
+    Filters,
+    decode,
+    draw,
+    filter_logits,
+    generate_tokens,
+    prefill,
+)
 from gpt_jax.model import GPT, forward, init_cache
-from gpt_jax.sample import Filters, decode, draw, filter_logits, generate_tokens, prefill
 
 PARAMS = jax.tree.map(
     lambda x: x * 5, GPT(TINY).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
@@ -157,7 +164,7 @@ def test_logits_stay_equal_to_the_full_forwards_across_the_border():
 def test_a_prompt_read_in_parts_equals_the_full_forward(length):
     """Parts of 16 tokens, of a block_size that they don't divide: the last part overlaps."""
     config = dataclasses.replace(TINY, block_size=40)
-    assert sample.PREFILL_TOKENS == 16
+    assert decoding.PREFILL_TOKENS == 16
     params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     params = jax.tree.map(lambda x: x * 5, params)
     window = np.arange(40, dtype=np.int32) ** 2 % 11
@@ -196,7 +203,7 @@ def test_other_models_decode_as_their_full_forward_does_across_the_border(option
 
 
 def test_one_compiled_program_serves_any_prompt_length():
-    compiled_decode = sample.jit_decode("cpu")
+    compiled_decode = decoding.jit_decode("cpu")
     prefill._clear_cache()
     compiled_decode._clear_cache()
     for prompt in ([1], [1, 2, 3], list(range(8)), list(range(10)) * 3):

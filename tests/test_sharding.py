@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from gpt_jax import attention
 from gpt_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from gpt_jax.data import Split
 from gpt_jax.errors import ConfigError
-from gpt_jax.loop import train
-from gpt_jax.programs import Programs
-from gpt_jax.sharding import make_mesh
+from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.model import attention
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.training.compiled_steps import Programs
+from gpt_jax.training.trainer import train
 
 STEPS_UP = np.random.default_rng(0).integers(0, 2, 4_000)
 TOKENS = (STEPS_UP.cumsum() % 11).astype(np.int32)  # each is the last or the next: to be learned

@@ -13,18 +13,13 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_jax import manifest
 from gpt_jax.errors import UserError
-from gpt_jax.manifest import MANIFEST_FILE, ShardError, content_sha256
-from gpt_jax.shard_writer import ShardWriter
-from gpt_jax.shards import (
-    CHECKED_TOKENS,
-    HEADER_BYTES,
-    WORK_FOLDER,
-    is_prepared,
-    open_prepared,
-    verify,
-)
+from gpt_jax.input_pipeline.shards import manifest
+from gpt_jax.input_pipeline.shards.external_formats import HEADER_BYTES
+from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, ShardError, content_sha256
+from gpt_jax.input_pipeline.shards.memmap import CHECKED_TOKENS, WORK_FOLDER
+from gpt_jax.input_pipeline.shards.reader import is_prepared, open_prepared, verify
+from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
 
@@ -290,7 +285,7 @@ def test_more_shards_than_files_may_be_open(tmp_path, hard, message):
     pytest.importorskip("resource", reason="there is no such limit")
     folder = write(tmp_path / "c", ids_of(300), shard_tokens=1)
     code = (
-        "import resource, sys; from gpt_jax.shards import open_prepared; "
+        "import resource, sys; from gpt_jax.input_pipeline.shards.reader import open_prepared; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard})); "
         "print(open_prepared(sys.argv[1]).n_tokens)"
     )

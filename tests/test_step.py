@@ -12,23 +12,19 @@ import pytest
 from conftest import TINY
 
 from gpt_jax.config import OptimConfig, TrainConfig
-from gpt_jax.data import Split, gather_batch, sample_starts
-from gpt_jax.evaluation import choose_batch, evaluate_split
-from gpt_jax.metrics import bits_per_byte
+from gpt_jax.inference.evaluation import choose_batch, evaluate_split
+from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.gather import gather_batch
+from gpt_jax.input_pipeline.sampler import sample_starts
 from gpt_jax.model import forward
-from gpt_jax.optim import make_learning_rate, make_optimizer
-from gpt_jax.sharding import make_mesh, make_place_batch, replicated, state_shardings
-from gpt_jax.step import (
-    accumulate,
-    init_state,
-    loss_fn,
-    make_eval_step,
-    make_keys,
-    make_train_chunk,
-    make_train_step,
-    state_shapes,
-    token_losses,
-)
+from gpt_jax.model.loss import loss_fn, token_losses
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.sharding import make_place_batch, replicated, state_shardings
+from gpt_jax.prng import make_keys
+from gpt_jax.run.metrics import bits_per_byte
+from gpt_jax.training.optimizer import make_learning_rate, make_optimizer
+from gpt_jax.training.state import init_state, state_shapes
+from gpt_jax.training.step import accumulate, make_eval_step, make_train_chunk, make_train_step
 
 OPTIM = OptimConfig(learning_rate=1e-2)
 TRAIN = TrainConfig(batch_size=8, eval_batches=3)
@@ -413,7 +409,9 @@ def test_the_exact_evaluation_in_small_batches_is_the_same():
     whole = evaluate_split(TINY, params, split, token_bytes, train=TRAIN)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt_jax.evaluation.make_mesh", lambda n: seen.append(n) or make_mesh(n))
+        patch.setattr(
+            "gpt_jax.inference.evaluation.make_mesh", lambda n: seen.append(n) or make_mesh(n)
+        )
         parts = evaluate_split(TINY, params, split, token_bytes, train=in_parts(2))
     assert seen == [2]
     # Sums of 8 float32 terms a window in another order; the windows' are added in float64.

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 import main
-from gpt_jax import checkpoint, hf, step, verify
+from gpt_jax.analysis import verify
+from gpt_jax.hf import weights
+from gpt_jax.run import checkpoints
+from gpt_jax.training import step
 
 
 @pytest.mark.slow
@@ -40,7 +43,7 @@ def other_weights(folder):
     return config, {**params, "positions": params["positions"] + 1e-6}
 
 
-load = hf.load
+load = weights.load
 
 
 def shifted(config, batch_size):
@@ -55,9 +58,9 @@ init_cache = verify.init_cache
     ("name", "place", "attribute", "broken"),
     [
         ("in parts", step, "accumulate", broken_mean),
-        ("GPT-2", hf, "load", other_weights),
+        ("GPT-2", weights, "load", other_weights),
         ("cache", verify, "init_cache", shifted),
-        ("damaged", checkpoint, "damage", lambda path: ""),
+        ("damaged", checkpoints, "damage", lambda path: ""),
     ],
 )
 def test_a_broken_promise_is_found(config, monkeypatch, name, place, attribute, broken):

@@ -1,0 +1,70 @@
+"""`python main.py prepare`: texts of any size as token shards on disk, or a check of such."""
+
+from __future__ import annotations
+
+import os
+
+from data.config import PrepareConfig
+from gpt_jax.cli.options import Parser, add_settings
+from gpt_jax.cli.parsers import add_debug
+from gpt_jax.errors import ConfigError
+
+
+def command(argv: list[str]) -> int:
+    parser = Parser(
+        prog="main.py prepare",
+        usage="python main.py prepare --source S --input PATTERN --tokenizer T --out FOLDER [...]",
+        description="Turns a source of text into token shards on disk, which --data.corpus FOLDER "
+        "trains on.\nThe same command again goes on with a preparation that was interrupted. "
+        "data/README.md has\nrecipes.",
+    )
+    add_settings(parser, PrepareConfig(input="-", out="-"))
+    parser.add_argument("--verify", metavar="FOLDER",
+                        help="only check every byte of a corpus that is prepared")  # fmt: skip
+    add_debug(parser)
+    values = vars(parser.parse(argv))
+    folder = values.pop("verify")
+    del values["debug"]
+    if folder is not None:
+        if values:
+            raise ConfigError(f"--verify {folder} takes no other setting")
+        return _verify(os.path.expanduser(folder))
+    config = PrepareConfig(**values)
+
+    from data.prepare import prepare
+
+    manifest = prepare(config)
+    if not manifest:
+        return 0
+    for split, total in manifest["totals"].items():
+        shards = sum(shard["name"].startswith(split) for shard in manifest["shards"])
+        print(
+            f"{split:<5} {total['tokens']:>16,} tokens {total['bytes']:>17,} bytes "
+            f"{total['documents']:>12,} documents {shards:>6,} shards"
+        )
+    counts = manifest["counts"]
+    dropped = "".join(f", {n:,} {name}" for name, n in counts["dropped"].items())
+    print(
+        f"{counts['read']:,} documents read, {counts['kept']:,} kept{dropped}; damaged and left "
+        f"out: {counts['damaged_files']:,} files, {counts['damaged_records']:,} records"
+    )
+    return 0
+
+
+def _verify(folder: str) -> int:
+    from gpt_jax.console import Display
+    from gpt_jax.input_pipeline.shards.reader import open_prepared, verify
+
+    display = Display()
+    prepared = open_prepared(folder)
+    for note in prepared.notes:
+        display.note(note)
+    display.start_work(0, sum(prepared.n_tokens.values()))
+    try:
+        tokens = verify(prepared, lambda done, total: display.work(done, f"{done:,} tokens"))
+    finally:
+        display.stop()
+    what = "sums, ids and bytes" if prepared.manifest else "ids"
+    shown = " and ".join(f"{n:,} tokens for {split}" for split, n in tokens.items())
+    print(f"{folder} is sound ({prepared.kind}, {what}): {shown}")
+    return 0

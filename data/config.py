@@ -1,0 +1,158 @@
+"""The settings of a preparation, each declared once with its meaning and rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from typing import Any
+
+from data.filters import Limits
+from gpt_jax.config.fields import FRACTION, NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, setting
+from gpt_jax.errors import ConfigError
+from gpt_jax.input_pipeline.shards.manifest import MAX_SHARD_TOKENS
+
+SHARE = (lambda x: 0 <= x <= 1, "a number in [0, 1]")
+
+# What a crawl of the web needs before anything else; other sources are taken as they are.
+WET_FILTERS = {
+    "min_characters": 200,
+    "min_letters": 0.6,
+    "max_repetition": 0.3,
+    "deduplicate": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """How a source becomes a prepared corpus."""
+
+    source: typing.Literal["text", "jsonl", "parquet", "hf", "wet"] = setting(
+        "text",
+        "text: UTF-8 files; jsonl: JSON lines, also .gz and .zst; parquet; hf: a data set of the "
+        "Hugging Face hub, streamed; wet: text of Common Crawl",
+    )
+    input: str = setting(
+        "", "path or pattern such as 'dir/*.jsonl.gz'; for hf a name; for wet also a crawl's id"
+    )
+    out: str = setting("", "folder of the prepared corpus, made if missing")
+    tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = setting(
+        "gpt2", "as data.tokenizer of training: char, bpe (learned), or a published one"
+    )
+    vocab_size: int | None = setting(
+        None,
+        "tokens that bpe learns; none for other tokenizers",
+        (lambda x: x >= 257, "a whole number of at least 257"),
+    )
+    sample_mb: int = setting(64, "bpe learns from so much of the training side", POSITIVE_INT)
+    val_fraction: float = setting(
+        0.1,
+        "share for validation: the end of a single text; of many documents, those whose hash says "
+        "so",
+        FRACTION,
+    )
+    text_field: str = setting("text", "field or column that holds the text: jsonl, parquet, hf")
+    shard_tokens: int = setting(
+        100_000_000,
+        "tokens in a shard",
+        (lambda x: 1 <= x <= MAX_SHARD_TOKENS, f"a whole number in [1, {MAX_SHARD_TOKENS}]"),
+    )
+    max_document_mb: int = setting(
+        64, "a larger document counts as damage; bounds the memory", POSITIVE_INT
+    )
+    on_damage: typing.Literal["stop", "skip"] = setting(
+        "stop", "at a damaged file or record: stop, or leave it out and name it in the manifest"
+    )
+    min_characters: int | None = setting(
+        None, "drop shorter documents; none is 200 for wet, else no limit", NOT_NEGATIVE_INT
+    )
+    max_characters: int | None = setting(None, "drop longer documents; none is off", POSITIVE_INT)
+    min_letters: float | None = setting(
+        None,
+        "drop documents with a smaller share of letters among what is no space; none is 0.6 for "
+        "wet, else no limit",
+        SHARE,
+    )
+    max_repetition: float | None = setting(
+        None,
+        "drop documents with a larger share of characters in repeated lines; none is 0.3 for wet, "
+        "else no limit",
+        SHARE,
+    )
+    deduplicate: bool | None = setting(
+        None, "drop documents whose whole text was there before; none is true for wet, else false"
+    )
+    dedup_documents: int = setting(
+        10_000_000, "how many documents are remembered for that, at 16 to 32 bytes each",
+        (lambda x: 1 <= x <= 2**32, "a whole number in [1, 2**32]"),
+    )  # fmt: skip
+    language: str | None = setting(
+        None,
+        "keep this language only, by the tag in a wet file's records, such as eng; none is all",
+    )
+    hf_config: str | None = setting(
+        None, "configuration of the data set, such as sample-10BT; for hf"
+    )
+    hf_split: str = setting("train", "split of the data set; for hf")
+    hf_revision: str | None = setting(
+        None, "branch, tag or commit of the data set, such as refs/convert/parquet; for hf"
+    )
+    limit_files: int | None = setting(
+        None, "only the first so many files of a crawl; for wet", POSITIVE_INT
+    )
+    base_url: str = setting("https://data.commoncrawl.org/", "where crawls are had; for wet")
+    workers: int | None = setting(
+        None, "processes; none is one a core; does not change the result", POSITIVE_INT
+    )
+    engine: typing.Literal["local", "datatrove", "plan"] = setting(
+        "local",
+        "what runs the processes: local; datatrove; plan makes none, for other machines to do it; "
+        "does not change the result (see data/README.md)",
+    )
+
+    def __post_init__(self):
+        check_fields(self)
+        for name, example in (("input", "book.txt"), ("out", "data/book")):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name} is missing; for example: --{name} {example}")
+        if self.tokenizer == "bpe" and self.vocab_size is None:
+            raise ConfigError(
+                "tokenizer=bpe needs vocab_size, the number of tokens to learn; try 8192"
+            )
+        if self.tokenizer != "bpe" and self.vocab_size is not None:
+            raise ConfigError(
+                f"vocab_size={self.vocab_size} is for tokenizer=bpe, and this is {self.tokenizer}; "
+                "leave one of them out"
+            )
+        for name in ("language", "limit_files", "base_url"):
+            self._only_for(("wet",), name)
+        for name in ("hf_config", "hf_split", "hf_revision"):
+            self._only_for(("hf",), name)
+        self._only_for(("jsonl", "parquet", "hf"), "text_field")
+
+    def _only_for(self, sources: tuple[str, ...], name: str) -> None:
+        default = next(f.default for f in dataclasses.fields(self) if f.name == name)
+        if self.source not in sources and getattr(self, name) != default:
+            raise ConfigError(
+                f"{name}={getattr(self, name)!r} is for source={' or '.join(sources)}, and this is "
+                f"{self.source}; leave one of them out"
+            )
+
+    def filter(self, name: str) -> Any:
+        """Returns a filter's setting, or what it is for the source where none is set."""
+        value = getattr(self, name)
+        return WET_FILTERS.get(name) if value is None and self.source == "wet" else value
+
+    def limits(self) -> Limits:
+        """Returns what documents must keep to."""
+        return Limits(**{f.name: self.filter(f.name) for f in dataclasses.fields(Limits)})
+
+    def record(self) -> dict[str, Any]:
+        """Returns what the manifest keeps: all that the result depends on, and the input's name."""
+        values = dataclasses.asdict(self)
+        for name in ("out", "workers", "engine"):
+            del values[name]
+        for name in WET_FILTERS:
+            values[name] = self.filter(name)
+        values["input"] = os.path.expanduser(self.input)
+        return values

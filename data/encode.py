@@ -1,0 +1,243 @@
+"""Parts: what becomes of one unit, made by any process, on any machine that sees the folders.
+
+A part is one file that appears whole or not at all:
+
+    ids         of the documents that are kept, in order, as the shards will have them
+    documents   DOCUMENT for each of them
+    counts      JSON: what was read, dropped and damaged
+    FOOTER      the three lengths in bytes, and the CRC-32 of all before it
+
+It is not forced to the disk, for that takes longer than making it: after a power cut the sum tells
+whether it is whole, and if not, it is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import struct
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.config import PrepareConfig
+from data.filters import digest, is_validation, reject
+from data.sources.common_crawl import discard
+from data.sources.documents import Damage, Unit
+from data.sources.readers import read_unit
+from gpt_jax.config.fields import read
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import END_OF_TEXT, BpeTokenizer, Tokenizer, load_tokenizer
+
+PLAN_FILE = "plan.json"
+PARTS = "parts"
+NAMED_DAMAGE = 100  # in the manifest; the counts have all
+BUFFER_BYTES = 1 << 20
+COUNT_TOKENS = 1 << 16  # between two calls that count: they wait for the other processes
+DOCUMENT = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("val", "?")])
+PACKED = struct.Struct("<QI?")  # a DOCUMENT: a unit may have millions
+FOOTER = struct.Struct("<4Q")
+
+
+def part_path(work: Path, number: int) -> Path:
+    """Returns where the part of a unit is."""
+    return work / PARTS / f"{number:06d}"
+
+
+def open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
+    """Returns what a process needs for any of the units: settings, units, tokenizer."""
+    plan = os.stat(os.path.join(work, PLAN_FILE))
+    return _open_work(work, (plan.st_ino, plan.st_size, plan.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _open_work(
+    work: str, plan: tuple[int, int, int]
+) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
+    """Reads a work folder once, until another plan is there."""
+    values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
+    config = read({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
+    return config, values["plan"]["units"], load_tokenizer(Path(work))
+
+
+def prepare_part(work: str, number: int, count: Callable[[int], None] | None = None) -> None:
+    """Reads, filters and encodes a unit to its part, unless that is there.
+
+    A function of what the work folder's plan says, so any process that sees the folder and the
+    source may do it.
+
+    Args:
+      work: the folder `.prepare` of a corpus.
+      number: of the unit.
+      count: called with the tokens since it was called last, now and then and at the end.
+
+    Raises:
+      UserError: the unit is damaged, and damage is to stop.
+      TrainingError: it could not be downloaded.
+    """
+    path = part_path(Path(work), number)
+    if path.exists():
+        return
+    config, units, tokenizer = open_work(work)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        try:
+            _write(config, units[number], tokenizer, Path(work), temporary, count)
+        except Damage as error:
+            if config.on_damage == "stop":
+                raise stop(error) from error
+            with temporary.open("wb") as file:  # what was read before the damage goes too
+                counts = json.dumps({"damaged_units": 1, "damaged": [str(error)]}).encode()
+                file.write(counts + FOOTER.pack(0, 0, len(counts), zlib.crc32(counts)))
+        temporary.replace(path)
+        discard(units[number], Path(work))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def stop(error: Damage) -> UserError:
+    """Returns what damage is where it is to stop."""
+    return UserError(f"{error}; repair or remove it, or use --on-damage skip")
+
+
+def _write(
+    config: PrepareConfig,
+    unit: Unit,
+    tokenizer: Tokenizer,
+    work: Path,
+    path: Path,
+    count: Callable[[int], None] | None,
+) -> None:
+    limits, dropped, read = config.limits(), Counter(), 0
+    dtype = token_dtype(tokenizer)
+    documents, damaged, n_damaged = bytearray(), [], 0
+    separator, n_bytes, crc, uncounted = b"", 0, 0, 0
+    with path.open("wb", BUFFER_BYTES) as file:
+        for document in read_unit(config, unit, work):
+            read += 1
+            if isinstance(document, Damage):
+                if config.on_damage == "stop":
+                    raise document
+                n_damaged += 1
+                if len(damaged) < NAMED_DAMAGE:
+                    damaged.append(str(document))
+                continue
+            if not document.split and (reason := reject(document.text, document.language, limits)):
+                dropped[reason] += 1
+                continue
+            ids = tokenizer.encode(document.text)  # before the sum: a str keeps its UTF-8
+            if document.split:
+                key, val, end = 0, document.split == "val", b""
+            else:
+                key = digest(document.text)
+                val = is_validation(key, config.val_fraction)
+                end = separator = separator or _separator(tokenizer)
+            raw = ids.astype(dtype).tobytes() + end
+            file.write(raw)
+            n_bytes, crc = n_bytes + len(raw), zlib.crc32(raw, crc)
+            documents += PACKED.pack(key, len(raw) // dtype.itemsize, val)
+            uncounted += len(raw) // dtype.itemsize
+            if count and uncounted >= COUNT_TOKENS:
+                count(uncounted)
+                uncounted = 0
+        if count:
+            count(uncounted)
+        counts = {
+            "read": read,
+            "dropped": dict(dropped),
+            "damaged_records": n_damaged,
+            "damaged": damaged,
+        }
+        tail = json.dumps(counts).encode()
+        crc = zlib.crc32(tail, zlib.crc32(documents, crc))
+        file.write(documents)
+        file.write(tail + FOOTER.pack(n_bytes, len(documents), len(tail), crc))
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """Returns how ids are stored, as in the shards."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def _separator(tokenizer: Tokenizer) -> bytes:
+    """Returns what ends a document: the token for it, or a line feed where characters are all."""
+    if isinstance(tokenizer, BpeTokenizer):
+        ids = [tokenizer.special_tokens[END_OF_TEXT]]
+    else:
+        ids = tokenizer.encode("\n")
+    return np.asarray(ids).astype(token_dtype(tokenizer)).tobytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part that is whole.
+
+    Attributes:
+      path: its file, which begins with the ids.
+      documents: DOCUMENT for each document, in order.
+      counts: what was read, dropped and damaged.
+    """
+
+    path: Path
+    documents: np.ndarray
+    counts: dict[str, Any]
+
+
+def load_part(path: Path) -> Part | None:
+    """Returns a part, or None where the file is not whole."""
+    with contextlib.suppress(OSError, ValueError, struct.error), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END) - FOOTER.size
+        file.seek(max(size, 0))
+        n_ids, n_documents, n_counts, expected = FOOTER.unpack(file.read())
+        if n_ids + n_documents + n_counts != size:
+            return None
+        file.seek(0)
+        crc, left = 0, n_ids
+        while left and (raw := file.read(min(left, BUFFER_BYTES))):
+            crc, left = zlib.crc32(raw, crc), left - len(raw)
+        tail = file.read(n_documents + n_counts)
+        if zlib.crc32(tail, crc) == expected:
+            documents = np.frombuffer(tail, DOCUMENT, n_documents // DOCUMENT.itemsize)
+            return Part(path, documents, json.loads(tail[n_documents:]))
+    return None
+
+
+# --- a process that makes them --------------------------------------------------------------------
+
+_tokens_so_far: Any = None  # of all processes, shared between them
+
+
+def start_process(counter: Any) -> None:
+    """Prepares a process of a pool: it counts its tokens, and ends when its parent does."""
+    global _tokens_so_far
+    _tokens_so_far = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)  # a killed parent can't end its children
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def prepare_and_count(work: str, number: int) -> None:
+    """Makes a part in such a process."""
+
+    def count(n_tokens: int) -> None:
+        with _tokens_so_far.get_lock():
+            _tokens_so_far.value += n_tokens
+
+    prepare_part(work, number, count)

@@ -1,0 +1,182 @@
+"""From parts to shards: appended in order by one process, without duplicates, with a journal."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from data.config import PrepareConfig
+from data.encode import NAMED_DAMAGE, load_part, part_path, prepare_part
+from data.filters import Seen
+from data.sources.documents import Plan
+from gpt_jax.errors import UserError
+from gpt_jax.input_pipeline.shards.manifest import SPLITS
+from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS
+from gpt_jax.input_pipeline.shards.writer import ShardWriter
+from gpt_jax.storage import write_atomically
+from gpt_jax.tokenizer import Tokenizer
+
+JOURNAL_FILE = "journal.json"
+SEEN_FILE = "seen.bin"
+BLOCK_DOCUMENTS = 1 << 16  # appended at once
+SAVE_PAUSE = 10  # times what the journal took until it is written again: disks may be slow
+
+
+class Assembly:
+    """Appends parts to the shards, in order, and keeps the journal."""
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        plan: Plan,
+        tokenizer: Tokenizer,
+        work: Path,
+        journal: dict[str, Any] | None,
+    ):
+        """Goes on where the journal says, or begins without one; `work` is `.prepare`."""
+        self._config, self._plan, self._work = config, plan, work
+        state = journal["writer"] if journal else None
+        journal = journal or {}
+        self._writer = ShardWriter(work.parent, tokenizer, config.shard_tokens, state)
+        self._before = sum(self._writer.n_tokens.values())
+        self._n_units: int = journal.get("units", 0)
+        self._documents = Counter(journal.get("documents", {}))
+        self._counts = Counter(journal.get("counts", {}))
+        self._dropped = Counter(journal.get("dropped", {}))
+        self._damaged: list[str] = journal.get("damaged", [])
+        self._appended: list[Path] = []  # since the journal was written
+        self._next_save = 0.0
+        self._seen: Seen | None = None
+        if config.filter("deduplicate"):
+            self._seen = Seen(config.dedup_documents)
+            self._seen_file = (work / SEEN_FILE).open("a+b")
+            self._seen_file.truncate(8 * journal.get("seen", 0))
+            self._seen_file.seek(0)
+            while raw := self._seen_file.read(1 << 20):
+                for value in np.frombuffer(raw, "<u8").tolist():
+                    self._seen.add(value)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens appended by this object, duplicates aside."""
+        return sum(self._writer.n_tokens.values()) - self._before
+
+    def append(self, number: int) -> None:
+        """Appends a part; now and then writes the journal, and removes what was appended."""
+        path = part_path(self._work, number)
+        while (part := load_part(path)) is None:  # the power was cut while it was on its way
+            path.unlink()
+            prepare_part(str(self._work), number)
+        counts = part.counts
+        with path.open("rb") as file:
+            for start in range(0, len(part.documents), BLOCK_DOCUMENTS):
+                self._append(file, part.documents[start : start + BLOCK_DOCUMENTS])
+        self._dropped.update(counts.get("dropped", {}))
+        for name in ("read", "damaged_records", "damaged_units"):
+            self._counts[name] += counts.get(name, 0)
+        self._damaged = (self._damaged + counts["damaged"])[:NAMED_DAMAGE]
+        self._n_units = number + 1
+        self._appended.append(path)
+        start = time.monotonic()
+        if start >= self._next_save:
+            self._save()
+            self._next_save = time.monotonic() + SAVE_PAUSE * (time.monotonic() - start)
+
+    def _append(self, file: IO[bytes], documents: np.ndarray) -> None:
+        """Appends documents that follow one another in a part, from where its file stands."""
+        keep = self._new(documents)
+        self._copy(file, documents, keep)
+        for split in SPLITS:
+            side = documents["val"] == (split == "val")
+            self._documents[split] += int((keep & side).sum())
+        if n := int((~keep).sum()):
+            self._dropped["duplicate"] += n
+
+    def _new(self, documents: np.ndarray) -> np.ndarray:
+        if self._seen is None:
+            return np.ones(len(documents), bool)
+        add = self._seen.add
+        keep = np.fromiter((add(d) for d in documents["digest"].tolist()), bool, len(documents))
+        self._seen_file.write(documents["digest"][keep].tobytes())
+        return keep
+
+    def _copy(self, file: IO[bytes], documents: np.ndarray, keep: np.ndarray) -> None:
+        """Appends the documents that are kept, in runs of neighbours of one split."""
+        dtype = self._writer.dtype
+        ends = np.cumsum(documents["tokens"].astype(np.int64))
+        kinds = np.where(keep, documents["val"].astype(int), -1)
+        edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+        for first, last in itertools.pairwise(edges):
+            left = int(ends[last - 1]) - (int(ends[first - 1]) if first else 0)
+            if kinds[first] < 0:
+                file.seek(left * dtype.itemsize, os.SEEK_CUR)
+                continue
+            while left:
+                ids = np.fromfile(file, dtype, min(left, CHUNK_TOKENS))
+                self._writer.append(SPLITS[kinds[first]], ids)
+                left -= len(ids)
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {
+            "units": self._n_units,
+            "documents": self._documents,
+            "counts": self._counts,
+            "dropped": self._dropped,
+            "damaged": self._damaged,
+        }
+        if self._seen is not None:
+            self._seen_file.flush()
+            os.fsync(self._seen_file.fileno())
+            state["seen"] = self._seen_file.tell() // 8
+        state["writer"] = self._writer.save_state()
+        write_atomically(self._work / JOURNAL_FILE, json.dumps(state))
+        for path in self._appended:
+            path.unlink()
+        self._appended.clear()
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the manifest, removes what was for going on, and returns the manifest."""
+        config, plan = self._config, self._plan
+        for split in SPLITS:
+            if not self._writer.n_tokens[split]:
+                dropped = sum(self._dropped.values())
+                raise UserError(
+                    f"no document of {self._counts['read']:,} is for {split} ({dropped:,} were "
+                    "dropped by filters); use another --val-fraction, more documents or milder "
+                    f"filters, and another --out (or delete {self._work.parent})"
+                )
+        if plan.by_position:  # units are pieces of one text, which both splits have a part of
+            self._counts["read"] = 1
+            self._documents = Counter(dict.fromkeys(SPLITS, 1))
+        counts: dict[str, Any] = {
+            "read": self._counts["read"],
+            "kept": self._counts["read"] if plan.by_position else sum(self._documents.values()),
+            "dropped": dict(sorted(self._dropped.items())),
+            "damaged_records": self._counts["damaged_records"],
+            "damaged_files": len(plan.damaged) + self._counts["damaged_units"],
+        }
+        if self._seen is not None:
+            counts["not_remembered"] = self._seen.forgotten
+        manifest = self._writer.finish(
+            config.tokenizer,
+            {split: self._documents[split] for split in SPLITS},
+            source={"kind": config.source, "by_position": plan.by_position, **plan.facts},
+            settings=config.record(),
+            counts=counts,
+            damaged=[*plan.damaged, *self._damaged][:NAMED_DAMAGE],
+        )
+        shutil.rmtree(self._work, ignore_errors=True)
+        return manifest
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._seen is not None:
+            self._seen_file.close()

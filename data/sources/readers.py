@@ -1,0 +1,84 @@
+"""Where documents come from: plans that part a source into units, and the reading of one unit.
+
+Units (see `documents.py`) stand in the order of the corpus and are read independently of one
+another, in any process, without holding a unit in memory. Each kind of source has a module:
+`texts.py`, `json_lines.py`, `parquet.py`, `hugging_face.py`, `common_crawl.py`.
+
+A reader yields `Document`s, and a `Damage` for a record that is none; for a file that breaks off or
+is of another kind it raises `Damage`. No reader takes a short file for a whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.config import PrepareConfig
+from data.sources import common_crawl, hugging_face, json_lines, parquet, text
+from data.sources.documents import Damage, Document, Plan, Unit, file_unit, unit_bytes_of
+from data.sources.local_files import local_files
+from gpt_jax.errors import UserError
+
+
+def make_plan(config: PrepareConfig, work: Path) -> Plan:
+    """Returns the plan of a source; `work` keeps what had to be downloaded for it.
+
+    Raises:
+      UserError: there is nothing to read, or it is of another kind; which, and a way out.
+      TrainingError: it can't be had now.
+    """
+    if config.source == "hf":
+        return hugging_face.plan(config)
+    if config.source == "wet" and common_crawl.is_crawl(config.input):
+        return common_crawl.plan(config, work)
+    files, facts = local_files(config)
+    if config.source == "text" and len(files) == 1:
+        path, with_characters = files[0][0], config.tokenizer == "char"
+        units, characters = text.plan_text(path, config.val_fraction, with_characters)
+        return Plan(units, files, True, characters, facts=facts)
+    plan_file = {
+        "text": lambda path, size, unit_bytes: text.plan_small(path, size),
+        "jsonl": json_lines.plan,
+        "parquet": parquet.plan,
+        "wet": lambda path, size, unit_bytes: [file_unit("wet", path, size)],
+    }[config.source]
+    unit_bytes = unit_bytes_of(facts["stored_bytes"])
+    units, damaged = [], []
+    for path, size, _ in files:
+        try:
+            units.extend(plan_file(path, size, unit_bytes))
+        except Damage as error:
+            if config.on_damage == "stop":
+                raise UserError(f"{error}; repair or remove it, or use --on-damage skip") from error
+            damaged.append(str(error))
+    if config.source == "text":
+        units = text.grouped(units, unit_bytes)
+    if not units:
+        raise UserError(f"--input {config.input}: every file is empty or damaged")
+    return Plan(units, files, damaged=tuple(damaged), facts=facts)
+
+
+def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document | Damage]:
+    """Yields the documents of a unit, and a `Damage` in the place of each record that is none.
+
+    Raises:
+      Damage: the file can't be read to its end.
+      UserError, TrainingError: it can't be had from where it is.
+    """
+    kind = unit["kind"]
+    try:
+        if kind == "piece":
+            yield from text.read_piece(unit)
+        elif kind == "files":
+            yield from text.read_files(unit, config.max_document_mb << 20)
+        elif kind == "lines":
+            yield from json_lines.read(unit, config)
+        elif kind == "parquet":
+            yield from parquet.read(unit, config)
+        elif kind == "hf":
+            yield from hugging_face.read(unit, config)
+        else:
+            yield from common_crawl.read(unit, config, work)
+    except (EOFError, OSError) as error:  # gzip's and zstd's own, and the disk's
+        why = getattr(error, "strerror", None) or str(error) or "it breaks off"
+        raise Damage(f"{unit['name']} can't be read to its end: {why}") from error

@@ -1,0 +1,166 @@
+"""Texts as files: a single one, cut into pieces by position, or many, a document each."""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import os
+import re
+from collections.abc import Iterator
+from typing import IO, Any
+
+from data.sources import documents
+from data.sources.documents import (
+    BLOCK_BYTES,
+    Damage,
+    Document,
+    Unit,
+    file_unit,
+    too_large,
+    unit_bytes_of,
+)
+from gpt_jax.errors import UserError
+
+SEARCH_BYTES = 1 << 18
+
+# Where a text may be cut so that the pieces have the tokens of the whole: where the patterns of
+# GPT-2, cl100k_base, o200k_base and `tokenizer.PATTERN` end a match whatever surrounds the place.
+# That is between words apart by one space, and behind a single line feed between words.
+CUT = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=[^\W\d_]\n)(?=[^\W\d_])")
+
+
+def plan_text(
+    path: str, val_fraction: float, with_characters: bool = False
+) -> tuple[list[Unit], str]:
+    """Splits a text by position, as `dataset.split_text` does, and each side into pieces.
+
+    The first int((1 - val_fraction) * characters) are for training. Pieces, and what they are read
+    in, have the tokens of the whole side wherever there is a place to `CUT` within `SEARCH_BYTES`.
+
+    Returns:
+      (units, the different characters of the text in order if asked for, else "").
+
+    Raises:
+      UserError: the file is empty or not UTF-8 text.
+    """
+    ends = [(0, 0)]  # of each block: characters and bytes up to there
+    characters: set[str] = set()
+    for text in _text_blocks(path):
+        if with_characters:
+            characters.update(text)
+        ends.append((ends[-1][0] + len(text), ends[-1][1] + len(text.encode("utf-8"))))
+    total, size = ends[-1]
+    if not total:
+        raise UserError(f"{path} is empty; give a text file")
+    cut = int((1 - val_fraction) * total)
+    before, at = ends[bisect.bisect_right(ends, (cut, size)) - 1]
+    with open(path, "rb") as file:
+        file.seek(at)
+        text = file.read(BLOCK_BYTES + 8).decode("utf-8", "ignore")
+    boundary = at + len(text[: cut - before].encode("utf-8"))
+    units = []
+    with open(path, "rb") as file:
+        for split, first, end in (("train", 0, boundary), ("val", boundary, size)):
+            start = first
+            while start < end:
+                stop = _cut_at(file, start, end, unit_bytes_of(size))
+                units.append(file_unit("piece", path, stop - start, start, stop) | {"split": split})
+                start = stop
+    return units, "".join(sorted(characters))
+
+
+def _text_blocks(path: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    at = 0
+    with open(path, "rb") as file:
+        while raw := file.read(BLOCK_BYTES):
+            if at == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise UserError(f"{path} looks like UTF-16, not UTF-8; convert it with iconv")
+            if b"\0" in raw:
+                raise UserError(
+                    f"{path} looks binary (a zero byte at {at + raw.index(0)}); give a text"
+                )
+            yield _decoded(decoder, raw, path, False)
+            at += len(raw)
+    yield _decoded(decoder, b"", path, True)
+
+
+def _decoded(decoder: Any, raw: bytes, path: str, final: bool) -> str:
+    try:
+        return decoder.decode(raw, final)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(
+            f"{path} is not UTF-8 (byte {byte:#04x}: {error.reason}); convert it, for example "
+            "with: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _cut_at(file: IO[bytes], start: int, end: int, n_bytes: int) -> int:
+    """Returns where the piece from `start` ends: a place to cut, about `n_bytes` on."""
+    if end - start <= n_bytes + SEARCH_BYTES:
+        return end
+    at = start + n_bytes
+    file.seek(at)
+    raw = file.read(min(SEARCH_BYTES, end - at))
+    starts = (i for i, byte in enumerate(raw[:4]) if byte & 0xC0 != 0x80)  # of characters
+    skipped = next(starts, 0)  # there is none in a file that has changed
+    text = raw[skipped:].decode("utf-8", "ignore")
+    found = CUT.search(text)
+    return at + skipped + (len(text[: found.start()].encode("utf-8")) if found else 0)
+
+
+def read_piece(unit: Unit) -> Iterator[Document]:
+    start, end = unit["start"], unit["end"]
+    with open(unit["path"], "rb") as file:
+        while start < end:
+            stop = _cut_at(file, start, end, documents.UNIT_BYTES)
+            file.seek(start)
+            raw = file.read(stop - start)
+            if len(raw) < stop - start:
+                raise Damage(f"{unit['name']} has become shorter while it was read")
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Damage(
+                    f"{unit['name']} has changed while it was read: {error.reason}"
+                ) from error
+            yield Document(text, split=unit["split"])
+            start = stop
+
+
+# --- small files ---------------------------------------------------------------------------------
+
+
+def plan_small(path: str, size: int) -> list[Unit]:
+    return [{"kind": "files", "name": os.path.basename(path), "size": size, "paths": [path]}]
+
+
+def grouped(units: list[Unit], unit_bytes: int) -> list[Unit]:
+    """Joins units of a file each to units of several files."""
+    grouped: list[Unit] = []
+    for unit in units:
+        if grouped and grouped[-1]["size"] + unit["size"] <= unit_bytes:
+            grouped[-1]["size"] += unit["size"]
+            grouped[-1]["paths"] += unit["paths"]
+        else:
+            grouped.append(unit)
+    return grouped
+
+
+def read_files(unit: Unit, limit: int) -> Iterator[Document | Damage]:
+    for path in unit["paths"]:
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(limit + 1)
+            if len(raw) > limit:
+                yield too_large(path, limit)
+            elif b"\0" in raw:
+                yield Damage(f"{path} looks binary (a zero byte at {raw.index(0)})")
+            else:
+                yield Document(raw.decode("utf-8"))
+        except OSError as error:
+            yield Damage(f"{path} can't be read: {error.strerror}")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            yield Damage(f"{path} is not UTF-8 (byte {byte:#04x} at {error.start})")

@@ -1,0 +1,345 @@
+"""What a run would take on given devices, from its compiled step: nothing is allocated.
+
+The step is the one that trains, compiled for devices that may be described only, such as a TPU
+slice: `python main.py plan`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from gpt_jax.analysis.chips import CHIPS, Chip
+from gpt_jax.analysis.hlo import Collective, Program
+from gpt_jax.config import Config, ModelConfig, override
+from gpt_jax.config.fields import get
+from gpt_jax.devices import GIB
+from gpt_jax.errors import ConfigError, UserError, is_out_of_memory
+from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
+from gpt_jax.model import Params, init_cache, unstack_blocks
+from gpt_jax.model.attention import choose_attention, needs_mesh
+from gpt_jax.parallel.backend import find_backend, planning
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.sharding import layouts
+from gpt_jax.training.compiled_steps import jit_chunk, lay_out
+from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
+
+SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
+MOST_WAYS = 6  # compiled in search of one that fits
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a step takes. All figures are of one optimizer step.
+
+    Bytes are of one device; but the memory of a CPU's devices, which share it, is of all together.
+
+    Attributes:
+      devices: how many, and of which kind.
+      mesh: sizes of its axes.
+      n_params: parameters of the model.
+      tokens: in a step, over all devices.
+      flops: of the model, over all devices; see `model_flops`.
+      attention: how it is computed, and why so.
+      memory: what the step needs, of which arguments: the state, and a batch.
+      arguments: likewise.
+      limit: what a device has; None is unknown.
+      shares_memory: the devices are a CPU's.
+      memory_is_floor: the compiler gave up before it knew.
+      traffic: that pass through the large memory, about; see `hlo.Program.memory_traffic`.
+      collectives: what devices tell one another.
+      chip: the data sheet; None is unknown.
+      sampling: what the decoder needs on one device, where it was asked for.
+    """
+
+    devices: str
+    mesh: dict[str, int]
+    n_params: int
+    tokens: int
+    flops: float
+    attention: str
+    memory: float
+    arguments: float
+    limit: float | None
+    shares_memory: bool = False
+    memory_is_floor: bool = False
+    traffic: float = 0
+    collectives: tuple[Collective, ...] = ()
+    chip: Chip | None = None
+    sampling: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory suffices, as far as it is known."""
+        most = max(self.memory, self.sampling or 0)
+        return not self.memory_is_floor and (self.limit is None or most <= self.limit)
+
+    @property
+    def where(self) -> str:
+        """Whose memory `memory` is, for people."""
+        return "for all devices, which share it" if self.shares_memory else "a device"
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The least time a step takes, by the data sheet: for each kind of work, if it were all."""
+        if self.chip is None or self.memory_is_floor:
+            return {}
+        sent = sum(c.bytes_sent for c in self.collectives)
+        return {
+            "computing": self.flops / math.prod(self.mesh.values()) / self.chip.flops,
+            "memory": self.traffic / self.chip.bandwidth,
+            "network": sent / self.chip.network,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Returns all of it for JSON."""
+        return dataclasses.asdict(self) | {"fits": self.fits, "seconds": self.seconds}
+
+    def __str__(self) -> str:
+        axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
+        at_least = "at least " if self.memory_is_floor else ""
+        has = "" if self.limit is None else f", and there are {self.limit / GIB:.2f} GiB"
+        facts = {
+            "devices": f"{self.devices}, mesh {axes}",
+            "parameters": f"{self.n_params:,}",
+            "attention": self.attention,
+            "step": f"{self.tokens:,} tokens, {self.flops:.3g} floating point operations",
+            "memory": f"{at_least}{self.memory / GIB:.2f} GiB {self.where}, of it "
+            f"{self.arguments / GIB:.2f} the state and a batch{has}: "
+            f"{'fits' if self.fits else 'does NOT fit'}",
+        }
+        if self.sampling is not None:
+            facts["sampling"] = f"{self.sampling / GIB:.2f} GiB on one device"
+        if not self.memory_is_floor:
+            facts["traffic"] = f"about {_amount(self.traffic)} a device through its memory"
+        if self.seconds:
+            bound = max(self.seconds, key=lambda name: self.seconds[name])
+            shown = ", ".join(f"{name} {1000 * s:.3g}" for name, s in self.seconds.items())
+            fastest = self.tokens / self.seconds[bound]
+            facts["ms at best"] = (
+                f"{shown}: bound by {bound}, at most {fastest:,.0f} tokens/s by the data sheet of "
+                f"{self.chip.name if self.chip else ''}"
+            )
+        lines = [f"{name:<12} {text}" for name, text in facts.items()]
+        if self.collectives:
+            lines += [
+                "",
+                f"{'collective':<20} {'among':>5} {'times':>7} {'largest':>11} {'sent':>11}",
+            ]
+            lines += [
+                f"{c.kind:<20} {c.group:>5} {c.times:>7,} {_amount(c.bytes_each):>11} "
+                f"{_amount(c.bytes_sent):>11}"
+                for c in self.collectives
+            ]
+        return "\n".join(lines)
+
+
+def _amount(n_bytes: float) -> str:
+    """Returns bytes for people, in three digits."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if n_bytes >= 10**power:
+            return f"{float(f'{n_bytes / 10**power:.3g}'):,g} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
+def model_flops(config: ModelConfig, n_params: int, tokens: int) -> float:
+    """Returns the operations that a step's mathematics asks for: 6 N + 12 L T D a token.
+
+    Forward and backward, attention as if it were not causal, nothing computed twice (Chowdhery et
+    al. 2022, appendix B, https://arxiv.org/abs/2204.02311). Parameters that are only looked up, not
+    multiplied, are left out of N.
+    """
+    looked_up = config.block_size * config.n_embd if config.positions == "learned" else 0
+    looked_up += 0 if config.tied else config.vocab_size * config.n_embd
+    attention = 12 * config.n_layer * config.block_size * config.n_head * config.head_size
+    return float(tokens) * (6 * (n_params - looked_up) + attention)
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """Returns the devices of a TPU slice that need not exist, such as v5e:4x4; needs libtpu.
+
+    Raises:
+      ConfigError: there is no such slice.
+    """
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"topology={name} is no TPU slice ({str(error).splitlines()[0]}); try v5e:4x4, "
+            "v5p:2x2x2 or v6e:8x8"
+        ) from error
+    return list(found.devices)
+
+
+def make_plan(
+    config: Config, devices: Sequence[jax.Device] | None = None, *, sampling: bool = False
+) -> Plan:
+    """Compiles a step of a run and says what it takes.
+
+    Args:
+      config: the settings, with the vocabulary's size.
+      devices: described or real; None is this machine's.
+      sampling: compile the decoder too, for one of them.
+
+    Raises:
+      ConfigError: the devices can't share the work as the settings say.
+    """
+    devices = jax.devices() if devices is None else devices
+    described = devices[0] not in jax.local_devices()
+    backend = devices[0].platform if described else find_backend()
+    with planning(backend):
+        return _make_plan(config, devices, backend, described, sampling)
+
+
+def _make_plan(config, devices, backend, described, sampling) -> Plan:
+    model, train = config.model, config.train
+    mesh = make_mesh(train.batch_at_once, devices, config.mesh, model.kv_heads, model.block_size)
+    layout = lay_out(config, mesh)
+    chip = CHIPS.get(devices[0].device_kind)
+    limit = (chip.memory if chip else None) if described else memory_limit(devices[0])
+    tokens = train.batch_size * model.block_size
+    attention, reason = choose_attention(model, backend)
+    if attention == "fused":
+        reason = SPLASH_NAME if backend == "tpu" else "cuDNN"
+    # A CPU's devices share one memory.
+    together = mesh.size if backend == "cpu" else 1
+    with layouts(mesh, kernels=needs_mesh(model)):
+        lowered = jit_chunk(config, mesh, layout).lower(
+            layout.state,
+            layout.gathered(1),
+            layout.keys,
+            jax.ShapeDtypeStruct((), np.float32),
+            steps=1,
+        )
+    plan = Plan(
+        devices=f"{mesh.size} of {len(devices)} x {devices[0].device_kind}",
+        mesh=dict(mesh.shape),
+        n_params=layout.n_params,
+        tokens=tokens,
+        flops=model_flops(model, layout.n_params, tokens),
+        attention=f"{attention} ({reason})" if reason else attention,
+        memory=0,
+        arguments=0,
+        limit=limit,
+        shares_memory=backend == "cpu",
+        chip=chip,
+    )
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        need = estimate_memory(config, tuple(mesh.shape.values()), backend)
+        return dataclasses.replace(
+            plan,
+            memory=max(together * need.total, _asked_for(str(error))),
+            arguments=together * need.state,
+            memory_is_floor=True,
+        )
+    stats = program.memory_analysis()
+    read = Program(program.as_text())
+    return dataclasses.replace(
+        plan,
+        memory=together * program_bytes(stats),
+        arguments=together * stats.argument_size_in_bytes,
+        traffic=read.memory_traffic(),
+        collectives=tuple(read.collectives()),
+        sampling=_sampling_memory(config, layout.state.params, devices[0]) if sampling else None,
+    )
+
+
+def _asked_for(message: str) -> float:
+    """Returns the bytes that a TPU's compiler says it needed, or 0."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else 0
+
+
+def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
+    """Returns the bytes that drawing tokens takes on one device, inside the context."""
+    model, B = config.model, config.sample.num_samples
+
+    def state() -> DecodeState:
+        return DecodeState(
+            cache=init_cache(model, B),
+            window_BS=jnp.zeros((B, model.block_size), jnp.int32),
+            length=jnp.zeros((), jnp.int32),
+            logits_BV=jnp.zeros((B, model.vocab_size)),
+            keys_B=jax.random.split(jax.random.key(0), B),
+            index=jnp.zeros((), jnp.int32),
+        )
+
+    sharding = SingleDeviceSharding(device)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        (jax.eval_shape(unstack_blocks, params), jax.eval_shape(state)),
+    )
+    lowered = jit_decode(device.platform).lower(
+        model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, way="append"
+    )
+    try:
+        return program_bytes(lowered.compile().memory_analysis())
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+        return max(weights, int(_asked_for(str(error))))
+
+
+def find_way(
+    config: Config, devices: Sequence[jax.Device] | None = None
+) -> tuple[str, Plan] | None:
+    """Returns options for a run that does not fit with which it does, and its plan; or None.
+
+    In this order, each with those before it: parameters split over all devices, blocks computed
+    again for their gradients, logits in chunks, fewer sequences at once. Each is compiled.
+    """
+    n = len(jax.devices() if devices is None else devices)
+    for values in itertools.islice(_ways(config, n), MOST_WAYS):
+        try:
+            plan = make_plan(override(config, values), devices)
+        except ConfigError:
+            continue
+        if plan.fits:
+            changed = {k: v for k, v in values.items() if get(config, k) != v}
+            shown = (f"--{k.replace('_', '-')} {v}" for k, v in changed.items())
+            return " ".join(shown), plan
+    return None
+
+
+def _ways(config: Config, n: int) -> Iterator[dict[str, Any]]:
+    train, values = config.train, {}
+    if n > 1 and config.mesh.fsdp != n:
+        share = next(k for k in range(n, 0, -1) if n % k == 0 and train.batch_at_once % k == 0)
+        values |= {"mesh.data": n // share if share > 1 else 1, "mesh.fsdp": share}
+        values |= {"mesh.tensor": 1, "mesh.sequence": 1}
+        yield dict(values)
+    if config.model.remat != "full":
+        values |= {"model.remat": "full"}
+        yield dict(values)
+    if train.loss_chunk is None or train.loss_chunk > 4096:
+        values |= {"train.loss_chunk": 4096}
+        yield dict(values)
+    for at_once in range(train.batch_at_once - 1, 0, -1):
+        if train.batch_size % at_once == 0 and (at_once % n == 0 or at_once < n):
+            if at_once < n and "mesh.fsdp" in values:
+                values |= {"mesh.data": 1, "mesh.fsdp": at_once}
+            yield values | {"train.micro_batch": at_once}
+
+
+def check_can_plan(topology: str | None) -> None:
+    """Raises UserError where libtpu is missing that a topology needs."""
+    import importlib.util
+
+    if topology is not None and importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"topology={topology} needs libtpu: pip install -r requirements-tpu.txt")

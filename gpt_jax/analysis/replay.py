@@ -1,0 +1,178 @@
+"""One step of a run, looked at: what it was shown, and the gradient that came of it.
+
+The state before the step is computed again from the checkpoint before it. All is a function of the
+run's folder and its corpus, so nothing of this had to be recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gpt_jax.errors import UserError
+from gpt_jax.model import Params
+from gpt_jax.model.loss import batch_losses
+from gpt_jax.parallel.sharding import make_place_batch
+from gpt_jax.prng import Keys
+from gpt_jax.run import checkpoints
+from gpt_jax.run.folder import read_config
+from gpt_jax.run.metrics import read_rows
+from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.training.compiled_steps import Programs
+from gpt_jax.training.divergence import spike_limit
+from gpt_jax.training.init_from import load_origin
+from gpt_jax.training.run_setup import Start, make_start
+from gpt_jax.training.state import TrainState
+from gpt_jax.training.step import loss_and_grads
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """A training step, computed again.
+
+    Attributes:
+      step: its number, from 1.
+      from_step: of the checkpoint that it was computed from; 0 is the run's beginning.
+      pieces: which piece of the training tokens each sequence is of, (B,).
+      starts: where in it the sequence begins, (B,).
+      batch: its tokens, int32 (B, T + 1).
+      losses: of each sequence, with the step's dropout, nats a token, (B,).
+      loss: of the step, nats a token.
+      grad_norm: global L2 norm, before clipping.
+      norms: {path of a parameter: (L2 norm of its gradient, of the parameter before the step)}.
+      tokenizer: of the run.
+    """
+
+    step: int
+    from_step: int
+    pieces: np.ndarray
+    starts: np.ndarray
+    batch: np.ndarray
+    losses: np.ndarray
+    loss: float
+    grad_norm: float
+    norms: dict[str, tuple[float, float]]
+    tokenizer: Tokenizer
+
+    def record(self) -> dict[str, Any]:
+        """Returns it as JSON holds it."""
+        sequences = [
+            {
+                "piece": int(self.pieces[i]),
+                "start": int(self.starts[i]),
+                "loss": float(self.losses[i]),
+                "tokens": self.batch[i].tolist(),
+                "text": self.tokenizer.decode(self.batch[i]),
+            }
+            for i in range(len(self.batch))
+        ]
+        norms = {path: {"gradient": g, "parameter": p} for path, (g, p) in self.norms.items()}
+        values = {"step": self.step, "from_step": self.from_step, "loss": self.loss}
+        return {**values, "grad_norm": self.grad_norm, "norms": norms, "sequences": sequences}
+
+    def __str__(self) -> str:
+        width = max(map(len, self.norms))
+        lines = [
+            f"step {self.step}, computed again from step {self.from_step}: loss {self.loss:.6f} "
+            f"nats a token, gradient norm {self.grad_norm:.6g}",
+            "",
+            "  loss  piece       start  text",
+        ]
+        for i in np.argsort(-self.losses):  # one that is not a number comes last
+            text = repr(self.tokenizer.decode(self.batch[i])[:60])
+            place = f"{self.pieces[i]:>5} {self.starts[i]:>11,}"
+            lines.append(f"{self.losses[i]:>6.3f}  {place}  {text}")
+        lines += ["", f"{'parameter':<{width}}  gradient's norm   its own"]
+        for path, (gradient, parameter) in self.norms.items():
+            lines.append(f"{path:<{width}}  {gradient:>15.6g}  {parameter:>8.4g}")
+        return "\n".join(lines)
+
+
+def replay(run_dir: Path, step: int) -> Replay:
+    """Computes a training step of a run again, from the newest sound checkpoint before it.
+
+    Args:
+      run_dir: the run's folder; it is not changed.
+      step: from 1 to the run's `train.steps`, taken or still to come.
+
+    Raises:
+      UserError: the folder is no run, its corpus is not there, or it has no such step.
+    """
+    config, corpus = read_config(run_dir)
+    if not corpus:
+        raise UserError(f"{run_dir} is a GPT-2 folder, which has no steps; name a run's")
+    if not 1 <= step <= config.train.steps:
+        raise UserError(f"{run_dir} has no step {step}; its steps are 1 to {config.train.steps:,}")
+    rows, spike = read_rows(run_dir), config.train.spike
+    start = make_start(config)
+    programs = Programs(start.config, start.splits)
+    try:
+        keys = programs.keys()
+        before = [at for at in checkpoints.steps(run_dir) if at < step]
+        is_sound = lambda at: not checkpoints.damage(checkpoints.path_of(run_dir, at))
+        newest = next(([at] for at in reversed(before) if is_sound(at)), [])
+        from_step, state, _ = checkpoints.restore(run_dir, programs.target, newest)
+        if state is None and config.init_from is not None:
+            state = programs.adopt(load_origin(start.config)[0])
+        elif state is None:
+            state = programs.initialise(keys)
+        at = from_step
+        while at < step - 1:
+            n = min(programs.chunk_length(at), step - 1 - at)
+            state, _ = programs.train_chunk(state, keys, at, n, spike_limit(rows, at, spike))
+            at += n
+        return _look(programs, start, state, keys, from_step, step)
+    finally:
+        programs.close()
+
+
+def _look(
+    programs: Programs, start: Start, state: TrainState, keys: Keys, from_step: int, step: int
+) -> Replay:
+    model, train = start.config.model, start.config.train
+    pieces, starts, batch = programs.feed.look_up(keys, step - 1)
+    place = make_place_batch(programs.mesh)
+    key = jax.random.fold_in(keys.dropout, step - 1)
+    parts = batch.reshape(-1, train.batch_at_once, batch.shape[1])
+    whole = len(parts) == 1
+
+    @jax.jit
+    def look(params: Params):
+        shown = place(jnp.asarray(batch if whole else parts))
+        loss, grads = loss_and_grads(model, params, shown, key, train.loss_chunk)
+        keys_P = [key] if whole else [jax.random.fold_in(key, i) for i in range(len(parts))]
+        losses = [
+            batch_losses(model, params, place(jnp.asarray(part)), k, train.loss_chunk).mean(axis=1)
+            for part, k in zip(parts, keys_P, strict=True)
+        ]
+        norms = jax.tree.map(lambda g, p: (_norm(g), _norm(p)), grads, params)
+        return loss, optax.tree.norm(grads), norms, jnp.concatenate(losses)
+
+    with programs.layouts():
+        loss, grad_norm, norms, losses = jax.device_get(look(state.params))
+    named = jax.tree.flatten_with_path(norms, is_leaf=lambda x: isinstance(x, tuple))[0]
+    return Replay(
+        step=step,
+        from_step=from_step,
+        pieces=pieces,
+        starts=starts,
+        batch=batch,
+        losses=losses,
+        loss=float(loss),
+        grad_norm=float(grad_norm),
+        norms={
+            "/".join(str(entry.key) for entry in path): (float(gradient), float(parameter))
+            for path, (gradient, parameter) in named
+        },
+        tokenizer=start.tokenizer,
+    )
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x)))

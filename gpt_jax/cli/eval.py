@@ -1,0 +1,53 @@
+"""`python main.py eval`: a trained model on a whole split of a corpus, exactly."""
+
+from __future__ import annotations
+
+import json
+
+from gpt_jax import devices
+from gpt_jax.cli.parsers import run_folder, run_parser
+
+
+def command(argv: list[str]) -> int:
+    parser = run_parser("eval")
+    # fmt: off
+    parser.add_argument("--split", choices=("val", "train"), default="val",
+                        help="which part of the corpus (default: val)")
+    parser.add_argument("--stride", type=int, metavar="X",
+                        help="tokens from one window's start to the next; smaller gives each "
+                        "prediction more context (default: block_size)")
+    parser.add_argument("--data.corpus", dest="corpus", metavar="X",
+                        help="where the run's corpus is now (default: where it was)")
+    parser.add_argument("--max-tokens", type=int, metavar="X",
+                        help="the most tokens to predict, the first of the split, of each corpus "
+                        "(default: all)")
+    # fmt: on
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse(argv)
+
+    devices.request_cpu_devices(8)
+    from gpt_jax.inference.evaluation import evaluate
+    from gpt_jax.run.load import load_run
+
+    run = load_run(run_folder(args.run_dir, args.init_from), args.checkpoint)
+    evaluation = evaluate(
+        run,
+        split=args.split,
+        stride=args.stride,
+        corpus_name=args.corpus,
+        max_tokens=args.max_tokens,
+    )
+    corpus = run.corpus or {"name": args.corpus}
+    if args.json:
+        record = {
+            "run_dir": str(run.run_dir),
+            "step": run.step,
+            "split": args.split,
+            "corpus": corpus,
+            **evaluation.record(),
+        }
+        print(json.dumps(record, indent=2))
+    else:
+        print(f"{run.run_dir}, step {run.step}, {args.split} split of {corpus['name']}:")
+        print(evaluation)
+    return 0

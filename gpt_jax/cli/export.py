@@ -1,0 +1,24 @@
+"""`python main.py export`: a run as a GPT-2 folder."""
+
+from __future__ import annotations
+
+from gpt_jax import devices
+from gpt_jax.cli.parsers import run_folder, run_parser
+from gpt_jax.storage import to_local
+
+
+def command(argv: list[str]) -> int:
+    parser = run_parser("export")
+    parser.add_argument("--out", type=to_local, metavar="FOLDER", required=True,
+                        help="folder to write, made if missing; never written over")  # fmt: skip
+    args = parser.parse(argv)
+
+    devices.request_cpu_devices(1)
+    from gpt_jax.run.load import export, load_run
+
+    out = args.out
+    export(load_run(run_folder(args.run_dir, args.init_from), args.checkpoint), out)
+    print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    print(f"  in transformers: AutoModelForCausalLM.from_pretrained({str(out)!r})")
+    print(f"  here:            python main.py sample --run-dir {out}")
+    return 0

@@ -1,0 +1,81 @@
+"""The command line's options: made from the settings, and one line for each mistake in them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from gpt_jax.config import list_configs
+from gpt_jax.config.fields import get, parse, settings
+from gpt_jax.errors import ConfigError, suggest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with whole words only, and one line for a mistake."""
+
+    def __init__(self, **kwargs: Any):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        if "expected one argument" in message:
+            message += "; a value that begins with - is written as --setting=-value"
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Parses everything; what is left over is a mistake, and may resemble an option."""
+        args, rest = self.parse_known_args(_joined([_dashed(word) for word in argv]))
+        if rest:
+            known = [option for action in self._actions for option in action.option_strings]
+            word = rest[0].partition("=")[0]
+            what = "setting" if word.startswith("-") else "argument"
+            if word in list_configs():
+                raise ConfigError(f"unknown argument {word!r}; did you mean --config {word}?")
+            raise ConfigError(
+                f"unknown {what} {word!r}{suggest(word, known)} (see {self.prog} --help)"
+            )
+        return args
+
+
+def _dashed(word: str) -> str:
+    """Returns --model.n_layer as --model.n-layer: both are accepted."""
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _joined(words: list[str]) -> list[str]:
+    """Returns --option -1e-3 as --option=-1e-3, which argparse would take for another option."""
+    joined: list[str] = []
+    for word in words:
+        try:
+            follows = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
+            number = word.startswith("-") and follows and float(word) <= 0
+        except ValueError:
+            number = False
+        if number:
+            joined[-1] += "=" + word
+        else:
+            joined.append(word)
+    return joined
+
+
+def add_settings(parser: Parser, config: Any) -> None:
+    """Adds an option for each setting, with its meaning and, as its default, the config's value."""
+    groups: dict[str, Any] = {}
+    for name, hint, field in settings(type(config)):
+        if field.metadata["internal"]:
+            continue
+        title = name.rpartition(".")[0] or "run"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        option = "--" + name.replace("_", "-")
+        default = get(config, name)
+        shown = "none" if default is None else repr(default) if default == "" else default
+        groups[title].add_argument(
+            option,
+            dest=name,
+            metavar="X",
+            default=argparse.SUPPRESS,
+            type=lambda text, hint=hint, option=option: parse(text, hint, option),
+            help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"),
+        )

@@ -1,0 +1,70 @@
+"""What the parsers of several verbs have in common."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gpt_jax.cli import VERBS
+from gpt_jax.cli.options import Parser
+from gpt_jax.config.fields import parse
+from gpt_jax.storage import to_folder
+
+
+def verb_parser(verb: str, options: str, more: str = "") -> Parser:
+    """Returns a verb's parser, which shows its options in short, its line in VERBS and `more`."""
+    return Parser(
+        prog=f"main.py {verb}",
+        usage=f"python main.py {verb} {options}",
+        description=VERBS[verb][0].upper() + VERBS[verb][1:] + more,
+    )
+
+
+def run_parser(verb: str, more: str = "") -> Parser:
+    """Returns the parser of a verb that loads a run, to be found by `run_folder`, or its like."""
+    parser = verb_parser(verb, "--run-dir FOLDER [...]", "." + more)
+    folder = parser.add_mutually_exclusive_group()
+    add_run_dir(folder, "the run's folder, or a GPT-2 folder")
+    # fmt: off
+    folder.add_argument("--init-from", metavar="X", help="in place of --run-dir: also a name on "
+                        "Hugging Face's hub, such as openai-community/gpt2")
+    parser.add_argument("--checkpoint", type=_checkpoint, default="newest", metavar="X",
+                        help="newest, best (the lowest validation loss) or a step (default: "
+                        "newest)")
+    # fmt: on
+    add_debug(parser)
+    return parser
+
+
+def _checkpoint(text: str) -> str | int:
+    if text in ("newest", "best"):
+        return text
+    return parse(text, int, "--checkpoint, if neither newest nor best,")
+
+
+def run_folder(run_dir: Path, init_from: str | None) -> Path:
+    """Returns the folder that the options of `run_parser` name."""
+    from gpt_jax.hf import find
+
+    return run_dir if init_from is None else find(init_from)
+
+
+def add_run_dir(options: argparse._ActionsContainer, what: str) -> None:
+    options.add_argument("--run-dir", type=to_folder, default="runs/nano", metavar="FOLDER",
+                         help=f"{what} (default: runs/nano)")  # fmt: skip
+
+
+def add_debug(parser: Parser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_config(parser: Parser) -> None:
+    parser.add_argument("--config", metavar="NAME",
+                        help="name from configs/, or path of a Python file (nano)")  # fmt: skip
+
+
+def named_config(verb: str, argv: list[str]) -> str:
+    """Returns the --config of a command line, to be read first: it has the options' defaults."""
+    parser = Parser(add_help=False, prog=f"main.py {verb}")
+    parser.add_argument("--config", default="nano")
+    return parser.parse_known_args(argv)[0].config

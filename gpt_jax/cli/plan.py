@@ -1,0 +1,70 @@
+"""`python main.py plan`: what a run would take, on this machine or a TPU slice; trains nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+
+from gpt_jax import devices
+from gpt_jax.cli.options import add_settings
+from gpt_jax.cli.parsers import add_config, add_debug, named_config, verb_parser
+from gpt_jax.config import Config, load_config, override, pin_schedule
+
+
+def command(argv: list[str]) -> int:
+    config = load_config(named_config("plan", argv))
+    parser = verb_parser(
+        "plan",
+        "--config NAME [--topology v5e:4x4] [--GROUP.SETTING X ...]",
+        ".\n\nNothing is allocated, so a model may be larger than this machine. The exit status is "
+        "1 where it\ndoes not fit.",
+    )
+    add_config(parser)
+    parser.add_argument("--topology", metavar="X",
+                        help="a TPU slice to compile for, such as v5e:4x4, v5p:2x2x2 or v6e:8x8; "
+                        "needs libtpu, but no TPU (default: this machine)")  # fmt: skip
+    parser.add_argument("--sampling", action="store_true", help="compile the decoder too")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    add_debug(parser)
+    add_settings(parser, config)
+    values = vars(parser.parse(argv))
+    topology, sampling, as_json = (values.pop(name) for name in ("topology", "sampling", "json"))
+    del values["config"], values["debug"]
+    config = override(config, values)
+
+    if topology is None:
+        devices.request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
+    else:
+        os.environ |= devices.DESCRIBES_TPUS
+    from gpt_jax.analysis import plan
+
+    plan.check_can_plan(topology)
+    if not config.model.vocab_size:
+        config = _with_vocabulary(config)
+    config = pin_schedule(config)
+    described = None if topology is None else plan.topology_devices(topology)
+    found = plan.make_plan(config, described, sampling=sampling)
+    way = None if found.fits or as_json else plan.find_way(config, described)
+    if as_json:
+        print(json.dumps(found.record(), indent=1))
+    else:
+        print(found)
+        if way is not None:
+            print(f"\nit fits, with {way[1].memory / plan.GIB:.2f} GiB {found.where}, by {way[0]}")
+        elif not found.fits:
+            print("\nno way was found to fit it: take more devices, or a smaller model or batch")
+    return 0 if found.fits else 1
+
+
+def _with_vocabulary(config: Config) -> Config:
+    """Returns the config with the number of tokens that its corpus gives."""
+    from gpt_jax.input_pipeline.corpus import load_corpus
+    from gpt_jax.input_pipeline.dataset import choose_tokenizer
+
+    corpus = load_corpus(config.data.corpus, config.data.fallback_corpus)
+    for note in corpus.notes:
+        print(f"note: {note}", file=sys.stderr)
+    n = choose_tokenizer(config.data, corpus).vocab_size
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n))

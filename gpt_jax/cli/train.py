@@ -1,0 +1,76 @@
+"""`python main.py train`, or no verb: a run from its config to its last step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt_jax import devices
+from gpt_jax.cli import VERBS
+from gpt_jax.cli.options import Parser, add_settings
+from gpt_jax.cli.parsers import add_config, add_debug, named_config
+from gpt_jax.config import Config, list_configs, load_config, override
+from gpt_jax.config.fields import get, settings
+from gpt_jax.parallel.multihost import HostsConfig, Launch, connect
+from gpt_jax.version import __version__
+
+
+def command(argv: list[str]) -> int:
+    name, asks_help = named_config("train", argv), bool({"-h", "--help"} & set(argv))
+    config = load_config("nano" if asks_help and name not in list_configs() else name)
+    values = vars(_parser(config).parse(argv))
+    del values["config"], values["debug"]
+    of_hosts = [name for name in values if name.startswith("hosts.")]
+    hosts = HostsConfig(**{name.removeprefix("hosts."): values.pop(name) for name in of_hosts})
+    given = {}
+    if values.get("init_from", config.init_from) is not None:
+        given = _take_source_settings(config, values)
+    config = override(config, values)
+
+    n = hosts.count or 1
+    devices.request_cpu_devices(
+        max(1, config.train.batch_at_once // n), at_least=-(-config.mesh.named // n)
+    )
+    if config.train.deterministic:
+        devices.request_determinism()
+    connect(hosts, has_tpu=devices.has_tpu())
+    from gpt_jax.training.trainer import train
+
+    if config.init_from is not None:
+        from gpt_jax.training.init_from import start_from
+
+        config = start_from(config, given)
+    train(config)
+    return 0
+
+
+def _parser(config: Config) -> Parser:
+    configs = "\n".join(f"  {name:<14} {line}" for name, line in list_configs().items())
+    verbs = "\n".join(f"  {verb:<14} {line}" for verb, line in VERBS.items())
+    parser = Parser(
+        prog="main.py train",
+        usage="python main.py [train] [--config NAME] [--GROUP.SETTING X ...]",
+        description=f"Trains a GPT, shows how its loss falls, and writes text.\n\n"
+        f"verbs (each has its own --help):\n{verbs}\n\nconfigs:\n{configs}",
+        epilog="The same command again goes on with an interrupted run. Defaults shown are those "
+        "of the config named.",
+    )
+    add_config(parser)
+    add_debug(parser)
+    parser.add_argument("--version", action="version", version=f"gpt_jax {__version__}")
+    add_settings(parser, config)
+    add_settings(parser, Launch())
+    return parser
+
+
+def _take_source_settings(config: Config, values: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of `values` the settings to hold against those of init_from, once it is read.
+
+    Returns:
+      These, and those of a config file that has an init_from of its own.
+    """
+    of_source = [name for name, _, _ in settings(Config) if name.startswith("model.")]
+    of_source += ["data.tokenizer", "data.vocab_size"]
+    given = {}
+    if config.init_from is not None:
+        given = {k: get(config, k) for k in of_source if get(config, k) != get(Config(), k)}
+    return given | {k: values.pop(k) for k in of_source if k in values}

@@ -1,0 +1,84 @@
+"""Config files: the named ones in `configs/`, and any Python file with a `get_config()`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+from gpt_jax.config.fields import settings
+from gpt_jax.config.run_config import DEFAULT_RUN_DIR, Config
+from gpt_jax.errors import ConfigError, UserError, suggest
+
+
+def config_dir() -> Path:
+    """Returns the folder of the named configs: the repository's, or the installed package's."""
+    package = Path(__file__).parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def list_configs() -> dict[str, str]:
+    """Returns {name: first line of the file's docstring} without running any of the files."""
+    found = {}
+    for path in sorted(config_dir().glob("[a-z]*.py")):
+        try:
+            docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        except (OSError, SyntaxError, ValueError) as error:
+            docstring = f"(can't be read: {error})"
+        found[path.stem] = docstring.partition("\n")[0]
+    return found
+
+
+def load_config(name: str | os.PathLike[str]) -> Config:
+    """Returns the config of a name in `configs/`, or of the path of a Python file.
+
+    The file is code and is run: it must define `get_config() -> Config`.
+
+    Raises:
+      ConfigError: there is no such config, or the file fails or returns something else.
+    """
+    name = os.fspath(name)
+    path = Path(name)
+    if os.sep not in name and path.suffix != ".py":
+        path = config_dir() / f"{name}.py"
+        if not path.is_file():
+            names = list(list_configs())
+            if os.path.isfile(f"{name}.py"):
+                raise ConfigError(f"unknown config {name!r}; for the file, give {name}.py")
+            raise ConfigError(
+                f"unknown config {name!r}{suggest(name, names)}; there are {', '.join(names)}, "
+                "or give the path of a file"
+            )
+    if not path.is_file():
+        raise ConfigError(f"config file {name} does not exist; give another, or a name from --help")
+    spec = importlib.util.spec_from_file_location(f"gpt_jax_config:{path}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"config file {name} must be a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except UserError as error:
+        raise ConfigError(f"config file {path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        detail = " ".join(str(error).split())
+        if unknown := re.match(r"(\w+Config\.__init__.*? unexpected .*?'(\w+)')", detail):
+            names = {part for setting, _, _ in settings(Config) for part in setting.split(".")}
+            detail = unknown[1] + suggest(unknown[2], names)  # from 3.13 on Python has its own
+        raise ConfigError(f"config file {path} fails: {type(error).__name__}: {detail}") from error
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"config file {path}: get_config() must return a gpt_jax Config, not {config!r:.60}"
+        )
+    if config.run_dir == DEFAULT_RUN_DIR:
+        config = dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+    return config

@@ -1,0 +1,227 @@
+"""Tokenizers in Hugging Face's files, in and out: tokenizer.json, or vocab.json with merges.txt.
+
+In come byte pairs as GPT-2 has them, and characters as `save_tokenizer` writes them. What would
+give other ids here than there is refused. See `hf.py` for the weights beside them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.errors import UserError
+from gpt_jax.storage import write_atomically
+from gpt_jax.tokenizer import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    BpeTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    byte_of_character,
+    common_spelling,
+)
+
+TOKENIZER_FILE = "tokenizer.json"
+VOCAB_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+GPT2_VOCAB_SIZE = 50257
+PADDING = "<|padding {}|>"  # the last id of a model with more tokens than its tokenizer
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    """Returns what cuts a text at the matches of an expression, in tokenizer.json's words."""
+    return {
+        "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False
+    }  # fmt: skip
+
+
+CHARACTERS = _split(r"[\s\S]")
+
+
+# --- in -------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    """Returns the tokenizer of a GPT-2 folder, with the ids that Hugging Face's give.
+
+    A folder without one gets GPT-2's from tiktoken, if its model has as many tokens.
+
+    Args:
+      folder: with tokenizer.json, or vocab.json and merges.txt.
+      vocab_size: of the model: ids above those of the tokenizer stand for no text.
+
+    Raises:
+      UserError: there is none, it is damaged, or it is of a kind that has no place here.
+    """
+    try:
+        if (path := folder / TOKENIZER_FILE).is_file():
+            tokenizer = _from_tokenizer_json(json.loads(path.read_bytes()), vocab_size)
+        elif (path := folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
+            lines = (folder / MERGES_FILE).read_text("utf-8").split("\n")
+            merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
+            vocab = json.loads(path.read_bytes())
+            tokenizer = _byte_pairs(vocab, merges, {}, GPT2_PATTERN, vocab_size)
+        elif vocab_size == GPT2_VOCAB_SIZE:
+            return BpeTokenizer.published("gpt2")
+        else:
+            raise UserError(
+                f"{folder} has no tokenizer; put its model's {TOKENIZER_FILE} there, or its "
+                f"{VOCAB_FILE} and {MERGES_FILE}"
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path}: this tokenizer can't be used: {reason}") from error
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"{path} has {tokenizer.vocab_size} tokens and the model {vocab_size}; they don't "
+            "belong together"
+        )
+    return tokenizer
+
+
+def _from_tokenizer_json(values: dict[str, Any], vocab_size: int) -> Tokenizer:
+    model, cut = values["model"], values.get("pre_tokenizer") or {}
+    if values.get("normalizer") is not None:
+        raise ValueError("it changes the text before it cuts it (normalizer)")
+    after = values.get("post_processor")
+    if after is not None and after.get("type") != "ByteLevel":
+        raise ValueError("it may add tokens to those of the text (post_processor)")
+    if model.get("type", "BPE") == "WordLevel" and cut == CHARACTERS:
+        characters = list(model["vocab"])
+        if list(model["vocab"].values()) != list(range(len(characters))):
+            raise ValueError("its ids are not those of its characters in order")
+        return CharTokenizer("".join(characters))
+    unlike = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix",
+                                "byte_fallback", "ignore_merges") if model.get(name)]  # fmt: skip
+    if model.get("type", "BPE") != "BPE" or unlike:
+        raise ValueError(f"it is no byte-level BPE as GPT-2's ({', '.join(unlike) or 'type'})")
+    *before, last = cut["pretokenizers"] if cut.get("type") == "Sequence" else [cut]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        raise ValueError("it is not over bytes as they are (pre_tokenizer)")
+    if not before and last.get("use_regex", True):
+        pattern = GPT2_PATTERN
+    elif (
+        before and before == [_split(p := before[0]["pattern"]["Regex"])] and not last["use_regex"]
+    ):
+        pattern = p
+    else:
+        raise ValueError(
+            "it cuts the text in a way that this program does not know (pre_tokenizer)"
+        )
+    added = {token["content"]: token["id"] for token in values.get("added_tokens") or ()}
+    common = [t["content"] for t in values.get("added_tokens") or () if not t.get("special")]
+    if common:
+        raise ValueError(f"it takes {common[0]!r} for one token in any text (added_tokens)")
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    return _byte_pairs(model["vocab"], merges, added, pattern, vocab_size)
+
+
+def _byte_pairs(
+    vocab: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    added: Mapping[str, int],
+    pattern: str,
+    vocab_size: int,
+) -> BpeTokenizer:
+    """Returns the tokenizer of a vocabulary whose ids are the bytes, then the merges in order."""
+    byte_of = byte_of_character()
+    names = sorted(byte_of, key=vocab.__getitem__) + [a + b for a, b in merges]
+    if [vocab.get(name) for name in names] != list(range(len(names))):
+        raise ValueError("its ids are not the 256 bytes and then the merges in their order")
+    tokens = [bytes(byte_of[c] for c in name) for name in names]
+    if find_merges(tokens) != [tuple(merge) for merge in merges]:
+        raise ValueError("its merges are not those that make its tokens")
+    rest = {name: vocab[name] for name in vocab.keys() - set(names)} | dict(added)
+    special = {name: i for name, i in rest.items() if i < vocab_size}
+    if len(tokens) < vocab_size and vocab_size - 1 not in special.values():
+        special[PADDING.format(vocab_size - 1)] = vocab_size - 1
+    return BpeTokenizer(tokens, pattern, special)
+
+
+def find_merges(tokens: Iterable[bytes]) -> list[tuple[str, str]]:
+    """Returns the two parts of each token of more than one byte, in the characters of the files.
+
+    They are what merging by the ranks of the tokens before it leaves of its bytes.
+
+    Raises:
+      ValueError: something else than two parts is left of one.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    character_of = {b: c for c, b in byte_of_character().items()}
+    merges = []
+    for token, own_rank in ranks.items():
+        if len(token) < 2:
+            continue
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, own_rank) for a, b in itertools.pairwise(parts)]
+            rank = min(pairs)
+            if rank >= own_rank:
+                raise ValueError(f"its token {own_rank} can't be made from two others")
+            at = pairs.index(rank)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        a, b = ("".join(character_of[byte] for byte in part) for part in parts)
+        merges.append((a, b))
+    return merges
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
+    """Writes tokenizer.json and tokenizer_config.json, with which transformers gives equal ids.
+
+    Raises:
+      UserError: they can't be written, or byte pairs are not made two by two.
+    """
+    values: dict[str, Any] = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": CHARACTERS, "post_processor": None,
+        "decoder": {"type": "Fuse"},
+    }  # fmt: skip
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": block_size,
+    }
+    try:
+        if isinstance(tokenizer, CharTokenizer):
+            vocab = {c: i for i, c in enumerate(tokenizer.vocabulary)}
+            values["model"] = {"type": "WordLevel", "vocab": vocab, "unk_token": ""}
+        else:
+            values |= _bpe_values(tokenizer)
+            if END_OF_TEXT in tokenizer.special_tokens:
+                settings |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+        write_atomically(folder / TOKENIZER_FILE, json.dumps(values, indent=1) + "\n")
+        write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=1) + "\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the tokenizer in {folder}: {error}") from error
+
+
+def _bpe_values(tokenizer: BpeTokenizer) -> dict[str, Any]:
+    character_of = {b: c for c, b in byte_of_character().items()}
+    names = ["".join(character_of[b] for b in token) for token in tokenizer.tokens]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "added_tokens": [
+            {"id": i, "content": text, **flags, "special": True}
+            for text, i in sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+        ],
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                _split(common_spelling(tokenizer.pattern)),
+                {**byte_level, "use_regex": False},
+            ],
+        },
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {name: i for i, name in enumerate(names)},
+            "merges": find_merges(tokenizer.tokens),
+        },
+    }

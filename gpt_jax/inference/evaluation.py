@@ -1,0 +1,310 @@
+"""The exact evaluation: every token of a split but the first, predicted once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.config import ModelConfig, TrainConfig
+from gpt_jax.devices import WIDE, compiler_options
+from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.inference.windows import count_windows, make_windows
+from gpt_jax.input_pipeline.corpus import check_same_corpus, check_same_tokenizer, load_corpus
+from gpt_jax.input_pipeline.dataset import Mixture, Split, encode_corpus
+from gpt_jax.model import Params
+from gpt_jax.model.attention import needs_mesh
+from gpt_jax.model.loss import batch_losses
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.sharding import layouts, make_place_batch, put, replicated
+from gpt_jax.run.load import Run
+from gpt_jax.run.metrics import bits_per_byte
+
+BATCH_TOKENS = 4096  # computed at once
+CALL_BATCHES = 16  # at most, in one compiled call
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An exact evaluation of one split.
+
+    Attributes:
+      nats_per_token: mean cross-entropy; of a mixture, the corpora's means by their shares.
+      tokens: how many were predicted: all but the first of each shard, or as many as were asked
+        for.
+      n_bytes: UTF-8 bytes of those tokens.
+      stride: from one window's start to the next, in tokens.
+      n_predictable: tokens that could be predicted.
+      parts: of a mixture: (share of the rows, evaluation) of each corpus.
+    """
+
+    nats_per_token: float
+    tokens: int
+    n_bytes: int
+    stride: int
+    n_predictable: int
+    parts: tuple[tuple[float, Evaluation], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the split was predicted."""
+        return self.tokens == self.n_predictable
+
+    @property
+    def perplexity(self) -> float:
+        """e to the nats; infinite where a float can't hold it."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        if self.parts:
+            per_token = sum(share * part.n_bytes / part.tokens for share, part in self.parts)
+            return bits_per_byte(self.nats_per_token, per_token)
+        return bits_per_byte(self.nats_per_token * self.tokens, self.n_bytes)
+
+    def record(self) -> dict[str, Any]:
+        """Returns the figures for JSON."""
+        record = {
+            "nats_per_token": self.nats_per_token,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens_predicted": self.tokens,
+            "bytes_predicted": self.n_bytes,
+            "stride": self.stride,
+        }
+        if not self.is_whole:
+            record["of_tokens"] = self.n_predictable
+        if self.parts:
+            record["parts"] = [{"share": share, **part.record()} for share, part in self.parts]
+        return record
+
+    def __str__(self) -> str:
+        tokens = f"{self.tokens:,}"
+        if not self.is_whole:
+            tokens = f"the first {tokens} of {self.n_predictable:,}"
+        return (
+            f"{self.nats_per_token:.4f} nats a token, perplexity {self.perplexity:.3f}, "
+            f"{self.bits_per_byte:.4f} bits a byte ({tokens} tokens, {self.n_bytes:,} bytes)"
+        )
+
+
+def choose_batch(block_size: int, train: TrainConfig | None = None) -> tuple[int, int | None]:
+    """Returns how many windows are computed at once, and the loss_chunk to do it with.
+
+    They are `BATCH_TOKENS`, in a multiple of 8 windows, so that the windows in a batch are the same
+    for any number of devices up to 8. Where the settings of training compute less at once, as in
+    a small memory, so does this: no more than its micro_batch, and more tokens than `BATCH_TOKENS`
+    only where it has a batch of as many windows. Their loss is then taken in chunks.
+    """
+    batch_size = 8 * max(1, BATCH_TOKENS // block_size // 8)
+    loss_chunk = None
+    if train is not None:
+        most = train.micro_batch or max(train.batch_size, BATCH_TOKENS // block_size)
+        batch_size, loss_chunk = min(batch_size, most), train.loss_chunk
+    if loss_chunk is None and batch_size * block_size > BATCH_TOKENS:
+        loss_chunk = BATCH_TOKENS
+    return batch_size, loss_chunk
+
+
+@functools.lru_cache(maxsize=4)
+def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int | None = None):
+    options = compiler_options(jax.default_backend(), library_products=config.n_embd < WIDE)
+    losses = make_window_losses(config, make_place_batch(mesh), loss_chunk)
+    return jax.jit(losses, out_shardings=replicated(mesh), compiler_options=options)
+
+
+def evaluate_split(
+    config: ModelConfig,
+    params: Params,
+    split: Split | Mixture,
+    token_bytes: np.ndarray,
+    *,
+    stride: int | None = None,
+    train: TrainConfig | None = None,
+    max_tokens: int | None = None,
+) -> Evaluation:
+    """Evaluates a model on a whole split; sums in float64.
+
+    The host gathers the windows, a few at a time, so the memory does not grow with the split.
+
+    Args:
+      config: the model's.
+      params: the model's, on any devices.
+      split: what to predict.
+      token_bytes: int32 (V,), UTF-8 bytes a token.
+      stride: see `data.make_windows`; None is block_size.
+      train: the settings of training, which say how much is computed at once; see `choose_batch`.
+      max_tokens: the most tokens to predict, the first ones, of each corpus; None is all.
+
+    Raises:
+      ConfigError: the stride is not in [1, block_size].
+    """
+    parts = tuple(
+        (
+            float(share),
+            _evaluate_part(config, params, part, token_bytes, stride, max_tokens, train),
+        )
+        for share, part in split.parts
+    )
+    if len(parts) == 1:
+        return parts[0][1]
+    return Evaluation(
+        nats_per_token=sum(share * part.nats_per_token for share, part in parts),
+        tokens=sum(part.tokens for _, part in parts),
+        n_bytes=sum(part.n_bytes for _, part in parts),
+        stride=stride or config.block_size,
+        n_predictable=sum(part.n_predictable for _, part in parts),
+        parts=parts,
+    )
+
+
+def _evaluate_part(config, params, split, token_bytes, stride, max_tokens, train) -> Evaluation:
+    batch_size, loss_chunk = choose_batch(config.block_size, train)
+    if jax.process_count() > 1:  # windows for every host
+        batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
+    mesh = make_mesh(batch_size)
+    params = jax.tree.map(lambda x: put(x, replicated(mesh)), params)
+    n_predictable = sum(len(shard) - 1 for shard in split.shards)
+    n_predicted, shards = 0, []
+    for shard in split.shards:
+        left = n_predictable if max_tokens is None else max_tokens - n_predicted
+        if left > 0 and len(shard) > 1:
+            shards.append(shard[: left + 1])
+            n_predicted += len(shards[-1]) - 1
+    total, n_bytes = 0.0, 0
+    index_T = np.arange(config.block_size)
+    for batches, firsts, lasts in _calls(shards, config.block_size, stride, batch_size):
+        with layouts(mesh, kernels=needs_mesh(config)):
+            losses = _window_losses(config, mesh, loss_chunk)(params, batches, firsts, lasts)
+        total += float(np.asarray(losses, np.float64).sum())
+        counts = (index_T >= firsts[..., None]) & (index_T < lasts[..., None])
+        n_bytes += int(token_bytes[batches[..., 1:][counts]].sum())
+    return Evaluation(
+        nats_per_token=total / n_predicted,
+        tokens=n_predicted,
+        n_bytes=n_bytes,
+        stride=stride or config.block_size,
+        n_predictable=n_predictable,
+    )
+
+
+def _calls(shards: Sequence[np.ndarray], block_size: int, stride: int | None, batch_size: int):
+    """Yields what each call of `_window_losses` takes: batches (W, B, T + 1), firsts, lasts (W, B).
+
+    The windows of all shards follow one another; W is the same in every call.
+    """
+    n_windows = [count_windows(len(shard), block_size, stride or block_size) for shard in shards]
+    shape = min(CALL_BATCHES, -(-sum(n_windows) // batch_size)), batch_size
+    n_rows = shape[0] * shape[1]
+
+    def empty() -> tuple[np.ndarray, ...]:
+        # What no window fills is read, and never counted.
+        rows = np.zeros((n_rows, block_size + 1), np.int32)
+        return rows, np.zeros(n_rows, np.int32), np.zeros(n_rows, np.int32)
+
+    used, (rows, firsts, lasts) = 0, empty()
+    for shard, n in zip(shards, n_windows, strict=True):
+        at = 0
+        while at < n:
+            windows = range(at, min(at + n_rows - used, n))
+            here = slice(used, used + len(windows))
+            starts, firsts[here], lasts[here] = make_windows(
+                len(shard), block_size, stride, windows
+            )
+            for row, start in zip(rows[here], starts, strict=True):
+                part = shard[start : start + block_size + 1]
+                row[: len(part)] = part
+            at, used = windows.stop, here.stop
+            if used == n_rows:
+                yield rows.reshape(*shape, -1), firsts.reshape(shape), lasts.reshape(shape)
+                used, (rows, firsts, lasts) = 0, empty()
+    if used:
+        yield rows.reshape(*shape, -1), firsts.reshape(shape), lasts.reshape(shape)
+
+
+def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split] | dict[str, Mixture]:
+    """Returns the training and validation parts of the corpus that a run was trained on.
+
+    Args:
+      run: the run.
+      corpus_name: where that corpus is now; None is where it was. For a GPT-2 folder, any corpus.
+
+    Raises:
+      UserError: it can't be had, or is not the same any more.
+    """
+    if not run.corpus and not corpus_name:
+        raise UserError(
+            f"{run.run_dir} is a GPT-2 folder and has no corpus of its own; name one with "
+            "--data.corpus"
+        )
+    corpus = load_corpus(corpus_name or run.config.data.corpus, tokenizer=run.tokenizer)
+    check_same_tokenizer(corpus, run.tokenizer, run.run_dir)
+    if run.corpus:
+        check_same_corpus(corpus, run.corpus, run.run_dir)
+    return encode_corpus(corpus, run.tokenizer, run.config)
+
+
+def evaluate(
+    run: Run,
+    *,
+    split: str = "val",
+    stride: int | None = None,
+    corpus_name: str | None = None,
+    max_tokens: int | None = None,
+) -> Evaluation:
+    """Evaluates a run exactly: every token of the split but the first, predicted once.
+
+    "First" is that of each shard. Of a mixture it evaluates each corpus and weighs them.
+
+    Args:
+      run: the run.
+      split: "val" or "train".
+      stride: tokens from one window's start to the next; None is block_size. Smaller gives each
+        prediction more context, at more cost.
+      corpus_name: where the run's corpus is now; None is where it was.
+      max_tokens: the most tokens to predict, of each corpus; None is all.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
+    if split not in ("train", "val"):
+        raise ConfigError(f"split={split!r} must be val or train")
+    part = load_splits(run, corpus_name)[split]
+    return evaluate_split(
+        run.config.model,
+        run.params,
+        part,
+        run.tokenizer.token_bytes,
+        stride=stride,
+        train=run.config.train,
+        max_tokens=max_tokens,
+    )
+
+
+def make_window_losses(
+    model: ModelConfig,
+    place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
+    loss_chunk: int | None = None,
+) -> Callable:
+    """Returns window_losses(params, batches, firsts, lasts) -> summed losses, (W, B).
+
+    For the exact evaluation: the windows of `data.make_windows`, in W batches (B, T + 1). A
+    window's sum, in nats, is over its predictions in [first, last); where they are equal, it is 0.
+    """
+
+    def window_losses(params, batches, firsts_WB, lasts_WB):
+        def body(_, window):
+            batch, firsts_B, lasts_B = window
+            losses_BT = batch_losses(model, params, place_batch(batch), None, loss_chunk)
+            index_T = jnp.arange(model.block_size)
+            counts_BT = (index_T >= firsts_B[:, None]) & (index_T < lasts_B[:, None])
+            return None, jnp.where(counts_BT, losses_BT, 0.0).sum(axis=1)
+
+        return jax.lax.scan(body, None, (batches, firsts_WB, lasts_WB))[1]
+
+    return window_losses

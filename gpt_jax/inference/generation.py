@@ -1,0 +1,91 @@
+"""Text from a run: a prompt goes in, its continuation comes out as it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.config import SampleConfig, override
+from gpt_jax.errors import ConfigError
+from gpt_jax.inference.decoding import Filters, generate_tokens
+from gpt_jax.prng import make_keys
+from gpt_jax.run.load import Run
+from gpt_jax.tokenizer import Tokenizer
+
+_keys = jax.jit(make_keys)
+
+
+def stream(
+    run: Run, prompt: str, settings: SampleConfig | None = None, *, seed: int | None = None
+) -> Iterator[list[str]]:
+    """Continues a prompt; yields the next piece of each text as it is written.
+
+    An empty prompt starts from a line break (or token 0, in a vocabulary without one), which is
+    not part of the text. A character of several tokens comes with the last of them; one that the
+    end cuts off is U+FFFD.
+
+    Args:
+      run: the run.
+      prompt: text that the tokenizer has tokens for.
+      settings: how; None is the run's own. Its prompt is not used.
+      seed: of the draws; None is the run's own.
+
+    Yields:
+      num_samples texts, to be appended to what came before.
+
+    Raises:
+      UserError: the tokenizer can't encode the prompt, or top_k is above the vocabulary.
+    """
+    settings = run.config.sample if settings is None else settings
+    check_top_k(settings, run.tokenizer)
+    seed = override(run.config, {} if seed is None else {"seed": seed}).seed
+    ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
+    key = _keys(np.uint32(seed)).sample
+    decoders = [run.tokenizer.make_decoder() for _ in range(settings.num_samples)]
+    for tokens_BT in generate_tokens(
+        run.config.model,
+        run.decode_params,
+        ids,
+        key,
+        Filters(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p),
+        max_new_tokens=settings.max_new_tokens,
+        num_samples=settings.num_samples,
+        window=settings.window,
+    ):
+        yield [decode(row) for decode, row in zip(decoders, tokens_BT, strict=True)]
+    cut_off = [decode([], last=True) for decode in decoders]
+    if any(cut_off):
+        yield cut_off
+
+
+def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any) -> str:
+    """Returns the prompt and its continuation.
+
+    Args:
+      run: from `train` or `load_run`.
+      prompt: text that the tokenizer has tokens for; may be empty.
+      seed: of the draws; None is the run's own.
+      **settings: any field of SampleConfig (max_new_tokens, temperature, top_k, top_p, window) in
+        place of the run's own. For several texts at once, see `stream`.
+
+    Raises:
+      UserError: an unknown or invalid setting, or a prompt that the tokenizer can't encode.
+    """
+    try:
+        chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
+    except TypeError as error:
+        raise ConfigError(f"generate: {error}") from None
+    return prompt + "".join(piece[0] for piece in stream(run, prompt, chosen, seed=seed))
+
+
+def check_top_k(settings: SampleConfig, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError where top_k asks for more tokens than there are."""
+    if settings.top_k is not None and settings.top_k > tokenizer.vocab_size:
+        raise ConfigError(
+            f"top_k={settings.top_k} is above the vocabulary of {tokenizer.vocab_size} tokens; "
+            "use none for all of them"
+        )

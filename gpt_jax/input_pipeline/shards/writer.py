@@ -1,0 +1,214 @@
+"""Writes the shards of a prepared corpus; `shards.py` has the format and reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.input_pipeline.shards.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    MAX_SHARD_TOKENS,
+    SHARD_NAME,
+    SPLITS,
+    ShardError,
+)
+from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS
+from gpt_jax.storage import write_atomically
+from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import Tokenizer
+
+
+class ShardWriter:
+    """Writes the shards of a prepared corpus: what is appended, in order, cut to size.
+
+    Until `finish` has written the manifest, the folder is no prepared corpus. `save_state` brings
+    everything to disk and returns where it stands; a writer made from that state takes back what
+    came later and goes on, and the shards are the same bytes as without the interruption.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        shard_tokens: int,
+        state: Mapping[str, Any] | None = None,
+    ):
+        """Takes a folder that exists; without a state it begins anew.
+
+        Args:
+          folder: where to write.
+          tokenizer: of the ids that will come.
+          shard_tokens: in every shard but a split's last, at most `MAX_SHARD_TOKENS`.
+          state: what `save_state` returned.
+
+        Raises:
+          ShardError: a shard that the state speaks of is missing or shorter than it says.
+        """
+        if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
+            raise ShardError(
+                f"shard_tokens={shard_tokens} must be between 1 and {MAX_SHARD_TOKENS:,}"
+            )
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._shard_tokens = shard_tokens
+        self._sizes = tokenizer.token_bytes
+        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        self._open: dict[str, _OpenShard] = {}
+        self._done: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        kept = set()
+        if state:
+            for split in SPLITS:
+                self._done[split] = [dict(entry) for entry in state["shards"][split]]
+                kept |= {entry["name"] for entry in self._done[split]}
+                n_tokens, n_bytes = state["open"][split]
+                if n_tokens:
+                    shard = _OpenShard(self._next_path(split), n_tokens * self.dtype.itemsize)
+                    shard.tokens, shard.bytes = n_tokens, n_bytes
+                    self._open[split] = shard
+                    kept.add(shard.path.name)
+        for path in folder.iterdir():
+            if SHARD_NAME.fullmatch(path.name) and path.name not in kept:
+                path.unlink()
+
+    @property
+    def n_tokens(self) -> dict[str, int]:
+        """{split: tokens so far}."""
+        return {
+            split: sum(entry["tokens"] for entry in self._done[split])
+            + (self._open[split].tokens if split in self._open else 0)
+            for split in SPLITS
+        }
+
+    def append(self, split: str, ids: np.ndarray) -> None:
+        """Adds ids (N,) in [0, V) to a split."""
+        for start in range(0, len(ids), CHUNK_TOKENS):
+            chunk = ids[start : start + CHUNK_TOKENS]
+            while len(chunk):
+                if split not in self._open:
+                    self._open[split] = _OpenShard(self._next_path(split), 0)
+                shard = self._open[split]
+                room = self._shard_tokens - shard.tokens
+                shard.write(chunk[:room].astype(self.dtype), self._sizes)
+                chunk = chunk[room:]
+                if shard.tokens == self._shard_tokens:
+                    self._close(split)
+
+    def save_state(self) -> dict[str, Any]:
+        """Brings all to disk and returns where the writer stands, ready for JSON."""
+        for shard in self._open.values():
+            shard.sync()
+        return {
+            "shards": {split: list(self._done[split]) for split in SPLITS},
+            "open": {
+                split: [self._open[split].tokens, self._open[split].bytes]
+                if split in self._open
+                else [0, 0]
+                for split in SPLITS
+            },
+        }
+
+    def finish(
+        self, tokenizer_name: str, n_documents: Mapping[str, int], **facts: Any
+    ) -> dict[str, Any]:
+        """Closes the shards, writes tokenizer and manifest, and returns the manifest.
+
+        Args:
+          tokenizer_name: "char", "bpe", "gpt2", ...
+          n_documents: {split: documents}.
+          **facts: what else the manifest is to say: the source, the settings, the counts.
+
+        Raises:
+          ShardError: a split has no tokens.
+        """
+        for split in list(self._open):
+            self._close(split)
+        for split in SPLITS:
+            if not self._done[split]:
+                raise ShardError(f"no tokens for {split}")
+        content = self._tokenizer.to_json()
+        write_atomically(self._folder / TOKENIZER_FILE, content)
+        manifest = {
+            "format": FORMAT,
+            "dtype": "uint16" if self.dtype.itemsize == 2 else "uint32",
+            "vocab_size": self._tokenizer.vocab_size,
+            "tokenizer": {
+                "name": tokenizer_name,
+                "sha256": hashlib.sha256(content.encode("utf-8")).hexdigest(),
+            },
+            "totals": {
+                split: {
+                    "tokens": sum(entry["tokens"] for entry in self._done[split]),
+                    "bytes": sum(entry["bytes"] for entry in self._done[split]),
+                    "documents": n_documents[split],
+                }
+                for split in SPLITS
+            },
+            **facts,
+            "shards": [entry for split in SPLITS for entry in self._done[split]],
+        }
+        write_atomically(self._folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+        return manifest
+
+    def close(self) -> None:
+        """Closes the files as they are; for a writer that can't go on."""
+        for shard in self._open.values():
+            shard.file.close()
+
+    def _next_path(self, split: str) -> Path:
+        return self._folder / f"{split}-{len(self._done[split]):05d}.bin"
+
+    def _close(self, split: str) -> None:
+        shard = self._open[split]
+        shard.sync()
+        shard.file.close()
+        del self._open[split]
+        self._done[split].append(
+            {
+                "name": shard.path.name,
+                "tokens": shard.tokens,
+                "bytes": shard.bytes,
+                "sha256": shard.digest.hexdigest(),
+            }
+        )
+
+
+class _OpenShard:
+    """A shard that is being written, from its first `size` bytes on."""
+
+    def __init__(self, path: Path, size: int):
+        self.path, self.tokens, self.bytes = path, 0, 0
+        self.digest = hashlib.sha256()
+        try:
+            self.file = path.open("r+b" if size else "w+b")
+        except OSError as error:
+            raise ShardError(f"shard {path} can't be opened: {error.strerror}") from error
+        left = size
+        while left and (chunk := self.file.read(min(left, 1 << 22))):
+            self.digest.update(chunk)
+            left -= len(chunk)
+        if left:
+            self.file.close()
+            raise ShardError(
+                f"{path} is {left:,} bytes shorter than the preparation had written; delete "
+                f"{path.parent} and prepare it again"
+            )
+        self.file.truncate(size)
+        self.file.seek(size)
+
+    def write(self, ids: np.ndarray, sizes: np.ndarray) -> None:
+        raw = ids.tobytes()
+        self.file.write(raw)
+        self.digest.update(raw)
+        self.tokens += len(ids)
+        self.bytes += int(sizes[ids].sum(dtype=np.int64))
+
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())

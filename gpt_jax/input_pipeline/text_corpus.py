@@ -1,0 +1,309 @@
+"""Texts: those that have a name, downloaded once, and the user's own files.
+
+Each is a `Corpus`, with a record of where it came from. `corpora.py` has those of token ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.errors import UserError, in_short
+from gpt_jax.storage import write_atomically
+
+OZ_FILE = "wizard_of_oz.txt"
+OZ_URL = "https://www.gutenberg.org/cache/epub/55/pg55.txt"  # GPT_JAX_OZ_URL names a mirror
+OZ_SHA256 = "5fbceadaf1cbc51bd8bf30e5ebe60ed99d67ebda266120ba3f6379d6ecf106c2"
+OZ_CHARACTERS = 207_799
+OZ_VOCABULARY = 73
+SHAKESPEARE_FILE = "tinyshakespeare.txt"  # nanoGPT's text; GPT_JAX_SHAKESPEARE_URL names a mirror
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_CHARACTERS = 1_115_394
+MAX_DOWNLOAD_BYTES = 20_000_000
+TRIES = 3
+TIMEOUT_SECONDS = (5, 10)  # to connect; between two packets
+TOTAL_SECONDS = 60
+
+
+class CorpusError(UserError):
+    """A corpus that can't be had or can't be used."""
+
+
+class DownloadError(CorpusError):
+    """A corpus that could not be downloaded, for a reason; another may serve in its place."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A text and its record.
+
+    Attributes:
+      name: what `data.corpus` says: a name, or the absolute path of a file.
+      text: the whole text.
+      source: where it was read from, for people.
+      notes: what differs from what one would expect, a sentence each.
+      requested: the name asked for, where another corpus had to serve; else the same as name.
+    """
+
+    name: str
+    text: str
+    source: str
+    notes: tuple[str, ...] = ()
+    requested: str = ""
+
+    @property
+    def size(self) -> str:
+        """How large it is, for people."""
+        return f"{len(self.text):,} characters"
+
+    @property
+    def sha256(self) -> str:
+        """Of the text as UTF-8."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """Returns what a run's config.json keeps of the corpus."""
+        return {
+            "name": self.name,
+            "requested": self.requested or self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "characters": len(self.text),
+            "vocabulary": len(set(self.text)),
+        }
+
+
+def read_text(path: Path) -> str:
+    """Returns a UTF-8 file's text as it is: line ends and a byte order mark stay.
+
+    Raises:
+      CorpusError: it is missing, a folder, unreadable, empty, binary or not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+    except IsADirectoryError:
+        raise CorpusError(f"corpus {path} is a folder; give the path of a text file") from None
+    except (FileNotFoundError, ValueError):  # ValueError: no path at all, such as "a\0b"
+        is_folder = len(path.parts) > 1 and not path.suffix
+        hint = "; data/README.md says how a large one is prepared" if is_folder else ""
+        raise CorpusError(
+            f"corpus {str(path)!r} is neither a file nor a name; the names are {NAMES}{hint}"
+        ) from None
+    except OSError as error:
+        raise CorpusError(f"corpus {path} can't be read: {error.strerror}") from error
+    if not raw:
+        raise CorpusError(f"corpus {path} is empty; give a text file")
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise CorpusError(
+            f"corpus {path} looks like UTF-16, not UTF-8; convert it, for example with: "
+            "iconv -f utf-16 -t utf-8"
+        )
+    if b"\0" in raw:
+        raise CorpusError(
+            f"corpus {path} looks binary (a zero byte at {raw.index(0)}); give a text"
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"corpus {path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); "
+            "convert it, for example with: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def data_dir() -> Path:
+    """Returns the folder of texts: GPT_JAX_DATA, else the repository's data/, else a user cache."""
+    if named := os.environ.get("GPT_JAX_DATA"):
+        return Path(os.path.expanduser(named))
+    repository = Path(__file__).parent.parent.parent
+    if (repository / "configs").is_dir():
+        return repository / "data"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gpt_jax"
+
+
+def load_named(name: str, progress: Callable[[int, int | None], None] | None) -> Corpus:
+    """Returns one of `DOWNLOADS`, from the first folder that has it, or downloads it.
+
+    Raises:
+      DownloadError: it can't be downloaded, and why, and the ways out.
+      CorpusError: what lies in the folder can't be read.
+    """
+    download = DOWNLOADS[name]
+    repository = Path(__file__).parent.parent.parent / "data"
+    for path in dict.fromkeys((data_dir() / download.file, repository / download.file)):
+        if path.exists():
+            return _with_notes(name, read_text(path), str(path))
+    url = os.environ.get(f"GPT_JAX_{name.upper()}_URL", download.url)
+    path = data_dir() / download.file
+    try:
+        text = download.form(_download(url, progress, download.what))
+    except (OSError, ValueError) as error:
+        why = f"{url}: {in_short(error)}"
+        raise DownloadError(
+            f"corpus {name} could not be downloaded ({why}); put the {download.what} at {path}, or "
+            "train on another text with --data.corpus python-manual or --data.corpus PATH",
+            why,
+        ) from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        corpus = _with_notes(name, text, url)
+        note = (
+            f"{path} could not be written ({error.strerror}): the {download.what} is downloaded "
+            "every time"
+        )
+        return dataclasses.replace(corpus, notes=(*corpus.notes, note))
+    return _with_notes(name, text, f"{url}, now at {path}")
+
+
+def _with_notes(name: str, text: str, source: str) -> Corpus:
+    corpus = Corpus(name, text, source)
+    return dataclasses.replace(corpus, notes=DOWNLOADS[name].notes(corpus))
+
+
+def _oz_notes(corpus: Corpus) -> tuple[str, ...]:
+    if corpus.sha256 == OZ_SHA256:
+        return ()
+    vocabulary = len(set(corpus.text))
+    note = (
+        f"this edition of oz is not the original's: {len(corpus.text):,} characters of "
+        f"{vocabulary} kinds against {OZ_CHARACTERS:,} of {OZ_VOCABULARY}"
+    )
+    if vocabulary != OZ_VOCABULARY:
+        note += ", so the parameter count differs too"
+    return (note,)
+
+
+def _shakespeare_notes(corpus: Corpus) -> tuple[str, ...]:
+    if corpus.sha256 == SHAKESPEARE_SHA256:
+        return ()
+    return (
+        f"this shakespeare is not nanoGPT's: {len(corpus.text):,} characters against "
+        f"{SHAKESPEARE_CHARACTERS:,}, or others",
+    )
+
+
+def original_form(raw: bytes) -> str:
+    """Brings a Project Gutenberg page to the form that the original model was trained on.
+
+    That is the text between the START and END markers, with LF line ends and without outer blank
+    space, behind the byte order mark that headed the original's file.
+
+    Raises:
+      ValueError: it is not UTF-8, or a marker is missing (an error page, or a part of the book).
+    """
+    text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    start = re.search(r"^\*\*\* ?START OF TH[^\n]*\*\*\*[ \t]*$", text, re.MULTILINE)
+    end = re.search(r"^\*\*\* ?END OF TH[^\n]*\*\*\*", text, re.MULTILINE)
+    if not start or not end or end.start() < start.end():
+        which = "START" if not start else "END"
+        raise ValueError(f"no {which} marker of Project Gutenberg in {len(raw):,} bytes")
+    body = text[start.end() : end.start()].strip()
+    if not body:
+        raise ValueError("nothing between the markers")
+    return "\ufeff" + body
+
+
+def checked_shakespeare(raw: bytes) -> str:
+    """Returns the text as it is served.
+
+    Raises:
+      ValueError: it is another (an error page, or a part of the text).
+    """
+    found = hashlib.sha256(raw).hexdigest()
+    if found != SHAKESPEARE_SHA256:
+        raise ValueError(
+            f"{len(raw):,} bytes with sha256 {found[:12]}, not {SHAKESPEARE_SHA256[:12]}"
+        )
+    return raw.decode("utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """A named text that is downloaded once.
+
+    Attributes:
+      file: its name in the folder of texts.
+      url: where it is; the environment's GPT_JAX_NAME_URL comes first.
+      what: a word for it.
+      form: from what is served to the text; raises ValueError where that is not the text.
+      notes: what differs from what one would expect of a text of this name, a sentence each.
+    """
+
+    file: str
+    url: str
+    what: str
+    form: Callable[[bytes], str]
+    notes: Callable[[Corpus], tuple[str, ...]]
+
+
+DOWNLOADS = {
+    "oz": Download(OZ_FILE, OZ_URL, "book", original_form, _oz_notes),
+    "shakespeare": Download(
+        SHAKESPEARE_FILE, SHAKESPEARE_URL, "text", checked_shakespeare, _shakespeare_notes
+    ),
+}
+NAMES = "oz, shakespeare and python-manual"
+
+
+def _download(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
+    """Returns what a URL serves, whole; a refusal, a time-out or half a page is tried again."""
+    import requests
+
+    deadline = time.monotonic() + TOTAL_SECONDS
+    for attempt in range(TRIES):
+        try:
+            return _download_once(requests, url, deadline, progress, what)
+        except requests.RequestException as error:
+            status = error.response.status_code if error.response is not None else None
+            final = status is not None and status < 500 and status != 429
+            pause = 0.5 * 2**attempt
+            if final or attempt == TRIES - 1 or time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the loop returns or raises")
+
+
+def _download_once(requests, url, deadline, progress, what) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    with requests.get(
+        url, stream=True, timeout=TIMEOUT_SECONDS, headers={"User-Agent": "gpt_jax"}
+    ) as response:
+        response.raise_for_status()
+        total = int(response.headers.get("Content-Length", 0)) or None
+        for chunk in response.iter_content(1 << 10):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_DOWNLOAD_BYTES:
+                raise ValueError(f"more than {MAX_DOWNLOAD_BYTES:,} bytes, so not the {what}")
+            if time.monotonic() > deadline:
+                raise ValueError(f"only {size:,} bytes in {TOTAL_SECONDS} s")
+            if progress:
+                progress(size, total)
+    return b"".join(chunks)
+
+
+def load_python_manual() -> Corpus:
+    """Returns what Python says of its own topics, which is on every machine."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name].strip() for name in sorted(topics))
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Corpus("python-manual", text, f"pydoc_data.topics of Python {version}")

@@ -1,0 +1,178 @@
+"""Attention: one function of queries, keys and values, with several ways to compute it.
+
+`choose_attention` says which way a model takes on a device, and why. The projections around it and
+the cache are in `model.py`, whose letters name the shapes here. H' is H / G, heads of keys and
+values; leading axes may be (B, H) or one that holds both.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from gpt_jax.config import ModelConfig
+from gpt_jax.parallel.backend import find_backend
+from gpt_jax.parallel.sharding import MESH_AXES
+
+LONG = 2048  # block_size from which all scores at once take too much memory
+QUERIES = 512  # positions that `blockwise` looks at together
+SPLASH_BLOCKS = (512, 256, 128)  # positions that the TPU's kernel looks at together
+
+
+def choose_attention(config: ModelConfig, backend: str) -> tuple[str, str]:
+    """Returns (how attention is computed without a cache, why it is not fused where it is not).
+
+    Args:
+      config: the model's; `config.attention` is obeyed where that can be, and `fused` that can't
+        be becomes what `auto` gives.
+      backend: as `find_backend` returns it.
+
+    Returns:
+      ("plain", "blockwise" or "fused", a reason in words or "").
+    """
+    if config.attention in ("plain", "blockwise"):
+        return config.attention, "asked for"
+    obstacle = _why_not_fused(config, backend)
+    if not obstacle:
+        return "fused", ""
+    if config.block_size >= LONG and not config.dropout:
+        return "blockwise", obstacle
+    return "plain", obstacle
+
+
+def _why_not_fused(config: ModelConfig, backend: str) -> str:
+    """Returns what keeps a kernel, cuDNN's or the TPU's, from being used, or ""."""
+    name, _, capability = backend.partition(" ")
+    if name == "tpu":
+        if config.dropout:
+            return f"attention dropout {config.dropout:g}; fused has none"
+        if config.block_size % SPLASH_BLOCKS[-1]:
+            return f"fused needs a block_size of 128, 256, ..., and this is {config.block_size}"
+        return ""
+    if name != "cuda":
+        return f"fused is for NVIDIA GPUs and TPUs, and this is {name}"
+    if float(capability) < 8:
+        return f"fused needs compute capability 8.0, and this GPU has {capability}"
+    if config.dropout:
+        return f"attention dropout {config.dropout:g}; fused has none"
+    if config.dtype != "bfloat16":
+        return f"fused needs bfloat16, and this is {config.dtype}"
+    if config.head_size % 8 or config.head_size > 128:
+        return f"fused needs a head size of 8, 16, ... 128, and this is {config.head_size}"
+    return ""
+
+
+def attend(
+    name: str,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: int | jax.Array,
+    dropout: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Returns causal attention: softmax(q k^T) v over the positions up to each query's.
+
+    Args:
+      name: "plain", "blockwise" or "fused"; the last two are for start = 0 and without dropout.
+        A fused one on several TPUs needs the mesh in force; see `needs_mesh`.
+      q: queries (.., H, T, K), scaled.
+      k: keys (.., H', S, K). G = H / H' query heads in a row share one head of keys.
+      v: values, likewise.
+      start: position of the first query; keys stand at positions from 0.
+      dropout: of the weights.
+
+    Returns:
+      (.., H, T, K) of v's dtype. Scores and softmax are float32.
+    """
+    if name == "fused":
+        return _splash(q, k, v) if find_backend() == "tpu" else _cudnn(q, k, v)
+    if name == "blockwise":
+        return _blockwise(q, k, v)
+    return _plain(q, k, v, start, dropout)
+
+
+def _plain(q, k, v, start, dropout=lambda weights: weights):
+    T, K = q.shape[-2:]
+    G = q.shape[-3] // k.shape[-3]
+    # Query heads that share a head of keys stand one after another along time, (.., H', G T, K).
+    rows = q.reshape(*k.shape[:-2], G * T, K)
+    scores = jnp.einsum("...TK,...SK->...TS", rows, k, preferred_element_type=jnp.float32)
+    position_T1 = start + jnp.tile(jnp.arange(T), G)[:, None]
+    causal_TS = jnp.arange(k.shape[-2]) <= position_T1
+    scores = jnp.where(causal_TS, scores, jnp.finfo(scores.dtype).min)
+    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(v.dtype))
+    return jnp.einsum("...TS,...SK->...TK", weights, v).reshape(q.shape)
+
+
+def _blockwise(q, k, v):
+    """Plain attention of some queries at a time: memory grows with T, not with T^2.
+
+    The gradient computes each block's weights again. Those of keys and values are summed over the
+    blocks, so they pass in float32.
+    """
+    T, dtype = q.shape[-2], q.dtype
+    size = min(QUERIES, T)
+    n = -(-T // size)
+    q = jnp.pad(q, [(0, 0)] * (q.ndim - 2) + [(0, n * size - T), (0, 0)])
+    parts = jnp.moveaxis(q.reshape(*q.shape[:-2], n, size, q.shape[-1]), -3, 0)
+    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # in a loop there is nothing to merge
+    def one(part_and_start):
+        part, start = part_and_start
+        return _plain(part, k.astype(dtype), v.astype(dtype), start)
+
+    y = jnp.moveaxis(jax.lax.map(one, (parts, size * jnp.arange(n))), 0, -3)
+    return y.reshape(q.shape)[..., :T, :]
+
+
+def needs_mesh(config: ModelConfig) -> bool:
+    """Says whether attention has a kernel that XLA can't split over devices by itself."""
+    backend = find_backend()
+    return backend == "tpu" and choose_attention(config, backend)[0] == "fused"
+
+
+def _splash(q, k, v):
+    """The TPU's flash attention, "splash", of jax's Pallas; q, k and v are (B, H or H', T, K).
+
+    Each device of the mesh in force computes its own sequences and heads.
+    """
+    T = q.shape[-2]
+    size = next((n for n in SPLASH_BLOCKS if T % n == 0), None)
+    if size is None:  # fewer tokens than block_size
+        return _plain(q, k, v, 0)
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    G = q.shape[1] // k.shape[1]
+    k, v = (jnp.repeat(x, G, axis=1) for x in (k, v))
+    sizes = splash.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
+
+    def here(q, k, v):
+        mask = splash.MultiHeadMask([splash.CausalMask((T, T))] * q.shape[1])
+        kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+        return jax.vmap(kernel)(q, k, v)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return here(q, k, v)
+    spec = PartitionSpec(MESH_AXES["batch"], MESH_AXES["heads"])
+    return jax.shard_map(here, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
+
+
+def _cudnn(q, k, v):
+    """cuDNN's flash attention (Dao et al. 2022, https://arxiv.org/abs/2205.14135)."""
+    q, k, v = (jnp.moveaxis(x, -3, -2) for x in (q, k, v))  # it takes (B, T, H, K)
+    y = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation="cudnn")
+    return jnp.moveaxis(y, -2, -3)

@@ -1,0 +1,297 @@
+"""The GPT: a decoder-only transformer as a flax.linen module.
+
+It maps tokens to logits and does nothing else: no loss, no sampling, no sharding rules, no files.
+How attention is computed is in `attention.py`, the other layers are in `layers.py`. Read `step.py`
+next for how it is trained, `sample.py` for how it writes text.
+
+Letters in names give the shape of an array (`x_BTD` is batch, time, embedding):
+
+    B batch            T time: the tokens fed in now        S time held in the cache
+    D n_embd           H heads                              K head size, D / H
+    F MLP width        L layers                             V vocabulary
+    G query heads that share one of the heads of keys and values (1, unless n_kv_head is set)
+    N sequences times heads of keys and values, B H / G
+
+Parameters of the blocks are stacked along a leading axis L, whatever the depth, so that one table
+of sharding rules and one checkpoint layout serve every size.
+
+With model.dtype=bfloat16 activations and matrix products are bfloat16. Parameters, their gradients
+as the optimizer sees them, and every sum over tokens, positions or entries (norms, softmax, the
+gradients of embeddings and biases) stay float32, and so do the logits.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.config import ModelConfig
+from gpt_jax.model.attention import attend, choose_attention
+from gpt_jax.model.layers import (
+    MLP,
+    WEIGHT_INIT,
+    Dense,
+    Dropout,
+    make_norm,
+    product,
+    residual_init,
+    rms_norm,
+    rotate,
+)
+from gpt_jax.parallel.backend import find_backend
+from gpt_jax.parallel.sharding import lay
+
+Params = Any  # the tree under "params": nested dicts of float32 arrays
+
+UNROLL = 6  # layers up to which the scan over blocks is unrolled, which trains a tenth faster
+
+# What a block keeps for its gradient; the rest is computed again (Chen et al. 2016,
+# https://arxiv.org/abs/1604.06174).
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with parameters
+}
+
+
+class Cache(flax.struct.PyTreeNode):
+    """Keys and values of the tokens seen so far: what decoding carries from one token to the next.
+
+    Attributes:
+      k_NSK: keys, of the model's dtype; S is block_size. Entries at positions >= length are not
+        valid yet. One array a layer, and sequences and heads in one axis: so XLA updates each in
+        place, where stacked layers, or a batch axis of 1, would cost a copy of all of it for every
+        token.
+      v_NSK: values, likewise.
+      length: int32 scalar, how many positions are valid; the next token's position.
+    """
+
+    k_NSK: tuple[jax.Array, ...]
+    v_NSK: tuple[jax.Array, ...]
+    length: jax.Array
+
+
+def init_cache(config: ModelConfig, batch_size: int) -> Cache:
+    """Returns an empty cache for `batch_size` sequences of at most `config.block_size` tokens."""
+    c = config
+    empty = (jnp.zeros((batch_size * c.kv_heads, c.block_size, c.head_size), c.dtype),) * c.n_layer
+    return Cache(k_NSK=empty, v_NSK=empty, length=jnp.zeros((), jnp.int32))
+
+
+def unstack_blocks(params: Params) -> Params:
+    """Returns params with a tuple of each block's own instead of stacked arrays.
+
+    Decoding does this once, before its loop: taking a block out of the stack costs a copy.
+    """
+    stacked = params["blocks"]
+    if isinstance(stacked, tuple):
+        return params
+    n_layer = len(jax.tree.leaves(stacked)[0])
+    layers = (jax.tree.map(operator.itemgetter(i), stacked) for i in range(n_layer))
+    return {**params, "blocks": tuple(layers)}
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2).
+
+    With n_kv_head, G = n_head / n_kv_head query heads in a row share one head of keys and values:
+    grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245). With qk_norm,
+    queries and keys are normalised (Henry et al. 2020, https://arxiv.org/abs/2010.04245; here by
+    RMSNorm with a learned scale for each entry of a head).
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, cached, *, deterministic: bool, last_only: bool = False):
+        """Attends from x to itself, or to what is cached and itself.
+
+        Args:
+          x_BTD: of the model's dtype.
+          cached: None, or (k_NSK, v_NSK, length); the T tokens then stand at positions
+            length .. length + T - 1.
+          deterministic: no dropout.
+          last_only: compute the output of the last position alone (T is then 1 in the result).
+
+        Returns:
+          ((B, T, D) of the model's dtype, None or the new (k_NSK, v_NSK)).
+        """
+        c = self.config
+        B, T, D = x_BTD.shape
+        H, K = c.n_head, c.head_size
+        qkv_BTE = Dense((H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, name="qkv")(x_BTD)
+        parts = jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
+        parts = [lay(part_BTE, "batch", "time", "width") for part_BTE in parts]
+        q, k, v = (
+            # (B, H or H / G, T, K)
+            lay(jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2), "batch", "heads")
+            for part_BTE in parts
+        )
+        start = 0 if cached is None else cached[2]
+        if c.qk_norm:
+            q, k = rms_norm("q_norm", x_BTD.dtype)(q), rms_norm("k_norm", x_BTD.dtype)(k)
+        if c.positions == "rotary":
+            position_T = start + jnp.arange(T)
+            q, k = rotate(q, position_T), rotate(k, position_T)
+        if cached is None:
+            kv = None
+        else:
+            k_NSK, v_NSK, _ = cached
+            q, k, v = (x.reshape(-1, T, K) for x in (q, k, v))
+            k = jax.lax.dynamic_update_slice(k_NSK, k, (0, start, 0))
+            v = jax.lax.dynamic_update_slice(v_NSK, v, (0, start, 0))
+            kv = (k, v)
+        if last_only:
+            q, start, T = q[..., -1:, :], start + T - 1, 1
+
+        whole = cached is None and not last_only and not self.is_initializing()
+        name = choose_attention(c, find_backend())[0] if whole else "plain"
+        scale = K**-0.5 if c.attention_scale is None else c.attention_scale
+        drop = functools.partial(Dropout(c.dropout), deterministic=deterministic)
+        y_BHTK = attend(name, q * scale, k, v, start, drop).reshape(B, H, T, K)
+        y_BTHK = jnp.moveaxis(lay(y_BHTK, "batch", "heads"), 1, 2)
+        y_BTD = lay(y_BTHK.reshape(B, T, D), "batch", "time", "width")
+        y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
+        return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    config: ModelConfig
+    deterministic: bool
+    last_only: bool = False
+
+    @nn.compact
+    def __call__(self, x_BTD, kv, length):
+        cached = None if kv is None else (*kv, length)
+        y_BTD, kv = Attention(self.config, name="attn")(
+            make_norm(self.config, "norm_1", x_BTD.dtype)(x_BTD),
+            cached,
+            deterministic=self.deterministic,
+            last_only=self.last_only,
+        )
+        x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
+        x_BTD = lay(x_BTD, "batch", "time")
+        x_BTD += MLP(self.config, name="mlp")(
+            make_norm(self.config, "norm_2", x_BTD.dtype)(x_BTD), deterministic=self.deterministic
+        )
+        return lay(x_BTD, "batch", "time"), kv
+
+
+class Head(nn.Module):
+    """The parameters of an untied output head: `head_logits` applies them."""
+
+    features: int
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, n_embd: int):
+        kernel_DV = self.param("kernel", WEIGHT_INIT, (n_embd, self.features))
+        if not self.use_bias:
+            return kernel_DV, None
+        return kernel_DV, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+def head_logits(x_BTD: jax.Array, head: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    """Returns the float32 logits (B, T, V) of the last states, for head = (kernel_DV, bias_V)."""
+    kernel_DV, bias_V = head
+    logits_BTV = product(x_BTD, kernel_DV, jnp.float32)
+    return logits_BTV if bias_V is None else logits_BTV + bias_V
+
+
+class GPT(nn.Module):
+    """The whole model.
+
+    `model.apply({"params": params}, tokens_BT)` is deterministic and returns the logits. Training
+    passes `deterministic=False, rngs={"dropout": key}`.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        *,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+        last_only: bool = False,
+        hidden: bool = False,
+    ):
+        """Predicts the next token at every position.
+
+        Args:
+          tokens_BT: integers in [0, vocab_size); T is at most block_size.
+          cache: what came before tokens_BT; None for nothing. It is the caller's to see that
+            cache.length + T stays within block_size.
+          deterministic: no dropout.
+          last_only: return the logits of the last position alone, (B, 1, V), without computing
+            the last block for the others. For decoding without a cache.
+          hidden: return what `head_logits` takes in place of the logits: to compute them in parts.
+
+        Returns:
+          float32 logits (B, T, V); with a cache, (logits, the cache with tokens_BT added); with
+          hidden, (x_BTD, head): the last block's states, normalised, and the head's parameters.
+        """
+        c = self.config
+        if not c.vocab_size:
+            raise ValueError("model.vocab_size is 0; set it to the tokenizer's")
+        T = tokens_BT.shape[1]
+        if c.block_size < T:
+            raise ValueError(f"{T} tokens do not fit block_size={c.block_size}")
+        start = 0 if cache is None else cache.length
+        embed = nn.Embed(c.vocab_size, c.n_embd, embedding_init=WEIGHT_INIT, name="tokens")
+        x_BTD = embed(tokens_BT)
+        if c.positions == "learned":
+            position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
+            x_BTD += jax.lax.dynamic_slice_in_dim(position_SD, start, T)
+        x_BTD = x_BTD.astype(c.dtype)
+        x_BTD = Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic)
+        x_BTD = lay(x_BTD, "batch", "time")
+        kv = []
+        if (last_only or cache is not None) and not self.is_initializing():
+            layers = unstack_blocks(self.variables["params"])["blocks"]
+            for i, layer in enumerate(layers):
+                last = last_only and i == c.n_layer - 1
+                cached = None if cache is None else (cache.k_NSK[i], cache.v_NSK[i])
+                block = Block(c, deterministic, last_only=last, parent=None)
+                x_BTD, new = block.apply({"params": layer}, x_BTD, cached, start)
+                kv.append(new)
+        else:
+            block, unroll = Block, c.n_layer if c.n_layer <= UNROLL else 1
+            if c.remat != "none":
+                # Only in a loop will XLA not merge what is computed again with the first time.
+                block, unroll = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=False), 1
+            blocks = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=c.n_layer,
+                unroll=1 if self.is_initializing() else unroll,  # rolled up compiles sooner
+            )(c, deterministic, name="blocks")
+            x_BTD, _ = blocks(x_BTD, None, start)
+        x_BTD = make_norm(c, "norm_f", x_BTD.dtype)(x_BTD)
+        if c.tied:
+            bias = ("head_bias", nn.initializers.zeros, (c.vocab_size,))
+            head = embed.embedding.T, self.param(*bias) if c.head_bias else None
+        else:
+            head = Head(c.vocab_size, use_bias=c.head_bias, name="head")(c.n_embd)
+        if hidden:
+            return x_BTD, head
+        logits_BTV = head_logits(x_BTD, head)
+        if cache is None:
+            return logits_BTV
+        k_NSK, v_NSK = zip(*kv, strict=True)
+        return logits_BTV, Cache(k_NSK=k_NSK, v_NSK=v_NSK, length=cache.length + T)
+
+
+def forward(config: ModelConfig, params: Params, tokens_BT, **kwargs) -> Any:
+    """Returns what a GPT of this config makes of tokens; see `GPT.__call__`."""
+    return GPT(config).apply({"params": params}, tokens_BT, **kwargs)

@@ -1,0 +1,204 @@
+"""The model's layers that look at one position at a time: norms, MLP, rotation, dropout.
+
+Each is a small function or module of its own, and none knows of the cache. Letters in names are
+those of `model.py`, which puts the layers together.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.config import ModelConfig
+from gpt_jax.parallel.sharding import lay
+
+WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
+NORM_EPSILON = 1e-5
+
+# Of the MLP; for swiglu, of its gate.
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=True),  # Hendrycks and Gimpel 2016, section 2
+    "relu2": lambda x: jnp.square(nn.relu(x)),  # So et al. 2021, https://arxiv.org/abs/2109.08668
+    "swiglu": nn.silu,  # Shazeer 2020, https://arxiv.org/abs/2002.05202
+}
+
+
+def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
+    """Returns how the layers that end in a residual sum, proj and down, start.
+
+    GPT-2 divides by sqrt(2 n_layer), as many as there are sums (Radford et al. 2019, section 2.3).
+    """
+    if not config.residual_init_scale:
+        return WEIGHT_INIT
+    return nn.initializers.normal(stddev=0.02 * (2 * config.n_layer) ** -0.5)
+
+
+def product(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Returns x W of a float32 kernel, multiplied in x's dtype and given as `dtype`.
+
+    The kernel's gradient is a sum over all tokens and all devices: float32 whatever x is.
+    """
+    if x.dtype == jnp.float32:
+        return x @ kernel
+    return _half_product(jnp.dtype(dtype), x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _half_product(dtype: jnp.dtype, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+
+
+def _half_product_forward(dtype, x, kernel):
+    kernel = kernel.astype(x.dtype)
+    return jnp.dot(x, kernel, preferred_element_type=dtype), (x, kernel)
+
+
+def _half_product_backward(dtype, saved, gradient):
+    x, kernel = saved
+    tokens = tuple(range(x.ndim - 1))
+    # Of a product given as float32 the gradient is float32 too, and is not rounded first.
+    of_x = jax.lax.dot_general(
+        gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype
+    )
+    of_kernel = jax.lax.dot_general(
+        x, gradient, ((tokens, tokens), ((), ())), preferred_element_type=jnp.float32
+    )
+    return of_x.astype(x.dtype), of_kernel
+
+
+_half_product.defvjp(_half_product_forward, _half_product_backward)
+
+
+class Dense(nn.Module):
+    """x W + b, computed in x's dtype; the parameters are float32, and so are their gradients.
+
+    The bias is added in float32, so that its gradient, a sum over all tokens, is one in float32:
+    linen's Dense would add up thousands of terms in bfloat16's 8 bits.
+    """
+
+    features: int
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer = WEIGHT_INIT
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = product(x, kernel, x.dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return (y + bias).astype(x.dtype)
+
+
+def rms_norm(name: str, dtype: jax.typing.DTypeLike = jnp.float32) -> nn.RMSNorm:
+    """Returns x / sqrt(mean(x^2) + 1e-5) * scale (Zhang and Sennrich 2019).
+
+    Computed in float32 and returned as dtype, as is `make_norm`.
+    """
+    return nn.RMSNorm(epsilon=NORM_EPSILON, dtype=dtype, name=name)
+
+
+def make_norm(
+    config: ModelConfig, name: str, dtype: jax.typing.DTypeLike = jnp.float32
+) -> nn.LayerNorm | nn.RMSNorm:
+    """Returns the norm that the config asks for; RMSNorm never has a bias."""
+    if config.norm == "rms":
+        return rms_norm(name, dtype)
+    return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
+
+
+def rotate(x: jax.Array, position_T: jax.Array) -> jax.Array:
+    """Turns queries or keys by their positions (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    Entry i is paired with entry i + K / 2, as in GPT-NeoX and Llama (the paper pairs neighbours:
+    the same up to the order of entries). At position t a pair turns by t * 10000^(-2 i / K)
+    radians, so the product of a query and a key depends on the distance of their positions alone.
+
+    Args:
+      x: (..., T, K), K even; turned in float32, returned in its own dtype.
+      position_T: integers.
+    """
+    half = x.shape[-1] // 2
+    angle_TI = position_T[:, None] * 10_000.0 ** (-jnp.arange(half) / half)  # I = K / 2
+    cos_TI, sin_TI = jnp.cos(angle_TI), jnp.sin(angle_TI)
+    a, b = x[..., :half], x[..., half:]
+    turned = jnp.concatenate([a * cos_TI - b * sin_TI, b * cos_TI + a * sin_TI], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def mlp_width(config: ModelConfig) -> int:
+    """Returns F: 4 D; for swiglu's three matrices 8/3 D, rounded to a multiple of 8.
+
+    So three matrices of D x F hold about as many parameters as two of D x 4 D.
+    """
+    if config.activation == "swiglu":
+        return 8 * max(1, round(config.n_embd / 3))
+    return 4 * config.n_embd
+
+
+class MLP(nn.Module):
+    """down(f(up(x))), wider inside; with swiglu down(silu(gate(x)) * up(x))."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, *, deterministic: bool):
+        c = self.config
+        D, F = x_BTD.shape[-1], mlp_width(c)
+        activation = ACTIVATIONS[c.activation]
+        h_BTF = Dense(F, use_bias=c.bias, name="up")(x_BTD)
+        if c.activation == "swiglu":
+            h_BTF *= activation(Dense(F, use_bias=c.bias, name="gate")(x_BTD))
+        else:
+            h_BTF = activation(h_BTF)
+        h_BTF = lay(h_BTF, "batch", "time", "width")
+        y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
+        return Dropout(c.dropout)(y_BTD, deterministic=deterministic)
+
+
+def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.Array:
+    """Draws a dropout mask: True, with probability 1 - rate, where an entry is kept.
+
+    The bits come from a counter-based hash rather than from threefry: each entry's index, times one
+    random word made odd, plus the other, goes through the 32-bit integer mixer "lowbias32"
+    (C. Wellons, https://nullprogram.com/blog/2018/07/31/). XLA fuses that into the multiplication
+    it feeds, so no mask is ever written to memory, and that makes training faster. It is not a
+    cryptographic generator. `tests/test_model.py` checks its keep rate, the correlation of
+    neighbours and that of masks under related words. Indices repeat after 2^32 entries.
+
+    Args:
+      shape: shape of the mask.
+      words: uint32 (2,), drawn by jax.random.bits; they and the shape alone decide the mask.
+      rate: share of entries to drop, in [0, 1).
+    """
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    bits = index * (words[1] | 1) + words[0]
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    bits = bits ^ (bits >> 16)
+    return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+class Dropout(nn.Module):
+    """Drops entries with probability `rate` and scales the others by 1 / (1 - rate).
+
+    Hinton et al. 2012, https://arxiv.org/abs/1207.0580. Needs the rng stream "dropout" unless
+    `deterministic`.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        words = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
+        return jnp.where(dropout_mask(x.shape, words, self.rate), x / (1.0 - self.rate), 0.0)

@@ -1,0 +1,34 @@
+"""The backend that a program is compiled for, which need not be the one at hand."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Generator
+
+import jax
+
+_planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned", default=None)
+
+
+@contextlib.contextmanager
+def planning(backend: str) -> Generator[None]:
+    """Lets `find_backend` name another one than jax runs on: what is traced inside is for that."""
+    token = _planned.set(backend)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+def find_backend() -> str:
+    """Returns "cpu", "tpu", "rocm" or "cuda" and the GPU's compute capability, as "cuda 9.0"."""
+    if planned := _planned.get():
+        return planned
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:
+        return "rocm"
+    return f"cuda {device.compute_capability}"

@@ -1,0 +1,289 @@
+"""Checkpoints: written by orbax, in the background, and trusted only with their sha256 manifest.
+
+A checkpoint is a folder `checkpoints/STEP` that orbax commits whole, and beside it a manifest
+`STEP.json` with the size and sha256 of every file in it, written last and removed first. A folder
+without a manifest is what a kill left behind: it is never read and is cleared on the next start.
+(Orbax itself loads a checkpoint with a flipped bit without a word.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt_jax.errors import UserError, is_out_of_memory
+from gpt_jax.run.folder import FORMAT
+from gpt_jax.storage import (
+    entries,
+    files_below,
+    remote_errors,
+    remove_folder,
+    to_absolute,
+    write_atomically,
+)
+
+FOLDER = "checkpoints"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or can't be written."""
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run, one at a time, and removes those that need not stay."""
+
+    def __init__(self, run_dir: Path, keep: int, every: int | None = None, best: bool = False):
+        """Clears what a kill left behind.
+
+        Args:
+          run_dir: the run's folder.
+          keep: how many of the newest checkpoints stay.
+          every: those of the multiples of so many steps stay too.
+          best: the one with the lowest validation loss stays too.
+        """
+        self._folder = path_of(run_dir, 0).parent
+        self._keep, self._every, self._best = keep, every, best
+        self._worker = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future | None = None
+        self._is_first = jax.process_index() == 0  # which alone clears, and writes manifests
+        if not self._is_first:
+            return
+        self._folder.mkdir(exist_ok=True)
+        whole = set(steps(run_dir))
+        for path in entries(self._folder):
+            step = int(path.name) if path.name.isdigit() else None
+            ours = step is not None or ".orbax-checkpoint-tmp" in path.name
+            if ours and path.is_dir() and step not in whole:
+                remove_folder(path)
+
+    def save(
+        self, step: int, state: Any, config: dict[str, Any], val_loss: float | None = None
+    ) -> None:
+        """Starts saving a tree of arrays; returns once the arrays may be overwritten (donated).
+
+        Args:
+          step: optimizer steps behind the state.
+          state: the tree.
+          config: kept beside it, for people.
+          val_loss: of an evaluation at this step, nats a token, if there was one.
+
+        Raises:
+          CheckpointError: this save could not start, or the one before it failed.
+        """
+        ocp = _import_orbax()
+        self.wait()
+        path = path_of(self._folder.parent, step)
+        try:
+            # A checkpoint of this step that failed its manifest may still lie there.
+            if self._is_first:  # orbax's hosts wait for it
+                with remote_errors(path):
+                    manifest_path(path).unlink(missing_ok=True)
+                    remove_folder(path)
+            # One whole copy: slicing every array among the devices costs a program for each.
+            context = ocp.Context()
+            context.array_options.saving.use_replica_parallel = False
+            with context, remote_errors(path):
+                response = ocp.save_async(str(path), state, custom_metadata={"config": config})
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+        self._pending = self._worker.submit(self._commit, path, step, response, val_loss)
+
+    def _commit(self, path: Path, step: int, response: Any, val_loss: float | None) -> None:
+        response.result()
+        if not self._is_first:
+            return
+        manifest = {"format": FORMAT, "step": step, "val_loss": val_loss}
+        manifest["files"] = describe_files(path)
+        write_atomically(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
+        run_dir = self._folder.parent
+        older = [other for other in steps(run_dir) if other < step]
+        stay: set[int | None] = set(older[max(0, len(older) - self._keep + 1) :])
+        if self._every:
+            stay |= {other for other in older if other % self._every == 0}
+        if self._best:
+            stay |= {best_step(run_dir)}
+        for old in older:
+            if old not in stay:
+                old_path = path_of(run_dir, old)
+                manifest_path(old_path).unlink()
+                remove_folder(old_path)
+
+    def wait(self) -> None:
+        """Waits until the save under way is whole on the disk.
+
+        Raises:
+          CheckpointError: it failed; the checkpoints before it are untouched.
+        """
+        pending, self._pending = self._pending, None
+        try:
+            if pending:
+                pending.result()
+        except Exception as error:  # orbax raises many kinds
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"cannot save a checkpoint in {self._folder}: {error}; the last sound one is "
+            f"{max(steps(self._folder.parent), default='none')}"
+        )
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+
+
+def _import_orbax() -> Any:
+    """Returns orbax's module, imported when it is needed: that takes time."""
+    from orbax.checkpoint import v1 as ocp
+
+    logging.getLogger("absl").addFilter(_is_not_orbaxs)
+    return ocp
+
+
+def _is_not_orbaxs(record: logging.LogRecord) -> bool:
+    """Keeps orbax's tracebacks from people: its errors come as a CheckpointError."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    """Returns the absolute path of a step's checkpoint."""
+    return to_absolute(run_dir / FOLDER / f"{step:08d}")
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def describe_files(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns {relative path: {"bytes", "sha256"}} for every file below a folder."""
+    files = {}
+    for file in files_below(path):
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            n_bytes = opened.tell()
+        name = file.relative_to(path).as_posix()
+        files[name] = {"bytes": n_bytes, "sha256": digest}
+    return files
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Returns the steps of a run's checkpoints, ascending, sound or not."""
+    names = (path.stem for path in (run_dir / FOLDER).glob("*.json"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def best_step(run_dir: Path) -> int | None:
+    """Returns the step of the checkpoint with the lowest validation loss; None where none has one.
+
+    Of equal ones it is the first.
+    """
+    losses = {}
+    for step in steps(run_dir):
+        try:
+            manifest = json.loads(manifest_path(path_of(run_dir, step)).read_text("utf-8"))
+            losses[step] = float(manifest["val_loss"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # without one, or damaged
+    return min(losses, key=lambda step: losses[step], default=None)
+
+
+def damage(path: Path) -> str:
+    """Returns what is wrong with a checkpoint, by its manifest; "" where it is sound."""
+    try:
+        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+        written, expected = manifest["format"], manifest["files"]
+        if written > FORMAT:
+            return f"written by a newer gpt_jax (format {written}; this one reads {FORMAT})"
+        if not expected:
+            return "its manifest names no files"
+        found = describe_files(path)
+        for name in sorted({*expected, *found}):
+            if name not in found:
+                return f"{name} is missing"
+            if name not in expected:
+                return f"{name} does not belong to it"
+            if found[name] != expected[name]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"its manifest can't be read ({error})"
+    return ""
+
+
+def restore(
+    run_dir: Path, target: Any, among: Sequence[int] | None = None
+) -> tuple[int, Any, list[str]]:
+    """Loads the newest sound checkpoint of a run.
+
+    Args:
+      run_dir: the run's folder.
+      target: a tree of jax.ShapeDtypeStruct with shardings: what to load, and onto which devices.
+      among: the steps, ascending, of those that will do; None for all.
+
+    Returns:
+      (its step, the state, one message for each newer checkpoint that is damaged); step 0 and None
+      for the state where nothing has been saved yet.
+
+    Raises:
+      CheckpointError: there are checkpoints and none is sound, or the sound one does not fit.
+      JaxRuntimeError: the memory is too small for it.
+    """
+    step, messages = find_sound(run_dir, among)
+    return step, load(run_dir, step, target) if step else None, messages
+
+
+def find_sound(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int, list[str]]:
+    """Returns the step of the newest sound checkpoint, 0 without any, and messages; see `restore`.
+
+    Raises:
+      CheckpointError: there are checkpoints and none is sound.
+    """
+    messages = []
+    for step in reversed(steps(run_dir) if among is None else among):
+        if problem := damage(path_of(run_dir, step)):
+            messages.append(f"checkpoint {path_of(run_dir, step)} is damaged: {problem}")
+        else:
+            return step, messages
+    if messages:
+        raise CheckpointError("; ".join(messages) + "; no sound checkpoint is left")
+    return 0, []
+
+
+def load(run_dir: Path, step: int, target: Any) -> Any:
+    """Returns the state of a sound checkpoint; see `restore`."""
+    ocp = _import_orbax()
+
+    path = path_of(run_dir, step)
+    try:
+        # A load that fails halfway leaves orbax's tasks behind, which complain at exit.
+        if _shapes(ocp.metadata(str(path)).metadata) != _shapes(target):
+            raise ValueError("its arrays have other shapes")
+        saved = ocp.load(str(path), target)
+    except Exception as error:  # orbax raises many kinds; all mean the same to a user
+        if is_out_of_memory(error):
+            raise
+        detail = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
+    # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
+    leaves, tree = jax.tree.flatten(saved)
+    del saved
+    for i, leaf in enumerate(leaves):  # one by one, so that two states never lie side by side
+        leaves[i] = _copy(leaf)
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _copy(array: jax.Array) -> jax.Array:
+    return jax.block_until_ready(jax.device_put(array, array.sharding, may_alias=False))
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))

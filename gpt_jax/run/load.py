@@ -1,0 +1,140 @@
+"""A run is a folder; a `Run` is that folder in memory: settings, tokenizer, model and parameters.
+
+`run_folder.py` says what is in it. Everything that reads a run takes the folder and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt_jax import hf
+from gpt_jax.config import Config
+from gpt_jax.errors import UserError
+from gpt_jax.hf import tokenizer as hf_tokenizer
+from gpt_jax.model import GPT, Params, unstack_blocks
+from gpt_jax.run import checkpoints
+from gpt_jax.run.folder import read_config, read_summary
+from gpt_jax.run.metrics import read_rows
+from gpt_jax.storage import to_folder
+from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from gpt_jax.training.state import state_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model with all that belongs to it.
+
+    Attributes:
+      run_dir: the folder.
+      config: the settings; `config.model` builds the model.
+      corpus: the record of the corpus it was trained on (name, sha256, characters, ...); {} for a
+        GPT-2 folder.
+      tokenizer: text to ids and back.
+      model: the linen module.
+      params: float32 tree; `model.apply({"params": params}, tokens_BT)` gives logits.
+      step: optimizer steps behind the parameters.
+      rows: of metrics.jsonl.
+      summary: of the finished run, with its exact evaluation; empty before that.
+    """
+
+    run_dir: Path
+    config: Config
+    corpus: dict[str, Any]
+    tokenizer: Tokenizer
+    model: GPT
+    params: Params
+    step: int
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @functools.cached_property
+    def decode_params(self) -> Params:
+        """The parameters with each block's apart, as decoding reads them."""
+        return jax.jit(unstack_blocks)(self.params)
+
+
+def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Run:
+    """Returns the run of a folder, with the parameters of one of its checkpoints.
+
+    A GPT-2 folder is as good: a run of 0 steps without a corpus.
+
+    Args:
+      run_dir: the folder.
+      which: "newest", the newest sound one; "best", the one with the lowest validation loss; or a
+        step.
+
+    Raises:
+      UserError: the folder is no run, has no such checkpoint, or is damaged.
+    """
+    run_dir = to_folder(run_dir)
+    config, corpus = read_config(run_dir)
+    if not corpus:
+        if which != "newest":
+            raise UserError(f"{run_dir} is a GPT-2 folder, without checkpoints; leave {which} out")
+        tokenizer = hf_tokenizer.load_tokenizer(run_dir, config.model.vocab_size)
+        params = jax.device_put(hf.load(run_dir)[1], jax.local_devices()[0])
+        return Run(run_dir, config, corpus, tokenizer, GPT(config.model), params, 0, [], {})
+    tokenizer = load_tokenizer(run_dir)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{run_dir} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, its config "
+            f"{config.model.vocab_size}"
+        )
+    model = GPT(config.model)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        state_shapes(config.model, config.optim),
+    )
+    among = _find_checkpoints(run_dir, which)
+    step, state, messages = checkpoints.restore(run_dir, target, among)
+    for message in messages:
+        print(f"note: {message}; using step {step}", file=sys.stderr)
+    if state is None:
+        raise UserError(f"{run_dir} has no checkpoint yet; train it on with the same command")
+    summary = read_summary(run_dir)
+    return Run(
+        run_dir=run_dir,
+        config=config,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        model=model,
+        params=state.params,
+        step=step,
+        rows=read_rows(run_dir),
+        summary=summary if summary.get("step") == step else {},
+    )
+
+
+def _find_checkpoints(run_dir: Path, which: str | int) -> list[int]:
+    """Returns the steps that `which` may mean, ascending; see `load_run`."""
+    there = checkpoints.steps(run_dir)
+    if which == "newest":
+        return there
+    step = checkpoints.best_step(run_dir) if which == "best" else int(which)
+    if step not in there:
+        what = f"step {which}" if step is not None else "an evaluated step"
+        raise UserError(
+            f"{run_dir} has no checkpoint of {what}; it has those of "
+            f"{', '.join(map(str, there)) or 'none'} (see --train.keep-interval)"
+        )
+    return [step]
+
+
+def export(run: Run, folder: Path) -> None:
+    """Writes a run's model and tokenizer as a GPT-2 folder that transformers loads.
+
+    Raises:
+      ConfigError: GPT-2 has no place for a setting of the model.
+      UserError: the folder holds a model already or can't be written.
+    """
+    special = getattr(run.tokenizer, "special_tokens", {})
+    hf.save(folder, run.config.model, run.params, end_token=special.get(END_OF_TEXT))
+    hf_tokenizer.save_tokenizer(folder, run.tokenizer, run.config.model.block_size)

@@ -1,0 +1,65 @@
+"""Pictures of a run, drawn from its rows. Never imports jax."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+from gpt_jax.storage import write_atomically
+
+TRAIN_COLOUR, VAL_COLOUR = "#4269d0", "#d1495b"
+
+
+def plot_losses(rows: list[dict[str, Any]], run_dir: Path, title: str) -> Path:
+    """Draws the training and validation loss over the steps.
+
+    Args:
+      rows: of metrics.jsonl.
+      run_dir: where loss.png and loss.svg go.
+      title: above the picture.
+
+    Returns:
+      The path of loss.png.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    chunks = [row for row in rows if "loss" in row]
+    axes.plot(
+        [row["step"] for row in chunks],
+        [row["loss"] for row in chunks],
+        color=TRAIN_COLOUR,
+        alpha=0.3,
+        linewidth=1,
+        label="training batches, with dropout",
+    )
+    evaluations = [row for row in rows if "val_loss" in row]
+    steps = [row["step"] for row in evaluations]
+    for name, field, colour in (
+        ("train", "train_loss", TRAIN_COLOUR),
+        ("validation", "val_loss", VAL_COLOUR),
+    ):
+        losses = [row[field] for row in evaluations]
+        label = f"{name}, now {losses[-1]:.3f}" if losses else name
+        axes.plot(steps, losses, color=colour, marker="o", markersize=3.5, label=label)
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("cross-entropy loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    # A fixed salt and no date: the same rows give the same bytes.
+    for suffix in ("svg", "png"):
+        picture = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": "gpt_jax"}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in Chinese
+            metadata = {"Date": None} if suffix == "svg" else {}
+            figure.savefig(picture, format=suffix, dpi=144, metadata=metadata)
+        write_atomically(run_dir / f"loss.{suffix}", picture.getvalue())
+    return run_dir / "loss.png"

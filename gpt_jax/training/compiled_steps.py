@@ -1,0 +1,258 @@
+"""The compiled programs of a run, laid out on its mesh.
+
+They are traced and compiled side by side, in threads, from shapes alone: XLA takes most of the time
+before the first step, and it can use more than one core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from gpt_jax.config import Config
+from gpt_jax.devices import WIDE, compiler_options
+from gpt_jax.input_pipeline.dataset import Mixture, Split
+from gpt_jax.input_pipeline.loader import Feed
+from gpt_jax.input_pipeline.sampler import Sampler
+from gpt_jax.model import Params
+from gpt_jax.model.attention import needs_mesh
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.sharding import (
+    batch_sharding,
+    layouts,
+    make_place_batch,
+    replicated,
+    state_shardings,
+)
+from gpt_jax.prng import Keys, make_keys
+from gpt_jax.training.memory import check_program, memory_limit
+from gpt_jax.training.optimizer import make_optimizer
+from gpt_jax.training.state import TrainState, init_state, start_state, state_shapes
+from gpt_jax.training.step import make_eval_step, make_train_chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Shapes, dtypes and shardings of what a step takes, as trees of jax.ShapeDtypeStruct.
+
+    Attributes:
+      state: the state; its own shapes need no memory.
+      keys: the seed's keys, on every device.
+      gathered: from a number of steps to the batches that a host has gathered for them.
+    """
+
+    state: TrainState
+    keys: Keys
+    gathered: Callable[[int], jax.ShapeDtypeStruct]
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of the model."""
+        return sum(x.size for x in jax.tree.leaves(self.state.params))
+
+
+def lay_out(config: Config, mesh: Mesh) -> Layout:
+    """Returns how the state of a run and what it is given lie on a mesh of any devices."""
+
+    def placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def gathered(steps: int) -> jax.ShapeDtypeStruct:
+        shape = steps, config.train.batch_size, config.model.block_size + 1
+        return jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(mesh, axis=1))
+
+    state = state_shapes(config.model, config.optim)
+    keys = jax.eval_shape(lambda: make_keys(config.seed))
+    return Layout(
+        state=jax.tree.map(placed, state, state_shardings(state, mesh)),
+        keys=jax.tree.map(lambda key: placed(key, replicated(mesh)), keys),
+        gathered=gathered,
+    )
+
+
+def jit_chunk(config: Config, mesh: Mesh, layout: Layout, sampler: Sampler | None = None) -> Any:
+    """Returns `step.make_train_chunk`'s function for a mesh, to be compiled.
+
+    Without a sampler its tokens are `layout.gathered`.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, layout.state)
+    place = make_place_batch(mesh)
+    return jax.jit(
+        make_train_chunk(config.model, config.optim, config.train, place, sampler),
+        static_argnames="steps",
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=_options(config, mesh),
+    )
+
+
+def _options(config: Config, mesh: Mesh) -> dict[str, str | int]:
+    platform = mesh.devices.flat[0].platform
+    return compiler_options(platform, library_products=config.model.n_embd < WIDE)
+
+
+class Programs:
+    """What a run executes on its devices.
+
+    Attributes:
+      mesh: the devices.
+      target: the state's shapes, dtypes and shardings, as a tree of jax.ShapeDtypeStruct.
+      n_params: parameters of the model.
+      feed: where batches come from.
+      layouts: a context to trace in what computes the model on the mesh.
+    """
+
+    def __init__(self, config: Config, splits: dict[str, Split] | dict[str, Mixture]):
+        """Works out shapes; `start` begins to compile."""
+        self._config = config
+        self._memory = memory_limit(jax.local_devices()[0])
+        self.mesh = make_mesh(
+            config.train.batch_at_once,
+            sizes=config.mesh,
+            kv_heads=config.model.kv_heads,
+            block_size=config.model.block_size,
+        )
+        optimizer = make_optimizer(config.optim)
+        self.layouts = functools.partial(layouts, self.mesh, kernels=needs_mesh(config.model))
+
+        def initialise(keys: Keys) -> TrainState:
+            return init_state(config.model, optimizer, keys.init)
+
+        everywhere = replicated(self.mesh)
+        layout = lay_out(config, self.mesh)
+        self.target, self.n_params, self._keys_target = layout.state, layout.n_params, layout.keys
+        shardings = jax.tree.map(lambda x: x.sharding, self.target)
+        options = _options(config, self.mesh)
+        self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
+        self.feed = Feed(config, splits, self.mesh)
+        self._metrics: Any = None  # of the chunk before
+        self._initialise = jax.jit(initialise, out_shardings=shardings, compiler_options=options)
+        self._adopt = jax.jit(
+            lambda params: start_state(jax.tree.map(jnp.copy, params), optimizer),
+            out_shardings=shardings,
+        )  # a copy: placed arrays may share the host's memory, and the state is donated
+        self._chunk = jit_chunk(config, self.mesh, layout, self.feed.samplers[0])
+        place = make_place_batch(self.mesh)
+        evaluate = make_eval_step(config.model, config.train, place, self.feed.samplers)
+        self._evaluate = jax.jit(
+            lambda params, splits, key, step: evaluate(
+                params, splits, jax.random.fold_in(key, step)
+            ),
+            out_shardings=everywhere,
+            compiler_options=options,
+        )
+        self._finite = jax.jit(
+            lambda params: jnp.isfinite(optax.tree.norm(params)), out_shardings=everywhere
+        )
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="compile")
+        self._compiled: dict[Any, Future] = {}
+
+    def start(self, step: int, *, initialises: bool = True) -> None:
+        """Begins to compile what a run that goes on from `step` needs first.
+
+        A new run evaluates first; compiling its chunk meanwhile would only slow that down.
+        """
+        if step == 0 and initialises:
+            self._initialise_program()
+        elif step:
+            self._chunk_program(self.chunk_length(step))
+        self._evaluate_program()
+        self.feed.prepare(step, self.chunk_length(step))
+
+    def chunk_length(self, step: int) -> int:
+        """Returns how many steps the chunk that begins at `step` takes."""
+        train = self._config.train
+        return min(train.chunk_steps - step % train.chunk_steps, train.steps - step)
+
+    def keys(self) -> Keys:
+        """Returns the seed's keys, on every device."""
+        return self._make_keys()
+
+    def initialise(self, keys: Keys) -> TrainState:
+        """Returns the state before the first step."""
+        return self._initialise_program().result()(keys)
+
+    def adopt(self, params: Params) -> TrainState:
+        """Returns the state before the first step with parameters from the host, NumPy's."""
+        target = self.target.params
+
+        def place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+            return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
+
+        return self._adopt(jax.tree.map(place, params, target))
+
+    def train_chunk(
+        self, state: TrainState, keys: Keys, step: int, steps: int, limit: float = math.inf
+    ):
+        """Takes `steps` steps after `step`; the state given is used up. See `step.py`.
+
+        Raises:
+          UserError: the corpus has an id beyond the vocabulary.
+        """
+        program = self._chunk_program(steps).result()
+        tokens = self.feed.train_tokens(step, steps)
+        state, metrics = program(state, tokens, keys, np.float32(limit))
+        step += steps
+        if step < self._config.train.steps:
+            self.feed.prepare(step, self.chunk_length(step), after=self._metrics)
+        self._metrics = metrics
+        return state, metrics
+
+    def wait_for_chunk(self, steps: int) -> float:
+        """Returns once the program of a chunk is compiled: the seconds that took."""
+        before = time.perf_counter()
+        self._chunk_program(steps).result()
+        return time.perf_counter() - before
+
+    def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
+        """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""
+        return self._evaluate_program().result()(
+            state.params, self.feed.eval_tokens(step), keys.eval, np.int32(step)
+        )
+
+    def is_finite(self, state: TrainState) -> bool:
+        """Returns whether every parameter is a finite number."""
+        return bool(self._finite(state.params))
+
+    def close(self) -> None:
+        """Stops compiling and gathering what nobody waits for."""
+        self.feed.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _initialise_program(self) -> Future:
+        return self._program("initialise", self._initialise, self._keys_target)
+
+    def _evaluate_program(self) -> Future:
+        step = jax.ShapeDtypeStruct((), np.int32)
+        args = (self.target.params, self.feed.eval_target(), self._keys_target.eval, step)
+        return self._program("evaluate", self._evaluate, *args)
+
+    def _chunk_program(self, steps: int) -> Future:
+        limit = jax.ShapeDtypeStruct((), np.float32)
+        args = (self.target, self.feed.train_target(steps), self._keys_target, limit)
+        return self._program(steps, self._chunk, *args, steps=steps)
+
+    def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:
+        if name not in self._compiled:
+
+            def compile_and_check() -> jax.stages.Compiled:
+                with self.layouts():
+                    lowered = function.lower(*args, **kwargs)
+                program = lowered.compile()
+                what = name if isinstance(name, str) else "train"
+                check_program(program, self._memory, f"the program {what!r}")
+                return program
+
+            self._compiled[name] = self._pool.submit(compile_and_check)
+        return self._compiled[name]

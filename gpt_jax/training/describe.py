@@ -1,0 +1,80 @@
+"""What a run says of itself before it computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from gpt_jax.console import Display
+from gpt_jax.devices import missing_accelerator
+from gpt_jax.model.attention import choose_attention
+from gpt_jax.parallel.backend import find_backend
+from gpt_jax.run.load import Run
+from gpt_jax.training.compiled_steps import Programs
+from gpt_jax.training.run_setup import Start
+
+
+def announce(start: Start, programs: Programs, display: Display) -> None:
+    """Says what is about to happen."""
+    mesh, n_params = programs.mesh, programs.n_params
+    config, corpus = start.config, start.corpus
+    model, batch_size, at_once = config.model, config.train.batch_size, config.train.batch_at_once
+    attention, reason = choose_attention(model, find_backend())
+    origin = start.origin
+    for note in corpus.notes:
+        display.note(note)
+    device = mesh.devices.flat[0]
+    if hint := missing_accelerator(device.platform):
+        display.note(hint)
+    n = mesh.shape["data"] * mesh.shape["fsdp"]
+    unused = len(jax.devices()) - mesh.size
+    spare = f" ({unused} more left idle: the mesh does not use them)" if unused else ""
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    layout = f" ({axes})" if mesh.shape["data"] < mesh.size else ""
+    parts = f"{batch_size // at_once} parts x " if at_once < batch_size else ""
+    tokens_per_step = batch_size * model.block_size
+    total = tokens_per_step * config.train.steps
+    n_train, n_val = (start.splits[name].n_tokens for name in ("train", "val"))
+    display.facts(
+        {
+            "corpus": f"{corpus.name}, {corpus.size}, from {corpus.source}",
+            "sha256": corpus.sha256,
+            "split": f"{n_train:,} tokens to train on, {n_val:,} to validate",
+            "model": f"{n_params:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
+            f"{model.n_embd} wide, context {model.block_size}, {model.vocab_size} tokens",
+            **({"from": _describe_origin(origin, model.block_size)} if origin else {}),
+            "attention": f"{attention} ({reason})" if reason else attention,
+            "devices": f"{mesh.size} x {device.device_kind}{layout}: batch {batch_size} = {parts}"
+            f"{n} x {at_once // n} sequences{spare}",
+            "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
+            f"{total / n_train:.1f} times the training text",
+            "batches": f"{config.data.order}, {programs.feed.describe()}",
+            "run": f"{config.run_dir} ({'continued' if start.resumes else 'new'})",
+        }
+    )
+    display.line()
+
+
+def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
+    step = f", step {origin['step']:,}" if origin["step"] else ""
+    cut = f", cut to the first {block_size:,} of its {origin['block_size']:,} positions"
+    return (
+        f"{origin['source']}{step}, parameters' sha256 {origin['sha256'][:12]}"
+        f"{cut if block_size < origin['block_size'] else ''}"
+    )
+
+
+def already_finished(run: Run, display: Display) -> None:
+    """Says what a run that needs no more steps has reached, and how to go on."""
+    run_dir = run.run_dir
+    display.line(
+        f"{run_dir} is finished: {run.step} steps on {run.corpus['name']}, validation loss "
+        f"{run.summary['val']['nats_per_token']:.4f}. Nothing was changed."
+    )
+    more = f"add --train.steps {2 * run.step}"
+    if (end := run.config.optim.schedule_steps) is not None:
+        more += f" --optim.schedule-steps {end}"
+    display.line(f"  go on with it:    {more}")
+    display.line(f"  write more text:  python main.py sample --run-dir {run_dir}")
+    display.line(f"  train a new one:  add --run-dir {run_dir}-2")

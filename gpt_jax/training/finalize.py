@@ -1,0 +1,62 @@
+"""What comes after the last step: the exact evaluation, a text, the picture, the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+
+from gpt_jax.console import Display
+from gpt_jax.inference.evaluation import evaluate_split
+from gpt_jax.inference.generation import stream
+from gpt_jax.parallel import multihost
+from gpt_jax.run import plots
+from gpt_jax.run.folder import SUMMARY_FILE
+from gpt_jax.run.load import Run
+from gpt_jax.storage import to_absolute, write_atomically
+from gpt_jax.training.run_setup import Start
+
+
+def finish(run: Run, start: Start, display: Display) -> Run:
+    """Evaluates exactly, writes text, draws the picture; the summary comes last."""
+    prompt = run.config.sample.prompt or ""
+    evaluation = evaluate_split(
+        run.config.model,
+        run.params,
+        start.splits["val"],
+        run.tokenizer.token_bytes,
+        train=run.config.train,
+        max_tokens=run.config.train.final_eval_tokens,
+    )
+    what = "whole validation split" if evaluation.is_whole else "part of the validation split"
+    display.line(f"\n{what}: {evaluation}")
+    if not multihost.is_first():
+        return run
+    corpus = Path(run.config.data.corpus).name
+    title = f"{to_absolute(run.run_dir).name}: {corpus}, {run.step:,} steps"
+    picture = plots.plot_losses(run.rows, run.run_dir, title)
+    display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
+    display.write(prompt)
+    texts = [prompt] * run.config.sample.num_samples
+    for pieces in stream(run, prompt):
+        display.write(pieces[0])
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    display.line("\n")
+    samples = run.run_dir / "samples.txt"
+    before = samples.read_text(encoding="utf-8") if samples.exists() else ""
+    heading = f"=== step {run.step}, prompt {prompt!r}, corpus {run.corpus['name']} ===\n"
+    parts = [part for part in before.split("=== step ") if part]
+    kept = [f"=== step {p}" for p in parts if not p.startswith(f"{run.step},")]
+    write_atomically(samples, "".join(kept) + "".join(f"{heading}{t}\n\n" for t in texts))
+    summary = {
+        "step": run.step,
+        "corpus": run.corpus,
+        "parameters": sum(x.size for x in jax.tree.leaves(run.params)),
+        "val": evaluation.record(),
+    }
+    write_atomically(run.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    display.line(f"losses over the steps: {picture}")
+    display.line(f"more text: python main.py sample --run-dir {run.run_dir}")
+    return dataclasses.replace(run, summary=summary)

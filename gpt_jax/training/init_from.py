@@ -1,0 +1,122 @@
+"""Initial parameters from another run or from a GPT-2 folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.config import Config, override
+from gpt_jax.config.fields import get
+from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.hf import find
+from gpt_jax.model import Params
+from gpt_jax.run.folder import is_run, read_config, read_origin
+from gpt_jax.run.load import Run, load_run
+from gpt_jax.storage import to_absolute, to_folder
+
+# Settings of a model that any parameters can be computed with.
+HOW_COMPUTED = ("model.dtype", "model.remat", "model.attention")
+
+
+def start_from(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns the settings for a run that starts from `config.init_from`.
+
+    Args:
+      config: with init_from, a path or a name on the hub. Of its model settings those that say how
+        it is computed (`HOW_COMPUTED`) are used; the others are the folder's, or those of the run
+        where `config.run_dir` is one already and was begun so.
+      values: dotted settings to replace after that.
+
+    Raises:
+      ConfigError: a value breaks a rule, or chooses a tokenizer: the folder has one.
+      UserError: the folder can't be read.
+    """
+    for name in ("data.tokenizer", "data.vocab_size"):
+        if name in values:
+            raise ConfigError(
+                f"{name}={values[name]} can't be chosen: init_from={config.init_from} brings its "
+                "tokenizer; leave it out"
+            )
+    run_dir = to_folder(config.run_dir)
+    theirs = read_config(run_dir)[0] if is_run(run_dir) else config
+    if theirs.init_from == config.init_from and is_run(run_dir):
+        config = dataclasses.replace(
+            config,
+            data=dataclasses.replace(
+                config.data, tokenizer=theirs.data.tokenizer, vocab_size=theirs.data.vocab_size
+            ),
+        )
+    else:
+        theirs, _ = read_config(find(config.init_from or ""))
+    check_same_model(config.init_from, theirs, values)
+    how = {name: get(config, name) for name in HOW_COMPUTED}
+    return override(dataclasses.replace(config, model=theirs.model), {**how, **values})
+
+
+def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError where dotted settings of the model contradict those to start from."""
+    free = {f"model.{name}" for name in ("dropout", "embedding_dropout", "residual_init_scale")}
+    free |= set(HOW_COMPUTED)
+    if values.get("model.block_size", math.inf) < theirs.model.block_size:
+        free.add("model.block_size")
+    differences = [
+        f"{name} is {get(theirs, name)} there and {value} here"
+        for name, value in values.items()
+        if name not in free and get(theirs, name) != value
+    ]
+    if differences:
+        raise ConfigError(
+            f"init_from={init_from} is another model: {'; '.join(differences)}. Leave these "
+            "settings out; only dropout, embedding_dropout, residual_init_scale, dtype, remat and "
+            "attention may differ, and block_size be smaller"
+        )
+
+
+def take_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:
+    """Returns the parameters to start a run of `config` from, and the record of their source.
+
+    Positions beyond the run's block_size are cut.
+
+    Raises:
+      ConfigError: a setting of the model is not that of the source; the message names each.
+    """
+    theirs, ours = source.config.model, config.model
+    values = {f"model.{name}": value for name, value in dataclasses.asdict(ours).items()}
+    del values["model.vocab_size"]  # comes with the tokenizer
+    check_same_model(config.init_from, source.config, values)
+    params = jax.tree.map(np.asarray, source.params)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).data)
+    origin = {
+        "source": config.init_from,
+        "path": str(to_absolute(source.run_dir)),
+        "step": source.step,
+        "block_size": theirs.block_size,
+        "sha256": digest.hexdigest(),
+    }
+    if "positions" in params:
+        params = {**params, "positions": params["positions"][: ours.block_size]}
+    return params, origin
+
+
+def load_origin(config: Config) -> tuple[Params, dict[str, Any]]:
+    """Returns what the run of `config` started from, as `take_params` does.
+
+    Raises:
+      UserError: it can't be had any more, or is not the same.
+    """
+    recorded = read_origin(to_folder(config.run_dir))
+    params, origin = take_params(load_run(find(config.init_from or "")), config)
+    if origin["sha256"] != recorded.get("sha256"):
+        raise UserError(
+            f"init_from={config.init_from} has other parameters than when {config.run_dir} began; "
+            "restore them, or choose another --run-dir"
+        )
+    return params, origin

@@ -1,0 +1,239 @@
+"""How much memory a run needs at least, told before it starts.
+
+The state is exact, from its shapes. Activations are counted from the settings: what each block
+keeps for its gradient, the logits. XLA needs more, for what is alive for a moment only:
+`tests/test_memory.py` holds the estimate between half and all of what XLA plans for float32 on a
+CPU. So a run that is refused would not have fitted, and one that is started may still be too large:
+`check_program` compares what XLA plans, once a program is compiled, on a CPU. (A GPU says so itself
+when its memory is used up; a CPU's system ends the process without a word.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.config import Config
+from gpt_jax.devices import GIB, available_memory
+from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.model.attention import QUERIES, choose_attention
+from gpt_jax.model.gpt import UNROLL
+from gpt_jax.model.layers import mlp_width
+from gpt_jax.parallel.backend import find_backend
+from gpt_jax.training.state import state_shapes
+
+FLOAT32 = 4  # bytes
+# Arrays as wide as the MLP that an activation's gradient takes beside its argument and result.
+FACTORS = {"relu": 0, "relu2": 1, "gelu": 3, "swiglu": 2}
+MOST_AT_ONCE = 4096  # sequences: no more are suggested
+WAYS_OUT = (
+    "try --model.remat full or --train.loss-chunk 4096, or with another --run-dir a smaller "
+    "--train.micro-batch or --model.dtype bfloat16"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes that training needs at least on one device.
+
+    Attributes:
+      state: parameters, what the optimizer keeps, gradients.
+      activations: what the step computes beside them; or the batches of an evaluation, if more.
+    """
+
+    state: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations
+
+
+def estimate_memory(config: Config, mesh: tuple[int, int, int, int], backend: str) -> Need:
+    """Returns what a device needs at least.
+
+    Args:
+      config: the settings, with the vocabulary's size and the schedule's length.
+      mesh: devices on the axes data, fsdp, tensor and sequence.
+      backend: see `attention.find_backend`.
+    """
+    model, train = config.model, config.train
+    state = state_shapes(model, config.optim)
+    gradients = _size(state.params)
+    if train.batch_at_once < train.batch_size:
+        gradients *= 2  # their sum, and those of one part
+    data, fsdp, tensor, sequence = mesh
+    B = -(-train.batch_at_once // (data * fsdp))
+    S, D, H = model.block_size, model.n_embd, model.n_head
+    T = S // sequence  # tokens on a device; in attention it has all S, and fewer heads
+    item = jnp.dtype(model.dtype).itemsize
+    qkv = (H + 2 * model.kv_heads) * model.head_size
+    up = mlp_width(model) * (2 if model.activation == "swiglu" else 1)
+    # Of a token with parameters, in a block; heads and the MLP's width are split over `tensor`.
+    products = qkv // tensor + D + up // tensor + D
+    # Two sums, two norms, attention's result, the MLP's middle after its activation.
+    kept = item * (products + 3 * D + mlp_width(model) // tensor)
+    factors = 0
+    if model.remat == "none":
+        kept += 4 * FLOAT32 * D  # two arrays of each norm, float32 whatever the dtype
+        # Unrolled, XLA computes what the activation's gradient takes again; a loop keeps it.
+        factors = FACTORS[model.activation] if model.n_layer > UNROLL else 0
+    kept += item * factors * mlp_width(model) // tensor
+    attention, _ = choose_attention(model, backend)
+    H //= tensor
+    block = B * T * (kept + (FLOAT32 * H * S if attention == "plain" else 0))
+    saved = {
+        "none": block,
+        "dots": item * B * T * (D + products),
+        "full": item * B * T * D,
+    }[model.remat]
+    moment = 0 if model.remat == "none" else block
+    if model.remat == "dots":
+        moment -= item * B * T * products  # which are saved
+    if attention == "blockwise":
+        moment += 2 * FLOAT32 * B * H * T * min(QUERIES, S)
+    loss_tokens = B * T
+    if train.loss_chunk is not None:
+        loss_tokens = min(loss_tokens, max(B, train.loss_chunk // (data * fsdp * sequence)))
+    logits = 2 * FLOAT32 * loss_tokens * model.vocab_size  # and their gradient
+    step = model.n_layer * saved + max(moment, logits)
+    batches = 2 * train.eval_batches * train.batch_size * (S + 1) * FLOAT32  # int32, of two splits
+    held = (_size(state) + gradients) // (fsdp * tensor)
+    return Need(state=held, activations=max(step, batches))
+
+
+def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
+    """Returns the bytes that programs may take on a device; None where that can't be known.
+
+    A CPU's devices share the machine's memory: it is that of all of them together.
+    """
+    if device.platform == "cpu":
+        return available_memory(root)
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def check_memory(config: Config, *, resumes: bool = False) -> None:
+    """Raises UserError, with a way out, where this machine has less memory than the estimate.
+
+    Args:
+      config: the settings.
+      resumes: the run is there already, so that settings which change its course can't be advised.
+    """
+    devices, backend = jax.devices(), find_backend()
+    limit = memory_limit(jax.local_devices()[0])
+    if limit is None:
+        return
+
+    def need(config: Config) -> Need:
+        heads, tokens = config.model.kv_heads, config.model.block_size
+        mesh = config.mesh.spread(config.train.batch_at_once, len(devices), heads, tokens)
+        need = estimate_memory(config, mesh, backend)
+        # A CPU's devices share the memory of their host.
+        here = -(-math.prod(mesh) // jax.process_count())
+        together = here if backend == "cpu" else 1
+        return Need(together * need.state, together * need.activations)
+
+    asked = need(config)
+    if asked.total <= limit:
+        return
+
+    ways = []
+    for smaller, text in _smaller(config, resumes):
+        with contextlib.suppress(ConfigError):  # the mesh can't share a batch so small
+            ways.append((need(smaller), text))
+    # The estimate is a floor, so a way that leaves room for twice the activations comes first.
+    with_room = (text for n, text in ways if n.total + n.activations <= limit)
+    way_out = next(with_room, "") or next((text for n, text in ways if n.total <= limit), "")
+    where = "this machine has" if backend == "cpu" else f"{devices[0].device_kind} has"
+    raise UserError(
+        f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
+        f"for the model and its optimizer and {asked.activations / GIB:,.1f} for what a batch of "
+        f"{config.train.batch_at_once:,} at once computes, and {where} {limit / GIB:,.1f}; "
+        + (f"try {way_out}" if way_out else _last_resort(resumes))
+    )
+
+
+def _last_resort(resumes: bool) -> str:
+    if resumes:
+        return "it takes a larger machine, or another --run-dir with a smaller --train.micro-batch"
+    return "it takes a smaller model or a larger machine"
+
+
+def program_bytes(plan: Any) -> int:
+    """Returns what a program takes on a device with all it reads and writes.
+
+    Args:
+      plan: `jax.stages.Compiled.memory_analysis`'s.
+    """
+    return (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes  # the results that take the arguments' place
+        + plan.temp_size_in_bytes
+    )
+
+
+def check_program(program: jax.stages.Compiled, limit: int | None, what: str) -> None:
+    """Raises UserError where a program with all it reads and writes takes more than there was.
+
+    Args:
+      program: compiled; on another backend than a CPU nothing is judged.
+      limit: bytes that the machine had before anything of the run was in memory; None is unknown.
+      what: it computes, for the message.
+    """
+    plan = program.memory_analysis()
+    if jax.default_backend() != "cpu" or plan is None or limit is None:
+        return
+    n_devices = len(jax.tree.leaves(program.output_shardings)[0].addressable_devices)
+    need = n_devices * program_bytes(plan)
+    if need > limit:
+        raise UserError(
+            f"{what} would take {need / GIB:,.1f} GiB of memory, and this machine had "
+            f"{limit / GIB:,.1f}; {WAYS_OUT}"
+        )
+
+
+def _smaller(config: Config, resumes: bool = False) -> Iterator[tuple[Config, str]]:
+    """Yields configs that need less, with their settings as text: the same batch, then smaller.
+
+    Where a run resumes, only those that change nothing but rounding.
+    """
+    ways: list[tuple[str, str, Any]] = [("model", "remat", "full"), ("train", "loss_chunk", 4096)]
+    if not resumes:
+        ways.append(("model", "dtype", "bfloat16"))
+    asked, texts = config, []
+    for way in [None, *ways]:
+        if way is not None:
+            group, name, value = way
+            now = getattr(getattr(config, group), name)
+            if now == value or (name == "loss_chunk" and now is not None):
+                continue
+            part = dataclasses.replace(getattr(config, group), **{name: value})
+            config = dataclasses.replace(config, **{group: part})
+            texts.append(f"--{group}.{name.replace('_', '-')} {value}")
+        train = config.train
+        if resumes:
+            yield config, " ".join(texts)
+            continue
+        for n in range(min(train.batch_at_once, MOST_AT_ONCE), 0, -1):
+            if train.batch_size % n == 0:
+                at_once = [] if n == train.batch_at_once else [f"--train.micro-batch {n}"]
+                smaller = dataclasses.replace(train, micro_batch=n)
+                yield dataclasses.replace(config, train=smaller), " ".join(at_once + texts)
+    for other, extra in [] if resumes else [(asked, []), (config, texts)]:
+        for power in range(other.train.batch_size.bit_length() - 1, -1, -1):
+            smaller = dataclasses.replace(other.train, batch_size=2**power, micro_batch=None)
+            whole = [] if other.train.micro_batch is None else ["--train.micro-batch none"]
+            text = " ".join([f"--train.batch-size {2**power}", *whole, *extra])
+            yield dataclasses.replace(other, train=smaller), text
+
+
+def _size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

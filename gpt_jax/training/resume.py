@@ -1,0 +1,89 @@
+"""Which settings may change when a run is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from gpt_jax.config import Config, override, pin_schedule
+from gpt_jax.config.fields import get, settings
+from gpt_jax.errors import ConfigError
+from gpt_jax.input_pipeline.corpus import absolute_name, mixture_entries
+
+# What says how a schedule ends.
+ENDS = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
+# What suits the machine that a run goes on on. train.micro_batch is not among them: each part has
+# dropout masks of its own.
+MACHINES = ("model.attention", "model.remat", "train.loss_chunk", "train.deterministic")
+# What says when training ends and what is kept of it; train.steps only grows.
+ENDINGS = (
+    "train.steps",
+    "train.max_minutes",
+    "train.keep_checkpoints",
+    "train.keep_interval",
+    "train.keep_best",
+)
+
+
+def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
+    """Returns the settings to train a run on with.
+
+    `train.steps` may differ, and only grow; when to stop and what to keep (`ENDINGS`); how the
+    schedule ends, where none of the `done` steps has felt it; and what another machine may need,
+    which changes rounding only (`MACHINES`).
+
+    Raises:
+      ConfigError: another setting differs; the message names each.
+    """
+    corpus = config.data.corpus
+    asked_for, used = record.get("requested"), saved.data.corpus
+    if corpus == asked_for and config.data.fallback_corpus is not None:
+        corpus = used  # a run that began on a fallback corpus stays on it
+    path = absolute_name(corpus)
+    if corpus != used:
+        corpus = path
+    free = {"run_dir", "model.vocab_size", *ENDINGS, *MACHINES}
+    free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
+    free |= {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"}
+    config = pin_schedule(config)
+    ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
+        config.optim.constant_steps, saved.optim.constant_steps
+    )
+    if ends_may_move:
+        free |= ENDS
+    if config.sample.prompt is None:
+        config = override(config, {"sample.prompt": saved.sample.prompt})
+    differences = [
+        f"{name} is {get(saved, name)} there and {get(config, name)} here"
+        for name, _, _ in settings(Config)
+        if name not in free and get(saved, name) != get(config, name)
+    ]
+    # Another path may hold the same corpus: `check_same_corpus` compares sums.
+    if corpus != used and not (os.path.isabs(corpus) or mixture_entries(corpus)):
+        differences.append(f"data.corpus is {used} there and {corpus} here")
+    if config.train.steps < saved.train.steps:
+        differences.append(
+            f"train.steps is {saved.train.steps} there and {config.train.steps} here (it can grow)"
+        )
+    way_on = ""
+    end = saved.optim.schedule_steps
+    if not ends_may_move and end not in (None, config.optim.schedule_steps):
+        way_on = (
+            f"; --optim.schedule-steps {end} keeps the learning rate of the {done} steps taken, "
+            "and later steps stay at its floor"
+        )
+    if differences:
+        raise ConfigError(
+            f"{config.run_dir} is a run with other settings: {'; '.join(differences)}. Choose "
+            f"another --run-dir, or its own settings{way_on}"
+        )
+    kept = dataclasses.replace(
+        saved,
+        run_dir=config.run_dir,
+        data=dataclasses.replace(saved.data, corpus=corpus),
+        optim=config.optim,
+        mesh=config.mesh,
+    )
+    now = {name: get(config, name) for name in (*ENDINGS, *MACHINES, "data.resident")}
+    return override(kept, now)

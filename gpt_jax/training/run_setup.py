@@ -1,0 +1,133 @@
+"""What a run starts from: every setting, text and folder read and checked before computing.
+
+Nothing here writes, and nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.config import Config, pin_schedule
+from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.hf import find
+from gpt_jax.inference.generation import check_top_k
+from gpt_jax.input_pipeline.corpus import (
+    PreparedCorpus,
+    check_same_corpus,
+    check_same_tokenizer,
+    load_corpus,
+    mixture_entries,
+)
+from gpt_jax.input_pipeline.dataset import Mixture, Split, choose_tokenizer, encode_corpus
+from gpt_jax.input_pipeline.text_corpus import Corpus
+from gpt_jax.model import Params
+from gpt_jax.run import checkpoints
+from gpt_jax.run.folder import check_folder, is_run, read_config
+from gpt_jax.run.load import load_run
+from gpt_jax.storage import to_folder
+from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
+from gpt_jax.training.init_from import load_origin, take_params
+from gpt_jax.training.resume import merge_with_saved
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """All that a run starts from, read and checked; making it writes nothing.
+
+    Attributes:
+      config: as it will be trained: with the corpus really used, the vocabulary's size, a prompt.
+      corpus: the text, or the prepared folders, and its record.
+      tokenizer: of the corpus.
+      splits: "train" and "val".
+      resumes: the run's folder is there already.
+      params: what a run without a checkpoint starts from, NumPy's; None is random parameters.
+      origin: the record of where `params` are from, for config.json.
+    """
+
+    config: Config
+    corpus: Corpus | PreparedCorpus
+    tokenizer: Tokenizer
+    splits: dict[str, Split] | dict[str, Mixture]
+    resumes: bool
+    params: Params | None = None
+    origin: dict[str, Any] | None = None
+
+
+def make_start(config: Config, progress: Callable[[int, int | None], None] | None = None) -> Start:
+    """Reads the corpus and checks all that can be checked before computing.
+
+    Args:
+      config: the settings asked for.
+      progress: of a download, see `corpora.load_corpus`.
+
+    Raises:
+      UserError: what is wrong, and a way out.
+    """
+    run_dir = to_folder(config.run_dir)
+    resumes = is_run(run_dir)
+    params = origin = None
+    if resumes:
+        saved, record = read_config(run_dir)
+        if not record:
+            raise UserError(
+                f"run_dir {run_dir} is a GPT-2 folder; train on from it in a folder of its own: "
+                f"--init-from {run_dir} --run-dir {run_dir}-trained"
+            )
+        done = max(checkpoints.steps(run_dir), default=0)
+        config = merge_with_saved(config, saved, record, done)
+        tokenizer = load_tokenizer(run_dir)
+        corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
+        check_same_corpus(corpus, record, run_dir)
+        if tokenizer.vocab_size != config.model.vocab_size:
+            raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
+        if config.init_from is not None and not done:  # killed before its first checkpoint
+            params, origin = load_origin(config)
+    else:
+        check_folder(run_dir)
+        data = config.data
+        if config.init_from is None:
+            corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
+            tokenizer = choose_tokenizer(data, corpus)
+        else:
+            source = load_run(find(config.init_from))
+            params, origin = take_params(source, config)
+            tokenizer = source.tokenizer
+            corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
+            check_same_tokenizer(corpus, tokenizer, config.init_from)
+            if isinstance(corpus, Corpus):
+                learned = isinstance(tokenizer, BpeTokenizer)
+                data = dataclasses.replace(
+                    data,
+                    tokenizer="bpe" if learned else "char",
+                    # 257 is the setting's least; a folder may have the bare 256 bytes
+                    vocab_size=max(tokenizer.vocab_size, 257) if learned else None,
+                )
+        config = dataclasses.replace(
+            pin_schedule(config),
+            data=dataclasses.replace(data, corpus=corpus.name),
+            model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
+        )
+    if config.data.order == "epochs" and mixture_entries(config.data.corpus):
+        raise ConfigError(
+            "data.order=epochs is for one corpus, and a mixture is drawn at random; use "
+            "data.order=random"
+        )
+    splits = encode_corpus(corpus, tokenizer, config)
+    prompt = config.sample.prompt
+    if prompt is None:
+        prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]
+    tokenizer.encode(prompt)
+    check_top_k(config.sample, tokenizer)
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
+    return Start(config, corpus, tokenizer, splits, resumes, params, origin)
+
+
+def _first_text(split: Split | Mixture, tokenizer: Tokenizer) -> str:
+    """Returns the first 200 characters of a split's first corpus, without special tokens."""
+    _, first = split.parts[0]
+    ids = np.array(first.shards[0][:800])  # a character takes 4 tokens at most
+    return tokenizer.make_decoder()(ids[tokenizer.token_bytes[ids] > 0])[:200]

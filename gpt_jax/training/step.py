@@ -1,0 +1,176 @@
+"""The training step: pure functions from a state, a batch and a key to the next state.
+
+No clock, no printing, no files, no mesh: every side effect is in `loop.py`, which calls
+`make_train_chunk`'s function. `data.py` draws the batches, `model.py` computes the logits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt_jax.config import ModelConfig, OptimConfig, TrainConfig
+from gpt_jax.input_pipeline.gather import gather_places
+from gpt_jax.input_pipeline.sampler import Sampler, eval_places, one_piece, train_places
+from gpt_jax.model import Params
+from gpt_jax.model.loss import batch_losses, loss_fn
+from gpt_jax.prng import Keys
+from gpt_jax.training.optimizer import make_learning_rate, make_optimizer
+from gpt_jax.training.state import TrainState
+
+
+def make_train_step(
+    model: ModelConfig, optimizer: optax.GradientTransformation, loss_chunk: int | None = None
+) -> Callable:
+    """Returns train_step(state, batch, key) -> (state, metrics), one optimizer step.
+
+    batch is (B, T + 1) token ids, key is the step's dropout key. A batch in parts, (parts, B /
+    parts, T + 1), is computed part by part; see `accumulate`. The metrics are float32 scalars:
+    `loss`, in nats a token, before the step and with dropout; `grad_norm`, the global L2 norm,
+    before clipping.
+    """
+
+    def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
+        loss, grads = loss_and_grads(model, state.params, batch, key, loss_chunk)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return train_step
+
+
+def loss_and_grads(
+    model: ModelConfig,
+    params: Params,
+    batch: jax.Array,
+    key: jax.Array,
+    loss_chunk: int | None = None,
+) -> tuple[jax.Array, Params]:
+    """Returns the loss of a training step, in nats a token, and its gradient: float32, both.
+
+    batch and key are those of `make_train_step`.
+    """
+
+    def of_part(batch: jax.Array, key: jax.Array):
+        loss = lambda params: loss_fn(model, params, batch, key, loss_chunk)
+        return jax.value_and_grad(loss)(params)
+
+    return of_part(batch, key) if batch.ndim == 2 else accumulate(of_part, batch, key)
+
+
+def accumulate(function: Callable, parts: jax.Array, key: jax.Array):
+    """Returns the mean of function(part, part's key) over the leading axis, summed in float32.
+
+    Parts of equal size, so a mean of means is the mean over the whole batch. Part i has the key
+    `fold_in(key, i)`: its dropout masks are its own, and other than they were in a whole batch.
+    """
+
+    def body(total: Any, part: tuple[jax.Array, jax.Array]):
+        i, batch = part
+        value = function(batch, jax.random.fold_in(key, i))
+        return jax.tree.map(lambda t, v: t + v.astype(jnp.float32), total, value), None
+
+    n = len(parts)
+    shapes = jax.eval_shape(function, parts[0], key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    total, _ = jax.lax.scan(body, zeros, (jnp.arange(n), parts))
+    return jax.tree.map(lambda t: t / n, total)
+
+
+def make_train_chunk(
+    model: ModelConfig,
+    optim: OptimConfig,
+    train: TrainConfig,
+    place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
+    sampler: Sampler | None = None,
+) -> Callable:
+    """Returns train_chunk(state, tokens, keys, limit, *, steps) -> (state, metrics).
+
+    Many steps, one call.
+
+    tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several pieces; each step draws its
+    batch from it by its own number and key. Where the host has drawn them, tokens is what it
+    gathered: (steps, B, T + 1). `place_batch` says how a batch is laid out over devices. The
+    metrics are those of `train_step`, each (steps,), and `learning_rate` where that is not
+    constant. Where `train.on_divergence` is "skip", a step whose loss is not below `limit` or whose
+    gradient is not finite changes counts of steps alone.
+    """
+    train_step = make_train_step(model, make_optimizer(optim), train.loss_chunk)
+    learning_rate = make_learning_rate(optim)
+
+    def train_chunk(
+        state: TrainState,
+        tokens: jax.Array,
+        keys: Keys,
+        limit: jax.Array | float = jnp.inf,
+        *,
+        steps: int,
+    ):
+        batches = tokens
+        if tokens.ndim < 3:
+            draws = sampler or one_piece(len(tokens), model.block_size, train.batch_size)
+            places = train_places(draws, keys.data, state.step + jnp.arange(steps))
+            batches = gather_places(tokens, places, draws)
+        if train.batch_at_once < train.batch_size:  # in parts
+            batches = batches.reshape(steps, -1, train.batch_at_once, model.block_size + 1)
+
+        def body(state: TrainState, batch: jax.Array):
+            dropout_key = jax.random.fold_in(keys.dropout, state.step)
+            after, metrics = train_step(state, place_batch(batch), dropout_key)
+            if callable(learning_rate):
+                metrics["learning_rate"] = learning_rate(state.step)
+            if train.on_divergence == "skip":
+                sound = (metrics["loss"] < limit) & jnp.isfinite(metrics["grad_norm"])
+                after = jax.tree.map(functools.partial(_choose, sound), after, state)
+            return after, metrics
+
+        return jax.lax.scan(body, state, batches)
+
+    return train_chunk
+
+
+def _choose(sound: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
+    """Returns a leaf of the state after a step that may be unsound; counts of steps go on."""
+    is_count = jnp.issubdtype(after.dtype, jnp.integer)
+    return after if is_count else jnp.where(sound, after, before)
+
+
+def make_eval_step(
+    model: ModelConfig,
+    train: TrainConfig,
+    place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
+    samplers: Sequence[Sampler] | None = None,
+) -> Callable:
+    """Returns eval_step(params, splits, key) -> mean losses, one for each split.
+
+    splits is a sequence of token arrays as `train_chunk` takes them, gathered ones being
+    (eval_batches, B, T + 1); each loss is the mean over `eval_batches` random batches, float32, in
+    nats a token, without dropout.
+    """
+
+    def eval_step(params: Params, splits: Sequence[jax.Array], key: jax.Array):
+        gathered = splits
+        if splits[0].ndim < 3:
+            draws = samplers or [
+                one_piece(len(tokens), model.block_size, train.batch_size) for tokens in splits
+            ]
+            places = eval_places(draws, key, train.eval_batches)
+            gathered = [gather_places(*x) for x in zip(splits, places, draws, strict=True)]
+        batches = jnp.concatenate(gathered)
+        if train.batch_at_once < train.batch_size:  # a mean over equal parts is the same
+            batches = batches.reshape(-1, train.batch_at_once, model.block_size + 1)
+
+        def body(_, batch):
+            losses_BT = batch_losses(model, params, place_batch(batch), None, train.loss_chunk)
+            return None, losses_BT.mean(axis=1)  # devices meet once, after the last batch
+
+        losses = jax.lax.scan(body, None, batches)[1]
+        return losses.reshape(len(splits), -1).mean(axis=1)
+
+    return eval_step
