@@ -167,7 +167,7 @@ def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.A
     random word made odd, plus the other, goes through the 32-bit integer mixer "lowbias32"
     (C. Wellons, https://nullprogram.com/blog/2018/07/31/). XLA fuses that into the multiplication
     it feeds, so no mask is ever written to memory, and that makes training faster. It is not a
-    cryptographic generator. `tests/test_model.py` checks its keep rate, the correlation of
+    cryptographic generator. `tests/model/test_gpt.py` checks its keep rate, the correlation of
     neighbours and that of masks under related words. Indices repeat after 2^32 entries.
 
     Args:

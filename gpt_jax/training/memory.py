@@ -2,7 +2,7 @@
 
 The state is exact, from its shapes. Activations are counted from the settings: what each block
 keeps for its gradient, the logits. XLA needs more, for what is alive for a moment only:
-`tests/test_memory.py` holds the estimate between half and all of what XLA plans for float32 on a
+`tests/training/test_memory.py` holds the estimate between half and all of what XLA plans for float32 on a
 CPU. So a run that is refused would not have fitted, and one that is started may still be too large:
 `check_program` compares what XLA plans, once a program is compiled, on a CPU. (A GPU says so itself
 when its memory is used up; a CPU's system ends the process without a word.)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from test_hosts import Hosts, train_alone
-from test_loop import assert_same_run, train
+from test_training import assert_same_run, train
 
 import gpt_jax
 from gpt_jax import hf, storage

@@ -21,7 +21,7 @@ from gpt_jax.config.fields import get, settings
 from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError
 from gpt_jax.input_pipeline import text_corpus
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 45
 TINY = [
     "--model.n-layer=1",
