@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from gpt_jax.cli import VERBS
 from gpt_jax.config import list_configs
-from gpt_jax.devices import keep_compiled_programs, keep_freed_memory
+from gpt_jax.devices import keep_compiled_programs, retain_freed_memory
 from gpt_jax.errors import (
     ConfigError,
     OutOfTime,
@@ -24,7 +24,7 @@ from gpt_jax.errors import (
     is_out_of_memory,
     suggest,
 )
-from gpt_jax.parallel.multihost import leave
+from gpt_jax.parallel.multihost import exit_process
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,14 +44,14 @@ def main(argv: list[str] | None = None) -> int:
                     f"unknown verb {verb!r}{suggest(verb, VERBS)}; there are {', '.join(VERBS)}"
                 )
         keep_compiled_programs()
-        keep_freed_memory()
+        retain_freed_memory()
         module = "data.cli" if verb == "prepare" else f"gpt_jax.cli.{verb}"
         return importlib.import_module(module).command(rest)
     except (UserError, TrainingError) as error:
         if debug:
             raise
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return leave(error, 2 if isinstance(error, UserError) else 1)
+        return exit_process(error, 2 if isinstance(error, UserError) else 1)
     except RuntimeError as error:
         if debug or not is_out_of_memory(error):
             raise

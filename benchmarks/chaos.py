@@ -135,7 +135,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
     import gpt_jax
     from gpt_jax.run import checkpoints as checkpoint
-    from gpt_jax.run.metrics import CLOCK_FIELDS
+    from gpt_jax.run.metrics import TIMING_FIELDS
     from gpt_jax.training.state import state_shapes
 
     config = gpt_jax.load_run(one).config
@@ -155,7 +155,7 @@ def differences(one: Path, other: Path) -> list[str]:
     if len(rows[0]) != len(rows[1]):
         return [*found, f"{len(rows[0])} and {len(rows[1])} rows"]
     for a, b in zip(*rows, strict=True):
-        names = ({*a} | {*b}) - {*CLOCK_FIELDS}
+        names = ({*a} | {*b}) - {*TIMING_FIELDS}
         found += [f"row {a['step']}, {name}" for name in names if a.get(name) != b.get(name)]
     return found
 

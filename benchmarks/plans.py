@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.machine import describe_machine
-from gpt_jax.config import Config, load_config, override, pin_schedule
-from gpt_jax.devices import DESCRIBES_TPUS
+from gpt_jax.config import Config, fix_schedule, load_config, override
+from gpt_jax.devices import TPU_COMPILE_ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 # A shape as Llama 2's of 7 billion (Touvron et al. 2023), with base's vocabulary and recipe.
@@ -82,7 +82,7 @@ def make(name: str, mesh: Mesh, n: int) -> dict[str, Any]:
         values = {"train.micro_batch": SEQUENCES[name] * mesh[0] * mesh[1]}
     config = override(model_config(name), values | dict(zip(axes, mesh, strict=True)))
     before = time.perf_counter()
-    plan = make_plan(pin_schedule(config), topology_devices(SLICES[n])[:n])
+    plan = make_plan(fix_schedule(config), topology_devices(SLICES[n])[:n])
     seconds = time.perf_counter() - before
     record = {"model": name, "n": n, "micro_batch": values["train.micro_batch"], **plan.record()}
     del record["chip"]
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("layouts", "scale", "long"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plans.json")
     args = parser.parse_args()
-    os.environ |= DESCRIBES_TPUS
+    os.environ |= TPU_COMPILE_ENVIRONMENT
     result = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
     result |= {"command": "python benchmarks/plans.py"}
     from gpt_jax.analysis.chips import CHIPS

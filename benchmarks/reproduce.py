@@ -55,11 +55,11 @@ def initial_losses(config: Config, n: int = 200) -> dict[str, float]:
 
     from gpt_jax.prng import make_keys
     from gpt_jax.training.optimizer import make_optimizer
-    from gpt_jax.training.run_setup import make_start
+    from gpt_jax.training.run_setup import prepare_run
     from gpt_jax.training.state import init_state
     from gpt_jax.training.step import make_eval_step
 
-    start = make_start(config)
+    start = prepare_run(config)
     config, tokens = start.config, jax.numpy.asarray(start.splits["val"].shards[0])
     eval_step = make_eval_step(config.model, config.train)
 

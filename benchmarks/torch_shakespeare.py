@@ -23,11 +23,11 @@ from torch import nn
 
 from benchmarks import torch_gpt
 from benchmarks.reproduce import T_95, interval
-from gpt_jax.config import load_config, pin_schedule
+from gpt_jax.config import fix_schedule, load_config
 from gpt_jax.input_pipeline.corpus import load_corpus
 from gpt_jax.input_pipeline.text_corpus import SHAKESPEARE_SHA256
 
-CONFIG = pin_schedule(load_config("shakespeare_cpu"))
+CONFIG = fix_schedule(load_config("shakespeare_cpu"))
 RESULT = Path(__file__).parent / "results" / "shakespeare_cpu.json"
 
 

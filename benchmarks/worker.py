@@ -32,10 +32,10 @@ class Jax:
     """gpt_jax: the functions that `main.py` runs."""
 
     def __init__(self, device: str):
-        from gpt_jax.devices import keep_freed_memory, request_cpu_devices
+        from gpt_jax.devices import request_cpu_devices, retain_freed_memory
 
         request_cpu_devices(32)
-        keep_freed_memory()
+        retain_freed_memory()
         import jax
 
         self.jax = jax
@@ -53,13 +53,13 @@ class Jax:
 
     def train(self, model: str, steps: int) -> None:
         from gpt_jax.input_pipeline.dataset import Split
-        from gpt_jax.training.compiled_steps import Programs
+        from gpt_jax.training.compiled_steps import CompiledSteps
 
         if model not in self.states:
             split = Split((TOKENS,), len(TOKENS))
-            programs = Programs(self.config(model), {"train": split, "val": split})
+            programs = CompiledSteps(self.config(model), {"train": split, "val": split})
             keys = programs.keys()
-            self.states[model] = programs, keys, programs.initialise(keys)
+            self.states[model] = programs, keys, programs.init_state(keys)
         programs, keys, state = self.states[model]
         state, metrics = programs.train_chunk(state, keys, 0, steps)
         np.asarray(metrics["loss"])

@@ -8,7 +8,7 @@ import typing
 from typing import Any
 
 from data.filters import Limits
-from gpt_jax.config.fields import FRACTION, NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, setting
+from gpt_jax.config.fields import FRACTION, NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, field
 from gpt_jax.errors import ConfigError
 from gpt_jax.input_pipeline.shards.manifest import MAX_SHARD_TOKENS
 
@@ -27,84 +27,84 @@ WET_FILTERS = {
 class PrepareConfig:
     """How a source becomes a prepared corpus."""
 
-    source: typing.Literal["text", "jsonl", "parquet", "hf", "wet"] = setting(
+    source: typing.Literal["text", "jsonl", "parquet", "hf", "wet"] = field(
         "text",
         "text: UTF-8 files; jsonl: JSON lines, also .gz and .zst; parquet; hf: a data set of the "
         "Hugging Face hub, streamed; wet: text of Common Crawl",
     )
-    input: str = setting(
+    input: str = field(
         "", "path or pattern such as 'dir/*.jsonl.gz'; for hf a name; for wet also a crawl's id"
     )
-    out: str = setting("", "folder of the prepared corpus, made if missing")
-    tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = setting(
+    out: str = field("", "folder of the prepared corpus, made if missing")
+    tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = field(
         "gpt2", "as data.tokenizer of training: char, bpe (learned), or a published one"
     )
-    vocab_size: int | None = setting(
+    vocab_size: int | None = field(
         None,
         "tokens that bpe learns; none for other tokenizers",
         (lambda x: x >= 257, "a whole number of at least 257"),
     )
-    sample_mb: int = setting(64, "bpe learns from so much of the training side", POSITIVE_INT)
-    val_fraction: float = setting(
+    sample_mb: int = field(64, "bpe learns from so much of the training side", POSITIVE_INT)
+    val_fraction: float = field(
         0.1,
         "share for validation: the end of a single text; of many documents, those whose hash says "
         "so",
         FRACTION,
     )
-    text_field: str = setting("text", "field or column that holds the text: jsonl, parquet, hf")
-    shard_tokens: int = setting(
+    text_field: str = field("text", "field or column that holds the text: jsonl, parquet, hf")
+    shard_tokens: int = field(
         100_000_000,
         "tokens in a shard",
         (lambda x: 1 <= x <= MAX_SHARD_TOKENS, f"a whole number in [1, {MAX_SHARD_TOKENS}]"),
     )
-    max_document_mb: int = setting(
+    max_document_mb: int = field(
         64, "a larger document counts as damage; bounds the memory", POSITIVE_INT
     )
-    on_damage: typing.Literal["stop", "skip"] = setting(
+    on_damage: typing.Literal["stop", "skip"] = field(
         "stop", "at a damaged file or record: stop, or leave it out and name it in the manifest"
     )
-    min_characters: int | None = setting(
+    min_characters: int | None = field(
         None, "drop shorter documents; none is 200 for wet, else no limit", NOT_NEGATIVE_INT
     )
-    max_characters: int | None = setting(None, "drop longer documents; none is off", POSITIVE_INT)
-    min_letters: float | None = setting(
+    max_characters: int | None = field(None, "drop longer documents; none is off", POSITIVE_INT)
+    min_letters: float | None = field(
         None,
         "drop documents with a smaller share of letters among what is no space; none is 0.6 for "
         "wet, else no limit",
         SHARE,
     )
-    max_repetition: float | None = setting(
+    max_repetition: float | None = field(
         None,
         "drop documents with a larger share of characters in repeated lines; none is 0.3 for wet, "
         "else no limit",
         SHARE,
     )
-    deduplicate: bool | None = setting(
+    deduplicate: bool | None = field(
         None, "drop documents whose whole text was there before; none is true for wet, else false"
     )
-    dedup_documents: int = setting(
+    dedup_documents: int = field(
         10_000_000, "how many documents are remembered for that, at 16 to 32 bytes each",
         (lambda x: 1 <= x <= 2**32, "a whole number in [1, 2**32]"),
     )  # fmt: skip
-    language: str | None = setting(
+    language: str | None = field(
         None,
         "keep this language only, by the tag in a wet file's records, such as eng; none is all",
     )
-    hf_config: str | None = setting(
+    hf_config: str | None = field(
         None, "configuration of the data set, such as sample-10BT; for hf"
     )
-    hf_split: str = setting("train", "split of the data set; for hf")
-    hf_revision: str | None = setting(
+    hf_split: str = field("train", "split of the data set; for hf")
+    hf_revision: str | None = field(
         None, "branch, tag or commit of the data set, such as refs/convert/parquet; for hf"
     )
-    limit_files: int | None = setting(
+    limit_files: int | None = field(
         None, "only the first so many files of a crawl; for wet", POSITIVE_INT
     )
-    base_url: str = setting("https://data.commoncrawl.org/", "where crawls are had; for wet")
-    workers: int | None = setting(
+    base_url: str = field("https://data.commoncrawl.org/", "where crawls are had; for wet")
+    workers: int | None = field(
         None, "processes; none is one a core; does not change the result", POSITIVE_INT
     )
-    engine: typing.Literal["local", "datatrove", "plan"] = setting(
+    engine: typing.Literal["local", "datatrove", "plan"] = field(
         "local",
         "what runs the processes: local; datatrove; plan makes none, for other machines to do it; "
         "does not change the result (see data/README.md)",

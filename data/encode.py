@@ -34,9 +34,9 @@ import numpy as np
 from data.config import PrepareConfig
 from data.filters import digest, is_validation, reject
 from data.sources.common_crawl import discard
-from data.sources.documents import Damage, Unit
+from data.sources.documents import BadInput, Unit
 from data.sources.readers import read_unit
-from gpt_jax.config.fields import read
+from gpt_jax.config.fields import from_nested_dict
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import END_OF_TEXT, BpeTokenizer, Tokenizer, load_tokenizer
 
@@ -67,11 +67,11 @@ def _open_work(
 ) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
     """Reads a work folder once, until another plan is there."""
     values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
-    config = read({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
+    config = from_nested_dict({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
     return config, values["plan"]["units"], load_tokenizer(Path(work))
 
 
-def prepare_part(work: str, number: int, count: Callable[[int], None] | None = None) -> None:
+def encode_unit(work: str, number: int, count: Callable[[int], None] | None = None) -> None:
     """Reads, filters and encodes a unit to its part, unless that is there.
 
     A function of what the work folder's plan says, so any process that sees the folder and the
@@ -94,9 +94,9 @@ def prepare_part(work: str, number: int, count: Callable[[int], None] | None = N
     try:
         try:
             _write(config, units[number], tokenizer, Path(work), temporary, count)
-        except Damage as error:
+        except BadInput as error:
             if config.on_damage == "stop":
-                raise stop(error) from error
+                raise to_user_error(error) from error
             with temporary.open("wb") as file:  # what was read before the damage goes too
                 counts = json.dumps({"damaged_units": 1, "damaged": [str(error)]}).encode()
                 file.write(counts + FOOTER.pack(0, 0, len(counts), zlib.crc32(counts)))
@@ -106,7 +106,7 @@ def prepare_part(work: str, number: int, count: Callable[[int], None] | None = N
         temporary.unlink(missing_ok=True)
 
 
-def stop(error: Damage) -> UserError:
+def to_user_error(error: BadInput) -> UserError:
     """Returns what damage is where it is to stop."""
     return UserError(f"{error}; repair or remove it, or use --on-damage skip")
 
@@ -126,7 +126,7 @@ def _write(
     with path.open("wb", BUFFER_BYTES) as file:
         for document in read_unit(config, unit, work):
             read += 1
-            if isinstance(document, Damage):
+            if isinstance(document, BadInput):
                 if config.on_damage == "stop":
                     raise document
                 n_damaged += 1
@@ -180,7 +180,7 @@ def _separator(tokenizer: Tokenizer) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class EncodedUnit:
     """A part that is whole.
 
     Attributes:
@@ -194,7 +194,7 @@ class Part:
     counts: dict[str, Any]
 
 
-def load_part(path: Path) -> Part | None:
+def load_encoded(path: Path) -> EncodedUnit | None:
     """Returns a part, or None where the file is not whole."""
     with contextlib.suppress(OSError, ValueError, struct.error), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END) - FOOTER.size
@@ -209,7 +209,7 @@ def load_part(path: Path) -> Part | None:
         tail = file.read(n_documents + n_counts)
         if zlib.crc32(tail, crc) == expected:
             documents = np.frombuffer(tail, DOCUMENT, n_documents // DOCUMENT.itemsize)
-            return Part(path, documents, json.loads(tail[n_documents:]))
+            return EncodedUnit(path, documents, json.loads(tail[n_documents:]))
     return None
 
 
@@ -240,4 +240,4 @@ def prepare_and_count(work: str, number: int) -> None:
         with _tokens_so_far.get_lock():
             _tokens_so_far.value += n_tokens
 
-    prepare_part(work, number, count)
+    encode_unit(work, number, count)

@@ -12,7 +12,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from data.encode import open_work, prepare_part
+from data.encode import encode_unit, open_work
 from data.sources.documents import EXTRAS
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
@@ -42,7 +42,7 @@ class Parts:
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         for number in range(self.first + rank, self.n_units, world_size):
-            prepare_part(self.work, number)
+            encode_unit(self.work, number)
 
 
 def run_datatrove(work: Path, first: int, n_units: int, workers: int) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from data.config import PrepareConfig
-from data.encode import NAMED_DAMAGE, load_part, part_path, prepare_part
+from data.encode import NAMED_DAMAGE, encode_unit, load_encoded, part_path
 from data.filters import Seen
 from data.sources.documents import Plan
 from gpt_jax.errors import UserError
@@ -30,7 +30,7 @@ BLOCK_DOCUMENTS = 1 << 16  # appended at once
 SAVE_PAUSE = 10  # times what the journal took until it is written again: disks may be slow
 
 
-class Assembly:
+class ShardMerger:
     """Appends parts to the shards, in order, and keeps the journal."""
 
     def __init__(
@@ -72,9 +72,9 @@ class Assembly:
     def append(self, number: int) -> None:
         """Appends a part; now and then writes the journal, and removes what was appended."""
         path = part_path(self._work, number)
-        while (part := load_part(path)) is None:  # the power was cut while it was on its way
+        while (part := load_encoded(path)) is None:  # the power was cut while it was on its way
             path.unlink()
-            prepare_part(str(self._work), number)
+            encode_unit(str(self._work), number)
         counts = part.counts
         with path.open("rb") as file:
             for start in range(0, len(part.documents), BLOCK_DOCUMENTS):

@@ -29,19 +29,19 @@ from typing import Any
 
 from data.config import PrepareConfig
 from data.encode import PARTS, PLAN_FILE
-from data.merge import JOURNAL_FILE, Assembly
+from data.merge import JOURNAL_FILE, ShardMerger
 from data.sources.documents import Plan
-from data.sources.local_files import local_files, place
+from data.sources.local_files import local_files, local_path
 from data.sources.readers import make_plan
 from data.vocabulary import make_tokenizer
-from data.workers import Processes
+from data.workers import WorkerPool
 from gpt_jax.console import Display
 from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
-from gpt_jax.input_pipeline.shards.reader import is_prepared, open_prepared
+from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
 from gpt_jax.storage import lock, remove_unfinished, to_local, write_atomically
-from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -98,7 +98,7 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
     journal = _load_journal(work)
     first = journal["units"] if journal else 0
     units = range(first, len(plan.units))
-    with Processes(config, work, units) as processes:  # they start meanwhile
+    with WorkerPool(config, work, units) as processes:  # they start meanwhile
         tokenizer = load_tokenizer(work) if is_begun else _begin(config, plan, work)
         if config.engine == "local":  # with the others, more machines may be at work
             _remove_unfinished(out, work)
@@ -118,12 +118,12 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
                 "this command with another --engine"
             )
             return {}
-        assembly = Assembly(config, plan, tokenizer, work, journal)
+        assembly = ShardMerger(config, plan, tokenizer, work, journal)
         with contextlib.closing(assembly):
             return _assemble(assembly, processes, _Progress(plan, first, display))
 
 
-def _assemble(assembly: Assembly, processes: Processes, progress: _Progress) -> dict[str, Any]:
+def _assemble(assembly: ShardMerger, processes: WorkerPool, progress: _Progress) -> dict[str, Any]:
     """Has the parts made, and appends them to the shards."""
     for number in processes.parts(progress.show):
         assembly.append(number)
@@ -157,7 +157,7 @@ class _Progress:
 def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
     if not os.path.isfile(out / MANIFEST_FILE):  # Path's own raises where it can't look
         return None
-    open_prepared(out)
+    open_shards(out)
     manifest = read_manifest(out)
     settings = manifest.get("settings")
     if different := _differences(settings if isinstance(settings, dict) else {}, config.record()):
@@ -173,7 +173,7 @@ def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
 
 def _source_difference(there: Any, config: PrepareConfig) -> str:
     """Returns how a source differs from what a manifest says of it, or ''; gone it may be."""
-    if not isinstance(there, dict) or place(config) is None:
+    if not isinstance(there, dict) or local_path(config) is None:
         return ""
     try:
         _, here = local_files(config)
@@ -211,7 +211,7 @@ def _check_folder(out: Path, work: Path) -> None:
         names = sorted(os.listdir(out)) if os.path.isdir(out) else []
     except OSError as error:
         raise UserError(f"--out {out} can't be read: {error.strerror}") from error
-    if is_prepared(out):
+    if has_shards(out):
         raise UserError(f"--out {out} holds another program's corpus; choose another folder")
     if names:
         raise UserError(f"--out {out} holds other files ({names[0]}); choose another folder")
@@ -246,7 +246,7 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
             f"{work.parent} was begun with other settings: {different}; use those, choose another "
             "--out, or delete it"
         )
-    there, here = values["plan"]["facts"].get("input"), place(config)
+    there, here = values["plan"]["facts"].get("input"), local_path(config)
     if there and here and there != here:
         raise UserError(
             f"{work.parent} was begun with --input {there}, and this is {here}; use that, choose "

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.config import PrepareConfig
-from data.encode import stop
+from data.encode import to_user_error
 from data.filters import digest, is_validation, reject
 from data.sources import documents
-from data.sources.documents import Damage, Document, Plan, Unit
+from data.sources.documents import BadInput, Document, Plan, Unit
 from data.sources.readers import read_unit
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, Tokenizer
@@ -82,6 +82,6 @@ def _sound(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document]:
         for document in read_unit(config, unit, work):
             if isinstance(document, Document):
                 yield document
-    except Damage as error:
+    except BadInput as error:
         if config.on_damage == "stop":
-            raise stop(error) from error
+            raise to_user_error(error) from error

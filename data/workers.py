@@ -12,12 +12,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from data.config import PrepareConfig
-from data.encode import prepare_and_count, prepare_part, start_process
+from data.encode import encode_unit, prepare_and_count, start_process
 from gpt_jax.devices import usable_cores
 from gpt_jax.errors import TrainingError
 
 
-class Processes:
+class WorkerPool:
     """The processes that make parts; as a context, they end with it, whatever happens.
 
     Attributes:
@@ -48,7 +48,7 @@ class Processes:
             for _ in range(self.n):
                 self._pool.submit(int)
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def parts(self, wait: Callable[[int], None]) -> Iterator[int]:
@@ -76,7 +76,7 @@ class Processes:
         """
         work = str(self._work)
         if self._pool is None:
-            prepare_part(work, number)
+            encode_unit(work, number)
             return
         with _tell_of_kills():
             for ahead in range(number, min(number + 2 * self.n + 1, self._units.stop)):

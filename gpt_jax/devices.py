@@ -21,7 +21,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's mal
 
 # The environment in which libtpu compiles for TPUs that are only described: it looks for none, says
 # nothing about that, and lets others do so at the same time.
-DESCRIBES_TPUS = {
+TPU_COMPILE_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_MIN_LOG_LEVEL": "3",
@@ -39,7 +39,7 @@ CGROUPS = (
     ("memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
-WIDE = 256  # n_embd from which XLA's own matrix products are the faster ones on a CPU
+WIDE_N_EMBD = 256  # n_embd from which XLA's own matrix products are the faster ones on a CPU
 GIB = 2**30
 
 
@@ -103,7 +103,7 @@ def request_determinism() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".lstrip()
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Lets glibc's allocator reuse what a program frees instead of giving it back to the system.
 
     XLA's CPU programs take their buffers anew at every call, and the system hands out pages one
@@ -145,7 +145,7 @@ def compiler_options(backend: str, *, library_products: bool) -> dict[str, str |
 
     On a CPU, optimization level 1 compiles sooner and runs as fast. XLA hands matrix products and
     reductions to the library YNNPACK there, which trains small models faster; products of one
-    token, or of wide models (`WIDE`), are faster by XLA's other way.
+    token, or of wide models (`WIDE_N_EMBD`), are faster by XLA's other way.
 
     Args:
       backend: what `jax.default_backend()` says.

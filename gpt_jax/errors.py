@@ -39,15 +39,15 @@ class OutOfTime(Exception):
     """`train.max_minutes` are over and the state is saved. Exit status 75, "try again"."""
 
 
-SHORT = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
+ALIASES = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Returns '; did you mean ...?' where something known is close to `word`, else ''."""
     known = list(known)
     last = word.lstrip("-").rpartition(".")[2]
-    if last in SHORT:  # what papers and other programs say
-        close = [name for name in known if name.replace("_", "-").endswith(SHORT[last])]
+    if last in ALIASES:  # what papers and other programs say
+        close = [name for name in known if name.replace("_", "-").endswith(ALIASES[last])]
     else:
         close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""

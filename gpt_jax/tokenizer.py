@@ -18,14 +18,16 @@ import numpy as np
 from gpt_jax.config import DataConfig
 from gpt_jax.errors import UserError, in_short
 
-FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 # GPT-4's (cl100k_base), as tiktoken had it first: words, up to 3 digits, marks, line ends, spaces.
 PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
     r"""|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
-PIECE_CHARACTERS = 100_000  # of the text that merges are learned from, at once: bounds the memory
+TRAINING_CHUNK_CHARACTERS = (
+    100_000  # of the text that merges are learned from, at once: bounds the memory
+)
 # GPT-2's (Radford et al. 2019): English endings, words, numbers, marks, spaces.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_SPELLINGS = (  # all cut every text alike
@@ -161,7 +163,7 @@ class BpeTokenizer:
         Raises:
           UserError: the text has not so many tokens to give; the message says how many.
         """
-        vocabulary = _learn(text, vocab_size - 1).get_vocab()
+        vocabulary = _train_bpe(text, vocab_size - 1).get_vocab()
         n = len(vocabulary)
         if n < vocab_size - 1:
             raise UserError(
@@ -321,7 +323,7 @@ def load_tokenizer(run_dir: Path) -> Tokenizer:
     Raises:
       UserError: the file is missing or damaged.
     """
-    path = run_dir / FILE
+    path = run_dir / TOKENIZER_FILE
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -335,7 +337,7 @@ def _checked(ids, vocab_size: int) -> list[int]:
     return ids.tolist()
 
 
-def _learn(text: str, vocab_size: int):
+def _train_bpe(text: str, vocab_size: int):
     """Returns a `tokenizers.Tokenizer` with up to so many tokens, the 256 bytes among them."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -349,8 +351,10 @@ def _learn(text: str, vocab_size: int):
         initial_alphabet=byte_level.alphabet(),
         show_progress=False,
     )
-    starts = range(0, len(text), PIECE_CHARACTERS)
-    learner.train_from_iterator((text[at : at + PIECE_CHARACTERS] for at in starts), trainer)
+    starts = range(0, len(text), TRAINING_CHUNK_CHARACTERS)
+    learner.train_from_iterator(
+        (text[at : at + TRAINING_CHUNK_CHARACTERS] for at in starts), trainer
+    )
     return learner
 
 
@@ -393,11 +397,11 @@ def find_difference(a: Tokenizer, b: Tokenizer) -> str:
 
 def _content(tokenizer: Tokenizer) -> tuple[Any, ...]:
     if isinstance(tokenizer, BpeTokenizer):
-        return tokenizer.tokens, common_spelling(tokenizer.pattern), tokenizer.special_tokens
+        return tokenizer.tokens, canonical_pattern(tokenizer.pattern), tokenizer.special_tokens
     return (tokenizer.vocabulary,)
 
 
-def common_spelling(pattern: str) -> str:
+def canonical_pattern(pattern: str) -> str:
     """Returns one spelling, good for every program, of known expressions that cut texts alike."""
     if pattern in GPT2_SPELLINGS:
         return GPT2_PATTERN

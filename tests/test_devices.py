@@ -18,10 +18,10 @@ from gpt_jax import devices
 from gpt_jax.devices import (
     compiler_options,
     keep_compiled_programs,
-    keep_freed_memory,
     largest_divisor,
     missing_accelerator,
     request_cpu_devices,
+    retain_freed_memory,
     usable_cores,
 )
 
@@ -295,4 +295,4 @@ def test_freed_memory_is_used_again():
 def test_the_user_s_allocator_settings_win(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("it set something"))
-    keep_freed_memory()
+    retain_freed_memory()

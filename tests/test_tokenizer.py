@@ -14,7 +14,7 @@ from gpt_jax.config import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import (
     END_OF_TEXT,
-    FILE,
+    TOKENIZER_FILE,
     BpeTokenizer,
     CharTokenizer,
     from_json,
@@ -232,13 +232,13 @@ def test_json_errors_say_what_is_wrong(text, message):
 
 def test_a_run_keeps_its_tokenizer(tmp_path):
     tokenizer = CharTokenizer.train("Dorothy\u2019s house 😀\n")
-    (tmp_path / FILE).write_text(tokenizer.to_json(), encoding="utf-8")
+    (tmp_path / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
     assert load_tokenizer(tmp_path).vocabulary == tokenizer.vocabulary
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff", b'{"kind": "char"}'])
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, content):
-    path = tmp_path / FILE
+    path = tmp_path / TOKENIZER_FILE
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -391,13 +391,13 @@ def test_learned_tokens_are_the_bytes_the_merges_and_the_end_of_text():
 
 
 def test_tiktokens_ids_are_those_of_the_tokenizers_that_learned_them():
-    learner = module._learn(STORY, 399)
+    learner = module._train_bpe(STORY, 399)
     for text in (STORY, *HARD):
         assert learner.encode(text).ids == learned().encode(text).tolist()
 
 
 def test_learning_is_the_same_every_time(monkeypatch):
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(module, "TRAINING_CHUNK_CHARACTERS", 500)
     one, two = (BpeTokenizer.train(STORY, 400).to_json() for _ in range(2))
     assert one == two
 
@@ -421,7 +421,7 @@ def test_byte_pairs_are_learned_from_the_training_text_only():
 
 
 def test_a_learned_tokenizer_is_saved_whole(tmp_path):
-    (tmp_path / FILE).write_text(learned().to_json(), encoding="utf-8")
+    (tmp_path / TOKENIZER_FILE).write_text(learned().to_json(), encoding="utf-8")
     saved = load_tokenizer(tmp_path)
     assert saved.to_json() == learned().to_json()
     assert saved.to_json().isascii()

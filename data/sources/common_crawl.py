@@ -2,7 +2,7 @@
 
 The format is WARC 1.0 (https://iipc.github.io/warc-specifications/): each record has a version
 line, headers, an empty line, as many bytes as its Content-Length says, and two line ends; each is a
-gzip member of its own. A file that breaks off anywhere but between two records raises `Damage`;
+gzip member of its own. A file that breaks off anywhere but between two records raises `BadInput`;
 what breaks off there is noticed by its length, which a download is checked against.
 """
 
@@ -20,7 +20,7 @@ from data.config import PrepareConfig
 from data.sources.documents import (
     BLOCK_BYTES,
     STREAM_BYTES,
-    Damage,
+    BadInput,
     Document,
     Plan,
     Unit,
@@ -74,7 +74,7 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
     return Plan(units, [], facts={"files": len(units), "listed_files": listed, "url": url})
 
 
-def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | Damage]:
+def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | BadInput]:
     """Yields the documents of a WET file, downloaded first where its unit has an address.
 
     The download stays, for it may be read again (see `discard`), unless it is damaged.
@@ -95,13 +95,13 @@ def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | D
             yield from records(file, unit["name"], config.max_document_mb << 20)
     except (EOFError, OSError, zlib.error) as error:
         discard(unit, work)
-        raise Damage(f"{unit['name']} can't be read to its end: {error}") from error
-    except Damage:
+        raise BadInput(f"{unit['name']} can't be read to its end: {error}") from error
+    except BadInput:
         discard(unit, work)
         raise
 
 
-def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | Damage]:
+def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | BadInput]:
     """Yields the documents of WET's records, one for each of type `conversion`.
 
     Raises:
@@ -113,11 +113,11 @@ def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | Damag
             continue
         where = f"{name}, record {number}"
         if not line.startswith(b"WARC/1."):
-            raise Damage(f"{where}, does not begin with WARC/1")
+            raise BadInput(f"{where}, does not begin with WARC/1")
         headers = _headers(file, where)
         length = headers.get("content-length", "")
         if not re.fullmatch(r"\d{1,18}", length):
-            raise Damage(f"{where}, has no Content-Length")
+            raise BadInput(f"{where}, has no Content-Length")
         size, kept = int(length), headers.get("warc-type") == "conversion"
         if kept and size <= limit:
             block = file.read(size)
@@ -125,7 +125,7 @@ def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | Damag
         else:
             block, n = b"", _skip(file, size)
         if n < size or file.read(4) != b"\r\n\r\n":
-            raise Damage(f"{where}, is not as long as its Content-Length of {size:,} says")
+            raise BadInput(f"{where}, is not as long as its Content-Length of {size:,} says")
         number += 1
         if not kept:
             continue
@@ -135,11 +135,11 @@ def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | Damag
         try:
             text = block.decode("utf-8").strip()
         except UnicodeDecodeError as error:
-            yield Damage(f"{where}, is not UTF-8 at {error.start}")
+            yield BadInput(f"{where}, is not UTF-8 at {error.start}")
             continue
         yield Document(text, headers.get("warc-identified-content-language"))
     if not number:
-        raise Damage(f"{name} has no records")
+        raise BadInput(f"{name} has no records")
 
 
 def _headers(file: IO[bytes], where: str) -> dict[str, str]:
@@ -147,7 +147,7 @@ def _headers(file: IO[bytes], where: str) -> dict[str, str]:
     while (line := file.readline(MAX_HEADER_BYTES)) not in (b"\r\n", b"\n"):
         size += len(line)
         if not line.endswith(b"\n") or size > MAX_HEADER_BYTES:
-            raise Damage(f"{where}, breaks off in its headers")
+            raise BadInput(f"{where}, breaks off in its headers")
         name, _, value = line.decode("utf-8", "replace").partition(":")
         headers[name.strip().lower()] = value.strip()
     return headers

@@ -30,7 +30,7 @@ class Document:
     split: str | None = None
 
 
-class Damage(Exception):
+class BadInput(Exception):
     """A record or a file that can't be read; the message names it."""
 
 
@@ -66,28 +66,28 @@ def file_unit(kind: str, path: str, size: int, start: int = 0, end: int = 0) -> 
     return {"kind": kind, "name": name, "path": path, "size": size, "start": start, "end": end}
 
 
-def too_large(name: str, limit: int) -> Damage:
+def too_large(name: str, limit: int) -> BadInput:
     """Returns what a document of more than `limit` bytes is."""
-    return Damage(f"{name} is a document of more than --max-document-mb {limit >> 20}")
+    return BadInput(f"{name} is a document of more than --max-document-mb {limit >> 20}")
 
 
-def checked(text: Any, field: str, where: str) -> Document | Damage:
+def to_document(text: Any, field: str, where: str) -> Document | BadInput:
     """Returns the document that a record has in its field, or what is wrong with it."""
     if not isinstance(text, str):
-        return Damage(f"{where}, has no text in its field {field!r} (see --text-field)")
+        return BadInput(f"{where}, has no text in its field {field!r} (see --text-field)")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return Damage(f"{where}, has half of a surrogate pair at {error.start}")
+        return BadInput(f"{where}, has half of a surrogate pair at {error.start}")
     return Document(text)
 
 
-def in_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Returns the words of an error, which may be many, as a part of one line."""
     return f"{' '.join(str(error).split()):.300}"
 
 
-def optional(name: str) -> Any:
+def import_optional(name: str) -> Any:
     """Returns a module, or None where it is not installed."""
     try:
         return importlib.import_module(name)

@@ -11,13 +11,13 @@ from typing import Any
 from data.config import PrepareConfig
 from data.sources.documents import (
     EXTRAS,
-    Damage,
+    BadInput,
     Document,
     Plan,
     Unit,
-    checked,
-    in_line,
-    optional,
+    import_optional,
+    one_line,
+    to_document,
     too_large,
 )
 from data.sources.local_files import local_files
@@ -31,7 +31,7 @@ NETWORK = {
 
 
 def _dataset(name: str, config: PrepareConfig, revision: str | None) -> Any:
-    datasets = optional("datasets")
+    datasets = import_optional("datasets")
     if datasets is None:
         raise UserError(f"--source hf needs the package datasets: {EXTRAS}")
     try:
@@ -48,7 +48,7 @@ def _dataset(name: str, config: PrepareConfig, revision: str | None) -> Any:
 
 def _unopened(name: str, error: Exception) -> UserError | TrainingError:
     """Returns what it is that a data set can't be opened."""
-    what = f"{type(error).__name__}: {in_line(error)}"
+    what = f"{type(error).__name__}: {one_line(error)}"
     if not os.path.isdir(name) and _network_error(error) and not _refused(error):
         return TrainingError(
             f"data set {name} can't be had now ({what}); the same command again goes on from here"
@@ -120,7 +120,7 @@ def plan(config: PrepareConfig) -> Plan:
     return Plan(units, files, facts={**facts, "revision": revision})
 
 
-def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
+def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
     data_set = _dataset(unit["path"], config, unit["revision"])
     limit, field = config.max_document_mb << 20, config.text_field
     part = data_set.shard(num_shards=unit["count"], index=unit["index"])
@@ -133,10 +133,10 @@ def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
             if isinstance(text, str) and 4 * len(text) > limit and len(text.encode()) > limit:
                 yield too_large(where, limit)
             else:
-                yield checked(text, field, where)
+                yield to_document(text, field, where)
     except Exception as error:  # the packages' kinds can't be named here; others are raised on
         if not os.path.isdir(unit["path"]) and _network_error(error):
             raise _unopened(unit["path"], error) from error  # no fault of the data's
         if not isinstance(error, EOFError | OSError | ValueError | zlib.error):
             raise
-        raise Damage(f"{unit['name']} can't be read to its end: {in_line(error)}") from error
+        raise BadInput(f"{unit['name']} can't be read to its end: {one_line(error)}") from error

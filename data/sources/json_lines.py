@@ -18,12 +18,12 @@ from data.sources.documents import (
     BLOCK_BYTES,
     EXTRAS,
     STREAM_BYTES,
-    Damage,
+    BadInput,
     Document,
     Unit,
-    checked,
     file_unit,
-    optional,
+    import_optional,
+    to_document,
     too_large,
 )
 from gpt_jax.errors import UserError
@@ -32,7 +32,7 @@ from gpt_jax.errors import UserError
 def plan(path: str, size: int, unit_bytes: int) -> list[Unit]:
     """Parts a plain file into ranges: the lines that begin in [start, end); others stay whole."""
     if not size:
-        raise Damage(f"{path} is empty")
+        raise BadInput(f"{path} is empty")
     if path.endswith((".gz", ".zst")):
         return [file_unit("lines", path, size)]
     ends = ((at, min(at + unit_bytes, size)) for at in range(0, size, unit_bytes))
@@ -57,10 +57,10 @@ def open_stream(path: str) -> Any:
 
 def _zstd() -> Any:
     """Returns the module that notices where a file breaks off, or None; `zstandard` does not."""
-    return optional("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    return import_optional("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 
 
-def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
+def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
     limit, field = config.max_document_mb << 20, config.text_field
     at, end, name = unit["start"], unit["end"], os.path.basename(unit["path"])
     try:
@@ -83,7 +83,7 @@ def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
     except Exception as error:  # a ZstdError can't be named where the package is not there
         if not isinstance(error, zlib.error) and type(error).__name__ != "ZstdError":
             raise
-        raise Damage(f"{unit['name']} can't be read to its end: {error}") from error
+        raise BadInput(f"{unit['name']} can't be read to its end: {error}") from error
 
 
 def _skip_line(file: IO[bytes]) -> int:
@@ -95,7 +95,7 @@ def _skip_line(file: IO[bytes]) -> int:
     return skipped
 
 
-def _document(line: bytes, field: str, where: str) -> Document | Damage:
+def _document(line: bytes, field: str, where: str) -> Document | BadInput:
     try:
         record = orjson.loads(line)
         text = record.get(field) if isinstance(record, dict) else None
@@ -105,6 +105,6 @@ def _document(line: bytes, field: str, where: str) -> Document | Damage:
         try:  # it also takes NaN, and has the words for what is wrong
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            return Damage(f"{where}, is not JSON: {error}")
+            return BadInput(f"{where}, is not JSON: {error}")
     text = record.get(field) if isinstance(record, dict) else None
-    return checked(text, field, where)
+    return to_document(text, field, where)

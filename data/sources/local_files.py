@@ -11,7 +11,7 @@ from data.sources.common_crawl import is_crawl
 from gpt_jax.errors import UserError
 
 
-def place(config: PrepareConfig) -> str | None:
+def local_path(config: PrepareConfig) -> str | None:
     """Returns where a source is on this machine; None of a name on the hub, or of a crawl."""
     path = os.path.abspath(os.path.expanduser(config.input))
     if config.source == "hf":
@@ -22,7 +22,7 @@ def place(config: PrepareConfig) -> str | None:
 
 
 def local_files(config: PrepareConfig) -> tuple[list[tuple[str, int, int]], dict[str, Any]]:
-    """Returns the files of a source that has a `place`, and what a manifest says of them.
+    """Returns the files of a source that has a `local_path`, and what a manifest says of them.
 
     Returns:
       (path, bytes, time of change in ns) of each, in order; {"input": the place, "files": how many,
@@ -31,7 +31,7 @@ def local_files(config: PrepareConfig) -> tuple[list[tuple[str, int, int]], dict
     Raises:
       UserError: there are none, or one can't be read.
     """
-    where = place(config)
+    where = local_path(config)
     assert where is not None
     if config.source == "hf":
         paths = _files_below(where, os.path.abspath(os.path.expanduser(config.out)))

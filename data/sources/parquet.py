@@ -8,20 +8,20 @@ from typing import Any
 from data.config import PrepareConfig
 from data.sources.documents import (
     EXTRAS,
-    Damage,
+    BadInput,
     Document,
     Unit,
-    checked,
     file_unit,
-    in_line,
-    optional,
+    import_optional,
+    one_line,
+    to_document,
     too_large,
 )
 from gpt_jax.errors import UserError
 
 
 def _open(path: str) -> Any:
-    pyarrow, parquet = optional("pyarrow"), optional("pyarrow.parquet")
+    pyarrow, parquet = import_optional("pyarrow"), import_optional("pyarrow.parquet")
     if parquet is None:
         raise UserError(f"--source parquet needs pyarrow: {EXTRAS}")
     try:  # a page at a time, not a column of a row group at a time
@@ -29,7 +29,7 @@ def _open(path: str) -> Any:
             path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
         )
     except (pyarrow.ArrowException, OSError) as error:
-        raise Damage(f"{path} is no whole Parquet file: {in_line(error)}") from error
+        raise BadInput(f"{path} is no whole Parquet file: {one_line(error)}") from error
 
 
 def plan(path: str, size: int, unit_bytes: int) -> list[Unit]:
@@ -46,9 +46,9 @@ def plan(path: str, size: int, unit_bytes: int) -> list[Unit]:
     return units
 
 
-def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
+def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
     field, limit = config.text_field, config.max_document_mb << 20
-    failures = (optional("pyarrow").ArrowException, OSError, UnicodeDecodeError)
+    failures = (import_optional("pyarrow").ArrowException, OSError, UnicodeDecodeError)
     with _open(unit["path"]) as file:
         if field not in file.schema_arrow.names:
             raise UserError(
@@ -70,6 +70,6 @@ def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | Damage]:
                     if buffer is not None and buffer.size > limit:
                         yield too_large(where, limit)
                     else:
-                        yield checked(value.as_py(), field, where)
+                        yield to_document(value.as_py(), field, where)
         except failures as error:
-            raise Damage(f"{unit['name']} can't be read to its end: {in_line(error)}") from error
+            raise BadInput(f"{unit['name']} can't be read to its end: {one_line(error)}") from error

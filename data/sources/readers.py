@@ -4,8 +4,8 @@ Units (see `documents.py`) stand in the order of the corpus and are read indepen
 another, in any process, without holding a unit in memory. Each kind of source has a module:
 `texts.py`, `json_lines.py`, `parquet.py`, `hugging_face.py`, `common_crawl.py`.
 
-A reader yields `Document`s, and a `Damage` for a record that is none; for a file that breaks off or
-is of another kind it raises `Damage`. No reader takes a short file for a whole one.
+A reader yields `Document`s, and a `BadInput` for a record that is none; for a file that breaks
+off or is of another kind it raises `BadInput`. No reader takes a short file for a whole one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.config import PrepareConfig
 from data.sources import common_crawl, hugging_face, json_lines, parquet, text
-from data.sources.documents import Damage, Document, Plan, Unit, file_unit, unit_bytes_of
+from data.sources.documents import BadInput, Document, Plan, Unit, file_unit, unit_bytes_of
 from data.sources.local_files import local_files
 from gpt_jax.errors import UserError
 
@@ -47,7 +47,7 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
     for path, size, _ in files:
         try:
             units.extend(plan_file(path, size, unit_bytes))
-        except Damage as error:
+        except BadInput as error:
             if config.on_damage == "stop":
                 raise UserError(f"{error}; repair or remove it, or use --on-damage skip") from error
             damaged.append(str(error))
@@ -58,8 +58,8 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
     return Plan(units, files, damaged=tuple(damaged), facts=facts)
 
 
-def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document | Damage]:
-    """Yields the documents of a unit, and a `Damage` in the place of each record that is none.
+def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document | BadInput]:
+    """Yields the documents of a unit, and a `BadInput` in the place of each record that is none.
 
     Raises:
       Damage: the file can't be read to its end.
@@ -81,4 +81,4 @@ def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Documen
             yield from common_crawl.read(unit, config, work)
     except (EOFError, OSError) as error:  # gzip's and zstd's own, and the disk's
         why = getattr(error, "strerror", None) or str(error) or "it breaks off"
-        raise Damage(f"{unit['name']} can't be read to its end: {why}") from error
+        raise BadInput(f"{unit['name']} can't be read to its end: {why}") from error

@@ -12,7 +12,7 @@ from typing import IO, Any
 from data.sources import documents
 from data.sources.documents import (
     BLOCK_BYTES,
-    Damage,
+    BadInput,
     Document,
     Unit,
     file_unit,
@@ -118,11 +118,11 @@ def read_piece(unit: Unit) -> Iterator[Document]:
             file.seek(start)
             raw = file.read(stop - start)
             if len(raw) < stop - start:
-                raise Damage(f"{unit['name']} has become shorter while it was read")
+                raise BadInput(f"{unit['name']} has become shorter while it was read")
             try:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise Damage(
+                raise BadInput(
                     f"{unit['name']} has changed while it was read: {error.reason}"
                 ) from error
             yield Document(text, split=unit["split"])
@@ -148,7 +148,7 @@ def grouped(units: list[Unit], unit_bytes: int) -> list[Unit]:
     return grouped
 
 
-def read_files(unit: Unit, limit: int) -> Iterator[Document | Damage]:
+def read_files(unit: Unit, limit: int) -> Iterator[Document | BadInput]:
     for path in unit["paths"]:
         try:
             with open(path, "rb") as file:
@@ -156,11 +156,11 @@ def read_files(unit: Unit, limit: int) -> Iterator[Document | Damage]:
             if len(raw) > limit:
                 yield too_large(path, limit)
             elif b"\0" in raw:
-                yield Damage(f"{path} looks binary (a zero byte at {raw.index(0)})")
+                yield BadInput(f"{path} looks binary (a zero byte at {raw.index(0)})")
             else:
                 yield Document(raw.decode("utf-8"))
         except OSError as error:
-            yield Damage(f"{path} can't be read: {error.strerror}")
+            yield BadInput(f"{path} can't be read: {error.strerror}")
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
-            yield Damage(f"{path} is not UTF-8 (byte {byte:#04x} at {error.start})")
+            yield BadInput(f"{path} is not UTF-8 (byte {byte:#04x} at {error.start})")

@@ -63,7 +63,7 @@ class _Instruction:
         return re.findall(r"%([\w.\-]+)", self.rest[: _closing(self.rest, depth=1)])
 
 
-class Program:
+class HloProgram:
     """The computations of an HLO text, and how often each is executed."""
 
     def __init__(self, text: str):

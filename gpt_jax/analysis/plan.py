@@ -19,18 +19,18 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from gpt_jax.analysis.chips import CHIPS, Chip
-from gpt_jax.analysis.hlo import Collective, Program
+from gpt_jax.analysis.hlo import Collective, HloProgram
 from gpt_jax.config import Config, ModelConfig, override
-from gpt_jax.config.fields import get
+from gpt_jax.config.fields import get_field
 from gpt_jax.devices import GIB
 from gpt_jax.errors import ConfigError, UserError, is_out_of_memory
 from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
 from gpt_jax.model import Params, init_cache, unstack_blocks
 from gpt_jax.model.attention import choose_attention, needs_mesh
-from gpt_jax.parallel.backend import find_backend, planning
+from gpt_jax.parallel.backend import compiling_for, target_backend
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.sharding import layouts
-from gpt_jax.training.compiled_steps import jit_chunk, lay_out
+from gpt_jax.parallel.sharding import mesh_context
+from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk
 from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
 
 SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
@@ -55,7 +55,7 @@ class Plan:
       limit: what a device has; None is unknown.
       shares_memory: the devices are a CPU's.
       memory_is_floor: the compiler gave up before it knew.
-      traffic: that pass through the large memory, about; see `hlo.Program.memory_traffic`.
+      traffic: that pass through the large memory, about; see `hlo.HloProgram.memory_traffic`.
       collectives: what devices tell one another.
       chip: the data sheet; None is unknown.
       sampling: what the decoder needs on one device, where it was asked for.
@@ -197,15 +197,15 @@ def make_plan(
     """
     devices = jax.devices() if devices is None else devices
     described = devices[0] not in jax.local_devices()
-    backend = devices[0].platform if described else find_backend()
-    with planning(backend):
+    backend = devices[0].platform if described else target_backend()
+    with compiling_for(backend):
         return _make_plan(config, devices, backend, described, sampling)
 
 
 def _make_plan(config, devices, backend, described, sampling) -> Plan:
     model, train = config.model, config.train
-    mesh = make_mesh(train.batch_at_once, devices, config.mesh, model.kv_heads, model.block_size)
-    layout = lay_out(config, mesh)
+    mesh = make_mesh(train.micro_batch_size, devices, config.mesh, model.kv_heads, model.block_size)
+    layout = abstract_inputs(config, mesh)
     chip = CHIPS.get(devices[0].device_kind)
     limit = (chip.memory if chip else None) if described else memory_limit(devices[0])
     tokens = train.batch_size * model.block_size
@@ -214,8 +214,8 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
         reason = SPLASH_NAME if backend == "tpu" else "cuDNN"
     # A CPU's devices share one memory.
     together = mesh.size if backend == "cpu" else 1
-    with layouts(mesh, kernels=needs_mesh(model)):
-        lowered = jit_chunk(config, mesh, layout).lower(
+    with mesh_context(mesh, kernels=needs_mesh(model)):
+        lowered = jit_train_chunk(config, mesh, layout).lower(
             layout.state,
             layout.gathered(1),
             layout.keys,
@@ -248,7 +248,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
             memory_is_floor=True,
         )
     stats = program.memory_analysis()
-    read = Program(program.as_text())
+    read = HloProgram(program.as_text())
     return dataclasses.replace(
         plan,
         memory=together * program_bytes(stats),
@@ -296,7 +296,7 @@ def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
         return max(weights, int(_asked_for(str(error))))
 
 
-def find_way(
+def find_fitting_config(
     config: Config, devices: Sequence[jax.Device] | None = None
 ) -> tuple[str, Plan] | None:
     """Returns options for a run that does not fit with which it does, and its plan; or None.
@@ -305,22 +305,22 @@ def find_way(
     again for their gradients, logits in chunks, fewer sequences at once. Each is compiled.
     """
     n = len(jax.devices() if devices is None else devices)
-    for values in itertools.islice(_ways(config, n), MOST_WAYS):
+    for values in itertools.islice(_candidates(config, n), MOST_WAYS):
         try:
             plan = make_plan(override(config, values), devices)
         except ConfigError:
             continue
         if plan.fits:
-            changed = {k: v for k, v in values.items() if get(config, k) != v}
+            changed = {k: v for k, v in values.items() if get_field(config, k) != v}
             shown = (f"--{k.replace('_', '-')} {v}" for k, v in changed.items())
             return " ".join(shown), plan
     return None
 
 
-def _ways(config: Config, n: int) -> Iterator[dict[str, Any]]:
+def _candidates(config: Config, n: int) -> Iterator[dict[str, Any]]:
     train, values = config.train, {}
     if n > 1 and config.mesh.fsdp != n:
-        share = next(k for k in range(n, 0, -1) if n % k == 0 and train.batch_at_once % k == 0)
+        share = next(k for k in range(n, 0, -1) if n % k == 0 and train.micro_batch_size % k == 0)
         values |= {"mesh.data": n // share if share > 1 else 1, "mesh.fsdp": share}
         values |= {"mesh.tensor": 1, "mesh.sequence": 1}
         yield dict(values)
@@ -330,7 +330,7 @@ def _ways(config: Config, n: int) -> Iterator[dict[str, Any]]:
     if train.loss_chunk is None or train.loss_chunk > 4096:
         values |= {"train.loss_chunk": 4096}
         yield dict(values)
-    for at_once in range(train.batch_at_once - 1, 0, -1):
+    for at_once in range(train.micro_batch_size - 1, 0, -1):
         if train.batch_size % at_once == 0 and (at_once % n == 0 or at_once < n):
             if at_once < n and "mesh.fsdp" in values:
                 values |= {"mesh.data": 1, "mesh.fsdp": at_once}

@@ -18,16 +18,16 @@ import optax
 from gpt_jax.errors import UserError
 from gpt_jax.model import Params
 from gpt_jax.model.loss import batch_losses
-from gpt_jax.parallel.sharding import make_place_batch
+from gpt_jax.parallel.sharding import make_constrain_batch
 from gpt_jax.prng import Keys
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.tokenizer import Tokenizer
-from gpt_jax.training.compiled_steps import Programs
+from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.divergence import spike_limit
-from gpt_jax.training.init_from import load_origin
-from gpt_jax.training.run_setup import Start, make_start
+from gpt_jax.training.init_from import reload_initial_params
+from gpt_jax.training.run_setup import RunSetup, prepare_run
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import loss_and_grads
 
@@ -110,36 +110,41 @@ def replay(run_dir: Path, step: int) -> Replay:
     if not 1 <= step <= config.train.steps:
         raise UserError(f"{run_dir} has no step {step}; its steps are 1 to {config.train.steps:,}")
     rows, spike = read_rows(run_dir), config.train.spike
-    start = make_start(config)
-    programs = Programs(start.config, start.splits)
+    start = prepare_run(config)
+    programs = CompiledSteps(start.config, start.splits)
     try:
         keys = programs.keys()
         before = [at for at in checkpoints.steps(run_dir) if at < step]
-        is_sound = lambda at: not checkpoints.damage(checkpoints.path_of(run_dir, at))
+        is_sound = lambda at: not checkpoints.problem(checkpoints.path_of(run_dir, at))
         newest = next(([at] for at in reversed(before) if is_sound(at)), [])
         from_step, state, _ = checkpoints.restore(run_dir, programs.target, newest)
         if state is None and config.init_from is not None:
-            state = programs.adopt(load_origin(start.config)[0])
+            state = programs.state_from_params(reload_initial_params(start.config)[0])
         elif state is None:
-            state = programs.initialise(keys)
+            state = programs.init_state(keys)
         at = from_step
         while at < step - 1:
             n = min(programs.chunk_length(at), step - 1 - at)
             state, _ = programs.train_chunk(state, keys, at, n, spike_limit(rows, at, spike))
             at += n
-        return _look(programs, start, state, keys, from_step, step)
+        return _inspect_step(programs, start, state, keys, from_step, step)
     finally:
         programs.close()
 
 
-def _look(
-    programs: Programs, start: Start, state: TrainState, keys: Keys, from_step: int, step: int
+def _inspect_step(
+    programs: CompiledSteps,
+    start: RunSetup,
+    state: TrainState,
+    keys: Keys,
+    from_step: int,
+    step: int,
 ) -> Replay:
     model, train = start.config.model, start.config.train
-    pieces, starts, batch = programs.feed.look_up(keys, step - 1)
-    place = make_place_batch(programs.mesh)
+    pieces, starts, batch = programs.feed.batch_of_step(keys, step - 1)
+    place = make_constrain_batch(programs.mesh)
     key = jax.random.fold_in(keys.dropout, step - 1)
-    parts = batch.reshape(-1, train.batch_at_once, batch.shape[1])
+    parts = batch.reshape(-1, train.micro_batch_size, batch.shape[1])
     whole = len(parts) == 1
 
     @jax.jit

@@ -23,8 +23,8 @@ from gpt_jax.errors import OutOfTime
 from gpt_jax.model import GPT, forward, init_cache
 from gpt_jax.run import checkpoints
 from gpt_jax.run.load import Run, load_run
-from gpt_jax.training.compiled_steps import Programs
-from gpt_jax.training.run_setup import make_start
+from gpt_jax.training.compiled_steps import CompiledSteps
+from gpt_jax.training.run_setup import prepare_run
 from gpt_jax.training.trainer import train
 
 EPS = float(np.finfo(np.float32).eps)
@@ -193,11 +193,11 @@ def _losses(config: Config, mesh: tuple[int, ...] = (1, 1, 1, 1), steps: int = 4
     """Returns the losses of the first steps of a run that is new, on a mesh: (steps,)."""
     axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
     sizes = dict(zip(axes, mesh, strict=True))
-    start = make_start(override(config, {**sizes, "run_dir": f"{config.run_dir}-new"}))
-    programs = Programs(start.config, start.splits)
+    start = prepare_run(override(config, {**sizes, "run_dir": f"{config.run_dir}-new"}))
+    programs = CompiledSteps(start.config, start.splits)
     try:
         keys = programs.keys()
-        _, metrics = programs.train_chunk(programs.initialise(keys), keys, 0, steps)
+        _, metrics = programs.train_chunk(programs.init_state(keys), keys, 0, steps)
         return np.asarray(metrics["loss"])
     finally:
         programs.close()

@@ -6,7 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from gpt_jax.config import list_configs
-from gpt_jax.config.fields import get, parse, settings
+from gpt_jax.config.fields import get_field, iter_fields, parse
 from gpt_jax.errors import ConfigError, suggest
 
 
@@ -62,14 +62,14 @@ def _joined(words: list[str]) -> list[str]:
 def add_settings(parser: Parser, config: Any) -> None:
     """Adds an option for each setting, with its meaning and, as its default, the config's value."""
     groups: dict[str, Any] = {}
-    for name, hint, field in settings(type(config)):
+    for name, hint, field in iter_fields(type(config)):
         if field.metadata["internal"]:
             continue
         title = name.rpartition(".")[0] or "run"
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         option = "--" + name.replace("_", "-")
-        default = get(config, name)
+        default = get_field(config, name)
         shown = "none" if default is None else repr(default) if default == "" else default
         groups[title].add_argument(
             option,

@@ -10,7 +10,7 @@ import sys
 from gpt_jax import devices
 from gpt_jax.cli.options import add_settings
 from gpt_jax.cli.parsers import add_config, add_debug, named_config, verb_parser
-from gpt_jax.config import Config, load_config, override, pin_schedule
+from gpt_jax.config import Config, fix_schedule, load_config, override
 
 
 def command(argv: list[str]) -> int:
@@ -35,18 +35,18 @@ def command(argv: list[str]) -> int:
     config = override(config, values)
 
     if topology is None:
-        devices.request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
+        devices.request_cpu_devices(config.train.micro_batch_size, at_least=config.mesh.n_requested)
     else:
-        os.environ |= devices.DESCRIBES_TPUS
+        os.environ |= devices.TPU_COMPILE_ENVIRONMENT
     from gpt_jax.analysis import plan
 
     plan.check_can_plan(topology)
     if not config.model.vocab_size:
         config = _with_vocabulary(config)
-    config = pin_schedule(config)
+    config = fix_schedule(config)
     described = None if topology is None else plan.topology_devices(topology)
     found = plan.make_plan(config, described, sampling=sampling)
-    way = None if found.fits or as_json else plan.find_way(config, described)
+    way = None if found.fits or as_json else plan.find_fitting_config(config, described)
     if as_json:
         print(json.dumps(found.record(), indent=1))
     else:

@@ -26,7 +26,7 @@ def command(argv: list[str]) -> int:
     from gpt_jax.run.folder import read_config
 
     config, _ = read_config(args.run_dir)
-    devices.request_cpu_devices(config.train.batch_at_once, at_least=config.mesh.named)
+    devices.request_cpu_devices(config.train.micro_batch_size, at_least=config.mesh.n_requested)
     if config.train.deterministic:
         devices.request_determinism()
     from gpt_jax.analysis.replay import replay

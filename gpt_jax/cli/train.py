@@ -9,7 +9,7 @@ from gpt_jax.cli import VERBS
 from gpt_jax.cli.options import Parser, add_settings
 from gpt_jax.cli.parsers import add_config, add_debug, named_config
 from gpt_jax.config import Config, list_configs, load_config, override
-from gpt_jax.config.fields import get, settings
+from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.parallel.multihost import HostsConfig, Launch, connect
 from gpt_jax.version import __version__
 
@@ -28,7 +28,7 @@ def command(argv: list[str]) -> int:
 
     n = hosts.count or 1
     devices.request_cpu_devices(
-        max(1, config.train.batch_at_once // n), at_least=-(-config.mesh.named // n)
+        max(1, config.train.micro_batch_size // n), at_least=-(-config.mesh.n_requested // n)
     )
     if config.train.deterministic:
         devices.request_determinism()
@@ -68,9 +68,13 @@ def _take_source_settings(config: Config, values: dict[str, Any]) -> dict[str, A
     Returns:
       These, and those of a config file that has an init_from of its own.
     """
-    of_source = [name for name, _, _ in settings(Config) if name.startswith("model.")]
+    of_source = [name for name, _, _ in iter_fields(Config) if name.startswith("model.")]
     of_source += ["data.tokenizer", "data.vocab_size"]
     given = {}
     if config.init_from is not None:
-        given = {k: get(config, k) for k in of_source if get(config, k) != get(Config(), k)}
+        given = {
+            k: get_field(config, k)
+            for k in of_source
+            if get_field(config, k) != get_field(Config(), k)
+        }
     return given | {k: values.pop(k) for k in of_source if k in values}

@@ -10,9 +10,9 @@ from gpt_jax.config.run_config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
+    fix_schedule,
     from_dict,
     override,
-    pin_schedule,
     to_dict,
 )
 
@@ -25,10 +25,10 @@ __all__ = [
     "OptimConfig",
     "SampleConfig",
     "TrainConfig",
+    "fix_schedule",
     "from_dict",
     "list_configs",
     "load_config",
     "override",
-    "pin_schedule",
     "to_dict",
 ]

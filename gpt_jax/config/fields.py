@@ -16,7 +16,7 @@ from typing import Any
 from gpt_jax.errors import ConfigError, suggest
 
 
-def setting(
+def field(
     default: Any,
     help: str,
     rule: tuple[Callable[[Any], bool], str] | None = None,
@@ -45,17 +45,17 @@ BELOW_ONE = (lambda x: 0 <= x < 1, "a number in [0, 1)")
 FRACTION = (lambda x: 0 < x < 1, "a number between 0 and 1, both excluded")
 
 
-def settings(config_type: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+def iter_fields(config_type: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
     """Yields (dotted name, type, field) for every setting, depth first."""
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from settings(hints[field.name], f"{prefix}{field.name}.")
+            yield from iter_fields(hints[field.name], f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, hints[field.name], field
 
 
-def get(config: Any, name: str) -> Any:
+def get_field(config: Any, name: str) -> Any:
     """Returns the value of a dotted setting."""
     for part in name.split("."):
         config = getattr(config, part)
@@ -124,7 +124,7 @@ def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) 
         raise ConfigError(f"{name}={value!r} must be {metadata['rule'][1]}{advice}")
 
 
-def read(values: Any, config_type: type, prefix: str = "") -> Any:
+def from_nested_dict(values: Any, config_type: type, prefix: str = "") -> Any:
     """Returns the `config_type` of nested dicts; a setting left out keeps its default.
 
     Raises:
@@ -140,5 +140,5 @@ def read(values: Any, config_type: type, prefix: str = "") -> Any:
         if name not in hints:
             raise ConfigError(f"unknown setting {prefix + str(name)!r}{suggest(str(name), hints)}")
         nested = dataclasses.is_dataclass(hints[name])
-        kwargs[name] = read(value, hints[name], f"{prefix}{name}.") if nested else value
+        kwargs[name] = from_nested_dict(value, hints[name], f"{prefix}{name}.") if nested else value
     return config_type(**kwargs)

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from gpt_jax.config.fields import settings
+from gpt_jax.config.fields import iter_fields
 from gpt_jax.config.run_config import DEFAULT_RUN_DIR, Config
 from gpt_jax.errors import ConfigError, UserError, suggest
 
@@ -70,7 +70,7 @@ def load_config(name: str | os.PathLike[str]) -> Config:
     except (Exception, SystemExit) as error:
         detail = " ".join(str(error).split())
         if unknown := re.match(r"(\w+Config\.__init__.*? unexpected .*?'(\w+)')", detail):
-            names = {part for setting, _, _ in settings(Config) for part in setting.split(".")}
+            names = {part for setting, _, _ in iter_fields(Config) for part in setting.split(".")}
             detail = unknown[1] + suggest(unknown[2], names)  # from 3.13 on Python has its own
         raise ConfigError(f"config file {path} fails: {type(error).__name__}: {detail}") from error
     finally:

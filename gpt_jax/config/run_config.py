@@ -21,9 +21,9 @@ from gpt_jax.config.fields import (
     POSITIVE,
     POSITIVE_INT,
     check_fields,
-    read,
-    setting,
-    settings,
+    field,
+    from_nested_dict,
+    iter_fields,
 )
 from gpt_jax.errors import ConfigError, suggest
 
@@ -34,60 +34,60 @@ DEFAULT_RUN_DIR = "runs/run"  # a config file that names none gets runs/ and its
 class ModelConfig:
     """The shape of the model; with its parameters, all that is needed to compute logits."""
 
-    n_layer: int = setting(3, "transformer blocks", POSITIVE_INT)
-    n_head: int = setting(4, "attention heads; must divide n_embd", POSITIVE_INT)
-    n_embd: int = setting(128, "width of the embedding", POSITIVE_INT)
-    block_size: int = setting(64, "longest context, in tokens", POSITIVE_INT)
-    dropout: float = setting(0.2, "share of activations dropped in training, in [0, 1)", BELOW_ONE)
-    attention_scale: float | None = setting(
+    n_layer: int = field(3, "transformer blocks", POSITIVE_INT)
+    n_head: int = field(4, "attention heads; must divide n_embd", POSITIVE_INT)
+    n_embd: int = field(128, "width of the embedding", POSITIVE_INT)
+    block_size: int = field(64, "longest context, in tokens", POSITIVE_INT)
+    dropout: float = field(0.2, "share of activations dropped in training, in [0, 1)", BELOW_ONE)
+    attention_scale: float | None = field(
         None,
         "factor on attention scores; none is the standard 1/sqrt(n_embd / n_head)",
         POSITIVE,
         advice="leave it at none for the standard",
     )
-    activation: typing.Literal["relu", "gelu", "relu2", "swiglu"] = setting(
+    activation: typing.Literal["relu", "gelu", "relu2", "swiglu"] = field(
         "relu",
         "of the MLP: relu; gelu (its tanh form, GPT-2's); relu2, squared; swiglu, gated, with a "
         "width of 8/3 n_embd rounded to a multiple of 8, not 4 n_embd, for as many parameters",
     )
-    norm: typing.Literal["layer", "rms"] = setting(
+    norm: typing.Literal["layer", "rms"] = field(
         "layer", "layer: LayerNorm; rms: RMSNorm, without mean and bias"
     )
-    bias: bool = setting(True, "biases in attention's output projection, the MLP and LayerNorm")
-    qkv_bias: bool = setting(False, "biases on queries, keys and values")
-    head_bias: bool = setting(True, "a bias on the logits")
-    tied: bool = setting(False, "the output head is the token embedding, transposed")
-    positions: typing.Literal["learned", "rotary"] = setting(
+    bias: bool = field(True, "biases in attention's output projection, the MLP and LayerNorm")
+    qkv_bias: bool = field(False, "biases on queries, keys and values")
+    head_bias: bool = field(True, "a bias on the logits")
+    tied: bool = field(False, "the output head is the token embedding, transposed")
+    positions: typing.Literal["learned", "rotary"] = field(
         "learned", "learned: an embedding each; rotary: queries and keys are turned by theirs"
     )
-    qk_norm: bool = setting(False, "RMSNorm of each head's queries and keys")
-    n_kv_head: int | None = setting(
+    qk_norm: bool = field(False, "RMSNorm of each head's queries and keys")
+    n_kv_head: int | None = field(
         None,
         "heads of keys and values, each shared by n_head / n_kv_head query heads; none is n_head",
         POSITIVE_INT,
     )
-    embedding_dropout: float = setting(
+    embedding_dropout: float = field(
         0.0, "share of the embeddings dropped in training, in [0, 1)", BELOW_ONE
     )
-    residual_init_scale: bool = setting(
+    residual_init_scale: bool = field(
         False, "start the layers that end in a residual sum 1/sqrt(2 n_layer) times as large"
     )
-    dtype: typing.Literal["float32", "bfloat16"] = setting(
+    dtype: typing.Literal["float32", "bfloat16"] = field(
         "float32",
         "of activations and matrix products; parameters, their gradients, norms, softmax and loss "
         "are float32",
     )
-    remat: typing.Literal["none", "full", "dots"] = setting(
+    remat: typing.Literal["none", "full", "dots"] = field(
         "none",
         "what a block computes again for its gradient, to save memory: none; full, all from its "
         "input; dots, all but products with parameters",
     )
-    attention: typing.Literal["auto", "plain", "blockwise", "fused"] = setting(
+    attention: typing.Literal["auto", "plain", "blockwise", "fused"] = field(
         "auto",
         "how attention is computed: plain, with all scores in memory; blockwise, some queries at a "
         "time; fused, cuDNN's or the TPU's kernel; auto, what the device and the settings allow",
     )
-    vocab_size: int = setting(
+    vocab_size: int = field(
         0,
         "different tokens; 0 until the tokenizer says",
         NOT_NEGATIVE_INT,
@@ -134,40 +134,40 @@ class ModelConfig:
 class DataConfig:
     """What is read."""
 
-    corpus: str = setting(
+    corpus: str = field(
         "oz",
         "name of a corpus (oz, shakespeare, python-manual), path of a UTF-8 text file or of a "
         "prepared folder; or prepared folders with their shares of the sequences, as "
         "DIR1:0.7,DIR2:0.3 (a comma in a path does no harm)",
     )
-    fallback_corpus: str | None = setting(
+    fallback_corpus: str | None = field(
         None, "corpus to train on when `corpus` cannot be downloaded; none makes that an error"
     )
-    train_fraction: float = setting(
+    train_fraction: float = field(
         0.8,
         "first part of the text, for training; the rest is for validation. Prepared folders have "
         "both parts already",
         FRACTION,
     )
-    order: typing.Literal["random", "epochs"] = setting(
+    order: typing.Literal["random", "epochs"] = field(
         "random",
         "random: each sequence starts anywhere; epochs: sequences of block_size tokens side by "
         "side, each once in an epoch, in an order that is new in each",
     )
-    resident: typing.Literal["auto", "device", "host"] = setting(
+    resident: typing.Literal["auto", "device", "host"] = field(
         "auto",
         "where tokens lie: device, on each; host, which gathers batches ahead of time; auto: on "
         "the devices where they take at most a quarter of one's memory (on a CPU 1 GiB). The "
         "batches are the same",
     )
-    tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = setting(
+    tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = field(
         "char",
         "char: a token for each character of the text; bpe: byte pairs learned from the training "
         "text; gpt2, cl100k_base (GPT-4), o200k_base (GPT-4o): published ones, downloaded once, or "
         "read from the folder that TIKTOKEN_CACHE_DIR names. Prepared folders have their own: "
         "leave this out",
     )
-    vocab_size: int | None = setting(
+    vocab_size: int | None = field(
         None,
         "tokens that `bpe` learns, 256 bytes and <|endoftext|> among them; none for other "
         "tokenizers, which have their own number",
@@ -195,42 +195,42 @@ class DataConfig:
 class OptimConfig:
     """AdamW (Loshchilov and Hutter 2019) or Muon, the learning rate over the steps, clipping."""
 
-    optimizer: typing.Literal["adamw", "muon"] = setting(
+    optimizer: typing.Literal["adamw", "muon"] = field(
         "adamw",
         "adamw; muon: orthogonalised momentum for the matrices of blocks, AdamW for all else",
     )
-    learning_rate: float = setting(3e-4, "step size, at its highest", POSITIVE)
-    schedule: typing.Literal["constant", "cosine", "wsd"] = setting(
+    learning_rate: float = field(3e-4, "step size, at its highest", POSITIVE)
+    schedule: typing.Literal["constant", "cosine", "wsd"] = field(
         "constant",
         "of the learning rate after warmup: constant; cosine: falls to its floor by half a cosine; "
         "wsd: stays, then falls to its floor by a line over the last decay_steps",
     )
-    warmup_steps: int = setting(
+    warmup_steps: int = field(
         0, "first steps, over which the learning rate rises by a line", NOT_NEGATIVE_INT
     )
-    schedule_steps: int | None = setting(
+    schedule_steps: int | None = field(
         None,
         "step at which cosine or wsd reaches its floor, and stays there; none is train.steps",
         POSITIVE_INT,
     )
-    decay_steps: int | None = setting(
+    decay_steps: int | None = field(
         None, "steps of wsd's decay; none is a fifth of schedule_steps", POSITIVE_INT
     )
-    floor: float = setting(
+    floor: float = field(
         0.1,
         "learning rate at the end of cosine or wsd, as a share of learning_rate, in [0, 1]",
         (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     )
-    weight_decay: float = setting(
+    weight_decay: float = field(
         0.01, "decoupled decay: a step shrinks weights by learning_rate * this", NOT_NEGATIVE
     )
-    decay: typing.Literal["all", "matrices"] = setting(
+    decay: typing.Literal["all", "matrices"] = field(
         "all", "what decays: all parameters; matrices: kernels and embeddings, no norms and biases"
     )
-    beta1: float = setting(0.9, "decay of the gradient's running mean, in [0, 1)", BELOW_ONE)
-    beta2: float = setting(0.999, "decay of the squared gradient's mean, in [0, 1)", BELOW_ONE)
-    muon_beta: float = setting(0.95, "decay of Muon's running mean, in [0, 1)", BELOW_ONE)
-    clip: float | None = setting(
+    beta1: float = field(0.9, "decay of the gradient's running mean, in [0, 1)", BELOW_ONE)
+    beta2: float = field(0.999, "decay of the squared gradient's mean, in [0, 1)", BELOW_ONE)
+    muon_beta: float = field(0.95, "decay of Muon's running mean, in [0, 1)", BELOW_ONE)
+    clip: float | None = field(
         None, "largest global L2 norm of the gradient; a larger one is scaled to it", POSITIVE
     )
 
@@ -248,7 +248,7 @@ class OptimConfig:
         """Step from which on the learning rate falls; infinite where it is constant.
 
         Raises:
-          ValueError: the schedule has no length; `pin_schedule` gives it one.
+          ValueError: the schedule has no length; `fix_schedule` gives it one.
         """
         if self.schedule == "constant":
             return math.inf
@@ -258,8 +258,8 @@ class OptimConfig:
             return self.warmup_steps
         return self.schedule_steps - self.decay_steps
 
-    def pinned(self, train_steps: int) -> OptimConfig:
-        """Returns these settings with every length of the schedule said; see `pin_schedule`."""
+    def with_fixed_schedule(self, train_steps: int) -> OptimConfig:
+        """Returns these settings with every length of the schedule said; see `fix_schedule`."""
         if self.schedule == "constant":
             return self
         end = train_steps if self.schedule_steps is None else self.schedule_steps
@@ -273,59 +273,59 @@ class OptimConfig:
 class TrainConfig:
     """How long, how much at once, and what is recorded."""
 
-    batch_size: int = setting(
+    batch_size: int = field(
         32, "sequences in an optimizer step, over all devices together", POSITIVE_INT
     )
-    micro_batch: int | None = setting(
+    micro_batch: int | None = field(
         None,
         "sequences computed at once, over all devices together: saves memory, gradients are "
         "averaged; must divide batch_size; none is all of them",
         POSITIVE_INT,
     )
-    loss_chunk: int | None = setting(
+    loss_chunk: int | None = field(
         None,
         "tokens whose logits are in memory at once, over all devices together; none is all that "
         "are computed at once",
         POSITIVE_INT,
     )
-    steps: int = setting(500, "optimizer steps in all", POSITIVE_INT)
-    log_interval: int = setting(10, "steps in one compiled call and one log row", POSITIVE_INT)
-    eval_interval: int = setting(50, "steps between evaluations", POSITIVE_INT)
-    eval_batches: int = setting(50, "random batches of each split in an evaluation", POSITIVE_INT)
-    final_eval_tokens: int | None = setting(
+    steps: int = field(500, "optimizer steps in all", POSITIVE_INT)
+    log_interval: int = field(10, "steps in one compiled call and one log row", POSITIVE_INT)
+    eval_interval: int = field(50, "steps between evaluations", POSITIVE_INT)
+    eval_batches: int = field(50, "random batches of each split in an evaluation", POSITIVE_INT)
+    final_eval_tokens: int | None = field(
         None,
         "the most tokens of the validation split, the first, that the exact evaluation at the end "
         "predicts, of each corpus; none is all",
         POSITIVE_INT,
     )
-    checkpoint_interval: int = setting(100, "steps between checkpoints", POSITIVE_INT)
-    keep_checkpoints: int = setting(2, "newest checkpoints kept", POSITIVE_INT)
-    keep_interval: int | None = setting(
+    checkpoint_interval: int = field(100, "steps between checkpoints", POSITIVE_INT)
+    keep_checkpoints: int = field(2, "newest checkpoints kept", POSITIVE_INT)
+    keep_interval: int | None = field(
         None,
         "steps between checkpoints that are kept for good; a multiple of checkpoint_interval; none "
         "keeps no others than keep_checkpoints and keep_best say",
         POSITIVE_INT,
     )
-    keep_best: bool = setting(
+    keep_best: bool = field(
         True, "keep the checkpoint with the lowest validation loss too, of those that have one"
     )
-    on_divergence: typing.Literal["stop", "skip"] = setting(
+    on_divergence: typing.Literal["stop", "skip"] = field(
         "stop",
         "what follows a step whose loss or gradient is not finite, or whose loss is a spike: stop, "
         "with the checkpoints before it; skip: its update is left out, and counted",
     )
-    spike: float | None = setting(
+    spike: float | None = field(
         None,
         "a loss of more than so many times the mean of log_interval steps before counts as a "
         "spike; none looks for what is not finite only",
         (lambda x: 1 < x <= sys.float_info.max, "a finite number above 1"),
     )
-    deterministic: bool = setting(
+    deterministic: bool = field(
         False,
         "on a GPU: the same bits from the same steps, so that a run that was killed ends as one "
         "that was not; some kernels are slower. Other devices always do so",
     )
-    max_minutes: float | None = setting(
+    max_minutes: float | None = field(
         None,
         "minutes of training after which the state is saved and the program ends, with exit status "
         "75; the same command goes on; none is no limit",
@@ -334,8 +334,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_fields(self, "train.")
-        if self.batch_size % self.batch_at_once:
-            tries = range(min(self.batch_at_once, self.batch_size), 0, -1)
+        if self.batch_size % self.micro_batch_size:
+            tries = range(min(self.micro_batch_size, self.batch_size), 0, -1)
             raise ConfigError(
                 f"train.batch_size={self.batch_size} must be divisible by train.micro_batch="
                 f"{self.micro_batch}; try micro_batch="
@@ -349,7 +349,7 @@ class TrainConfig:
             )
 
     @property
-    def batch_at_once(self) -> int:
+    def micro_batch_size(self) -> int:
         """Sequences computed at once: micro_batch, or the whole batch."""
         return self.batch_size if self.micro_batch is None else self.micro_batch
 
@@ -373,18 +373,18 @@ class MeshConfig:
     A run may go on with other numbers: its batches and dropout masks are the same on any mesh.
     """
 
-    data: int = setting(
+    data: int = field(
         -1,
         "groups of devices that share the batch, each group with the whole state; -1: what is left",
         REST,
     )
-    fsdp: int = setting(
+    fsdp: int = field(
         1, "devices that share the batch, and the parameters and the optimizer's state", REST
     )
-    tensor: int = setting(
+    tensor: int = field(
         1, "devices that share the heads and the MLP's width, and so the parameters too", REST
     )
-    sequence: int = setting(
+    sequence: int = field(
         1, "devices that share the tokens of each sequence, and in attention its heads", REST
     )
 
@@ -398,7 +398,7 @@ class MeshConfig:
             )
 
     @property
-    def named(self) -> int:
+    def n_requested(self) -> int:
         """Devices that the sizes ask for, -1 aside."""
         return math.prod(size for size in vars(self).values() if size != -1)
 
@@ -415,7 +415,7 @@ class MeshConfig:
           ConfigError: there are too few devices, or they can't share the batch.
         """
         sizes = dict(vars(self))
-        fixed = self.named
+        fixed = self.n_requested
         if fixed > n_devices:
             shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != -1)
             raise ConfigError(
@@ -442,23 +442,23 @@ class MeshConfig:
 class SampleConfig:
     """How text is written."""
 
-    prompt: str | None = setting(
+    prompt: str | None = field(
         None, "text to continue; none takes the first line of the validation text"
     )
-    max_new_tokens: int = setting(300, "tokens to write", POSITIVE_INT)
-    temperature: float = setting(
+    max_new_tokens: int = field(300, "tokens to write", POSITIVE_INT)
+    temperature: float = field(
         1.0, "divides the logits; below 1 is safer, above wilder, 0 is greedy", NOT_NEGATIVE
     )
-    top_k: int | None = setting(
+    top_k: int | None = field(
         None, "choose among the k likeliest tokens only; none is all", POSITIVE_INT
     )
-    top_p: float | None = setting(
+    top_p: float | None = field(
         None,
         "choose among the likeliest tokens that hold this much probability, in (0, 1]; none is all",
         (lambda x: 0 < x <= 1, "a number in (0, 1]"),
     )
-    num_samples: int = setting(1, "texts to write from one prompt", POSITIVE_INT)
-    window: typing.Literal["exact", "refill"] = setting(
+    num_samples: int = field(1, "texts to write from one prompt", POSITIVE_INT)
+    window: typing.Literal["exact", "refill"] = field(
         "exact",
         "past block_size: `exact` sees the last block_size tokens for every token; `refill` drops "
         "half the context whenever it is full: an approximation, and several times as fast",
@@ -472,15 +472,15 @@ class SampleConfig:
 class Config:
     """All settings of a run."""
 
-    run_dir: str = setting(
+    run_dir: str = field(
         DEFAULT_RUN_DIR, "folder of the run, made if missing; gs://BUCKET/FOLDER is one too"
     )
-    seed: int = setting(
+    seed: int = field(
         0,
         "of initialisation, batches, dropout and samples",
         (lambda x: 0 <= x < 2**32, "a whole number in [0, 2**32)"),
     )
-    init_from: str | None = setting(
+    init_from: str | None = field(
         None,
         "run or GPT-2 folder to start from, or a name on Hugging Face's hub "
         "(openai-community/gpt2): its parameters, model settings and tokenizer. model.dtype, remat "
@@ -507,7 +507,7 @@ class Config:
                 f"{' or '.join(ways)}, or mesh.fsdp={tensor}"
             )
         self._check_sequence()
-        optim = self.optim.pinned(self.train.steps)
+        optim = self.optim.with_fixed_schedule(self.train.steps)
         if optim.schedule != "constant" and (
             optim.warmup_steps + (optim.decay_steps or 1) > (optim.schedule_steps or 0)
         ):
@@ -535,12 +535,12 @@ class Config:
             )
 
 
-def pin_schedule(config: Config) -> Config:
+def fix_schedule(config: Config) -> Config:
     """Returns the config with every length of its schedule said, none standing for train.steps.
 
     A run keeps these: were they to follow train.steps, more steps would change the past.
     """
-    return dataclasses.replace(config, optim=config.optim.pinned(config.train.steps))
+    return dataclasses.replace(config, optim=config.optim.with_fixed_schedule(config.train.steps))
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:
@@ -558,7 +558,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
         values.setdefault("data.fallback_corpus", None)
         if values["data.corpus"] != config.data.corpus:
             values.setdefault("sample.prompt", None)
-    known = {name for name, _, _ in settings(Config)}
+    known = {name for name, _, _ in iter_fields(Config)}
     nested = to_dict(config)
     for name, value in values.items():
         if name not in known:
@@ -582,4 +582,4 @@ def from_dict(values: Any) -> Config:
     Raises:
       ConfigError: a name is unknown, a value has another type or breaks a rule.
     """
-    return read(values, Config)
+    return from_nested_dict(values, Config)

@@ -21,7 +21,7 @@ from gpt_jax.tokenizer import (
     CharTokenizer,
     Tokenizer,
     byte_of_character,
-    common_spelling,
+    canonical_pattern,
 )
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -214,7 +214,7 @@ def _bpe_values(tokenizer: BpeTokenizer) -> dict[str, Any]:
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                _split(common_spelling(tokenizer.pattern)),
+                _split(canonical_pattern(tokenizer.pattern)),
                 {**byte_level, "use_regex": False},
             ],
         },

@@ -83,8 +83,8 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
         tensors = open_tensors(folder, stack)
         prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
         params: dict[str, Any] = {}
-        for path, shape, names in list(_find_parts(config, tensors, prefix, folder)):
-            _put(params, path, _read_part(tensors, path, shape, names, folder))
+        for path, shape, names in list(_locate_tensors(config, tensors, prefix, folder)):
+            _put(params, path, _read_tensor(tensors, path, shape, names, folder))
     return config, params
 
 
@@ -137,7 +137,7 @@ def save(
 # --- names and shapes -----------------------------------------------------------------------------
 
 
-def _parts(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _tensor_map(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Returns {path of a parameter: (its tensor's name, its shape)}; {} stands for each layer."""
     D, V, S = config.n_embd, config.vocab_size, config.block_size
     parts = {
@@ -229,7 +229,7 @@ def load_config(folder: Path) -> ModelConfig:
     return config
 
 
-def _find_parts(
+def _locate_tensors(
     config: ModelConfig, tensors: dict[str, Any], prefix: str, folder: Path
 ) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
     """Yields (path, shape of one tensor, names of its tensors), each checked; none is read.
@@ -237,7 +237,7 @@ def _find_parts(
     Raises:
       UserError: a tensor is missing, of another shape or type, or has no place.
     """
-    parts = {path: (prefix + name, shape) for path, (name, shape) in _parts(config).items()}
+    parts = {path: (prefix + name, shape) for path, (name, shape) in _tensor_map(config).items()}
     if not config.tied:
         parts["head/kernel"] = (HEAD, (config.vocab_size, config.n_embd))
     used = {HEAD}  # a tied head may be stored as well
@@ -257,7 +257,7 @@ def _find_parts(
             )
 
 
-def _read_part(
+def _read_tensor(
     tensors: dict[str, Any], path: str, shape: tuple[int, ...], names: list[str], folder: Path
 ) -> np.ndarray:
     """Returns the float32 array of one parameter: the layers' stacked, the head transposed."""
@@ -327,7 +327,7 @@ def _export_tensors(config: ModelConfig, params: Any) -> Iterator[tuple[str, np.
             )
         return np.asarray(leaf, np.float32)
 
-    for path, (name, shape) in _parts(config).items():
+    for path, (name, shape) in _tensor_map(config).items():
         stacked = path.startswith("blocks/")
         whole = (config.n_layer, *shape) if stacked else shape
         has_bias = config.qkv_bias if "/qkv/" in path else config.bias

@@ -68,7 +68,7 @@ def filter_logits(logits_BV: jax.Array, filters: Filters) -> jax.Array:
     First the temperature, then top_k, then top_p on what top_k left (nucleus sampling, Holtzman et
     al. 2019, https://arxiv.org/abs/1904.09751): the fewest likeliest tokens whose probabilities
     sum to at least top_p. Among equals the smaller id goes first. A temperature of 0 is taken as 1
-    here; `draw` is greedy then.
+    here; `sample_token` is greedy then.
     """
     temperature = jnp.where(filters.temperature == 0, 1.0, filters.temperature)
     logits_BV = logits_BV / temperature
@@ -86,7 +86,7 @@ def filter_logits(logits_BV: jax.Array, filters: Filters) -> jax.Array:
     return logits_BV
 
 
-def draw(keys_B: jax.Array, logits_BV: jax.Array, filters: Filters) -> jax.Array:
+def sample_token(keys_B: jax.Array, logits_BV: jax.Array, filters: Filters) -> jax.Array:
     """Returns a token for each row, int32 (B,), drawn with a key of its own."""
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, filters))
     greedy_B = jnp.argmax(logits_BV, axis=-1)
@@ -217,7 +217,7 @@ def _decode(config, params, state, filters, *, steps, way):
     advance = {"append": append, "slide": slide, "refill": refill}[way]
 
     def body(state: DecodeState, keys_B):
-        token_B = draw(keys_B, state.logits_BV, filters)
+        token_B = sample_token(keys_B, state.logits_BV, filters)
         new = advance(state, token_B).replace(index=state.index + 1)
         if way == "append":  # a full context stays as it is; its cache is not used again
             fits = state.length < S

@@ -13,16 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import ModelConfig, TrainConfig
-from gpt_jax.devices import WIDE, compiler_options
+from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.windows import count_windows, make_windows
 from gpt_jax.input_pipeline.corpus import check_same_corpus, check_same_tokenizer, load_corpus
-from gpt_jax.input_pipeline.dataset import Mixture, Split, encode_corpus
+from gpt_jax.input_pipeline.dataset import Mixture, Split, tokenize_corpus
 from gpt_jax.model import Params
 from gpt_jax.model.attention import needs_mesh
 from gpt_jax.model.loss import batch_losses
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.sharding import layouts, make_place_batch, put, replicated
+from gpt_jax.parallel.sharding import (
+    make_constrain_batch,
+    mesh_context,
+    replicated,
+    to_global_array,
+)
 from gpt_jax.run.load import Run
 from gpt_jax.run.metrics import bits_per_byte
 
@@ -114,8 +119,8 @@ def choose_batch(block_size: int, train: TrainConfig | None = None) -> tuple[int
 
 @functools.lru_cache(maxsize=4)
 def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int | None = None):
-    options = compiler_options(jax.default_backend(), library_products=config.n_embd < WIDE)
-    losses = make_window_losses(config, make_place_batch(mesh), loss_chunk)
+    options = compiler_options(jax.default_backend(), library_products=config.n_embd < WIDE_N_EMBD)
+    losses = make_window_losses(config, make_constrain_batch(mesh), loss_chunk)
     return jax.jit(losses, out_shardings=replicated(mesh), compiler_options=options)
 
 
@@ -169,7 +174,7 @@ def _evaluate_part(config, params, split, token_bytes, stride, max_tokens, train
     if jax.process_count() > 1:  # windows for every host
         batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     mesh = make_mesh(batch_size)
-    params = jax.tree.map(lambda x: put(x, replicated(mesh)), params)
+    params = jax.tree.map(lambda x: to_global_array(x, replicated(mesh)), params)
     n_predictable = sum(len(shard) - 1 for shard in split.shards)
     n_predicted, shards = 0, []
     for shard in split.shards:
@@ -180,7 +185,7 @@ def _evaluate_part(config, params, split, token_bytes, stride, max_tokens, train
     total, n_bytes = 0.0, 0
     index_T = np.arange(config.block_size)
     for batches, firsts, lasts in _calls(shards, config.block_size, stride, batch_size):
-        with layouts(mesh, kernels=needs_mesh(config)):
+        with mesh_context(mesh, kernels=needs_mesh(config)):
             losses = _window_losses(config, mesh, loss_chunk)(params, batches, firsts, lasts)
         total += float(np.asarray(losses, np.float64).sum())
         counts = (index_T >= firsts[..., None]) & (index_T < lasts[..., None])
@@ -247,7 +252,7 @@ def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split] | 
     check_same_tokenizer(corpus, run.tokenizer, run.run_dir)
     if run.corpus:
         check_same_corpus(corpus, run.corpus, run.run_dir)
-    return encode_corpus(corpus, run.tokenizer, run.config)
+    return tokenize_corpus(corpus, run.tokenizer, run.config)
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """Corpora: named texts, the user's own files, prepared folders: found and brought to form.
 
-Everything here ends in a `Corpus`, a text, or in a `PreparedCorpus`, tokens on disk, with a record
+Everything here ends in a `TextCorpus`, a text, or in a `TokenCorpus`, tokens on disk, with a record
 of where it came from. Nothing here knows batches or devices; `data.py` is next on the way to the
 model.
 """
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.input_pipeline.shards.memmap import Prepared
-from gpt_jax.input_pipeline.shards.reader import is_prepared, open_prepared
+from gpt_jax.input_pipeline.shards.memmap import TokenShards
+from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
 from gpt_jax.input_pipeline.text_corpus import (
     DOWNLOADS,
-    Corpus,
     CorpusError,
     DownloadError,
+    TextCorpus,
     load_named,
     load_python_manual,
     read_text,
@@ -34,19 +34,19 @@ WEIGHTED = re.compile(r"\s*(.+?):(\d+\.?\d*|\.\d+)(?:,|$)")  # an entry of a mix
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedCorpus:
+class TokenCorpus:
     """Prepared folders of one tokenizer, drawn from by their shares.
 
     Attributes:
       name: what `data.corpus` says, with absolute paths.
       parts: (share of the sequences, folder) of each; the shares sum to 1.
       tokenizer: of all.
-      notes: as a `Corpus` has them.
-      requested: as a `Corpus` has it.
+      notes: as a `TextCorpus` has them.
+      requested: as a `TextCorpus` has it.
     """
 
     name: str
-    parts: tuple[tuple[Fraction, Prepared], ...]
+    parts: tuple[tuple[Fraction, TokenShards], ...]
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
     requested: str = ""
@@ -93,7 +93,7 @@ def load_corpus(
     fallback: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     tokenizer: Tokenizer | None = None,
-) -> Corpus | PreparedCorpus:
+) -> TextCorpus | TokenCorpus:
     """Returns the corpus `name`: one of `NAMES`, a UTF-8 text file, prepared folders.
 
     Args:
@@ -118,15 +118,15 @@ def load_corpus(
     if name == "python-manual":
         return load_python_manual()
     path = Path(os.path.expanduser(name))  # unlike Path's own, takes any name
-    if entries := mixture_entries(name):
+    if entries := parse_mixture(name):
         return _load_mixture(entries, tokenizer)
-    if is_prepared(path):
-        opened = [(Fraction(1), open_prepared(path, tokenizer))]
+    if has_shards(path):
+        opened = [(Fraction(1), open_shards(path, tokenizer))]
         return _prepared(str(path.absolute()), opened)
-    return Corpus(str(path.absolute()), read_text(path), str(path))
+    return TextCorpus(str(path.absolute()), read_text(path), str(path))
 
 
-def mixture_entries(name: str) -> list[tuple[Path, str]]:
+def parse_mixture(name: str) -> list[tuple[Path, str]]:
     """Returns (absolute path, weight as written) of each entry of DIR1:0.7,DIR2:0.3.
 
     An entry ends at its weight, so a path may hold commas and colons. A name that is no mixture, or
@@ -141,32 +141,32 @@ def mixture_entries(name: str) -> list[tuple[Path, str]]:
     return entries if at == len(name) else []
 
 
-def absolute_name(name: str) -> str:
+def with_absolute_paths(name: str) -> str:
     """Returns `name` with the paths in it made absolute, where there is something at them."""
-    if entries := mixture_entries(name):
+    if entries := parse_mixture(name):
         return ",".join(f"{path}:{weight}" for path, weight in entries)
     path = os.path.abspath(os.path.expanduser(name))
     return path if os.path.exists(path) else name
 
 
-def _load_mixture(entries: list[tuple[Path, str]], tokenizer: Tokenizer | None) -> PreparedCorpus:
+def _load_mixture(entries: list[tuple[Path, str]], tokenizer: Tokenizer | None) -> TokenCorpus:
     weights = [Fraction(weight) for _, weight in entries]
     for path, weight in entries:
         if not Fraction(weight):
             raise CorpusError(
                 f"corpus {path} has the weight {weight}; give it more, or leave it out"
             )
-        if not is_prepared(path):
+        if not has_shards(path):
             raise CorpusError(
                 f"corpus {path} of a mixture is no prepared folder; make one of your text with: "
                 "python main.py prepare"
             )
-    opened = [open_prepared(path, tokenizer) for path, _ in entries]
+    opened = [open_shards(path, tokenizer) for path, _ in entries]
     name = ",".join(f"{path}:{weight}" for path, weight in entries)
     return _prepared(name, [(w / sum(weights), p) for w, p in zip(weights, opened, strict=True)])
 
 
-def _prepared(name: str, parts: list[tuple[Fraction, Prepared]]) -> PreparedCorpus:
+def _prepared(name: str, parts: list[tuple[Fraction, TokenShards]]) -> TokenCorpus:
     for _, prepared in parts:
         if prepared.tokenizer is None:
             raise CorpusError(
@@ -183,14 +183,14 @@ def _prepared(name: str, parts: list[tuple[Fraction, Prepared]]) -> PreparedCorp
                 f"{difference}; prepare both with the same one"
             )
     notes = tuple(note for _, prepared in parts for note in prepared.notes)
-    return PreparedCorpus(name, tuple(parts), first.tokenizer, notes)
+    return TokenCorpus(name, tuple(parts), first.tokenizer, notes)
 
 
 def check_same_tokenizer(
-    corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer, source: Path | str
+    corpus: TextCorpus | TokenCorpus, tokenizer: Tokenizer, source: Path | str
 ) -> None:
     """Raises UserError where a prepared corpus has ids of another tokenizer than a model."""
-    if isinstance(corpus, PreparedCorpus) and (
+    if isinstance(corpus, TokenCorpus) and (
         difference := find_difference(tokenizer, corpus.tokenizer)
     ):
         raise UserError(
@@ -200,11 +200,11 @@ def check_same_tokenizer(
 
 
 def check_same_corpus(
-    corpus: Corpus | PreparedCorpus, record: dict[str, Any], run_dir: Path
+    corpus: TextCorpus | TokenCorpus, record: dict[str, Any], run_dir: Path
 ) -> None:
     """Raises UserError where a corpus is not the one that a run's record names."""
     if corpus.sha256 != record["sha256"]:
-        kind = "text" if isinstance(corpus, Corpus) else "tokens"
+        kind = "text" if isinstance(corpus, TextCorpus) else "tokens"
         raise UserError(
             f"{run_dir} was trained on {record.get('name')} with sha256 {record['sha256'][:12]}, "
             f"and {corpus.source} now has {corpus.sha256[:12]}: not the same {kind}; name the old "

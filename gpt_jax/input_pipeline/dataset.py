@@ -18,8 +18,8 @@ import numpy as np
 
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.input_pipeline.corpus import PreparedCorpus
-from gpt_jax.input_pipeline.text_corpus import Corpus
+from gpt_jax.input_pipeline.corpus import TokenCorpus
+from gpt_jax.input_pipeline.text_corpus import TextCorpus
 from gpt_jax.tokenizer import Tokenizer, make_tokenizer
 
 
@@ -80,7 +80,7 @@ def split_text(text: str, train_fraction: float) -> dict[str, str]:
     return {"train": text[:cut], "val": text[cut:]}
 
 
-def make_splits(
+def make_datasets(
     tokens: dict[str, np.ndarray], token_bytes: np.ndarray, block_size: int
 ) -> dict[str, Split]:
     """Returns the splits of a corpus whose parts are encoded.
@@ -127,8 +127,8 @@ def count_bytes(shards: Sequence[np.ndarray], token_bytes: np.ndarray) -> int:
     return total
 
 
-def encode_corpus(
-    corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer, config: Config
+def tokenize_corpus(
+    corpus: TextCorpus | TokenCorpus, tokenizer: Tokenizer, config: Config
 ) -> dict[str, Split] | dict[str, Mixture]:
     """Returns the tokens of a corpus, "train" and "val".
 
@@ -136,10 +136,10 @@ def encode_corpus(
       UserError: a part is too short for one sequence, or has characters without a token.
     """
     block_size = config.model.block_size
-    if isinstance(corpus, Corpus):
+    if isinstance(corpus, TextCorpus):
         texts = split_text(corpus.text, config.data.train_fraction)
         tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
-        return make_splits(tokens, tokenizer.token_bytes, block_size)
+        return make_datasets(tokens, tokenizer.token_bytes, block_size)
     parts: dict[str, list[tuple[Fraction, Split]]] = {"train": [], "val": []}
     for share, prepared in corpus.parts:
         for name in parts:
@@ -159,13 +159,13 @@ def encode_corpus(
     return {name: Mixture(tuple(part)) for name, part in parts.items()}
 
 
-def choose_tokenizer(data: DataConfig, corpus: Corpus | PreparedCorpus) -> Tokenizer:
+def choose_tokenizer(data: DataConfig, corpus: TextCorpus | TokenCorpus) -> Tokenizer:
     """Returns the tokenizer that the settings ask for, or that a prepared corpus has.
 
     Raises:
       ConfigError: they ask for another than that.
     """
-    if isinstance(corpus, Corpus):
+    if isinstance(corpus, TextCorpus):
         return make_tokenizer(data, split_text(corpus.text, data.train_fraction))
     if data.tokenizer != DataConfig().tokenizer:
         raise ConfigError(

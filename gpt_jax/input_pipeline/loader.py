@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 from gpt_jax.config import Config
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Mixture, Split
-from gpt_jax.input_pipeline.gather import gather_on_host, lay_out
-from gpt_jax.input_pipeline.sampler import Places, eval_places, make_sampler, train_places
+from gpt_jax.input_pipeline.gather import gather_on_host, put_tokens_on_devices
+from gpt_jax.input_pipeline.sampler import SampleIndices, eval_indices, make_sampler, train_indices
 from gpt_jax.parallel.sharding import batch_sharding, replicated
 from gpt_jax.prng import Keys, make_keys
 
@@ -28,7 +28,7 @@ RESIDENT_SHARE = 1 / 4  # of an accelerator's memory, at most, for tokens
 CPU_RESIDENT_BYTES = 2**30  # on a CPU, the copies of all its devices together
 
 
-class Feed:
+class BatchLoader:
     """The batches of a run.
 
     Attributes:
@@ -50,7 +50,7 @@ class Feed:
         self.samplers = [sampler for sampler, _ in made]
         self._pieces = [pieces for _, pieces in made]
         self._sharding = batch_sharding(mesh, axis=1)
-        self._ahead: tuple[tuple[int, int], Future] | None = None
+        self._prefetched: tuple[tuple[int, int], Future] | None = None
         self._pool = ThreadPoolExecutor(1, "gather")
         self.token_bytes = sum(piece.nbytes for pieces in self._pieces for piece in pieces)
         where = config.data.resident
@@ -59,17 +59,19 @@ class Feed:
         self.is_resident = where == "device"
         if self.is_resident:
             check = self._check
-            self._tokens = [lay_out(pieces, replicated(mesh), check) for pieces in self._pieces]
+            self._tokens = [
+                put_tokens_on_devices(pieces, replicated(mesh), check) for pieces in self._pieces
+            ]
             return
         _expect_random_reads(self._pieces[0])
         cpu = _host_device()
         with jax.default_device(cpu):
             self._keys = jax.device_put(jax.jit(make_keys, static_argnums=0)(config.seed), cpu)
-        self._train_places = jax.jit(
-            lambda key, steps_S: train_places(self.samplers[0], key, steps_S)
+        self._train_indices = jax.jit(
+            lambda key, steps_S: train_indices(self.samplers[0], key, steps_S)
         )
-        self._eval_places = jax.jit(
-            lambda key, step: eval_places(
+        self._eval_indices = jax.jit(
+            lambda key, step: eval_indices(
                 self.samplers, jax.random.fold_in(key, step), config.train.eval_batches
             )
         )
@@ -85,19 +87,19 @@ class Feed:
             f"{self.token_bytes / 2**20:,.1f} MiB of tokens"
         )
 
-    def train_target(self, steps: int) -> Any:
-        """Returns the shape of what `train_tokens` returns for so many steps."""
+    def train_spec(self, steps: int) -> Any:
+        """Returns the shape of what `train_batches` returns for so many steps."""
         if self.is_resident:
             return self._tokens[0]
         return self._target(steps)
 
-    def eval_target(self) -> list[Any]:
-        """Returns the shapes of what `eval_tokens` returns."""
+    def eval_spec(self) -> list[Any]:
+        """Returns the shapes of what `eval_batches_of_step` returns."""
         if self.is_resident:
             return self._tokens
         return [self._target(self._config.train.eval_batches)] * 2
 
-    def train_tokens(self, step: int, steps: int) -> jax.Array:
+    def train_batches(self, step: int, steps: int) -> jax.Array:
         """Returns what `step.make_train_chunk`'s function takes for `steps` steps after `step`.
 
         Raises:
@@ -105,14 +107,14 @@ class Feed:
         """
         if self.is_resident:
             return self._tokens[0]
-        if self._ahead is None or self._ahead[0] != (step, steps):
+        if self._prefetched is None or self._prefetched[0] != (step, steps):
             self.prepare(step, steps)
-        assert self._ahead is not None
-        (_, batches), self._ahead = self._ahead, None
+        assert self._prefetched is not None
+        (_, batches), self._prefetched = self._prefetched, None
         return batches.result()
 
     def prepare(self, step: int, steps: int, after: Any = None) -> None:
-        """Begins to gather for `train_tokens(step, steps)`, once the arrays `after` are computed.
+        """Begins to gather for `train_batches(step, steps)`, once the arrays `after` are computed.
 
         That wait is the bound: while a chunk is computed, only the next one lies ready.
         """
@@ -122,18 +124,18 @@ class Feed:
         def gather() -> jax.Array:
             jax.block_until_ready(after)
             steps_S = np.arange(step, step + steps, dtype=np.int32)
-            return self._put(self._pieces[0], self._train_places(self._keys.data, steps_S))
+            return self._put(self._pieces[0], self._train_indices(self._keys.data, steps_S))
 
-        self._ahead = (step, steps), self._pool.submit(gather)
+        self._prefetched = (step, steps), self._pool.submit(gather)
 
-    def eval_tokens(self, step: int) -> list[jax.Array]:
+    def eval_batches_of_step(self, step: int) -> list[jax.Array]:
         """Returns what `step.make_eval_step`'s function takes for the evaluation after `step`."""
         if self.is_resident:
             return self._tokens
-        places = self._eval_places(self._keys.eval, np.int32(step))
+        places = self._eval_indices(self._keys.eval, np.int32(step))
         return [self._put(*x) for x in zip(self._pieces, places, strict=True)]
 
-    def look_up(self, keys: Keys, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def batch_of_step(self, keys: Keys, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns what the training step after `step` draws: of which pieces, where, the tokens.
 
         Args:
@@ -143,7 +145,7 @@ class Feed:
         Returns:
           int32 (B,), (B,) and (B, T + 1), on the host.
         """
-        places = train_places(self.samplers[0], keys.data, jnp.full(1, step, jnp.int32))
+        places = train_indices(self.samplers[0], keys.data, jnp.full(1, step, jnp.int32))
         pieces, starts = (np.asarray(part)[0] for part in places)
         return pieces, starts, gather_on_host(self._pieces[0], (pieces, starts), self._block_size)
 
@@ -159,7 +161,7 @@ class Feed:
         shape = (n, self._config.train.batch_size, self._block_size + 1)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._sharding)
 
-    def _put(self, pieces: Sequence[np.ndarray], places: Places) -> jax.Array:
+    def _put(self, pieces: Sequence[np.ndarray], places: SampleIndices) -> jax.Array:
         """Gathers batches (n, B, T + 1): of the rows, those of this host's devices."""
         which, starts = (np.asarray(part) for part in places)
         gathered: dict[tuple, np.ndarray] = {}

@@ -20,19 +20,19 @@ from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Mixture, Split
 from gpt_jax.input_pipeline.permutation import divmod_product, permute
 
-PIECE_STARTS = 2**30  # at most, in a piece: offsets in it, and a row's length more, are int32
+SEGMENT_STARTS = 2**30  # at most, in a piece: offsets in it, and a row's length more, are int32
 
 # The pieces and the starts of rows, int32 (..., B) each: row b is the T + 1 tokens from start b on.
-Places = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
+SampleIndices = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
 
 
-def cut_pieces(shards: Sequence[np.ndarray], block_size: int) -> list[np.ndarray]:
+def address_segments(shards: Sequence[np.ndarray], block_size: int) -> list[np.ndarray]:
     """Cuts shards, int (N,) each, into views that a 32-bit integer can address.
 
     Neighbours overlap by T tokens, so that every start in a shard, and every sequence of
     `data.order=epochs`, is in exactly one piece. Shards without T + 1 tokens have neither.
     """
-    most = PIECE_STARTS // block_size * block_size
+    most = SEGMENT_STARTS // block_size * block_size
     return [
         shard[at : at + most + block_size]
         for shard in shards
@@ -61,14 +61,14 @@ class Sampler:
     batch_size: int
     order: str = "random"
 
-    def random_places(self, key: jax.Array) -> Places:
+    def random_indices(self, key: jax.Array) -> SampleIndices:
         """Draws a batch: each piece by its share, each start in it with equal probability.
 
         A piece is drawn by comparing 32 random bits with the running sum of shares in fixed point,
         rounded down, so a share is met to within 2^-32.
         """
         if len(self.lengths) == 1:
-            starts_B = sample_starts(key, self.lengths[0], self.block_size, self.batch_size)
+            starts_B = sample_offsets(key, self.lengths[0], self.block_size, self.batch_size)
             return jnp.zeros_like(starts_B), starts_B
         piece_key, start_key = jax.random.split(key)
         sums = list(itertools.accumulate(self.shares))[:-1]
@@ -78,7 +78,7 @@ class Sampler:
         n_starts = jnp.asarray([length - self.block_size for length in self.lengths], jnp.int32)
         return pieces_B, jax.random.randint(start_key, bits_B.shape, 0, n_starts[pieces_B])
 
-    def step_places(self, key: jax.Array, step: jax.Array) -> Places:
+    def step_indices(self, key: jax.Array, step: jax.Array) -> SampleIndices:
         """Returns the places of a training step.
 
         Args:
@@ -86,15 +86,15 @@ class Sampler:
           step: int32 scalar, steps before this one.
         """
         if self.order == "random":
-            return self.random_places(jax.random.fold_in(key, step))
-        return self._epoch_places(key, step)
+            return self.random_indices(jax.random.fold_in(key, step))
+        return self._epoch_indices(key, step)
 
     @property
     def n_sequences(self) -> int:
         """Sequences in an epoch: of T tokens, and the one after them, from each T-th start on."""
         return sum((length - 1) // self.block_size for length in self.lengths)
 
-    def _epoch_places(self, key: jax.Array, step: jax.Array) -> Places:
+    def _epoch_indices(self, key: jax.Array, step: jax.Array) -> SampleIndices:
         """Sequence step * B + b of an endless list of shuffled epochs is row b's."""
         n = self.n_sequences
         epoch, position = divmod_product(step, self.batch_size, n)
@@ -110,7 +110,7 @@ class Sampler:
         return pieces_B, starts_B.astype(jnp.int32)
 
 
-def one_piece(n_tokens: int, block_size: int, batch_size: int) -> Sampler:
+def single_array_sampler(n_tokens: int, block_size: int, batch_size: int) -> Sampler:
     """Returns the sampler of random batches from tokens (N,), as of a text."""
     return Sampler((n_tokens,), (Fraction(1),), block_size, batch_size)
 
@@ -126,7 +126,7 @@ def make_sampler(
     pieces: list[np.ndarray] = []
     shares: list[Fraction] = []
     for share, part in split.parts:
-        cut = cut_pieces(part.shards, block_size)
+        cut = address_segments(part.shards, block_size)
         starts = [len(piece) - block_size for piece in cut]
         if not cut:
             raise UserError(
@@ -150,20 +150,22 @@ def _count_at_most(ascending: np.ndarray, x_B: jax.Array) -> jax.Array:
     return (ascending <= x_B[:, None]).sum(axis=1, dtype=jnp.int32)
 
 
-def train_places(sampler: Sampler, key: jax.Array, steps_S: jax.Array) -> Places:
+def train_indices(sampler: Sampler, key: jax.Array, steps_S: jax.Array) -> SampleIndices:
     """Returns the places of training steps, (S, B)."""
-    return jax.vmap(lambda step: sampler.step_places(key, step))(steps_S)
+    return jax.vmap(lambda step: sampler.step_indices(key, step))(steps_S)
 
 
-def eval_places(samplers: Sequence[Sampler], key: jax.Array, n_batches: int) -> list[Places]:
+def eval_indices(
+    samplers: Sequence[Sampler], key: jax.Array, n_batches: int
+) -> list[SampleIndices]:
     """Returns the places of `n_batches` random batches of each split, (n_batches, B)."""
     return [
-        jax.vmap(sampler.random_places)(jax.random.split(split_key, n_batches))
+        jax.vmap(sampler.random_indices)(jax.random.split(split_key, n_batches))
         for sampler, split_key in zip(samplers, jax.random.split(key, len(samplers)), strict=True)
     ]
 
 
-def sample_starts(key: jax.Array, n_tokens: int, block_size: int, batch_size: int) -> jax.Array:
+def sample_offsets(key: jax.Array, n_tokens: int, block_size: int, batch_size: int) -> jax.Array:
     """Draws where the sequences of a batch start, each valid place with equal probability.
 
     Args:

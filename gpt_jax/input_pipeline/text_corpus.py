@@ -1,6 +1,6 @@
 """Texts: those that have a name, downloaded once, and the user's own files.
 
-Each is a `Corpus`, with a record of where it came from. `corpora.py` has those of token ids.
+Each is a `TextCorpus`, with a record of where it came from. `corpora.py` has those of token ids.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DownloadError(CorpusError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
+class TextCorpus:
     """A text and its record.
 
     Attributes:
@@ -136,7 +136,7 @@ def data_dir() -> Path:
     return Path(cache) / "gpt_jax"
 
 
-def load_named(name: str, progress: Callable[[int, int | None], None] | None) -> Corpus:
+def load_named(name: str, progress: Callable[[int, int | None], None] | None) -> TextCorpus:
     """Returns one of `DOWNLOADS`, from the first folder that has it, or downloads it.
 
     Raises:
@@ -172,12 +172,12 @@ def load_named(name: str, progress: Callable[[int, int | None], None] | None) ->
     return _with_notes(name, text, f"{url}, now at {path}")
 
 
-def _with_notes(name: str, text: str, source: str) -> Corpus:
-    corpus = Corpus(name, text, source)
+def _with_notes(name: str, text: str, source: str) -> TextCorpus:
+    corpus = TextCorpus(name, text, source)
     return dataclasses.replace(corpus, notes=DOWNLOADS[name].notes(corpus))
 
 
-def _oz_notes(corpus: Corpus) -> tuple[str, ...]:
+def _oz_notes(corpus: TextCorpus) -> tuple[str, ...]:
     if corpus.sha256 == OZ_SHA256:
         return ()
     vocabulary = len(set(corpus.text))
@@ -190,7 +190,7 @@ def _oz_notes(corpus: Corpus) -> tuple[str, ...]:
     return (note,)
 
 
-def _shakespeare_notes(corpus: Corpus) -> tuple[str, ...]:
+def _shakespeare_notes(corpus: TextCorpus) -> tuple[str, ...]:
     if corpus.sha256 == SHAKESPEARE_SHA256:
         return ()
     return (
@@ -250,7 +250,7 @@ class Download:
     url: str
     what: str
     form: Callable[[bytes], str]
-    notes: Callable[[Corpus], tuple[str, ...]]
+    notes: Callable[[TextCorpus], tuple[str, ...]]
 
 
 DOWNLOADS = {
@@ -300,10 +300,10 @@ def _download_once(requests, url, deadline, progress, what) -> bytes:
     return b"".join(chunks)
 
 
-def load_python_manual() -> Corpus:
+def load_python_manual() -> TextCorpus:
     """Returns what Python says of its own topics, which is on every machine."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))
     version = ".".join(map(str, sys.version_info[:3]))
-    return Corpus("python-manual", text, f"pydoc_data.topics of Python {version}")
+    return TextCorpus("python-manual", text, f"pydoc_data.topics of Python {version}")

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gpt_jax.config import ModelConfig
-from gpt_jax.parallel.backend import find_backend
-from gpt_jax.parallel.sharding import MESH_AXES
+from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.sharding import ACTIVATION_RULES
 
-LONG = 2048  # block_size from which all scores at once take too much memory
-QUERIES = 512  # positions that `blockwise` looks at together
+BLOCKWISE_MIN_LENGTH = 2048  # block_size from which all scores at once take too much memory
+QUERY_BLOCK = 512  # positions that `blockwise` looks at together
 SPLASH_BLOCKS = (512, 256, 128)  # positions that the TPU's kernel looks at together
 
 
@@ -29,22 +29,22 @@ def choose_attention(config: ModelConfig, backend: str) -> tuple[str, str]:
     Args:
       config: the model's; `config.attention` is obeyed where that can be, and `fused` that can't
         be becomes what `auto` gives.
-      backend: as `find_backend` returns it.
+      backend: as `target_backend` returns it.
 
     Returns:
       ("plain", "blockwise" or "fused", a reason in words or "").
     """
     if config.attention in ("plain", "blockwise"):
         return config.attention, "asked for"
-    obstacle = _why_not_fused(config, backend)
+    obstacle = _fused_obstacle(config, backend)
     if not obstacle:
         return "fused", ""
-    if config.block_size >= LONG and not config.dropout:
+    if config.block_size >= BLOCKWISE_MIN_LENGTH and not config.dropout:
         return "blockwise", obstacle
     return "plain", obstacle
 
 
-def _why_not_fused(config: ModelConfig, backend: str) -> str:
+def _fused_obstacle(config: ModelConfig, backend: str) -> str:
     """Returns what keeps a kernel, cuDNN's or the TPU's, from being used, or ""."""
     name, _, capability = backend.partition(" ")
     if name == "tpu":
@@ -89,7 +89,7 @@ def attend(
       (.., H, T, K) of v's dtype. Scores and softmax are float32.
     """
     if name == "fused":
-        return _splash(q, k, v) if find_backend() == "tpu" else _cudnn(q, k, v)
+        return _splash(q, k, v) if target_backend() == "tpu" else _cudnn(q, k, v)
     if name == "blockwise":
         return _blockwise(q, k, v)
     return _plain(q, k, v, start, dropout)
@@ -115,7 +115,7 @@ def _blockwise(q, k, v):
     blocks, so they pass in float32.
     """
     T, dtype = q.shape[-2], q.dtype
-    size = min(QUERIES, T)
+    size = min(QUERY_BLOCK, T)
     n = -(-T // size)
     q = jnp.pad(q, [(0, 0)] * (q.ndim - 2) + [(0, n * size - T), (0, 0)])
     parts = jnp.moveaxis(q.reshape(*q.shape[:-2], n, size, q.shape[-1]), -3, 0)
@@ -132,7 +132,7 @@ def _blockwise(q, k, v):
 
 def needs_mesh(config: ModelConfig) -> bool:
     """Says whether attention has a kernel that XLA can't split over devices by itself."""
-    backend = find_backend()
+    backend = target_backend()
     return backend == "tpu" and choose_attention(config, backend)[0] == "fused"
 
 
@@ -167,7 +167,7 @@ def _splash(q, k, v):
 
     if jax.sharding.get_abstract_mesh().empty:
         return here(q, k, v)
-    spec = PartitionSpec(MESH_AXES["batch"], MESH_AXES["heads"])
+    spec = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["heads"])
     return jax.shard_map(here, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
 
 

@@ -38,14 +38,14 @@ from gpt_jax.model.layers import (
     WEIGHT_INIT,
     Dense,
     Dropout,
+    apply_rope,
     make_norm,
-    product,
+    matmul,
     residual_init,
     rms_norm,
-    rotate,
 )
-from gpt_jax.parallel.backend import find_backend
-from gpt_jax.parallel.sharding import lay
+from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.sharding import constrain
 
 Params = Any  # the tree under "params": nested dicts of float32 arrays
 
@@ -126,10 +126,10 @@ class Attention(nn.Module):
         H, K = c.n_head, c.head_size
         qkv_BTE = Dense((H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, name="qkv")(x_BTD)
         parts = jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
-        parts = [lay(part_BTE, "batch", "time", "width") for part_BTE in parts]
+        parts = [constrain(part_BTE, "batch", "time", "width") for part_BTE in parts]
         q, k, v = (
             # (B, H or H / G, T, K)
-            lay(jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2), "batch", "heads")
+            constrain(jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2), "batch", "heads")
             for part_BTE in parts
         )
         start = 0 if cached is None else cached[2]
@@ -137,7 +137,7 @@ class Attention(nn.Module):
             q, k = rms_norm("q_norm", x_BTD.dtype)(q), rms_norm("k_norm", x_BTD.dtype)(k)
         if c.positions == "rotary":
             position_T = start + jnp.arange(T)
-            q, k = rotate(q, position_T), rotate(k, position_T)
+            q, k = apply_rope(q, position_T), apply_rope(k, position_T)
         if cached is None:
             kv = None
         else:
@@ -150,12 +150,12 @@ class Attention(nn.Module):
             q, start, T = q[..., -1:, :], start + T - 1, 1
 
         whole = cached is None and not last_only and not self.is_initializing()
-        name = choose_attention(c, find_backend())[0] if whole else "plain"
+        name = choose_attention(c, target_backend())[0] if whole else "plain"
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
         drop = functools.partial(Dropout(c.dropout), deterministic=deterministic)
         y_BHTK = attend(name, q * scale, k, v, start, drop).reshape(B, H, T, K)
-        y_BTHK = jnp.moveaxis(lay(y_BHTK, "batch", "heads"), 1, 2)
-        y_BTD = lay(y_BTHK.reshape(B, T, D), "batch", "time", "width")
+        y_BTHK = jnp.moveaxis(constrain(y_BHTK, "batch", "heads"), 1, 2)
+        y_BTD = constrain(y_BTHK.reshape(B, T, D), "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
 
@@ -177,15 +177,15 @@ class Block(nn.Module):
             last_only=self.last_only,
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
-        x_BTD = lay(x_BTD, "batch", "time")
+        x_BTD = constrain(x_BTD, "batch", "time")
         x_BTD += MLP(self.config, name="mlp")(
             make_norm(self.config, "norm_2", x_BTD.dtype)(x_BTD), deterministic=self.deterministic
         )
-        return lay(x_BTD, "batch", "time"), kv
+        return constrain(x_BTD, "batch", "time"), kv
 
 
-class Head(nn.Module):
-    """The parameters of an untied output head: `head_logits` applies them."""
+class OutputHead(nn.Module):
+    """The parameters of an untied output head: `logits_from_hidden` applies them."""
 
     features: int
     use_bias: bool
@@ -198,10 +198,10 @@ class Head(nn.Module):
         return kernel_DV, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
-def head_logits(x_BTD: jax.Array, head: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+def logits_from_hidden(x_BTD: jax.Array, head: tuple[jax.Array, jax.Array | None]) -> jax.Array:
     """Returns the float32 logits (B, T, V) of the last states, for head = (kernel_DV, bias_V)."""
     kernel_DV, bias_V = head
-    logits_BTV = product(x_BTD, kernel_DV, jnp.float32)
+    logits_BTV = matmul(x_BTD, kernel_DV, jnp.float32)
     return logits_BTV if bias_V is None else logits_BTV + bias_V
 
 
@@ -233,7 +233,8 @@ class GPT(nn.Module):
           deterministic: no dropout.
           last_only: return the logits of the last position alone, (B, 1, V), without computing
             the last block for the others. For decoding without a cache.
-          hidden: return what `head_logits` takes in place of the logits: to compute them in parts.
+          hidden: return what `logits_from_hidden` takes in place of the logits, to compute them in
+            chunks.
 
         Returns:
           float32 logits (B, T, V); with a cache, (logits, the cache with tokens_BT added); with
@@ -253,7 +254,7 @@ class GPT(nn.Module):
             x_BTD += jax.lax.dynamic_slice_in_dim(position_SD, start, T)
         x_BTD = x_BTD.astype(c.dtype)
         x_BTD = Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic)
-        x_BTD = lay(x_BTD, "batch", "time")
+        x_BTD = constrain(x_BTD, "batch", "time")
         kv = []
         if (last_only or cache is not None) and not self.is_initializing():
             layers = unstack_blocks(self.variables["params"])["blocks"]
@@ -282,10 +283,10 @@ class GPT(nn.Module):
             bias = ("head_bias", nn.initializers.zeros, (c.vocab_size,))
             head = embed.embedding.T, self.param(*bias) if c.head_bias else None
         else:
-            head = Head(c.vocab_size, use_bias=c.head_bias, name="head")(c.n_embd)
+            head = OutputHead(c.vocab_size, use_bias=c.head_bias, name="head")(c.n_embd)
         if hidden:
             return x_BTD, head
-        logits_BTV = head_logits(x_BTD, head)
+        logits_BTV = logits_from_hidden(x_BTD, head)
         if cache is None:
             return logits_BTV
         k_NSK, v_NSK = zip(*kv, strict=True)

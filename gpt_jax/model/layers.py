@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
-from gpt_jax.parallel.sharding import lay
+from gpt_jax.parallel.sharding import constrain
 
 WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
 NORM_EPSILON = 1e-5
@@ -37,27 +37,27 @@ def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
     return nn.initializers.normal(stddev=0.02 * (2 * config.n_layer) ** -0.5)
 
 
-def product(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+def matmul(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """Returns x W of a float32 kernel, multiplied in x's dtype and given as `dtype`.
 
     The kernel's gradient is a sum over all tokens and all devices: float32 whatever x is.
     """
     if x.dtype == jnp.float32:
         return x @ kernel
-    return _half_product(jnp.dtype(dtype), x, kernel)
+    return _matmul_float32_grad(jnp.dtype(dtype), x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _half_product(dtype: jnp.dtype, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _matmul_float32_grad(dtype: jnp.dtype, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
 
 
-def _half_product_forward(dtype, x, kernel):
+def _matmul_float32_grad_forward(dtype, x, kernel):
     kernel = kernel.astype(x.dtype)
     return jnp.dot(x, kernel, preferred_element_type=dtype), (x, kernel)
 
 
-def _half_product_backward(dtype, saved, gradient):
+def _matmul_float32_grad_backward(dtype, saved, gradient):
     x, kernel = saved
     tokens = tuple(range(x.ndim - 1))
     # Of a product given as float32 the gradient is float32 too, and is not rounded first.
@@ -70,7 +70,7 @@ def _half_product_backward(dtype, saved, gradient):
     return of_x.astype(x.dtype), of_kernel
 
 
-_half_product.defvjp(_half_product_forward, _half_product_backward)
+_matmul_float32_grad.defvjp(_matmul_float32_grad_forward, _matmul_float32_grad_backward)
 
 
 class Dense(nn.Module):
@@ -87,7 +87,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = product(x, kernel, x.dtype)
+        y = matmul(x, kernel, x.dtype)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -111,7 +111,7 @@ def make_norm(
     return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
 
 
-def rotate(x: jax.Array, position_T: jax.Array) -> jax.Array:
+def apply_rope(x: jax.Array, position_T: jax.Array) -> jax.Array:
     """Turns queries or keys by their positions (Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
     Entry i is paired with entry i + K / 2, as in GPT-NeoX and Llama (the paper pairs neighbours:
@@ -155,7 +155,7 @@ class MLP(nn.Module):
             h_BTF *= activation(Dense(F, use_bias=c.bias, name="gate")(x_BTD))
         else:
             h_BTF = activation(h_BTF)
-        h_BTF = lay(h_BTF, "batch", "time", "width")
+        h_BTF = constrain(h_BTF, "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic)
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config import ModelConfig
-from gpt_jax.model.gpt import Params, forward, head_logits
-from gpt_jax.parallel.sharding import lay, sharers
+from gpt_jax.model.gpt import Params, forward, logits_from_hidden
+from gpt_jax.parallel.sharding import axis_size, constrain
 
 
 def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def chunked_losses(
       loss_chunk: tokens.
     """
     B, T, _ = x_BTD.shape
-    P = sharers("time")
+    P = axis_size("time")
     own = T // P
     t = min(max(1, loss_chunk // (B * P)), own)
     n = -(-own // t)
@@ -50,7 +50,7 @@ def chunked_losses(
     @functools.partial(jax.checkpoint, prevent_cse=False)  # in a loop there is nothing to merge
     def chunk_losses(chunk):
         x_BtD, targets_Bt = chunk
-        return token_losses(head_logits(x_BtD, head), targets_Bt)
+        return token_losses(logits_from_hidden(x_BtD, head), targets_Bt)
 
     losses = jax.lax.map(chunk_losses, (split(x_BTD), split(targets_BT)))
     losses_BPnt = jnp.moveaxis(losses.reshape(n, B, P, t), 0, 2)
@@ -68,7 +68,7 @@ def batch_losses(
 
     No dropout without a key. For loss_chunk see `chunked_losses`; None takes the logits whole.
     """
-    inputs_BT, targets_BT = (lay(x, "batch", "time") for x in (batch[:, :-1], batch[:, 1:]))
+    inputs_BT, targets_BT = (constrain(x, "batch", "time") for x in (batch[:, :-1], batch[:, 1:]))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     kwargs = {"deterministic": dropout_key is None, "rngs": rngs}
     if loss_chunk is None:

@@ -12,8 +12,8 @@ _planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned",
 
 
 @contextlib.contextmanager
-def planning(backend: str) -> Generator[None]:
-    """Lets `find_backend` name another one than jax runs on: what is traced inside is for that."""
+def compiling_for(backend: str) -> Generator[None]:
+    """Makes `target_backend` name another one than jax runs on, for what is traced inside."""
     token = _planned.set(backend)
     try:
         yield
@@ -21,7 +21,7 @@ def planning(backend: str) -> Generator[None]:
         _planned.reset(token)
 
 
-def find_backend() -> str:
+def target_backend() -> str:
     """Returns "cpu", "tpu", "rocm" or "cuda" and the GPU's compute capability, as "cuda 9.0"."""
     if planned := _planned.get():
         return planned

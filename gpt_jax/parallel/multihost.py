@@ -16,30 +16,30 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gpt_jax.config.fields import NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, setting
+from gpt_jax.config.fields import NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, field
 from gpt_jax.errors import ConfigError, TrainingError, UserError, is_out_of_memory
 
 # What the libraries beneath jax say of a host that does not answer; they raise many kinds.
-LOST = re.compile(
+LOST_HOST = re.compile(
     "gloo|nccl|coordination|heartbeat|connection reset"
     "|^(unavailable|deadline_exceeded|aborted|cancelled):",
     re.IGNORECASE,
 )
-END_SECONDS = 3600  # that a host which is done waits for those that are not
+SHUTDOWN_SECONDS = 3600  # that a host which is done waits for those that are not
 
 
 @dataclasses.dataclass(frozen=True)
 class HostsConfig:
     """Where the hosts of a run meet; with none of the first three, as their launcher says."""
 
-    coordinator: str | None = setting(
+    coordinator: str | None = field(
         None,
         "ADDRESS:PORT at which the others reach host 0; none is found on TPU pods, Slurm, Open MPI",
         (lambda x: bool(re.fullmatch(r"\S+:\d+", x)), "ADDRESS:PORT"),
     )
-    count: int | None = setting(None, "hosts that train together", POSITIVE_INT)
-    index: int | None = setting(None, "which of them this one is, from 0", NOT_NEGATIVE_INT)
-    timeout: int = setting(
+    count: int | None = field(None, "hosts that train together", POSITIVE_INT)
+    index: int | None = field(None, "which of them this one is, from 0", NOT_NEGATIVE_INT)
+    timeout: int = field(
         60,
         "seconds to wait for the others at the start, and without a sign of life until a host "
         "counts as gone",
@@ -65,7 +65,7 @@ class Launch:
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
 
 
-def launched(environment: Mapping[str, str], has_tpu: bool = False) -> bool:
+def has_launcher(environment: Mapping[str, str], has_tpu: bool = False) -> bool:
     """Says whether a launcher that jax knows has started this process, perhaps among others.
 
     Args:
@@ -81,7 +81,7 @@ def launched(environment: Mapping[str, str], has_tpu: bool = False) -> bool:
     )
 
 
-def find_method(environment: Mapping[str, str]) -> str | None:
+def cluster_detection_method(environment: Mapping[str, str]) -> str | None:
     """Returns the name of the way in which jax finds the other processes; None for its own choice.
 
     Raises:
@@ -101,17 +101,17 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
     """Meets the other hosts, if there are any; before jax's first computation.
 
     Raises:
-      ConfigError: the launcher can't be asked, see `find_method`.
+      ConfigError: the launcher can't be asked, see `cluster_detection_method`.
       TrainingError: they could not be met in time.
     """
     is_given = config.coordinator is not None
-    if not is_given and not launched(os.environ, has_tpu):
+    if not is_given and not has_launcher(os.environ, has_tpu):
         return
     import jax
 
     if jax.distributed.is_initialized():
         return
-    method = "deactivate" if is_given else find_method(os.environ)
+    method = "deactivate" if is_given else cluster_detection_method(os.environ)
     where = config.coordinator or "the place that the launcher names"
     if is_given:  # jax may end the process where nobody comes, with words of its own
         who = f"host {config.index} of {config.count}"
@@ -125,7 +125,7 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
             cluster_detection_method=method,
             initialization_timeout=config.timeout,
             heartbeat_timeout_seconds=config.timeout,
-            shutdown_timeout_seconds=END_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         if not is_given and has_tpu and "coordinator_address" in str(error):
@@ -136,48 +136,48 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
         ) from error
 
 
-def count() -> int:
+def host_count() -> int:
     """Returns how many hosts have met."""
     jax = sys.modules.get("jax")
     return jax.process_count() if jax and jax.distributed.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_host0() -> bool:
     """Says whether this is the host that prints and writes."""
-    return count() == 1 or sys.modules["jax"].process_index() == 0
+    return host_count() == 1 or sys.modules["jax"].process_index() == 0
 
 
-def leave(error: Exception, status: int) -> int:
+def exit_process(error: Exception, status: int) -> int:
     """Returns the exit status, where the hosts end together; else ends this one at once.
 
     The others notice, and end too: at the end of a program jax waits for them.
     """
-    if count() > 1 and not getattr(error, "on_all_hosts", False):
+    if host_count() > 1 and not getattr(error, "on_all_hosts", False):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
 
 
-def find_loss(error: BaseException) -> str:
+def lost_host_message(error: BaseException) -> str:
     """Returns the words of jax in an error that a host which is gone may cause, or ''.
 
     They are in what came first: what is cleaned up after it, such as a checkpoint, fails too.
     """
-    at: BaseException | None = error if count() > 1 else None
+    at: BaseException | None = error if host_count() > 1 else None
     found = ""
     for _ in range(20):  # causes may be a ring
         if at is None or is_out_of_memory(at):
             break
-        if LOST.search(str(at)):
+        if LOST_HOST.search(str(at)):
             found = f"{' '.join(str(at).split()):.200}"
         at = at.__cause__ or at.__context__
     return found
 
 
-def exchange(value: Any) -> list[Any]:
+def all_gather_json(value: Any) -> list[Any]:
     """Returns what each host gave, in their order; values that JSON can hold."""
-    if count() == 1:
+    if host_count() == 1:
         return [value]
     import numpy as np
     from jax.experimental import multihost_utils
@@ -190,21 +190,21 @@ def exchange(value: Any) -> list[Any]:
     return [json.loads(row[:n].tobytes()) for row, n in zip(rows, sizes, strict=True)]
 
 
-def from_first(make: Callable[[], Any]) -> Any:
+def broadcast_from_host0(make: Callable[[], Any]) -> Any:
     """Returns what `make` returns on host 0, which alone calls it: what JSON can hold.
 
     Raises:
       UserError, TrainingError: what it raised there.
     """
-    return exchange(together(make if is_first() else lambda: None))[0]
+    return all_gather_json(all_agree(make if is_host0() else lambda: None))[0]
 
 
-def largest(values: Sequence[int]) -> list[int]:
+def all_reduce_max(values: Sequence[int]) -> list[int]:
     """Returns the largest of each of the integers over the hosts."""
-    return [max(of_hosts) for of_hosts in zip(*exchange(list(values)), strict=True)]
+    return [max(of_hosts) for of_hosts in zip(*all_gather_json(list(values)), strict=True)]
 
 
-def together(make: Callable[[], Any], describe: Callable[[Any], Any] = lambda made: None) -> Any:
+def all_agree(make: Callable[[], Any], describe: Callable[[Any], Any] = lambda made: None) -> Any:
     """Returns what `make` returns, once it has on all hosts, and alike.
 
     Args:
@@ -215,7 +215,7 @@ def together(make: Callable[[], Any], describe: Callable[[Any], Any] = lambda ma
       UserError, TrainingError: what `make` raised here, or that it did so elsewhere.
       ConfigError: what was made differs; the message names it.
     """
-    if count() == 1:
+    if host_count() == 1:
         return make()
     made = failure = None
     try:
@@ -223,7 +223,7 @@ def together(make: Callable[[], Any], describe: Callable[[Any], Any] = lambda ma
         said = {"made": describe(made)}
     except (UserError, TrainingError) as error:
         failure, said = error, {"error": str(error), "mistake": isinstance(error, UserError)}
-    answers = exchange(said)
+    answers = all_gather_json(said)
     problem: UserError | TrainingError | None = failure or _problem(answers)
     if problem:
         problem.on_all_hosts = True

@@ -29,7 +29,7 @@ BOTH = ("fsdp", "tensor")
 
 # (parameter path, how it is laid out): the first match counts. Arrays of blocks begin with the
 # layer. Vocabularies are odd (73, 50,257), so tokens are split along their width.
-RULES: tuple[tuple[str, P], ...] = (
+PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"tokens/embedding|positions", P(None, BOTH)),
     (r"blocks/attn/qkv/kernel|blocks/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
     (r"blocks/attn/qkv/bias|blocks/mlp/(gate|up)/bias", P(None, "tensor")),
@@ -42,7 +42,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"ns_coeffs", P()),  # three numbers that optax keeps in Muon's state
 )
 # Which axes of the mesh share an axis of activations; see `sharding.py`.
-MESH_AXES = {
+ACTIVATION_RULES = {
     "batch": ("data", "fsdp"),
     "time": ("sequence",),
     "heads": ("tensor", "sequence"),
@@ -59,7 +59,7 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * axis, ("data", "fsdp")))
 
 
-def put(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+def to_global_array(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
     """Puts an array that every host has on devices, of other hosts too."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
@@ -67,7 +67,7 @@ def put(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.A
     return jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
 
 
-def layouts(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractContextManager:
+def mesh_context(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractContextManager:
     """Returns the context in which to trace what computes the model on a mesh.
 
     Where parameters or sequences are split, the model pins some layouts (`layers.lay`), and for
@@ -79,7 +79,7 @@ def layouts(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractContextM
     return contextlib.nullcontext()
 
 
-def make_place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+def make_constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     """Returns a function that splits a batch (B, T + 1) over the devices, by its first axis.
 
     A batch in parts, (parts, B / parts, T + 1), has each of its parts split so.
@@ -90,7 +90,7 @@ def make_place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def state_shardings(state, mesh: Mesh):
-    """Returns a tree like `state` of how each leaf lies on the mesh, by `RULES`.
+    """Returns a tree like `state` of how each leaf lies on the mesh, by `PARAMETER_RULES`.
 
     The optimizer's moments carry their parameter's path as a suffix, and so its rule; scalars are
     copied to every device.
@@ -104,7 +104,7 @@ def state_shardings(state, mesh: Mesh):
         if not leaf.shape:
             return replicated(mesh)
         name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-        for pattern, spec in RULES:
+        for pattern, spec in PARAMETER_RULES:
             if re.search(rf"(^|/)({pattern})$", name):
                 _check_divisible(name, leaf.shape, spec, mesh)
                 return NamedSharding(mesh, spec)
@@ -125,7 +125,7 @@ def _check_divisible(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> 
             )
 
 
-def lay(x: jax.Array, *axes: str) -> jax.Array:
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """Returns x, laid out over the devices of the mesh in force; without one, x as it is.
 
     XLA works out most layouts from those of the parameters. Left alone, it may gather the batch
@@ -139,10 +139,10 @@ def lay(x: jax.Array, *axes: str) -> jax.Array:
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(MESH_AXES[a] for a in axes)))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(ACTIVATION_RULES[a] for a in axes)))
 
 
-def sharers(axis: str) -> int:
-    """Returns how many devices of the mesh in force share an axis that `lay` knows."""
+def axis_size(axis: str) -> int:
+    """Returns how many devices of the mesh in force share an axis that `constrain` knows."""
     shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape.get(name, 1) for name in MESH_AXES[axis])
+    return math.prod(shape.get(name, 1) for name in ACTIVATION_RULES[axis])

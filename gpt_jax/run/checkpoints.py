@@ -37,7 +37,7 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or can't be written."""
 
 
-class Checkpoints:
+class CheckpointWriter:
     """Writes the checkpoints of one run, one at a time, and removes those that need not stay."""
 
     def __init__(self, run_dir: Path, keep: int, every: int | None = None, best: bool = False):
@@ -197,7 +197,7 @@ def best_step(run_dir: Path) -> int | None:
     return min(losses, key=lambda step: losses[step], default=None)
 
 
-def damage(path: Path) -> str:
+def problem(path: Path) -> str:
     """Returns what is wrong with a checkpoint, by its manifest; "" where it is sound."""
     try:
         manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
@@ -237,11 +237,11 @@ def restore(
       CheckpointError: there are checkpoints and none is sound, or the sound one does not fit.
       JaxRuntimeError: the memory is too small for it.
     """
-    step, messages = find_sound(run_dir, among)
+    step, messages = newest_valid(run_dir, among)
     return step, load(run_dir, step, target) if step else None, messages
 
 
-def find_sound(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int, list[str]]:
+def newest_valid(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int, list[str]]:
     """Returns the step of the newest sound checkpoint, 0 without any, and messages; see `restore`.
 
     Raises:
@@ -249,8 +249,8 @@ def find_sound(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int, 
     """
     messages = []
     for step in reversed(steps(run_dir) if among is None else among):
-        if problem := damage(path_of(run_dir, step)):
-            messages.append(f"checkpoint {path_of(run_dir, step)} is damaged: {problem}")
+        if found := problem(path_of(run_dir, step)):
+            messages.append(f"checkpoint {path_of(run_dir, step)} is damaged: {found}")
         else:
             return step, messages
     if messages:
@@ -277,11 +277,11 @@ def load(run_dir: Path, step: int, target: Any) -> Any:
     leaves, tree = jax.tree.flatten(saved)
     del saved
     for i, leaf in enumerate(leaves):  # one by one, so that two states never lie side by side
-        leaves[i] = _copy(leaf)
+        leaves[i] = _copy_out_of_shared_memory(leaf)
     return jax.tree.unflatten(tree, leaves)
 
 
-def _copy(array: jax.Array) -> jax.Array:
+def _copy_out_of_shared_memory(array: jax.Array) -> jax.Array:
     return jax.block_until_ready(jax.device_put(array, array.sharding, may_alias=False))
 
 

@@ -24,10 +24,10 @@ from typing import Any
 from gpt_jax import hf
 from gpt_jax.config import Config, from_dict, to_dict
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.input_pipeline.corpus import PreparedCorpus
-from gpt_jax.input_pipeline.text_corpus import Corpus
+from gpt_jax.input_pipeline.corpus import TokenCorpus
+from gpt_jax.input_pipeline.text_corpus import TextCorpus
 from gpt_jax.storage import entries, is_remote, write_atomically
-from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -36,10 +36,10 @@ REPAIR = "; restore the file, or choose another --run-dir"
 FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
-def create_folder(
+def create_run(
     run_dir: Path,
     config: Config,
-    corpus: Corpus | PreparedCorpus,
+    corpus: TextCorpus | TokenCorpus,
     tokenizer: Tokenizer,
     origin: dict[str, Any] | None = None,
 ) -> None:
@@ -134,7 +134,7 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
     return config, corpus
 
 
-def read_origin(run_dir: Path) -> dict[str, Any]:
+def read_init_from(run_dir: Path) -> dict[str, Any]:
     """Returns the record of what a run started from; {} where that was random parameters."""
     origin = _read_json(run_dir / CONFIG_FILE).get("origin")
     return origin if isinstance(origin, dict) else {}

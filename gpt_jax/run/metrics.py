@@ -16,7 +16,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.storage import is_remote, write_atomically
 
 FILE, EVENTS = "metrics.jsonl", "tensorboard"
-CLOCK_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
+TIMING_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:

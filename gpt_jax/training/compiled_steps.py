@@ -21,29 +21,29 @@ import optax
 from jax.sharding import Mesh
 
 from gpt_jax.config import Config
-from gpt_jax.devices import WIDE, compiler_options
+from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.input_pipeline.dataset import Mixture, Split
-from gpt_jax.input_pipeline.loader import Feed
+from gpt_jax.input_pipeline.loader import BatchLoader
 from gpt_jax.input_pipeline.sampler import Sampler
 from gpt_jax.model import Params
 from gpt_jax.model.attention import needs_mesh
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import (
     batch_sharding,
-    layouts,
-    make_place_batch,
+    make_constrain_batch,
+    mesh_context,
     replicated,
     state_shardings,
 )
 from gpt_jax.prng import Keys, make_keys
 from gpt_jax.training.memory import check_program, memory_limit
 from gpt_jax.training.optimizer import make_optimizer
-from gpt_jax.training.state import TrainState, init_state, start_state, state_shapes
+from gpt_jax.training.state import TrainState, init_state, state_from_params, state_shapes
 from gpt_jax.training.step import make_eval_step, make_train_chunk
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class AbstractInputs:
     """Shapes, dtypes and shardings of what a step takes, as trees of jax.ShapeDtypeStruct.
 
     Attributes:
@@ -62,7 +62,7 @@ class Layout:
         return sum(x.size for x in jax.tree.leaves(self.state.params))
 
 
-def lay_out(config: Config, mesh: Mesh) -> Layout:
+def abstract_inputs(config: Config, mesh: Mesh) -> AbstractInputs:
     """Returns how the state of a run and what it is given lie on a mesh of any devices."""
 
     def placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -74,20 +74,22 @@ def lay_out(config: Config, mesh: Mesh) -> Layout:
 
     state = state_shapes(config.model, config.optim)
     keys = jax.eval_shape(lambda: make_keys(config.seed))
-    return Layout(
+    return AbstractInputs(
         state=jax.tree.map(placed, state, state_shardings(state, mesh)),
         keys=jax.tree.map(lambda key: placed(key, replicated(mesh)), keys),
         gathered=gathered,
     )
 
 
-def jit_chunk(config: Config, mesh: Mesh, layout: Layout, sampler: Sampler | None = None) -> Any:
+def jit_train_chunk(
+    config: Config, mesh: Mesh, layout: AbstractInputs, sampler: Sampler | None = None
+) -> Any:
     """Returns `step.make_train_chunk`'s function for a mesh, to be compiled.
 
     Without a sampler its tokens are `layout.gathered`.
     """
     shardings = jax.tree.map(lambda x: x.sharding, layout.state)
-    place = make_place_batch(mesh)
+    place = make_constrain_batch(mesh)
     return jax.jit(
         make_train_chunk(config.model, config.optim, config.train, place, sampler),
         static_argnames="steps",
@@ -99,10 +101,10 @@ def jit_chunk(config: Config, mesh: Mesh, layout: Layout, sampler: Sampler | Non
 
 def _options(config: Config, mesh: Mesh) -> dict[str, str | int]:
     platform = mesh.devices.flat[0].platform
-    return compiler_options(platform, library_products=config.model.n_embd < WIDE)
+    return compiler_options(platform, library_products=config.model.n_embd < WIDE_N_EMBD)
 
 
-class Programs:
+class CompiledSteps:
     """What a run executes on its devices.
 
     Attributes:
@@ -118,32 +120,32 @@ class Programs:
         self._config = config
         self._memory = memory_limit(jax.local_devices()[0])
         self.mesh = make_mesh(
-            config.train.batch_at_once,
+            config.train.micro_batch_size,
             sizes=config.mesh,
             kv_heads=config.model.kv_heads,
             block_size=config.model.block_size,
         )
         optimizer = make_optimizer(config.optim)
-        self.layouts = functools.partial(layouts, self.mesh, kernels=needs_mesh(config.model))
+        self.layouts = functools.partial(mesh_context, self.mesh, kernels=needs_mesh(config.model))
 
-        def initialise(keys: Keys) -> TrainState:
+        def initialize(keys: Keys) -> TrainState:
             return init_state(config.model, optimizer, keys.init)
 
         everywhere = replicated(self.mesh)
-        layout = lay_out(config, self.mesh)
+        layout = abstract_inputs(config, self.mesh)
         self.target, self.n_params, self._keys_target = layout.state, layout.n_params, layout.keys
         shardings = jax.tree.map(lambda x: x.sharding, self.target)
         options = _options(config, self.mesh)
         self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
-        self.feed = Feed(config, splits, self.mesh)
+        self.feed = BatchLoader(config, splits, self.mesh)
         self._metrics: Any = None  # of the chunk before
-        self._initialise = jax.jit(initialise, out_shardings=shardings, compiler_options=options)
+        self._initialize = jax.jit(initialize, out_shardings=shardings, compiler_options=options)
         self._adopt = jax.jit(
-            lambda params: start_state(jax.tree.map(jnp.copy, params), optimizer),
+            lambda params: state_from_params(jax.tree.map(jnp.copy, params), optimizer),
             out_shardings=shardings,
         )  # a copy: placed arrays may share the host's memory, and the state is donated
-        self._chunk = jit_chunk(config, self.mesh, layout, self.feed.samplers[0])
-        place = make_place_batch(self.mesh)
+        self._chunk = jit_train_chunk(config, self.mesh, layout, self.feed.samplers[0])
+        place = make_constrain_batch(self.mesh)
         evaluate = make_eval_step(config.model, config.train, place, self.feed.samplers)
         self._evaluate = jax.jit(
             lambda params, splits, key, step: evaluate(
@@ -179,11 +181,11 @@ class Programs:
         """Returns the seed's keys, on every device."""
         return self._make_keys()
 
-    def initialise(self, keys: Keys) -> TrainState:
+    def init_state(self, keys: Keys) -> TrainState:
         """Returns the state before the first step."""
         return self._initialise_program().result()(keys)
 
-    def adopt(self, params: Params) -> TrainState:
+    def state_from_params(self, params: Params) -> TrainState:
         """Returns the state before the first step with parameters from the host, NumPy's."""
         target = self.target.params
 
@@ -201,7 +203,7 @@ class Programs:
           UserError: the corpus has an id beyond the vocabulary.
         """
         program = self._chunk_program(steps).result()
-        tokens = self.feed.train_tokens(step, steps)
+        tokens = self.feed.train_batches(step, steps)
         state, metrics = program(state, tokens, keys, np.float32(limit))
         step += steps
         if step < self._config.train.steps:
@@ -218,7 +220,7 @@ class Programs:
     def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
         """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""
         return self._evaluate_program().result()(
-            state.params, self.feed.eval_tokens(step), keys.eval, np.int32(step)
+            state.params, self.feed.eval_batches_of_step(step), keys.eval, np.int32(step)
         )
 
     def is_finite(self, state: TrainState) -> bool:
@@ -231,16 +233,16 @@ class Programs:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _initialise_program(self) -> Future:
-        return self._program("initialise", self._initialise, self._keys_target)
+        return self._program("initialise", self._initialize, self._keys_target)
 
     def _evaluate_program(self) -> Future:
         step = jax.ShapeDtypeStruct((), np.int32)
-        args = (self.target.params, self.feed.eval_target(), self._keys_target.eval, step)
+        args = (self.target.params, self.feed.eval_spec(), self._keys_target.eval, step)
         return self._program("evaluate", self._evaluate, *args)
 
     def _chunk_program(self, steps: int) -> Future:
         limit = jax.ShapeDtypeStruct((), np.float32)
-        args = (self.target, self.feed.train_target(steps), self._keys_target, limit)
+        args = (self.target, self.feed.train_spec(steps), self._keys_target, limit)
         return self._program(steps, self._chunk, *args, steps=steps)
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:

@@ -9,18 +9,22 @@ import jax
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
 from gpt_jax.model.attention import choose_attention
-from gpt_jax.parallel.backend import find_backend
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run.load import Run
-from gpt_jax.training.compiled_steps import Programs
-from gpt_jax.training.run_setup import Start
+from gpt_jax.training.compiled_steps import CompiledSteps
+from gpt_jax.training.run_setup import RunSetup
 
 
-def announce(start: Start, programs: Programs, display: Display) -> None:
+def describe_run(start: RunSetup, programs: CompiledSteps, display: Display) -> None:
     """Says what is about to happen."""
     mesh, n_params = programs.mesh, programs.n_params
     config, corpus = start.config, start.corpus
-    model, batch_size, at_once = config.model, config.train.batch_size, config.train.batch_at_once
-    attention, reason = choose_attention(model, find_backend())
+    model, batch_size, at_once = (
+        config.model,
+        config.train.batch_size,
+        config.train.micro_batch_size,
+    )
+    attention, reason = choose_attention(model, target_backend())
     origin = start.origin
     for note in corpus.notes:
         display.note(note)
@@ -65,7 +69,7 @@ def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
     )
 
 
-def already_finished(run: Run, display: Display) -> None:
+def describe_finished(run: Run, display: Display) -> None:
     """Says what a run that needs no more steps has reached, and how to go on."""
     run_dir = run.run_dir
     display.line(

@@ -12,11 +12,11 @@ from gpt_jax.errors import TrainingError
 from gpt_jax.run import checkpoints as checkpoint
 
 
-def _diverged(
+def divergence_error(
     where: str,
     loss: float,
     run_dir: Path,
-    checkpoints: checkpoint.Checkpoints,
+    checkpoints: checkpoint.CheckpointWriter,
     *,
     grad_norm: float = 0.0,
     limit: float = math.inf,

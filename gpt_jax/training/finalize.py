@@ -16,10 +16,10 @@ from gpt_jax.run import plots
 from gpt_jax.run.folder import SUMMARY_FILE
 from gpt_jax.run.load import Run
 from gpt_jax.storage import to_absolute, write_atomically
-from gpt_jax.training.run_setup import Start
+from gpt_jax.training.run_setup import RunSetup
 
 
-def finish(run: Run, start: Start, display: Display) -> Run:
+def finalize(run: Run, start: RunSetup, display: Display) -> Run:
     """Evaluates exactly, writes text, draws the picture; the summary comes last."""
     prompt = run.config.sample.prompt or ""
     evaluation = evaluate_split(
@@ -32,7 +32,7 @@ def finish(run: Run, start: Start, display: Display) -> Run:
     )
     what = "whole validation split" if evaluation.is_whole else "part of the validation split"
     display.line(f"\n{what}: {evaluation}")
-    if not multihost.is_first():
+    if not multihost.is_host0():
         return run
     corpus = Path(run.config.data.corpus).name
     title = f"{to_absolute(run.run_dir).name}: {corpus}, {run.step:,} steps"

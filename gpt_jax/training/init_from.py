@@ -12,16 +12,16 @@ import jax
 import numpy as np
 
 from gpt_jax.config import Config, override
-from gpt_jax.config.fields import get
+from gpt_jax.config.fields import get_field
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf import find
 from gpt_jax.model import Params
-from gpt_jax.run.folder import is_run, read_config, read_origin
+from gpt_jax.run.folder import is_run, read_config, read_init_from
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.storage import to_absolute, to_folder
 
 # Settings of a model that any parameters can be computed with.
-HOW_COMPUTED = ("model.dtype", "model.remat", "model.attention")
+COMPUTE_SETTINGS = ("model.dtype", "model.remat", "model.attention")
 
 
 def start_from(config: Config, values: Mapping[str, Any]) -> Config:
@@ -29,8 +29,8 @@ def start_from(config: Config, values: Mapping[str, Any]) -> Config:
 
     Args:
       config: with init_from, a path or a name on the hub. Of its model settings those that say how
-        it is computed (`HOW_COMPUTED`) are used; the others are the folder's, or those of the run
-        where `config.run_dir` is one already and was begun so.
+        it is computed (`COMPUTE_SETTINGS`) are used; the others are the folder's, or those of the
+        run in `config.run_dir` where that was begun so.
       values: dotted settings to replace after that.
 
     Raises:
@@ -55,20 +55,20 @@ def start_from(config: Config, values: Mapping[str, Any]) -> Config:
     else:
         theirs, _ = read_config(find(config.init_from or ""))
     check_same_model(config.init_from, theirs, values)
-    how = {name: get(config, name) for name in HOW_COMPUTED}
+    how = {name: get_field(config, name) for name in COMPUTE_SETTINGS}
     return override(dataclasses.replace(config, model=theirs.model), {**how, **values})
 
 
 def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str, Any]) -> None:
     """Raises ConfigError where dotted settings of the model contradict those to start from."""
     free = {f"model.{name}" for name in ("dropout", "embedding_dropout", "residual_init_scale")}
-    free |= set(HOW_COMPUTED)
+    free |= set(COMPUTE_SETTINGS)
     if values.get("model.block_size", math.inf) < theirs.model.block_size:
         free.add("model.block_size")
     differences = [
-        f"{name} is {get(theirs, name)} there and {value} here"
+        f"{name} is {get_field(theirs, name)} there and {value} here"
         for name, value in values.items()
-        if name not in free and get(theirs, name) != value
+        if name not in free and get_field(theirs, name) != value
     ]
     if differences:
         raise ConfigError(
@@ -78,7 +78,7 @@ def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str,
         )
 
 
-def take_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:
+def initial_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:
     """Returns the parameters to start a run of `config` from, and the record of their source.
 
     Positions beyond the run's block_size are cut.
@@ -106,14 +106,14 @@ def take_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:
     return params, origin
 
 
-def load_origin(config: Config) -> tuple[Params, dict[str, Any]]:
-    """Returns what the run of `config` started from, as `take_params` does.
+def reload_initial_params(config: Config) -> tuple[Params, dict[str, Any]]:
+    """Returns what the run of `config` started from, as `initial_params` does.
 
     Raises:
       UserError: it can't be had any more, or is not the same.
     """
-    recorded = read_origin(to_folder(config.run_dir))
-    params, origin = take_params(load_run(find(config.init_from or "")), config)
+    recorded = read_init_from(to_folder(config.run_dir))
+    params, origin = initial_params(load_run(find(config.init_from or "")), config)
     if origin["sha256"] != recorded.get("sha256"):
         raise UserError(
             f"init_from={config.init_from} has other parameters than when {config.run_dir} began; "

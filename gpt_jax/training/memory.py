@@ -2,8 +2,8 @@
 
 The state is exact, from its shapes. Activations are counted from the settings: what each block
 keeps for its gradient, the logits. XLA needs more, for what is alive for a moment only:
-`tests/training/test_memory.py` holds the estimate between half and all of what XLA plans for float32 on a
-CPU. So a run that is refused would not have fitted, and one that is started may still be too large:
+`tests/training/test_memory.py` holds the estimate between half and all of XLA's plan for float32 on
+a CPU. So a run that is refused would not have fitted; one that is started may still be too large:
 `check_program` compares what XLA plans, once a program is compiled, on a CPU. (A GPU says so itself
 when its memory is used up; a CPU's system ends the process without a word.)
 """
@@ -23,24 +23,24 @@ import jax.numpy as jnp
 from gpt_jax.config import Config
 from gpt_jax.devices import GIB, available_memory
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.model.attention import QUERIES, choose_attention
+from gpt_jax.model.attention import QUERY_BLOCK, choose_attention
 from gpt_jax.model.gpt import UNROLL
 from gpt_jax.model.layers import mlp_width
-from gpt_jax.parallel.backend import find_backend
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.training.state import state_shapes
 
 FLOAT32 = 4  # bytes
 # Arrays as wide as the MLP that an activation's gradient takes beside its argument and result.
 FACTORS = {"relu": 0, "relu2": 1, "gelu": 3, "swiglu": 2}
 MOST_AT_ONCE = 4096  # sequences: no more are suggested
-WAYS_OUT = (
+SUGGESTIONS = (
     "try --model.remat full or --train.loss-chunk 4096, or with another --run-dir a smaller "
     "--train.micro-batch or --model.dtype bfloat16"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes that training needs at least on one device.
 
     Attributes:
@@ -56,7 +56,9 @@ class Need:
         return self.state + self.activations
 
 
-def estimate_memory(config: Config, mesh: tuple[int, int, int, int], backend: str) -> Need:
+def estimate_memory(
+    config: Config, mesh: tuple[int, int, int, int], backend: str
+) -> MemoryEstimate:
     """Returns what a device needs at least.
 
     Args:
@@ -67,10 +69,10 @@ def estimate_memory(config: Config, mesh: tuple[int, int, int, int], backend: st
     model, train = config.model, config.train
     state = state_shapes(model, config.optim)
     gradients = _size(state.params)
-    if train.batch_at_once < train.batch_size:
+    if train.micro_batch_size < train.batch_size:
         gradients *= 2  # their sum, and those of one part
     data, fsdp, tensor, sequence = mesh
-    B = -(-train.batch_at_once // (data * fsdp))
+    B = -(-train.micro_batch_size // (data * fsdp))
     S, D, H = model.block_size, model.n_embd, model.n_head
     T = S // sequence  # tokens on a device; in attention it has all S, and fewer heads
     item = jnp.dtype(model.dtype).itemsize
@@ -98,7 +100,7 @@ def estimate_memory(config: Config, mesh: tuple[int, int, int, int], backend: st
     if model.remat == "dots":
         moment -= item * B * T * products  # which are saved
     if attention == "blockwise":
-        moment += 2 * FLOAT32 * B * H * T * min(QUERIES, S)
+        moment += 2 * FLOAT32 * B * H * T * min(QUERY_BLOCK, S)
     loss_tokens = B * T
     if train.loss_chunk is not None:
         loss_tokens = min(loss_tokens, max(B, train.loss_chunk // (data * fsdp * sequence)))
@@ -106,7 +108,7 @@ def estimate_memory(config: Config, mesh: tuple[int, int, int, int], backend: st
     step = model.n_layer * saved + max(moment, logits)
     batches = 2 * train.eval_batches * train.batch_size * (S + 1) * FLOAT32  # int32, of two splits
     held = (_size(state) + gradients) // (fsdp * tensor)
-    return Need(state=held, activations=max(step, batches))
+    return MemoryEstimate(state=held, activations=max(step, batches))
 
 
 def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
@@ -126,26 +128,26 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
       config: the settings.
       resumes: the run is there already, so that settings which change its course can't be advised.
     """
-    devices, backend = jax.devices(), find_backend()
+    devices, backend = jax.devices(), target_backend()
     limit = memory_limit(jax.local_devices()[0])
     if limit is None:
         return
 
-    def need(config: Config) -> Need:
+    def need(config: Config) -> MemoryEstimate:
         heads, tokens = config.model.kv_heads, config.model.block_size
-        mesh = config.mesh.spread(config.train.batch_at_once, len(devices), heads, tokens)
+        mesh = config.mesh.spread(config.train.micro_batch_size, len(devices), heads, tokens)
         need = estimate_memory(config, mesh, backend)
         # A CPU's devices share the memory of their host.
         here = -(-math.prod(mesh) // jax.process_count())
         together = here if backend == "cpu" else 1
-        return Need(together * need.state, together * need.activations)
+        return MemoryEstimate(together * need.state, together * need.activations)
 
     asked = need(config)
     if asked.total <= limit:
         return
 
     ways = []
-    for smaller, text in _smaller(config, resumes):
+    for smaller, text in _smaller_configs(config, resumes):
         with contextlib.suppress(ConfigError):  # the mesh can't share a batch so small
             ways.append((need(smaller), text))
     # The estimate is a floor, so a way that leaves room for twice the activations comes first.
@@ -155,7 +157,7 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
     raise UserError(
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
         f"for the model and its optimizer and {asked.activations / GIB:,.1f} for what a batch of "
-        f"{config.train.batch_at_once:,} at once computes, and {where} {limit / GIB:,.1f}; "
+        f"{config.train.micro_batch_size:,} at once computes, and {where} {limit / GIB:,.1f}; "
         + (f"try {way_out}" if way_out else _last_resort(resumes))
     )
 
@@ -196,11 +198,11 @@ def check_program(program: jax.stages.Compiled, limit: int | None, what: str) ->
     if need > limit:
         raise UserError(
             f"{what} would take {need / GIB:,.1f} GiB of memory, and this machine had "
-            f"{limit / GIB:,.1f}; {WAYS_OUT}"
+            f"{limit / GIB:,.1f}; {SUGGESTIONS}"
         )
 
 
-def _smaller(config: Config, resumes: bool = False) -> Iterator[tuple[Config, str]]:
+def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Config, str]]:
     """Yields configs that need less, with their settings as text: the same batch, then smaller.
 
     Where a run resumes, only those that change nothing but rounding.
@@ -222,9 +224,9 @@ def _smaller(config: Config, resumes: bool = False) -> Iterator[tuple[Config, st
         if resumes:
             yield config, " ".join(texts)
             continue
-        for n in range(min(train.batch_at_once, MOST_AT_ONCE), 0, -1):
+        for n in range(min(train.micro_batch_size, MOST_AT_ONCE), 0, -1):
             if train.batch_size % n == 0:
-                at_once = [] if n == train.batch_at_once else [f"--train.micro-batch {n}"]
+                at_once = [] if n == train.micro_batch_size else [f"--train.micro-batch {n}"]
                 smaller = dataclasses.replace(train, micro_batch=n)
                 yield dataclasses.replace(config, train=smaller), " ".join(at_once + texts)
     for other, extra in [] if resumes else [(asked, []), (config, texts)]:

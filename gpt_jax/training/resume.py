@@ -6,18 +6,18 @@ import dataclasses
 import os
 from typing import Any
 
-from gpt_jax.config import Config, override, pin_schedule
-from gpt_jax.config.fields import get, settings
+from gpt_jax.config import Config, fix_schedule, override
+from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError
-from gpt_jax.input_pipeline.corpus import absolute_name, mixture_entries
+from gpt_jax.input_pipeline.corpus import parse_mixture, with_absolute_paths
 
 # What says how a schedule ends.
-ENDS = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
+SCHEDULE_END = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
 # What suits the machine that a run goes on on. train.micro_batch is not among them: each part has
 # dropout masks of its own.
-MACHINES = ("model.attention", "model.remat", "train.loss_chunk", "train.deterministic")
+MACHINE_SETTINGS = ("model.attention", "model.remat", "train.loss_chunk", "train.deterministic")
 # What says when training ends and what is kept of it; train.steps only grows.
-ENDINGS = (
+RUN_LENGTH = (
     "train.steps",
     "train.max_minutes",
     "train.keep_checkpoints",
@@ -26,12 +26,12 @@ ENDINGS = (
 )
 
 
-def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
+def resume_config(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
     """Returns the settings to train a run on with.
 
-    `train.steps` may differ, and only grow; when to stop and what to keep (`ENDINGS`); how the
+    `train.steps` may differ, and only grow; when to stop and what to keep (`RUN_LENGTH`); how the
     schedule ends, where none of the `done` steps has felt it; and what another machine may need,
-    which changes rounding only (`MACHINES`).
+    which changes rounding only (`MACHINE_SETTINGS`).
 
     Raises:
       ConfigError: another setting differs; the message names each.
@@ -40,27 +40,27 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
     asked_for, used = record.get("requested"), saved.data.corpus
     if corpus == asked_for and config.data.fallback_corpus is not None:
         corpus = used  # a run that began on a fallback corpus stays on it
-    path = absolute_name(corpus)
+    path = with_absolute_paths(corpus)
     if corpus != used:
         corpus = path
-    free = {"run_dir", "model.vocab_size", *ENDINGS, *MACHINES}
+    free = {"run_dir", "model.vocab_size", *RUN_LENGTH, *MACHINE_SETTINGS}
     free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
     free |= {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"}
-    config = pin_schedule(config)
+    config = fix_schedule(config)
     ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
         config.optim.constant_steps, saved.optim.constant_steps
     )
     if ends_may_move:
-        free |= ENDS
+        free |= SCHEDULE_END
     if config.sample.prompt is None:
         config = override(config, {"sample.prompt": saved.sample.prompt})
     differences = [
-        f"{name} is {get(saved, name)} there and {get(config, name)} here"
-        for name, _, _ in settings(Config)
-        if name not in free and get(saved, name) != get(config, name)
+        f"{name} is {get_field(saved, name)} there and {get_field(config, name)} here"
+        for name, _, _ in iter_fields(Config)
+        if name not in free and get_field(saved, name) != get_field(config, name)
     ]
     # Another path may hold the same corpus: `check_same_corpus` compares sums.
-    if corpus != used and not (os.path.isabs(corpus) or mixture_entries(corpus)):
+    if corpus != used and not (os.path.isabs(corpus) or parse_mixture(corpus)):
         differences.append(f"data.corpus is {used} there and {corpus} here")
     if config.train.steps < saved.train.steps:
         differences.append(
@@ -85,5 +85,7 @@ def merge_with_saved(config: Config, saved: Config, record: dict[str, Any], done
         optim=config.optim,
         mesh=config.mesh,
     )
-    now = {name: get(config, name) for name in (*ENDINGS, *MACHINES, "data.resident")}
+    now = {
+        name: get_field(config, name) for name in (*RUN_LENGTH, *MACHINE_SETTINGS, "data.resident")
+    }
     return override(kept, now)

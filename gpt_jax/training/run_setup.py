@@ -11,31 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.config import Config, pin_schedule
+from gpt_jax.config import Config, fix_schedule
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf import find
 from gpt_jax.inference.generation import check_top_k
 from gpt_jax.input_pipeline.corpus import (
-    PreparedCorpus,
+    TokenCorpus,
     check_same_corpus,
     check_same_tokenizer,
     load_corpus,
-    mixture_entries,
+    parse_mixture,
 )
-from gpt_jax.input_pipeline.dataset import Mixture, Split, choose_tokenizer, encode_corpus
-from gpt_jax.input_pipeline.text_corpus import Corpus
+from gpt_jax.input_pipeline.dataset import Mixture, Split, choose_tokenizer, tokenize_corpus
+from gpt_jax.input_pipeline.text_corpus import TextCorpus
 from gpt_jax.model import Params
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import check_folder, is_run, read_config
 from gpt_jax.run.load import load_run
 from gpt_jax.storage import to_folder
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
-from gpt_jax.training.init_from import load_origin, take_params
-from gpt_jax.training.resume import merge_with_saved
+from gpt_jax.training.init_from import initial_params, reload_initial_params
+from gpt_jax.training.resume import resume_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class RunSetup:
     """All that a run starts from, read and checked; making it writes nothing.
 
     Attributes:
@@ -49,7 +49,7 @@ class Start:
     """
 
     config: Config
-    corpus: Corpus | PreparedCorpus
+    corpus: TextCorpus | TokenCorpus
     tokenizer: Tokenizer
     splits: dict[str, Split] | dict[str, Mixture]
     resumes: bool
@@ -57,7 +57,9 @@ class Start:
     origin: dict[str, Any] | None = None
 
 
-def make_start(config: Config, progress: Callable[[int, int | None], None] | None = None) -> Start:
+def prepare_run(
+    config: Config, progress: Callable[[int, int | None], None] | None = None
+) -> RunSetup:
     """Reads the corpus and checks all that can be checked before computing.
 
     Args:
@@ -78,14 +80,14 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
                 f"--init-from {run_dir} --run-dir {run_dir}-trained"
             )
         done = max(checkpoints.steps(run_dir), default=0)
-        config = merge_with_saved(config, saved, record, done)
+        config = resume_config(config, saved, record, done)
         tokenizer = load_tokenizer(run_dir)
         corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
         check_same_corpus(corpus, record, run_dir)
         if tokenizer.vocab_size != config.model.vocab_size:
             raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
         if config.init_from is not None and not done:  # killed before its first checkpoint
-            params, origin = load_origin(config)
+            params, origin = reload_initial_params(config)
     else:
         check_folder(run_dir)
         data = config.data
@@ -94,11 +96,11 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
             tokenizer = choose_tokenizer(data, corpus)
         else:
             source = load_run(find(config.init_from))
-            params, origin = take_params(source, config)
+            params, origin = initial_params(source, config)
             tokenizer = source.tokenizer
             corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
             check_same_tokenizer(corpus, tokenizer, config.init_from)
-            if isinstance(corpus, Corpus):
+            if isinstance(corpus, TextCorpus):
                 learned = isinstance(tokenizer, BpeTokenizer)
                 data = dataclasses.replace(
                     data,
@@ -107,23 +109,23 @@ def make_start(config: Config, progress: Callable[[int, int | None], None] | Non
                     vocab_size=max(tokenizer.vocab_size, 257) if learned else None,
                 )
         config = dataclasses.replace(
-            pin_schedule(config),
+            fix_schedule(config),
             data=dataclasses.replace(data, corpus=corpus.name),
             model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
         )
-    if config.data.order == "epochs" and mixture_entries(config.data.corpus):
+    if config.data.order == "epochs" and parse_mixture(config.data.corpus):
         raise ConfigError(
             "data.order=epochs is for one corpus, and a mixture is drawn at random; use "
             "data.order=random"
         )
-    splits = encode_corpus(corpus, tokenizer, config)
+    splits = tokenize_corpus(corpus, tokenizer, config)
     prompt = config.sample.prompt
     if prompt is None:
         prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]
     tokenizer.encode(prompt)
     check_top_k(config.sample, tokenizer)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
-    return Start(config, corpus, tokenizer, splits, resumes, params, origin)
+    return RunSetup(config, corpus, tokenizer, splits, resumes, params, origin)
 
 
 def _first_text(split: Split | Mixture, tokenizer: Tokenizer) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def catch_signals(say: Callable[[str], None]) -> Generator[list[int]]:
+def defer_signals(say: Callable[[str], None]) -> Generator[list[int]]:
     """Collects SIGINT and SIGTERM in the list it yields; a second one ends the program at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():

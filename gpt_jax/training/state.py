@@ -32,10 +32,12 @@ def init_state(
     model: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
     """Returns the state before the first step."""
-    return start_state(GPT(model).init(key, jnp.zeros((1, 1), jnp.int32))["params"], optimizer)
+    return state_from_params(
+        GPT(model).init(key, jnp.zeros((1, 1), jnp.int32))["params"], optimizer
+    )
 
 
-def start_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def state_from_params(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first step, with these parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)

@@ -15,8 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config import ModelConfig, OptimConfig, TrainConfig
-from gpt_jax.input_pipeline.gather import gather_places
-from gpt_jax.input_pipeline.sampler import Sampler, eval_places, one_piece, train_places
+from gpt_jax.input_pipeline.gather import gather_on_device
+from gpt_jax.input_pipeline.sampler import (
+    Sampler,
+    eval_indices,
+    single_array_sampler,
+    train_indices,
+)
 from gpt_jax.model import Params
 from gpt_jax.model.loss import batch_losses, loss_fn
 from gpt_jax.prng import Keys
@@ -29,10 +34,10 @@ def make_train_step(
 ) -> Callable:
     """Returns train_step(state, batch, key) -> (state, metrics), one optimizer step.
 
-    batch is (B, T + 1) token ids, key is the step's dropout key. A batch in parts, (parts, B /
-    parts, T + 1), is computed part by part; see `accumulate`. The metrics are float32 scalars:
-    `loss`, in nats a token, before the step and with dropout; `grad_norm`, the global L2 norm,
-    before clipping.
+    batch is (B, T + 1) token ids, key is the step's dropout key. Of a batch in micro-batches,
+    (n, B / n, T + 1), the gradients are accumulated; see `accumulate_gradients`. The metrics are
+    float32 scalars: `loss`, in nats per token, before the step and with dropout; `grad_norm`, the
+    global L2 norm, before clipping.
     """
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
@@ -61,10 +66,10 @@ def loss_and_grads(
         loss = lambda params: loss_fn(model, params, batch, key, loss_chunk)
         return jax.value_and_grad(loss)(params)
 
-    return of_part(batch, key) if batch.ndim == 2 else accumulate(of_part, batch, key)
+    return of_part(batch, key) if batch.ndim == 2 else accumulate_gradients(of_part, batch, key)
 
 
-def accumulate(function: Callable, parts: jax.Array, key: jax.Array):
+def accumulate_gradients(function: Callable, parts: jax.Array, key: jax.Array):
     """Returns the mean of function(part, part's key) over the leading axis, summed in float32.
 
     Parts of equal size, so a mean of means is the mean over the whole batch. Part i has the key
@@ -114,11 +119,11 @@ def make_train_chunk(
     ):
         batches = tokens
         if tokens.ndim < 3:
-            draws = sampler or one_piece(len(tokens), model.block_size, train.batch_size)
-            places = train_places(draws, keys.data, state.step + jnp.arange(steps))
-            batches = gather_places(tokens, places, draws)
-        if train.batch_at_once < train.batch_size:  # in parts
-            batches = batches.reshape(steps, -1, train.batch_at_once, model.block_size + 1)
+            draws = sampler or single_array_sampler(len(tokens), model.block_size, train.batch_size)
+            places = train_indices(draws, keys.data, state.step + jnp.arange(steps))
+            batches = gather_on_device(tokens, places, draws)
+        if train.micro_batch_size < train.batch_size:  # in parts
+            batches = batches.reshape(steps, -1, train.micro_batch_size, model.block_size + 1)
 
         def body(state: TrainState, batch: jax.Array):
             dropout_key = jax.random.fold_in(keys.dropout, state.step)
@@ -127,7 +132,7 @@ def make_train_chunk(
                 metrics["learning_rate"] = learning_rate(state.step)
             if train.on_divergence == "skip":
                 sound = (metrics["loss"] < limit) & jnp.isfinite(metrics["grad_norm"])
-                after = jax.tree.map(functools.partial(_choose, sound), after, state)
+                after = jax.tree.map(functools.partial(_skip_update, sound), after, state)
             return after, metrics
 
         return jax.lax.scan(body, state, batches)
@@ -135,7 +140,7 @@ def make_train_chunk(
     return train_chunk
 
 
-def _choose(sound: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
+def _skip_update(sound: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
     """Returns a leaf of the state after a step that may be unsound; counts of steps go on."""
     is_count = jnp.issubdtype(after.dtype, jnp.integer)
     return after if is_count else jnp.where(sound, after, before)
@@ -158,13 +163,14 @@ def make_eval_step(
         gathered = splits
         if splits[0].ndim < 3:
             draws = samplers or [
-                one_piece(len(tokens), model.block_size, train.batch_size) for tokens in splits
+                single_array_sampler(len(tokens), model.block_size, train.batch_size)
+                for tokens in splits
             ]
-            places = eval_places(draws, key, train.eval_batches)
-            gathered = [gather_places(*x) for x in zip(splits, places, draws, strict=True)]
+            places = eval_indices(draws, key, train.eval_batches)
+            gathered = [gather_on_device(*x) for x in zip(splits, places, draws, strict=True)]
         batches = jnp.concatenate(gathered)
-        if train.batch_at_once < train.batch_size:  # a mean over equal parts is the same
-            batches = batches.reshape(-1, train.batch_at_once, model.block_size + 1)
+        if train.micro_batch_size < train.batch_size:  # a mean over equal parts is the same
+            batches = batches.reshape(-1, train.micro_batch_size, model.block_size + 1)
 
         def body(_, batch):
             losses_BT = batch_losses(model, params, place_batch(batch), None, train.loss_chunk)

@@ -19,25 +19,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax.config import Config, pin_schedule, to_dict
-from gpt_jax.config.fields import get, settings
+from gpt_jax.config import Config, fix_schedule, to_dict
+from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.console import Display
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, is_out_of_memory
 from gpt_jax.model.attention import choose_attention
 from gpt_jax.parallel import multihost
-from gpt_jax.parallel.backend import find_backend
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run import checkpoints as checkpoint
-from gpt_jax.run.folder import create_folder, is_run, read_summary, update_config
+from gpt_jax.run.folder import create_run, is_run, read_summary, update_config
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.storage import lock, to_folder
-from gpt_jax.training.compiled_steps import Programs
-from gpt_jax.training.describe import already_finished, announce
-from gpt_jax.training.divergence import _diverged, spike_limit
-from gpt_jax.training.finalize import finish
-from gpt_jax.training.memory import WAYS_OUT, check_memory
-from gpt_jax.training.run_setup import Start, make_start
-from gpt_jax.training.signals import catch_signals
+from gpt_jax.training.compiled_steps import CompiledSteps
+from gpt_jax.training.describe import describe_finished, describe_run
+from gpt_jax.training.divergence import divergence_error, spike_limit
+from gpt_jax.training.finalize import finalize
+from gpt_jax.training.memory import SUGGESTIONS, check_memory
+from gpt_jax.training.run_setup import RunSetup, prepare_run
+from gpt_jax.training.signals import defer_signals
 from gpt_jax.training.state import TrainState
 from gpt_jax.version import __version__
 
@@ -61,27 +61,27 @@ def train(config: Config, *, quiet: bool = False) -> Run:
       Interrupted: Ctrl-C or SIGTERM; the state is saved, and the same call goes on from it.
       OutOfTime: `train.max_minutes` are over; likewise.
     """
-    display = Display(quiet or not multihost.is_first())
+    display = Display(quiet or not multihost.is_host0())
     config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
-    start = multihost.together(lambda: _make_start(config, display), _must_be_alike)
+    start = multihost.all_agree(lambda: _make_start(config, display), _must_be_alike)
     config, run_dir = start.config, to_folder(start.config.run_dir)
     if start.resumes and (run := _load_finished(start)):
-        already_finished(run, display)
+        describe_finished(run, display)
         return run
-    multihost.together(lambda: _check_machine(start.config, resumes=start.resumes))
+    multihost.all_agree(lambda: _check_machine(start.config, resumes=start.resumes))
     with contextlib.ExitStack() as held:
-        multihost.together(lambda: _prepare_folder(start, held) if multihost.is_first() else None)
-        multihost.together(lambda: _check_folder(run_dir))
+        multihost.all_agree(lambda: _prepare_folder(start, held) if multihost.is_host0() else None)
+        multihost.all_agree(lambda: _check_folder(run_dir))
         try:
             _train(start, display)
-            return finish(load_run(run_dir), start, display)
+            return finalize(load_run(run_dir), start, display)
         except OSError as error:
             raise TrainingError(
                 f"cannot write the run {run_dir}: {error.strerror or error}; its checkpoints stay, "
                 "and the same command goes on from them"
             ) from error
         except (jax.errors.JaxRuntimeError, checkpoint.CheckpointError, TrainingError) as error:
-            if problem := multihost.find_loss(error):
+            if problem := multihost.lost_host_message(error):
                 raise TrainingError(
                     f"another host ended or can't be reached ({problem}); the checkpoints in "
                     f"{run_dir} stay, and the same command on every host goes on from them"
@@ -90,21 +90,21 @@ def train(config: Config, *, quiet: bool = False) -> Run:
                 raise
             raise TrainingError(
                 f"the memory is too small: {str(error).splitlines()[0]}; checkpoints stay; "
-                + WAYS_OUT
+                + SUGGESTIONS
             ) from error
 
 
-def _make_start(config: Config, display: Display) -> Start:
+def _make_start(config: Config, display: Display) -> RunSetup:
     """Reads and checks all that a run starts from, on this host."""
     if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
-        _check_machine(pin_schedule(config))  # before a large corpus is looked for
+        _check_machine(fix_schedule(config))  # before a large corpus is looked for
     try:
-        return make_start(config, display.download)
+        return prepare_run(config, display.download)
     finally:
         display.stop()
 
 
-def _load_finished(start: Start) -> Run | None:
+def _load_finished(start: RunSetup) -> Run | None:
     """Returns the run of the folder, if it has all its steps."""
     run_dir, steps = to_folder(start.config.run_dir), start.config.train.steps
     if read_summary(run_dir).get("step") != steps:
@@ -113,18 +113,18 @@ def _load_finished(start: Start) -> Run | None:
     return run if run.step == steps else None  # else its last checkpoint is damaged
 
 
-def _must_be_alike(start: Start) -> dict[str, Any]:
+def _must_be_alike(start: RunSetup) -> dict[str, Any]:
     """Returns what the hosts of a run must have in common."""
-    values = {name: get(start.config, name) for name, _, _ in settings(Config)}
+    values = {name: get_field(start.config, name) for name, _, _ in iter_fields(Config)}
     versions = {"gpt_jax": __version__, "jax": jax.__version__}
     return {**versions, **values, "the corpus's sha256": start.corpus.sha256}
 
 
-def _prepare_folder(start: Start, held: contextlib.ExitStack) -> None:
+def _prepare_folder(start: RunSetup, held: contextlib.ExitStack) -> None:
     """Makes the run's folder, or brings its settings up to date, and locks it."""
     run_dir = to_folder(start.config.run_dir)
     if not start.resumes:
-        create_folder(run_dir, start.config, start.corpus, start.tokenizer, start.origin)
+        create_run(run_dir, start.config, start.corpus, start.tokenizer, start.origin)
     held.enter_context(lock(run_dir))
     if start.resumes:
         update_config(run_dir, start.config)
@@ -140,21 +140,21 @@ def _check_folder(run_dir: Path) -> None:
 
 def _check_machine(config: Config, *, resumes: bool = False) -> None:
     """Raises UserError where this machine can't train as the settings say."""
-    name, reason = choose_attention(config.model, find_backend())
+    name, reason = choose_attention(config.model, target_backend())
     if config.model.attention == "fused" != name:
         raise ConfigError(f"model.attention=fused can't be: {reason}; set model.attention=auto")
     check_memory(config, resumes=resumes)
 
 
-def _train(start: Start, display: Display) -> None:
+def _train(start: RunSetup, display: Display) -> None:
     """Trains until `train.steps`; leaves a checkpoint of the last step."""
     config, train = start.config, start.config.train
     run_dir = to_folder(config.run_dir)
     minutes = math.inf if train.max_minutes is None else train.max_minutes
     deadline = time.monotonic() + 60 * minutes
-    programs = Programs(config, start.splits)
-    announce(start, programs, display)
-    step, messages = multihost.from_first(lambda: checkpoint.find_sound(run_dir))
+    programs = CompiledSteps(config, start.splits)
+    describe_run(start, programs, display)
+    step, messages = multihost.broadcast_from_host0(lambda: checkpoint.newest_valid(run_dir))
     state = checkpoint.load(run_dir, step, programs.target) if step else None
     for message in messages:
         display.note(f"{message}; going on from step {step}")
@@ -164,7 +164,9 @@ def _train(start: Start, display: Display) -> None:
         programs.start(step, initialises=start.params is None)
     keys = programs.keys()
     if state is None:
-        state = programs.adopt(start.params) if start.params else programs.initialise(keys)
+        state = (
+            programs.state_from_params(start.params) if start.params else programs.init_state(keys)
+        )
     val_bytes_per_token = start.splits["val"].bytes_per_token
     tokens_per_step = train.batch_size * config.model.block_size
 
@@ -174,8 +176,8 @@ def _train(start: Start, display: Display) -> None:
         val_bpb = bits_per_byte(val_loss, val_bytes_per_token)
         return {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb}
 
-    writer = MetricsWriter(run_dir, step, multihost.is_first())
-    checkpoints = checkpoint.Checkpoints(
+    writer = MetricsWriter(run_dir, step, multihost.is_host0())
+    checkpoints = checkpoint.CheckpointWriter(
         run_dir, train.keep_checkpoints, train.keep_interval, train.keep_best
     )
 
@@ -189,7 +191,9 @@ def _train(start: Start, display: Display) -> None:
             worst = int(np.argmin(sound))
             where = f"at step {step - n + worst + 1}"
             loss, grad_norm = values["loss"][worst], values["grad_norm"][worst]
-            raise _diverged(where, loss, run_dir, checkpoints, grad_norm=grad_norm, limit=limit)
+            raise divergence_error(
+                where, loss, run_dir, checkpoints, grad_norm=grad_norm, limit=limit
+            )
         row = {
             "step": step,
             "loss": values["loss"][sound].mean().item(),
@@ -207,9 +211,9 @@ def _train(start: Start, display: Display) -> None:
     def check_evaluation(row: dict[str, Any]) -> None:
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
             where = f"in the evaluation at step {row['step']}"
-            raise _diverged(where, row["val_loss"], run_dir, checkpoints)
+            raise divergence_error(where, row["val_loss"], run_dir, checkpoints)
 
-    with catch_signals(display.line) as caught, contextlib.ExitStack() as stack:
+    with defer_signals(display.line) as caught, contextlib.ExitStack() as stack:
         for close in (programs.close, checkpoints.close, writer.close, display.stop):
             stack.callback(close)
         if step == 0:
@@ -235,7 +239,7 @@ def _train(start: Start, display: Display) -> None:
             last = step == train.steps
             # What one host was told, all do.
             out_of_time = time.monotonic() >= deadline
-            signum, out_of_time = multihost.largest([max(caught, default=0), out_of_time])
+            signum, out_of_time = multihost.all_reduce_max([max(caught, default=0), out_of_time])
             evaluating = last or step % train.eval_interval == 0
             saving = last or signum or out_of_time or step % train.checkpoint_interval == 0
             if not (evaluating or saving):
@@ -255,7 +259,7 @@ def _train(start: Start, display: Display) -> None:
             if saving:
                 if not programs.is_finite(state):
                     where = f"in the parameters after step {step}"
-                    raise _diverged(where, math.nan, run_dir, checkpoints)
+                    raise divergence_error(where, math.nan, run_dir, checkpoints)
                 writer.sync()
                 _save(checkpoints, step, state, config, row.get("val_loss"))
             if signum and not last:
@@ -277,7 +281,7 @@ def _train(start: Start, display: Display) -> None:
 
 
 def _save(
-    checkpoints: checkpoint.Checkpoints,
+    checkpoints: checkpoint.CheckpointWriter,
     step: int,
     state: TrainState,
     config: Config,
@@ -289,7 +293,7 @@ def _save(
         raise TrainingError(str(error)) from error
 
 
-def _save_last(checkpoints: checkpoint.Checkpoints) -> None:
+def _save_last(checkpoints: checkpoint.CheckpointWriter) -> None:
     try:
         checkpoints.wait()
     except checkpoint.CheckpointError as error:

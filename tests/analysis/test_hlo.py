@@ -63,7 +63,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_collectives_of_a_tpus_program():
-    found = {c.kind: c for c in hlo.Program(TPU).collectives()}
+    found = {c.kind: c for c in hlo.HloProgram(TPU).collectives()}
     assert found == {
         "all-reduce": hlo.Collective("all-reduce", 4, 12, 64, 12 * 2 * 3 / 4 * 64),
         "all-gather": hlo.Collective("all-gather", 4, 13, 128, 12 * 3 / 4 * 128 + 3 / 4 * 16),
@@ -112,7 +112,7 @@ def test_collectives_count_as_often_as_loops_turn(mesh):
     sharding = NamedSharding(mesh, P("d"))
     x = jax.ShapeDtypeStruct((16, 1000), np.float32, sharding=sharding)
     program = jax.jit(f, out_shardings=NamedSharding(mesh, P())).lower(x).compile()
-    (found,) = hlo.Program(program.as_text()).collectives()
+    (found,) = hlo.HloProgram(program.as_text()).collectives()
     assert (found.kind, found.group, found.times, found.bytes_each) == ("all-reduce", 8, 5, 4000)
     assert found.bytes_sent == 5 * 2 * 7 / 8 * 4000
 
@@ -125,11 +125,11 @@ def test_memory_traffic_takes_slices_as_slices():
         return jax.lax.map(lambda row: jnp.sin(row) * 2, x)
 
     x = jax.ShapeDtypeStruct((n, width), np.float32)
-    read = hlo.Program(jax.jit(f).lower(x).compile().as_text())
+    read = hlo.HloProgram(jax.jit(f).lower(x).compile().as_text())
     matrix = 4 * n * width
     # Each row in and out; XLA may copy a row, or clear the result, on the way.
     assert 2 * matrix <= read.memory_traffic() <= 6 * matrix
-    whole = hlo.Program(jax.jit(lambda x: x @ x.T).lower(x).compile().as_text())
+    whole = hlo.HloProgram(jax.jit(lambda x: x @ x.T).lower(x).compile().as_text())
     assert whole.memory_traffic() >= matrix + 4 * n * n
 
 
@@ -176,4 +176,4 @@ INSTRUCTION
 )
 def test_what_an_instruction_moves_through_memory(instruction, n_bytes):
     text = TRAFFIC.replace("INSTRUCTION", f"  {instruction}")
-    assert hlo.Program(text).memory_traffic() == n_bytes
+    assert hlo.HloProgram(text).memory_traffic() == n_bytes

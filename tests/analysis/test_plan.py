@@ -95,12 +95,12 @@ def test_what_does_not_fit_gets_a_way_that_does(monkeypatch):
     monkeypatch.setattr(plan, "memory_limit", lambda device: 0.6 * needs)
     assert not plan.make_plan(config).fits
     assert "does NOT fit" in str(plan.make_plan(config))
-    options, found = plan.find_way(config)
+    options, found = plan.find_fitting_config(config)
     assert found.fits
     assert found.memory <= 0.6 * needs
     assert options.startswith("--mesh.data 1 --mesh.fsdp 8")
     monkeypatch.setattr(plan, "memory_limit", lambda device: 1.0)
-    assert plan.find_way(config) is None
+    assert plan.find_fitting_config(config) is None
 
 
 def test_a_compiler_that_gives_up_says_how_much_it_needed(monkeypatch):
@@ -114,7 +114,7 @@ def test_a_compiler_that_gives_up_says_how_much_it_needed(monkeypatch):
                 "space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
             )
 
-    monkeypatch.setattr(plan, "jit_chunk", lambda *args: Lowered())
+    monkeypatch.setattr(plan, "jit_train_chunk", lambda *args: Lowered())
     found = plan.make_plan(SMALL)
     assert found.memory == 20.5 * GIB
     assert not found.fits

@@ -1,4 +1,4 @@
-"""`verify` passes here, and fails where a promise is not kept."""
+"""`verify_shards` passes here, and fails where a promise is not kept."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 
 import main
 from gpt_jax.analysis import verify
-from gpt_jax.hf import weights
+from gpt_jax import hf
 from gpt_jax.run import checkpoints
 from gpt_jax.training import step
 
@@ -35,7 +35,7 @@ def broken_mean(function, parts, key):
     return jax.tree.map(lambda x: x * len(parts), total)
 
 
-accumulate = step.accumulate
+accumulate = step.accumulate_gradients
 
 
 def other_weights(folder):
@@ -43,7 +43,7 @@ def other_weights(folder):
     return config, {**params, "positions": params["positions"] + 1e-6}
 
 
-load = weights.load
+load = hf.load
 
 
 def shifted(config, batch_size):
@@ -57,10 +57,10 @@ init_cache = verify.init_cache
 @pytest.mark.parametrize(
     ("name", "place", "attribute", "broken"),
     [
-        ("in parts", step, "accumulate", broken_mean),
-        ("GPT-2", weights, "load", other_weights),
+        ("in parts", step, "accumulate_gradients", broken_mean),
+        ("GPT-2", hf, "load", other_weights),
         ("cache", verify, "init_cache", shifted),
-        ("damaged", checkpoints, "damage", lambda path: ""),
+        ("damaged", checkpoints, "problem", lambda path: ""),
     ],
 )
 def test_a_broken_promise_is_found(config, monkeypatch, name, place, attribute, broken):

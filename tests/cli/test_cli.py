@@ -17,7 +17,7 @@ import main
 from gpt_jax import devices
 from gpt_jax.cli import VERBS
 from gpt_jax.config import Config, list_configs, load_config, override
-from gpt_jax.config.fields import get, settings
+from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import Interrupted, OutOfTime, TrainingError, UserError
 from gpt_jax.input_pipeline import text_corpus
 
@@ -130,11 +130,11 @@ def test_help_lists_verbs_configs_and_every_setting_with_its_default(capsys, arg
         assert line
         assert f"{name} {line}" in text
     nano = load_config("nano")
-    for name, _, field in settings(Config):
+    for name, _, field in iter_fields(Config):
         if field.metadata["internal"]:
             assert name.replace("_", "-") not in text
             continue
-        default = get(nano, name)
+        default = get_field(nano, name)
         shown = "none" if default is None else default
         option = "--" + name.replace("_", "-")
         meaning = " ".join(field.metadata["help"].split())

@@ -18,14 +18,14 @@ from gpt_jax.config import (
     SampleConfig,
     TrainConfig,
     files,
+    fix_schedule,
     from_dict,
     list_configs,
     load_config,
     override,
-    pin_schedule,
     to_dict,
 )
-from gpt_jax.config.fields import get, parse, settings
+from gpt_jax.config.fields import get_field, iter_fields, parse
 from gpt_jax.errors import ConfigError, UserError
 
 POSITIVE_INTS = [
@@ -113,16 +113,18 @@ def test_a_config_error_is_a_users_mistake():
 
 
 def test_every_setting_has_a_meaning_and_a_default_that_keeps_its_rule():
-    names = [name for name, _, _ in settings(Config)]
+    names = [name for name, _, _ in iter_fields(Config)]
     assert len(names) == len(set(names))
-    for _, _, field in settings(Config):
+    for _, _, field in iter_fields(Config):
         assert field.metadata["help"]
     assert Config() == from_dict({})
 
 
 def test_every_number_is_covered_by_the_lists_of_this_test():
     numbers = {
-        name for name, hint, _ in settings(Config) if hint in (int, float, int | None, float | None)
+        name
+        for name, hint, _ in iter_fields(Config)
+        if hint in (int, float, int | None, float | None)
     }
     assert numbers == {
         *POSITIVE_INTS, *FLOATS, *MESH_SIZES, "seed", "model.vocab_size", "data.vocab_size",
@@ -194,9 +196,9 @@ def test_a_schedule_fits_its_length(optim, message):
 )
 def test_a_schedule_is_as_long_as_training_unless_it_says_otherwise(optim, pinned):
     config = Config(optim=OptimConfig(**optim), train=TrainConfig(steps=500))
-    found = pin_schedule(config).optim
+    found = fix_schedule(config).optim
     assert (found.schedule_steps, found.decay_steps, found.constant_steps) == pinned
-    assert pin_schedule(dataclasses.replace(config, optim=found)).optim == found
+    assert fix_schedule(dataclasses.replace(config, optim=found)).optim == found
 
 
 def test_the_length_of_a_schedule_that_has_none_is_an_error():
@@ -219,8 +221,8 @@ def test_a_micro_batch_divides_the_batch(micro_batch, advice):
         f"train.batch_size=32 must be divisible by train.micro_batch={micro_batch}; "
         f"try micro_batch={advice}"
     )
-    assert TrainConfig(micro_batch=advice).batch_at_once == advice
-    assert TrainConfig().batch_at_once == 32
+    assert TrainConfig(micro_batch=advice).micro_batch_size == advice
+    assert TrainConfig().micro_batch_size == 32
 
 
 def test_settings_saved_before_there_were_schedules_mean_what_they_did():
@@ -272,7 +274,7 @@ def test_n_embd_must_be_divisible_by_n_head(n_embd, n_head, advice):
 def test_sizes_are_at_least_one(name, value):
     assert refusal(name, value) == f"{name}={value} must be a whole number of at least 1"
     if name not in ("model.n_head", "model.n_embd"):
-        assert get(override(Config(), {name: 1}), name) == 1
+        assert get_field(override(Config(), {name: 1}), name) == 1
 
 
 @pytest.mark.parametrize("name", POSITIVE_FLOATS)
@@ -289,14 +291,14 @@ def test_attention_scale_has_advice():
 @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
 def test_decay_and_temperature_are_finite_and_not_negative(name, value):
     assert refusal(name, value) == f"{name}={value!r} must be a finite number of at least 0"
-    assert get(override(Config(), {name: 0}), name) == 0
+    assert get_field(override(Config(), {name: 0}), name) == 0
 
 
 @pytest.mark.parametrize("name", SHARES)
 @pytest.mark.parametrize("value", [-0.01, 1, 1.0, 1.5, math.nan, math.inf])
 def test_dropout_and_betas_are_in_zero_to_below_one(name, value):
     assert refusal(name, value) == f"{name}={value!r} must be a number in [0, 1)"
-    assert get(override(Config(), {name: 0.0}), name) == 0
+    assert get_field(override(Config(), {name: 0.0}), name) == 0
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 1.0, -0.5, 2.0, math.nan, math.inf])
@@ -323,7 +325,7 @@ def test_a_seed_fits_32_bits(value):
 def test_a_choice_is_one_of_those_there_are(name, value):
     assert refusal(name, value) == f"{name}={value!r} must be one of {CHOICES[name]}"
     for choice in CHOICES[name].split(", "):
-        assert get(override(Config(), {name: choice, "model.dropout": 0.0}), name) == choice
+        assert get_field(override(Config(), {name: choice, "model.dropout": 0.0}), name) == choice
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -331,7 +333,7 @@ def test_a_choice_is_one_of_those_there_are(name, value):
 def test_a_switch_is_true_or_false(name, value):
     assert refusal(name, value) == f"{name}={value!r} must be true or false"
     for switch in (True, False):
-        assert get(override(Config(), {name: switch}), name) is switch
+        assert get_field(override(Config(), {name: switch}), name) is switch
 
 
 @pytest.mark.parametrize(
@@ -400,7 +402,7 @@ def test_a_text_is_nothing_else(name, value):
 
 
 def test_none_is_for_optional_settings_only():
-    optional = {name for name, hint, _ in settings(Config) if type(None) in _args(hint)}
+    optional = {name for name, hint, _ in iter_fields(Config) if type(None) in _args(hint)}
     assert optional == {
         "init_from",
         "model.attention_scale",
@@ -421,7 +423,7 @@ def test_none_is_for_optional_settings_only():
         "sample.top_p",
     }
     for name in optional:
-        assert get(override(Config(), {name: None}), name) is None
+        assert get_field(override(Config(), {name: None}), name) is None
     assert refusal("train.steps", None) == "train.steps=None must be a whole number"
 
 
@@ -553,7 +555,7 @@ def test_the_size_of_a_mesh_axis_is_at_least_1_or_minus_1(name):
         assert name in refusal(name, value)
     others = dict.fromkeys(MESH_SIZES, 1)
     for value in (-1, 1, 4):
-        assert get(override(Config(), {**others, name: value}), name) == value
+        assert get_field(override(Config(), {**others, name: value}), name) == value
 
 
 def test_what_json_leaves_out_keeps_its_default():

@@ -43,7 +43,7 @@ from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.input_pipeline.dataset import split_text
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
-from gpt_jax.input_pipeline.shards.reader import open_prepared, verify
+from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
 from gpt_jax.tokenizer import END_OF_TEXT, PATTERN, BpeTokenizer, CharTokenizer
 
 TEXT = (
@@ -59,8 +59,8 @@ def run(tmp_path, name="out", **values):
     """Prepares in this process, and returns the corpus opened and verified."""
     values = {"tokenizer": "char", "workers": 1, "out": str(tmp_path / name)} | values
     prepare(PrepareConfig(**values), Display(quiet=True))
-    prepared = open_prepared(values["out"])
-    verify(prepared)
+    prepared = open_shards(values["out"])
+    verify_shards(prepared)
     return prepared
 
 
@@ -860,9 +860,9 @@ def test_a_part_that_a_power_cut_has_damaged_is_made_again(tmp_path, damage):
     prepare(config, Display(quiet=True))
     Parts.of(config.out)(None)
     path = parts.part_path(tmp_path / "cut" / WORK_FOLDER, 1)
-    assert parts.load_part(path) is not None
+    assert parts.load_encoded(path) is not None
     path.write_bytes(damage(path.read_bytes()))
-    assert parts.load_part(path) is None
+    assert parts.load_encoded(path) is None
     run(tmp_path, "cut", **values)
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
 
@@ -870,7 +870,7 @@ def test_a_part_that_a_power_cut_has_damaged_is_made_again(tmp_path, damage):
 def test_a_preparation_goes_on_with_its_own_settings_only(tmp_path, monkeypatch):
     values = many_files(tmp_path, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(merge.Assembly, "append", lambda self, number: exec("raise KeyError"))
+        patch.setattr(merge.ShardMerger, "append", lambda self, number: exec("raise KeyError"))
         with pytest.raises(KeyError):
             run(tmp_path, **values)
     with pytest.raises(UserError, match="begun with other settings: shard_tokens is 1000 there"):
@@ -931,7 +931,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     left += [out / WORK_FOLDER / "parts" / ".000001.56.78"]
     for path in left:
         path.write_text("half")
-    append = merge.Assembly.append
+    append = merge.ShardMerger.append
     seen = []
 
     def spy(self, number):
@@ -939,7 +939,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         append(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge.Assembly, "append", spy)
+        patch.setattr(merge.ShardMerger, "append", spy)
         run(tmp_path, "killed", **values)
     assert not seen
     assert contents(tmp_path / "whole") == contents(out)

@@ -16,7 +16,7 @@ from gpt_jax.tokenizer import (
     GPT2_SPELLINGS,
     BpeTokenizer,
     CharTokenizer,
-    common_spelling,
+    canonical_pattern,
     find_difference,
 )
 
@@ -52,7 +52,7 @@ def test_gpt2s_files_give_tiktokens_ids(gpt2, gpt2_files, monkeypatch, no_vocabu
 @pytest.mark.parametrize("pattern", GPT2_SPELLINGS)
 def test_every_spelling_of_gpt2s_pattern_cuts_alike(pattern, gpt2, gpt2_files, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
-    assert common_spelling(pattern) == GPT2_PATTERN
+    assert canonical_pattern(pattern) == GPT2_PATTERN
     assert BpeTokenizer.published("gpt2").pattern in GPT2_SPELLINGS
     other = BpeTokenizer(gpt2.tokens, pattern, gpt2.special_tokens)
     for text in [*HARD, STORY, "a  b \n\n c\t", " \n ", "it's 12 o'clock,  isn't it?\n"]:

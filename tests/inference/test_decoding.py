@@ -14,10 +14,10 @@ from gpt_jax.inference import decoding
 from gpt_jax.inference.decoding import (
     Filters,
     decode,
-    draw,
     filter_logits,
     generate_tokens,
     prefill,
+    sample_token,
 )
 from gpt_jax.model import GPT, forward, init_cache
 
@@ -94,7 +94,7 @@ def test_tokens_are_drawn_with_the_right_frequencies(filters):
     """
     n = 20_000
     keys = jax.random.split(jax.random.key(0), n)
-    tokens = np.asarray(draw(keys, jnp.repeat(LOGITS, n, axis=0), filters))
+    tokens = np.asarray(sample_token(keys, jnp.repeat(LOGITS, n, axis=0), filters))
     p = PROBABILITIES ** (1 / float(filters.temperature))
     p /= p.sum()
     order = np.argsort(-p)

@@ -17,10 +17,10 @@ import pytest
 
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline import text_corpus
-from gpt_jax.input_pipeline.corpus import load_corpus, mixture_entries
-from gpt_jax.input_pipeline.shards.reader import open_prepared
+from gpt_jax.input_pipeline.corpus import load_corpus, parse_mixture
+from gpt_jax.input_pipeline.shards.reader import open_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
-from gpt_jax.input_pipeline.text_corpus import Corpus, CorpusError, DownloadError, original_form
+from gpt_jax.input_pipeline.text_corpus import CorpusError, DownloadError, TextCorpus, original_form
 from gpt_jax.tokenizer import CharTokenizer
 
 BOOK = (
@@ -188,7 +188,7 @@ def test_an_edition_with_the_same_vocabulary_has_the_same_parameter_count(serve,
 
 
 def test_the_originals_edition_has_no_note(serve, monkeypatch):
-    monkeypatch.setattr(text_corpus, "OZ_SHA256", Corpus("", ORIGINAL_FORM, "").sha256)
+    monkeypatch.setattr(text_corpus, "OZ_SHA256", TextCorpus("", ORIGINAL_FORM, "").sha256)
     serve(PAGE)
     assert load_corpus("oz").notes == ()
 
@@ -317,7 +317,7 @@ PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 @pytest.fixture
 def serve_play(serve, monkeypatch):
     """Starts a server of the given answers where `shakespeare` is downloaded from."""
-    monkeypatch.setattr(text_corpus, "SHAKESPEARE_SHA256", Corpus("", PLAY, "").sha256)
+    monkeypatch.setattr(text_corpus, "SHAKESPEARE_SHA256", TextCorpus("", PLAY, "").sha256)
 
     def start(*answers):
         server = serve(*answers)
@@ -520,12 +520,12 @@ def test_the_originals_book(monkeypatch):
     assert len(set(corpus.text)) == 73
     assert corpus.text.startswith("\ufeff")
     assert original_form(PAGE.replace(BOOK_BYTES, _crlf(corpus.text[1:]))) == corpus.text
-    from gpt_jax.input_pipeline.dataset import make_splits, split_text
+    from gpt_jax.input_pipeline.dataset import make_datasets, split_text
 
     tokenizer = CharTokenizer.train(corpus.text)
     texts = split_text(corpus.text, 0.8)
     tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
-    splits = make_splits(tokens, tokenizer.token_bytes, 64)
+    splits = make_datasets(tokens, tokenizer.token_bytes, 64)
     assert [splits[name].n_tokens for name in ("train", "val")] == [166_239, 41_560]
 
 
@@ -647,7 +647,7 @@ def test_a_mixture_is_paths_that_end_at_their_weights(tmp_path, monkeypatch):
     (tmp_path / "here:1,there:2").touch()
 
     def entries(name):
-        return [(str(path), weight) for path, weight in mixture_entries(name)]
+        return [(str(path), weight) for path, weight in parse_mixture(name)]
 
     assert entries("a:0.7,b:.3") == [(str(tmp_path / "a"), "0.7"), (str(tmp_path / "b"), ".3")]
     assert entries("/x,y:z:1, /w:2.") == [("/x,y:z", "1"), ("/w", "2.")]
@@ -661,7 +661,7 @@ def test_prepared_folders_are_corpora_of_their_own_tokens(tmp_path):
     one = load_corpus(str(a))
     assert (one.name, one.size) == (str(a), "40 tokens")
     assert one.tokenizer.to_json() == tokenizer.to_json()
-    assert one.record()["sha256"] == one.sha256 == open_prepared(a).record["sha256"]
+    assert one.record()["sha256"] == one.sha256 == open_shards(a).record["sha256"]
     mixture = load_corpus(f"{a}:1,{b}:3")
     assert [float(share) for share, _ in mixture.parts] == [0.25, 0.75]
     assert mixture.record()["sha256"] == mixture.sha256 == load_corpus(f"{a}:2,{b}:6").sha256

@@ -12,9 +12,9 @@ from gpt_jax.config import Config, DataConfig, TrainConfig
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline import loader as module
 from gpt_jax.input_pipeline.dataset import Split
-from gpt_jax.input_pipeline.loader import Feed, fits
+from gpt_jax.input_pipeline.loader import BatchLoader, fits
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.training.compiled_steps import Programs
+from gpt_jax.training.compiled_steps import CompiledSteps
 
 TOKENS = np.arange(700, dtype=np.uint16) ** 2 % 11
 TRAIN = TrainConfig(
@@ -32,9 +32,9 @@ def config(**data):
 
 def run(resident, order):
     """Twelve steps and their evaluations, in the calls of `loop.py`."""
-    programs = Programs(config(resident=resident, order=order), SPLITS)
+    programs = CompiledSteps(config(resident=resident, order=order), SPLITS)
     keys = programs.keys()
-    state, losses = programs.initialise(keys), []
+    state, losses = programs.init_state(keys), []
     for step in range(0, 12, 2):
         state, metrics = programs.train_chunk(state, keys, step, 2)
         losses += [*metrics["loss"].tolist(), *programs.evaluate(state, keys, step + 2).tolist()]
@@ -51,20 +51,20 @@ def test_losses_are_the_same_bit_for_bit_wherever_the_tokens_lie(order):
 
 
 def host_feed(**data):
-    return Feed(config(resident="host", **data), SPLITS, make_mesh(8))
+    return BatchLoader(config(resident="host", **data), SPLITS, make_mesh(8))
 
 
 def test_batches_are_a_function_of_the_step_alone():
     """However one came to it: with what was prepared, without, or with what was for other steps."""
     first = host_feed()
     first.prepare(0, 2)
-    ahead = [np.asarray(first.train_tokens(step, 2)) for step in (0, 2, 4)]
+    ahead = [np.asarray(first.train_batches(step, 2)) for step in (0, 2, 4)]
     other = host_feed()
     other.prepare(8, 2)
-    np.testing.assert_array_equal(ahead[2], other.train_tokens(4, 2))
+    np.testing.assert_array_equal(ahead[2], other.train_batches(4, 2))
     assert ahead[0].shape == (2, 8, 9)
     assert ahead[0].dtype == np.int32
-    assert other.train_tokens(4, 2).sharding.is_equivalent_to(
+    assert other.train_batches(4, 2).sharding.is_equivalent_to(
         jax.sharding.NamedSharding(make_mesh(8), jax.sharding.PartitionSpec(None, "data")), 3
     )
     first.close()
@@ -75,20 +75,20 @@ def test_no_chunk_is_gathered_before_the_one_two_before_it_is_computed(monkeypat
     """So at most two are in memory: one that is computed, one that waits."""
     computed, gathered = threading.Event(), threading.Event()
     feed = host_feed()
-    feed.train_tokens(0, 2)  # the sampler is compiled
+    feed.train_batches(0, 2)  # the sampler is compiled
     monkeypatch.setattr(module.jax, "block_until_ready", lambda x: x and computed.wait(60))
     gather = module.gather_on_host
     monkeypatch.setattr(module, "gather_on_host", lambda *a: gathered.set() or gather(*a))
     feed.prepare(2, 2, after="a chunk")
     assert not gathered.wait(0.2)
     computed.set()
-    assert feed.train_tokens(2, 2).shape == (2, 8, 9)
+    assert feed.train_batches(2, 2).shape == (2, 8, 9)
     assert gathered.is_set()
     feed.close()
 
 
 def test_programs_prepare_the_next_chunk_after_the_one_before(monkeypatch):
-    programs = Programs(config(resident="host"), SPLITS)
+    programs = CompiledSteps(config(resident="host"), SPLITS)
     keys, asked = programs.keys(), []
     prepare = programs.feed.prepare
     monkeypatch.setattr(
@@ -96,7 +96,7 @@ def test_programs_prepare_the_next_chunk_after_the_one_before(monkeypatch):
         "prepare",
         lambda step, steps, after=None: asked.append((step, after)) or prepare(step, steps, after),
     )
-    state, of_chunks = programs.initialise(keys), []
+    state, of_chunks = programs.init_state(keys), []
     for step in range(0, 12, 2):
         state, metrics = programs.train_chunk(state, keys, step, 2)
         of_chunks.append(metrics)
@@ -112,7 +112,7 @@ def test_an_id_beyond_the_vocabulary_is_one_line(resident):
     splits = {**SPLITS, "train": Split((damaged[:300], damaged[300:600]), None)}
     small = config(resident=resident)
     with pytest.raises(UserError, match=r"has id 11, and its tokenizer 11 tokens: .* prepare it"):
-        Feed(small, splits, make_mesh(8)).train_tokens(0, 2)
+        BatchLoader(small, splits, make_mesh(8)).train_batches(0, 2)
 
 
 def test_an_error_in_the_thread_comes_to_who_waits(monkeypatch):
@@ -124,7 +124,7 @@ def test_an_error_in_the_thread_comes_to_who_waits(monkeypatch):
     monkeypatch.setattr(module, "gather_on_host", fail)
     feed.prepare(0, 2)
     with pytest.raises(MemoryError, match="no room"):
-        feed.train_tokens(0, 2)
+        feed.train_batches(0, 2)
     feed.close()
 
 
@@ -159,6 +159,6 @@ def test_a_feed_says_what_it_holds():
     assert host_feed().describe() == (
         "gathered by the host, at most 2 chunks of 0.0 MiB at a time, from 0.0 MiB of tokens"
     )
-    on_device = Feed(config(), SPLITS, make_mesh(8))
+    on_device = BatchLoader(config(), SPLITS, make_mesh(8))
     assert on_device.is_resident
     assert on_device.describe() == "cut from tokens on each device, 0.0 MiB"

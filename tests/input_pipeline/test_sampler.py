@@ -12,16 +12,21 @@ from hypothesis import strategies as st
 from gpt_jax.errors import UserError
 from gpt_jax.inference.windows import count_windows, make_windows
 from gpt_jax.input_pipeline import sampler as module
-from gpt_jax.input_pipeline.dataset import Mixture, Split, count_bytes, make_splits, split_text
+from gpt_jax.input_pipeline.dataset import Mixture, Split, count_bytes, make_datasets, split_text
 from gpt_jax.input_pipeline.gather import (
     ROW_TOKENS,
     gather_batch,
+    gather_on_device,
     gather_on_host,
-    gather_places,
-    lay_out,
+    put_tokens_on_devices,
 )
 from gpt_jax.input_pipeline.permutation import divmod_product, permute
-from gpt_jax.input_pipeline.sampler import cut_pieces, make_sampler, sample_starts, train_places
+from gpt_jax.input_pipeline.sampler import (
+    address_segments,
+    make_sampler,
+    sample_offsets,
+    train_indices,
+)
 
 checked = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -31,19 +36,19 @@ checked = settings(deadline=None, derandomize=True, max_examples=60)
 def test_every_start_is_valid_and_a_key_gives_one_batch(seed, block_size, extra, batch_size):
     n_tokens = block_size + extra
     key = jax.random.key(seed)
-    starts = np.asarray(sample_starts(key, n_tokens, block_size, batch_size))
+    starts = np.asarray(sample_offsets(key, n_tokens, block_size, batch_size))
     assert starts.shape == (batch_size,)
     assert starts.dtype == np.int32
     assert starts.min() >= 0
     assert (starts + block_size + 1).max() <= n_tokens
-    np.testing.assert_array_equal(starts, sample_starts(key, n_tokens, block_size, batch_size))
+    np.testing.assert_array_equal(starts, sample_offsets(key, n_tokens, block_size, batch_size))
 
 
 @given(st.integers(1, 8), st.integers(1, 12))
 @checked
 def test_every_start_is_reachable_and_equally_likely(block_size, extra):
     draws = 4000
-    starts = sample_starts(jax.random.key(0), block_size + extra, block_size, draws)
+    starts = sample_offsets(jax.random.key(0), block_size + extra, block_size, draws)
     counts = np.bincount(np.asarray(starts), minlength=extra)
     assert len(counts) == extra
     p = 1 / extra
@@ -52,7 +57,7 @@ def test_every_start_is_reachable_and_equally_likely(block_size, extra):
 
 def test_a_batch_is_the_same_from_the_device_and_from_the_host():
     tokens = np.arange(100, dtype=np.int32)
-    starts = sample_starts(jax.random.key(3), len(tokens), 8, 16)
+    starts = sample_offsets(jax.random.key(3), len(tokens), 8, 16)
     on_device = gather_batch(jax.numpy.asarray(tokens), starts, 8)
     on_host = gather_batch(tokens, np.asarray(starts), 8)
     assert isinstance(on_host, np.ndarray)
@@ -61,7 +66,7 @@ def test_a_batch_is_the_same_from_the_device_and_from_the_host():
 
 
 def test_different_keys_give_different_batches():
-    a, b = (sample_starts(jax.random.key(s), 10_000, 8, 16) for s in (0, 1))
+    a, b = (sample_offsets(jax.random.key(s), 10_000, 8, 16) for s in (0, 1))
     assert (a != b).any()
 
 
@@ -98,7 +103,7 @@ def test_a_text_is_cut_by_characters(text, fraction):
 
 def test_splits_know_their_bytes():
     tokens = {"train": np.array([0, 1, 1, 0, 2]), "val": np.array([2, 2, 2, 0, 0])}
-    splits = make_splits(tokens, np.array([1, 2, 3], np.int32), block_size=4)
+    splits = make_datasets(tokens, np.array([1, 2, 3], np.int32), block_size=4)
     np.testing.assert_array_equal(splits["train"].shards[0], tokens["train"])
     np.testing.assert_array_equal(splits["val"].shards[0], tokens["val"])
     assert (splits["train"].n_bytes, splits["val"].n_bytes) == (9, 11)
@@ -109,7 +114,7 @@ def test_splits_know_their_bytes():
 def test_a_split_too_short_for_one_sequence_is_refused(cut, side):
     tokens = {"train": np.zeros(cut, np.int32), "val": np.zeros(50 - cut, np.int32)}
     with pytest.raises(UserError, match=rf"too short: 5 of its 50 tokens are for {side}.*needs 9"):
-        make_splits(tokens, np.ones(1, np.int32), block_size=8)
+        make_datasets(tokens, np.ones(1, np.int32), block_size=8)
 
 
 # --- several pieces -------------------------------------------------------------------------------
@@ -120,8 +125,8 @@ def test_a_split_too_short_for_one_sequence_is_refused(cut, side):
 def test_pieces_have_every_start_and_every_sequence_of_each_shard_once(sizes, block_size, most):
     shards = [1000 * i + np.arange(n) for i, n in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE_STARTS", most)
-        pieces = cut_pieces(shards, block_size)
+        patch.setattr(module, "SEGMENT_STARTS", most)
+        pieces = address_segments(shards, block_size)
     starts = [int(t) for piece in pieces for t in piece[: len(piece) - block_size]]
     assert starts == [int(t) for shard in shards for t in shard[: max(0, len(shard) - block_size)]]
     assert all(len(piece) - block_size <= most for piece in pieces)
@@ -135,19 +140,19 @@ def test_pieces_have_every_start_and_every_sequence_of_each_shard_once(sizes, bl
 
 
 def test_one_piece_is_drawn_from_as_a_text_is():
-    """Bit for bit: nano's batches are those of `sample_starts` and the step's key."""
+    """Bit for bit: nano's batches are those of `sample_offsets` and the step's key."""
     sampler, pieces = make_sampler(Split((np.arange(500),), 500), 8, 32)
     assert len(pieces) == 1
     key = jax.random.key(7)
-    which, starts = sampler.step_places(key, np.int32(3))
+    which, starts = sampler.step_indices(key, np.int32(3))
     assert not which.any()
-    np.testing.assert_array_equal(starts, sample_starts(jax.random.fold_in(key, 3), 500, 8, 32))
+    np.testing.assert_array_equal(starts, sample_offsets(jax.random.fold_in(key, 3), 500, 8, 32))
 
 
 def test_every_start_of_every_shard_is_equally_likely():
     sizes, draws = (9, 30, 8, 21), 40_000  # 1, 22, 0 and 13 starts of sequences of 8
     sampler, _ = make_sampler(Split(tuple(map(np.arange, sizes)), 68), 8, draws)
-    which, starts = map(np.asarray, jax.jit(sampler.random_places)(jax.random.key(0)))
+    which, starts = map(np.asarray, jax.jit(sampler.random_indices)(jax.random.key(0)))
     counts = np.bincount(100 * which + starts, minlength=300)
     assert (counts[:1].size, counts[100:122].size, counts[200:213].size) == (1, 22, 13)
     found = np.concatenate([counts[:1], counts[100:122], counts[200:213]])
@@ -161,7 +166,7 @@ def test_rows_come_from_the_corpora_of_a_mixture_by_their_shares():
     draws, share = 20_000, Fraction("0.7")
     small, large = Split((np.arange(20),), 20), Split((np.arange(300), np.arange(500)), 800)
     sampler, _ = make_sampler(Mixture(((share, small), (1 - share, large))), 8, draws)
-    which = np.asarray(jax.jit(sampler.random_places)(jax.random.key(1))[0])
+    which = np.asarray(jax.jit(sampler.random_indices)(jax.random.key(1))[0])
     for piece, p in enumerate((0.7, 0.3 * 292 / 784, 0.3 * 492 / 784)):
         assert abs((which == piece).sum() - draws * p) <= 5 * (draws * p * (1 - p)) ** 0.5
 
@@ -186,7 +191,7 @@ def test_a_file_of_nine_billion_tokens_is_drawn_from_to_its_end(tmp_path, order)
     sampler, pieces = make_sampler(Split((tokens,), None), block_size, draws, order)
     assert sum(len(piece) - block_size for piece in pieces) == n - block_size
     assert sampler.n_sequences == (n - 1) // block_size
-    which, starts = map(np.asarray, jax.jit(sampler.step_places)(jax.random.key(0), np.int32(5)))
+    which, starts = map(np.asarray, jax.jit(sampler.step_indices)(jax.random.key(0), np.int32(5)))
     assert which.dtype == starts.dtype == np.int32
     stride = 2**30 // block_size * block_size
     offsets = which.astype(np.int64) * stride + starts
@@ -207,16 +212,16 @@ def test_batches_from_several_pieces_are_the_same_from_the_devices_and_from_the_
     sizes = (70_000, 66_000, ROW_TOKENS)
     shards = [(np.arange(n) * (7 + i) % 50_000).astype(np.uint16) for i, n in enumerate(sizes)]
     sampler, pieces = make_sampler(Split(tuple(shards), None), 8, 64)
-    tokens = lay_out(pieces, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    tokens = put_tokens_on_devices(pieces, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert tokens.shape == (2 + 2 + 1, ROW_TOKENS)
     assert tokens.dtype == np.uint16
     steps = np.arange(5, dtype=np.int32)
-    places = jax.jit(lambda key: train_places(sampler, key, steps))(jax.random.key(0))
+    places = jax.jit(lambda key: train_indices(sampler, key, steps))(jax.random.key(0))
     which, starts = map(np.asarray, places)
     assert set(which.reshape(-1).tolist()) == {0, 1, 2}
     assert (starts // ROW_TOKENS).any()  # also beyond a row's end
     on_host = gather_on_host(pieces, places, 8)
-    np.testing.assert_array_equal(on_host, gather_places(tokens, places, sampler))
+    np.testing.assert_array_equal(on_host, gather_on_device(tokens, places, sampler))
     by_hand = shards[which[2, 3]][starts[2, 3] : starts[2, 3] + 9]
     np.testing.assert_array_equal(on_host[2, 3], by_hand)
 
@@ -262,7 +267,7 @@ def test_every_epoch_has_every_sequence_once_in_an_order_of_its_own(sizes, batch
     n, epochs = len(every), 6
     assert sampler.n_sequences == n
     steps = np.arange(-(-n * epochs // batch_size), dtype=np.int32)
-    places = jax.jit(lambda key: train_places(sampler, key, steps))(jax.random.key(0))
+    places = jax.jit(lambda key: train_indices(sampler, key, steps))(jax.random.key(0))
     firsts = gather_on_host(pieces, places, 8)[..., 0].reshape(-1)[: n * epochs].reshape(epochs, n)
     np.testing.assert_array_equal(np.sort(firsts), [every] * epochs)
     assert len({tuple(order) for order in firsts}) > 1
@@ -275,7 +280,7 @@ def test_epochs_are_counted_beyond_32_bits():
     step, batch_size, n = 2**30, 1000, 777
     sampler, _ = make_sampler(Split((np.zeros(8 * n + 1),), None), 8, batch_size, "epochs")
     key = jax.random.key(0)
-    which, starts = jax.jit(sampler.step_places)(key, np.int32(step))
+    which, starts = jax.jit(sampler.step_indices)(key, np.int32(step))
     assert not which.any()
     shuffle = jax.jit(lambda epoch, i: permute(jax.random.fold_in(key, epoch), i, n))
     for row in (0, 1, 500, 999):

@@ -18,9 +18,9 @@ from gpt_jax.input_pipeline.shards import manifest
 from gpt_jax.input_pipeline.shards.external_formats import HEADER_BYTES
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, ShardError, content_sha256
 from gpt_jax.input_pipeline.shards.memmap import CHECKED_TOKENS, WORK_FOLDER
-from gpt_jax.input_pipeline.shards.reader import is_prepared, open_prepared, verify
+from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards, verify_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
-from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
 
 TOKENIZER = CharTokenizer("\nabcdefghé")
@@ -54,8 +54,8 @@ def change_manifest(folder, change):
 
 
 def test_what_is_written_is_read(folder):
-    prepared = open_prepared(folder)
-    assert is_prepared(folder)
+    prepared = open_shards(folder)
+    assert has_shards(folder)
     assert prepared.kind == "gpt_jax"
     assert [len(ids) for ids in prepared.shards["train"]] == [100, 100, 50]
     assert np.concatenate(prepared.shards["train"]).tolist() == ids_of(250).tolist()
@@ -67,7 +67,7 @@ def test_what_is_written_is_read(folder):
     assert prepared.n_bytes["train"] == len(TOKENIZER.decode(ids_of(250)).encode())
     assert prepared.n_documents == {"train": 3, "val": 1}
     assert prepared.notes == ()
-    assert verify(prepared) == {"train": 250, "val": 30}
+    assert verify_shards(prepared) == {"train": 250, "val": 30}
 
 
 def test_the_bytes_on_disk_by_hand(tmp_path):
@@ -94,10 +94,10 @@ def test_a_vocabulary_beyond_16_bits_is_written_in_32(tmp_path):
     assert len(characters) > 2**16
     tokenizer = CharTokenizer(characters)
     ids = np.array([0, 2**16, len(characters) - 1])
-    prepared = open_prepared(write(tmp_path / "c", ids, ids, tokenizer=tokenizer))
+    prepared = open_shards(write(tmp_path / "c", ids, ids, tokenizer=tokenizer))
     assert prepared.dtype == np.dtype("<u4")
     assert prepared.shards["train"][0].tolist() == ids.tolist()
-    verify(prepared)
+    verify_shards(prepared)
 
 
 @given(
@@ -148,7 +148,7 @@ def test_a_split_without_tokens_is_no_corpus(tmp_path):
     writer.append("train", ids_of(5))
     with pytest.raises(ShardError, match="no tokens for val"):
         writer.finish("char", {"train": 1, "val": 0})
-    assert not is_prepared(tmp_path)
+    assert not has_shards(tmp_path)
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_a_split_without_tokens_is_no_corpus(tmp_path):
 def test_damaged_files_are_named(folder, damage, message):
     damage(folder)
     with pytest.raises(ShardError, match=message) as caught:
-        open_prepared(folder)
+        open_shards(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -219,13 +219,13 @@ def test_damaged_files_are_named(folder, damage, message):
 def test_a_manifest_that_lies_is_refused(folder, change, message):
     change_manifest(folder, change)
     with pytest.raises(ShardError, match=message):
-        open_prepared(folder)
+        open_shards(folder)
 
 
 def test_what_a_manifest_may_take_is_bounded(folder, monkeypatch):
     monkeypatch.setattr(manifest, "MAX_JSON_BYTES", 100)
     with pytest.raises(ShardError, match=r"manifest.json is damaged: it has more than 100 bytes"):
-        open_prepared(folder)
+        open_shards(folder)
 
 
 def test_verify_finds_one_flipped_bit_that_opening_does_not(tmp_path):
@@ -235,9 +235,9 @@ def test_verify_finds_one_flipped_bit_that_opening_does_not(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[n] ^= 1  # in the middle
     path.write_bytes(raw)
-    prepared = open_prepared(folder)
+    prepared = open_shards(folder)
     with pytest.raises(ShardError, match=r"train-00000.bin has another sha256 than the manifest"):
-        verify(prepared)
+        verify_shards(prepared)
 
 
 def test_verify_finds_an_id_beyond_the_vocabulary_that_opening_does_not(tmp_path):
@@ -250,7 +250,7 @@ def test_verify_finds_an_id_beyond_the_vocabulary_that_opening_does_not(tmp_path
     sha256 = hashlib.sha256(raw).hexdigest()
     change_manifest(folder, lambda m: m["shards"][0].update(sha256=sha256))
     with pytest.raises(ShardError, match=r"train-00000.bin has id 10, and the vocabulary 10"):
-        verify(open_prepared(folder))
+        verify_shards(open_shards(folder))
 
 
 def test_verify_recounts_the_bytes(folder):
@@ -260,21 +260,21 @@ def test_verify_recounts_the_bytes(folder):
 
     change_manifest(folder, change)
     with pytest.raises(ShardError, match=r"train-00000.bin stands for"):
-        verify(open_prepared(folder))
+        verify_shards(open_shards(folder))
 
 
 def test_verify_tells_how_far_it_is(folder):
     seen = []
-    verify(open_prepared(folder), lambda done, total: seen.append((done, total)))
+    verify_shards(open_shards(folder), lambda done, total: seen.append((done, total)))
     assert seen == [(100, 280), (200, 280), (250, 280), (280, 280)]
 
 
 def test_the_record_identifies_the_content_not_the_place(folder, tmp_path):
-    record = open_prepared(folder).record
+    record = open_shards(folder).record
     other = write(tmp_path / "other")
-    assert open_prepared(other).record["sha256"] == record["sha256"]
+    assert open_shards(other).record["sha256"] == record["sha256"]
     changed = write(tmp_path / "changed", np.append(ids_of(249), 3))
-    assert open_prepared(changed).record["sha256"] != record["sha256"]
+    assert open_shards(changed).record["sha256"] != record["sha256"]
     assert record["tokens"] == {"train": 250, "val": 30}
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
     assert record["sha256"] == content_sha256(manifest)
@@ -298,19 +298,19 @@ def test_more_shards_than_files_may_be_open(tmp_path, hard, message):
 
 
 def test_a_folder_that_is_no_corpus(tmp_path):
-    assert not is_prepared(tmp_path)
-    assert not is_prepared(tmp_path / "missing")
-    assert not is_prepared("a\0b")
-    assert not is_prepared("x" * 10_000)
+    assert not has_shards(tmp_path)
+    assert not has_shards(tmp_path / "missing")
+    assert not has_shards("a\0b")
+    assert not has_shards("x" * 10_000)
     with pytest.raises(ShardError, match=r"is no prepared corpus: .* python main.py prepare"):
-        open_prepared(tmp_path)
+        open_shards(tmp_path)
 
 
 def test_an_unfinished_preparation_says_so(tmp_path):
     (tmp_path / WORK_FOLDER).mkdir()
-    assert is_prepared(tmp_path)
+    assert has_shards(tmp_path)
     with pytest.raises(ShardError, match=r"is not finished; the same `python main.py prepare`"):
-        open_prepared(tmp_path)
+        open_shards(tmp_path)
 
 
 # --- other programs' folders ----------------------------------------------------------------------
@@ -339,15 +339,15 @@ def test_a_nanogpt_folder_is_read_as_it_is(tmp_path, with_gpt2):
     train, val = ids_of(1000, 0, 50257), ids_of(100, 1, 50257)
     (tmp_path / "train.bin").write_bytes(train.astype("<u2").tobytes())
     (tmp_path / "val.bin").write_bytes(val.astype("<u2").tobytes())
-    assert is_prepared(tmp_path)
-    prepared = open_prepared(tmp_path)
+    assert has_shards(tmp_path)
+    prepared = open_shards(tmp_path)
     assert prepared.kind == "nanoGPT"
     assert prepared.shards["train"][0].tolist() == train.tolist()
     assert prepared.shards["val"][0].tolist() == val.tolist()
     assert (prepared.vocab_size, prepared.dtype) == (50257, np.dtype("<u2"))
     assert prepared.n_bytes == prepared.n_documents == {"train": None, "val": None}
     assert "are taken for GPT-2's" in prepared.notes[0]
-    assert verify(prepared) == {"train": 1000, "val": 100}
+    assert verify_shards(prepared) == {"train": 1000, "val": 100}
     assert prepared.manifest == {}
 
 
@@ -358,8 +358,8 @@ def test_a_nanogpt_folder_of_characters_is_not_taken_for_gpt2s(tmp_path, with_gp
     meta.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     meta.chmod(0)
     with pytest.raises(ShardError, match=r"not GPT-2's: .* main.py prepare --tokenizer char"):
-        open_prepared(tmp_path)
-    assert open_prepared(tmp_path, TOKENIZER).vocab_size == 10
+        open_shards(tmp_path)
+    assert open_shards(tmp_path, TOKENIZER).vocab_size == 10
 
 
 def test_a_nanogpt_file_may_be_longer_than_an_int32(tmp_path, with_gpt2):
@@ -367,17 +367,17 @@ def test_a_nanogpt_file_may_be_longer_than_an_int32(tmp_path, with_gpt2):
     for name, n in (("train.bin", n_tokens), ("val.bin", 9)):
         (tmp_path / name).touch()
         os.truncate(tmp_path / name, 2 * n)  # a hole: next to nothing on the disk
-    (ids,) = open_prepared(tmp_path).shards["train"]
+    (ids,) = open_shards(tmp_path).shards["train"]
     assert len(ids) == n_tokens
 
 
 def test_another_tokenizer_may_be_named(tmp_path):
     for name in ("train.bin", "val.bin"):
         (tmp_path / name).write_bytes(ids_of(50).astype("<u2").tobytes())
-    prepared = open_prepared(tmp_path, TOKENIZER)
+    prepared = open_shards(tmp_path, TOKENIZER)
     assert (prepared.vocab_size, prepared.notes) == (10, ())
     with pytest.raises(ShardError, match=r"has id \d, and the tokenizer's vocabulary is 2"):
-        open_prepared(tmp_path, CharTokenizer("ab"))
+        open_shards(tmp_path, CharTokenizer("ab"))
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_folder_of_llm_c_is_read_as_it_is(tmp_path, with_gpt2, train, val):
     for number, name in enumerate(train):
         llm_c(tmp_path / name, ids_of(600, number, 50257))
     llm_c(tmp_path / val, ids_of(70, 9, 50257))
-    prepared = open_prepared(tmp_path)
+    prepared = open_shards(tmp_path)
     assert prepared.kind == "llm.c"
     for number, ids in enumerate(prepared.shards["train"]):
         assert ids.tolist() == ids_of(600, number, 50257).tolist()
@@ -403,12 +403,12 @@ def test_a_folder_of_llm_c_is_read_as_it_is(tmp_path, with_gpt2, train, val):
 def test_llama_3s_tokens_have_32_bits(tmp_path):
     for name in ("fineweb_train_000001.bin", "fineweb_val_000000.bin"):
         llm_c(tmp_path / name, [128_000, 5, 128_001], 20240801, 7, dtype="<u4")
-    prepared = open_prepared(tmp_path)
+    prepared = open_shards(tmp_path)
     assert prepared.shards["val"][0].tolist() == [128_000, 5, 128_001]
     assert prepared.dtype == np.dtype("<u4")
     assert prepared.tokenizer is prepared.vocab_size is None
     assert "does not name its tokenizer" in prepared.notes[0]
-    verify(prepared)
+    verify_shards(prepared)
 
 
 @pytest.mark.parametrize(
@@ -438,20 +438,20 @@ def test_a_header_that_lies_is_refused(tmp_path, with_gpt2, make, message):
     llm_c(tmp_path / "fineweb_val_000000.bin", [1, 2, 3])
     make(tmp_path / "fineweb_train_000001.bin")
     with pytest.raises(ShardError, match=message):
-        open_prepared(tmp_path)
+        open_shards(tmp_path)
 
 
 def test_a_nanogpt_file_of_odd_size_is_refused(tmp_path, with_gpt2):
     (tmp_path / "train.bin").write_bytes(b"abc")
     (tmp_path / "val.bin").write_bytes(b"ab")
     with pytest.raises(ShardError, match=r"train.bin has 3 bytes, which are no uint16 tokens"):
-        open_prepared(tmp_path)
+        open_shards(tmp_path)
 
 
 def test_a_folder_without_validation_tokens_is_refused(tmp_path, with_gpt2):
     llm_c(tmp_path / "fineweb_train_000001.bin", [1])
     with pytest.raises(ShardError, match=r"has no val tokens \(a file such as val.bin\)"):
-        open_prepared(tmp_path)
+        open_shards(tmp_path)
 
 
 def test_the_sum_of_a_foreign_folder_changes_with_its_ends(tmp_path, with_gpt2):
@@ -459,7 +459,7 @@ def test_the_sum_of_a_foreign_folder_changes_with_its_ends(tmp_path, with_gpt2):
     for last in (1, 2):
         for name in ("a_train.bin", "a_val.bin"):
             llm_c(tmp_path / name, [5, 6, last])
-        sums.add(open_prepared(tmp_path).record["sha256"])
+        sums.add(open_shards(tmp_path).record["sha256"])
     assert len(sums) == 2
 
 

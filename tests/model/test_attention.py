@@ -13,7 +13,7 @@ from gpt_jax.config import MeshConfig, ModelConfig
 from gpt_jax.errors import ConfigError
 from gpt_jax.model import GPT, attention, forward
 from gpt_jax.model.attention import attend, choose_attention
-from gpt_jax.parallel.backend import find_backend, planning
+from gpt_jax.parallel.backend import compiling_for, target_backend
 from gpt_jax.parallel.mesh import make_mesh
 
 EPS = np.finfo(np.float32).eps
@@ -84,14 +84,14 @@ def test_dropout_of_weights_is_refused_where_there_is_none(way):
 
 
 def test_the_backend_is_named():
-    assert find_backend() == "cpu"
+    assert target_backend() == "cpu"
 
 
 def test_another_backend_can_be_planned_for():
-    with planning("tpu"):
-        assert find_backend() == "tpu"
+    with compiling_for("tpu"):
+        assert target_backend() == "tpu"
         assert attention.needs_mesh(dataclasses.replace(FITS, block_size=256))
-    assert find_backend() == "cpu"
+    assert target_backend() == "cpu"
     assert not attention.needs_mesh(dataclasses.replace(FITS, block_size=256))
 
 
@@ -121,7 +121,7 @@ def test_the_tpus_kernel_equals_plain_and_so_do_its_gradients(monkeypatch):
 
     rng_out = rng.normal(size=(4, 4, T, K))
     plain = values_and_gradients(lambda q, k, v: attend("plain", q, k, v, 0, lambda w: w))
-    with planning("tpu"):
+    with compiling_for("tpu"):
         fused = values_and_gradients(lambda q, k, v: attend("fused", q, k, v, 0, lambda w: w))
         spread = []
         for sizes in ({"fsdp": 2, "tensor": 2}, {"tensor": 2, "sequence": 2}, {"sequence": 4}):
@@ -134,7 +134,7 @@ def test_the_tpus_kernel_equals_plain_and_so_do_its_gradients(monkeypatch):
         assert {shard.data.size for shard in y.addressable_shards} == {y.size // 8}
         np.testing.assert_array_equal(y, fused[0])
     short = q[:, :, :100], k[:, :, :100], v[:, :, :100]  # no block fits: plain
-    with planning("tpu"):
+    with compiling_for("tpu"):
         np.testing.assert_array_equal(
             attend("fused", *short, 0, lambda w: w), attend("plain", *short, 0, lambda w: w)
         )
@@ -143,7 +143,7 @@ def test_the_tpus_kernel_equals_plain_and_so_do_its_gradients(monkeypatch):
 @pytest.mark.parametrize(("heads", "T"), [(4, 1), (2, 21), (1, 16)])
 def test_blockwise_equals_plain_and_so_do_its_gradients(monkeypatch, heads, T):
     """Blocks of 8 positions; 21 is no multiple of it."""
-    monkeypatch.setattr(attention, "QUERIES", 8)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
     keys = jax.random.split(jax.random.key(0), 4)
     q = jax.random.normal(keys[0], (2, 4, T, 6))
     k, v = (jax.random.normal(key, (2, heads, T, 6)) for key in keys[1:3])
@@ -166,7 +166,7 @@ def test_blockwise_equals_plain_and_so_do_its_gradients(monkeypatch, heads, T):
 
 
 def test_a_model_with_every_option_computes_the_same_blockwise(monkeypatch):
-    monkeypatch.setattr(attention, "QUERIES", 3)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
     options = {"positions": "rotary", "n_kv_head": 1, "qk_norm": True, "attention_scale": 0.3}
     plain = dataclasses.replace(TINY, dropout=0.0, attention="plain", **options)
     blockwise = dataclasses.replace(plain, attention="blockwise")
@@ -192,7 +192,9 @@ def test_blockwise_needs_memory_that_grows_with_the_context_not_its_square():
     once, twice = (temporary_bytes("blockwise", T) for T in (2048, 4096))
     assert twice < 2.2 * once
     assert temporary_bytes("plain", 2048) > 2048**2 * 4
-    assert once < 4 * 4 * attention.QUERIES * 2048  # scores, weights and their gradients of a block
+    assert (
+        once < 4 * 4 * attention.QUERY_BLOCK * 2048
+    )  # scores, weights and their gradients of a block
 
 
 def test_fused_calls_cudnn_with_what_plain_attends_to(monkeypatch):

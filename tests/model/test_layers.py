@@ -14,10 +14,10 @@ from gpt_jax.model.layers import (
     ACTIVATIONS,
     MLP,
     Dropout,
+    apply_rope,
     dropout_mask,
     make_norm,
     mlp_width,
-    rotate,
 )
 
 
@@ -51,14 +51,14 @@ def test_rotation_by_hand():
     """Pairs are (entry 0, entry 2), one radian a position, and (1, 3), a hundredth of one."""
     x = jnp.array([[1.0, 1.0, 0.0, 0.0]] * 2)
     expected = [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)]
-    np.testing.assert_allclose(rotate(x, jnp.array([0, 3])), [x[0], expected], atol=1e-6)
+    np.testing.assert_allclose(apply_rope(x, jnp.array([0, 3])), [x[0], expected], atol=1e-6)
 
 
 def test_rotated_products_depend_on_the_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 8))
 
     def product(at_q, at_k):
-        return float((rotate(q, jnp.array([at_q])) * rotate(k, jnp.array([at_k]))).sum())
+        return float((apply_rope(q, jnp.array([at_q])) * apply_rope(k, jnp.array([at_k]))).sum())
 
     near = product(5, 2)
     # A float32 angle of up to 103 radians is off by 103 * 6e-8; the product sums 8 terms of about 1

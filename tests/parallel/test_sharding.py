@@ -14,7 +14,7 @@ from gpt_jax.errors import ConfigError
 from gpt_jax.input_pipeline.dataset import Split
 from gpt_jax.model import attention
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.training.compiled_steps import Programs
+from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.trainer import train
 
 STEPS_UP = np.random.default_rng(0).integers(0, 2, 4_000)
@@ -50,16 +50,16 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch):
     """Blockwise attention in 3 blocks of 8 queries."""
-    monkeypatch.setattr(attention, "QUERIES", 8)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
 
 
 @functools.cache
-def programs_of(kind: str, mesh: MeshConfig) -> Programs:
+def programs_of(kind: str, mesh: MeshConfig) -> CompiledSteps:
     model, optim, train = KINDS[kind]
     train = dataclasses.replace(train, steps=STEPS)
     split = Split((TOKENS,), len(TOKENS))
     config = Config(model=model, optim=optim, train=train, mesh=mesh)
-    return Programs(config, {"train": split, "val": split})
+    return CompiledSteps(config, {"train": split, "val": split})
 
 
 def run(kind: str, mesh: MeshConfig, noise: int | None = None):
@@ -69,7 +69,7 @@ def run(kind: str, mesh: MeshConfig, noise: int | None = None):
     """
     programs = programs_of(kind, mesh)
     keys = programs.keys()
-    state = programs.initialise(keys)
+    state = programs.init_state(keys)
     if noise is not None:
         random = np.random.default_rng(noise)
         eps = np.finfo(np.float32).eps
@@ -126,7 +126,7 @@ def test_another_batch_or_mask_would_be_seen():
     keys = programs.keys()
     for other in ({"data": keys.eval}, {"dropout": keys.eval}):
         _, metrics = programs.train_chunk(
-            programs.initialise(keys), keys.replace(**other), 0, STEPS
+            programs.init_state(keys), keys.replace(**other), 0, STEPS
         )
         assert (np.abs(np.asarray(metrics["loss"]) - losses) > 3 * loss_reach).mean() > 0.9
 
@@ -135,7 +135,7 @@ def test_another_batch_or_mask_would_be_seen():
 def test_parameters_and_what_the_optimizer_keeps_are_split(kind):
     """Whatever is larger than a width's worth of numbers lies in quarters on 2 x 2 devices."""
     programs = programs_of(kind, LAYOUTS["2 x 2 x 2"])
-    state = programs.initialise(programs.keys())
+    state = programs.init_state(programs.keys())
     state, _ = programs.train_chunk(state, programs.keys(), 0, 10)
     large = 0
     for leaf in jax.tree.leaves(state):
@@ -282,4 +282,4 @@ def test_a_width_that_devices_can_t_share_is_refused():
     config = Config(model=model, train=TrainConfig(batch_size=16), mesh=LAYOUTS["8 fsdp"])
     split = Split((TOKENS,), len(TOKENS))
     with pytest.raises(ConfigError, match=r"mesh\.fsdp=8.*8 devices can't share .* shape"):
-        Programs(config, {"train": split, "val": split})
+        CompiledSteps(config, {"train": split, "val": split})

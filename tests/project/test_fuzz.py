@@ -2,7 +2,7 @@
 
 Each reader is given `EXAMPLES` versions of a sound file with bytes flipped, cut out, put in,
 doubled or replaced by what formats care about, and must return, or raise a `UserError` (or, of a
-source that is prepared, `Damage`): no other exception, and memory is not taken by what a file says.
+source that is prepared, `BadInput`): no other exception, and no memory is taken on a file's word.
 """
 
 import gzip
@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 import gpt_jax
 from data.config import PrepareConfig
 from data.sources import common_crawl
-from data.sources.documents import Damage
+from data.sources.documents import BadInput
 from data.sources.readers import read_unit
 from gpt_jax import hf
 from gpt_jax.config import Config, ModelConfig
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.shards.external_formats import HEADER_BYTES
-from gpt_jax.input_pipeline.shards.reader import open_prepared, verify
+from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
-from gpt_jax.input_pipeline.text_corpus import Corpus
+from gpt_jax.input_pipeline.text_corpus import TextCorpus
 from gpt_jax.run import checkpoints
-from gpt_jax.run.folder import create_folder, read_config, read_origin, read_summary
+from gpt_jax.run.folder import create_run, read_config, read_init_from, read_summary
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, load_tokenizer
 
@@ -118,15 +118,15 @@ def test_changes_change():
 @pytest.fixture
 def run_dir(tmp_path):
     model = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=4)
-    corpus = Corpus("text", "abcd" * 9, "nowhere")
-    create_folder(tmp_path / "run", Config(model=model), corpus, CharTokenizer("abcd"))
+    corpus = TextCorpus("text", "abcd" * 9, "nowhere")
+    create_run(tmp_path / "run", Config(model=model), corpus, CharTokenizer("abcd"))
     return tmp_path / "run"
 
 
 def test_a_runs_config(run_dir):
     def read():
         config, _ = read_config(run_dir)
-        read_origin(run_dir)
+        read_init_from(run_dir)
         assert isinstance(config, Config)
 
     fuzz(run_dir / "config.json", read)
@@ -157,7 +157,7 @@ def test_a_runs_rows_and_summary(tmp_path):
 
 
 def test_a_checkpoints_manifest_and_files(tmp_path):
-    writer = checkpoints.Checkpoints(tmp_path, keep=1)
+    writer = checkpoints.CheckpointWriter(tmp_path, keep=1)
     writer.save(3, {"kernel": np.arange(40.0, dtype=np.float32)}, {}, 1.5)
     writer.close()
     path = checkpoints.path_of(tmp_path, 3)
@@ -165,7 +165,7 @@ def test_a_checkpoints_manifest_and_files(tmp_path):
     refused = []
 
     def read():  # a manifest is never an error: it says that a checkpoint is none
-        refused.append(checkpoints.damage(path))
+        refused.append(checkpoints.problem(path))
         checkpoints.best_step(tmp_path)
         if refused[-1]:
             raise UserError(refused[-1])
@@ -176,11 +176,11 @@ def test_a_checkpoints_manifest_and_files(tmp_path):
         sound = file.read_bytes()
         for at in range(0, len(sound), max(1, len(sound) // 40)):
             file.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
-            assert "has changed" in checkpoints.damage(path), (file, at)
+            assert "has changed" in checkpoints.problem(path), (file, at)
             file.write_bytes(sound[:at])
-            assert "has changed" in checkpoints.damage(path), (file, at)
+            assert "has changed" in checkpoints.problem(path), (file, at)
         file.write_bytes(sound)
-    assert checkpoints.damage(path) == ""
+    assert checkpoints.problem(path) == ""
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def corpus(tmp_path):
 
 @pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "train-00000.bin"])
 def test_a_prepared_corpus(corpus, name):
-    fuzz(corpus / name, lambda: verify(open_prepared(corpus)))
+    fuzz(corpus / name, lambda: verify_shards(open_shards(corpus)))
 
 
 def test_a_folder_of_llm_c(tmp_path):
@@ -206,7 +206,7 @@ def test_a_folder_of_llm_c(tmp_path):
         raw = header.tobytes() + (np.arange(n) % 4).astype("<u2").tobytes()
         (tmp_path / f"text_{split}_000000.bin").write_bytes(raw)
     path = tmp_path / "text_train_000000.bin"
-    fuzz(path, lambda: verify(open_prepared(tmp_path, CharTokenizer("abcd"))))
+    fuzz(path, lambda: verify_shards(open_shards(tmp_path, CharTokenizer("abcd"))))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -240,10 +240,10 @@ def test_text_of_common_crawl(tmp_path, compressed):
         with path.open("rb") as file:
             documents = read_unit(config, unit, tmp_path)
             found = list(documents if compressed else common_crawl.records(file, "a", 1 << 20))
-        if damaged := [one for one in found if isinstance(one, Damage)]:
+        if damaged := [one for one in found if isinstance(one, BadInput)]:
             raise damaged[0]
 
-    fuzz(path, read, (UserError, Damage))
+    fuzz(path, read, (UserError, BadInput))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
@@ -256,7 +256,7 @@ def test_json_lines(tmp_path, name):
 
     def read():
         found = list(read_unit(config, unit, tmp_path))
-        if damaged := [one for one in found if isinstance(one, Damage)]:
+        if damaged := [one for one in found if isinstance(one, BadInput)]:
             raise damaged[0]
 
-    fuzz(path, read, (UserError, Damage))
+    fuzz(path, read, (UserError, BadInput))

@@ -10,7 +10,7 @@ import pytest
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import replicated
 from gpt_jax.run import checkpoints
-from gpt_jax.run.checkpoints import CheckpointError, Checkpoints, best_step, restore, steps
+from gpt_jax.run.checkpoints import CheckpointError, CheckpointWriter, best_step, restore, steps
 
 
 def state(value: float):
@@ -27,7 +27,7 @@ def target(sharding=None):
 @pytest.fixture
 def saved(tmp_path):
     """A run folder with checkpoints of steps 2 and 3."""
-    writer = Checkpoints(tmp_path, keep=2)
+    writer = CheckpointWriter(tmp_path, keep=2)
     for step in (1, 2, 3):
         writer.save(step, state(step), {"seed": 0})
     writer.close()
@@ -54,7 +54,7 @@ def test_the_newest_are_kept_and_the_last_one_loads(saved):
     ],
 )
 def test_which_checkpoints_stay(tmp_path, keep, every, best, left):
-    writer = Checkpoints(tmp_path, keep, every, best)
+    writer = CheckpointWriter(tmp_path, keep, every, best)
     losses = [3.0, 2.0, 2.5, None, 2.0, 2.25, None, 4.0]  # the lowest twice: the first counts
     for step, loss in enumerate(losses, 1):
         writer.save(step, state(step), {}, loss)
@@ -160,7 +160,7 @@ def test_a_folder_without_manifest_is_what_a_kill_left_and_is_cleared(saved):
     (saved / "checkpoints" / "00000003.json").unlink()
     (saved / "checkpoints" / "00000004.orbax-checkpoint-tmp").mkdir()
     assert restore(saved, target())[0] == 2
-    Checkpoints(saved, keep=2).close()
+    CheckpointWriter(saved, keep=2).close()
     assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == [
         "00000002",
         "00000002.json",
@@ -169,7 +169,7 @@ def test_a_folder_without_manifest_is_what_a_kill_left_and_is_cleared(saved):
 
 def test_a_damaged_checkpoint_is_replaced_by_saving_its_step_again(saved):
     flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
-    writer = Checkpoints(saved, keep=2)
+    writer = CheckpointWriter(saved, keep=2)
     writer.save(3, state(33), {})
     writer.close()
     step, loaded, messages = restore(saved, target())
@@ -185,7 +185,7 @@ def test_a_state_of_another_shape_is_refused(saved):
 
 def test_a_state_is_copied_array_by_array(tmp_path, monkeypatch):
     """What is read lies beside its copy for one array at a time, of four here."""
-    writer = Checkpoints(tmp_path, keep=1)
+    writer = CheckpointWriter(tmp_path, keep=1)
     one = {f"kernel {i}": jnp.full((512, 512), i, jnp.float32) for i in range(4)}
     writer.save(1, one, {})
     writer.close()
@@ -193,14 +193,14 @@ def test_a_state_is_copied_array_by_array(tmp_path, monkeypatch):
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), one)
     del one
     before = sum(x.nbytes for x in jax.live_arrays())
-    alive, copy = [], checkpoints._copy
+    alive, copy = [], checkpoints._copy_out_of_shared_memory
 
     def counted(array):
         made = copy(array)
         alive.append(sum(x.nbytes for x in jax.live_arrays()) - before)
         return made
 
-    monkeypatch.setattr(checkpoints, "_copy", counted)
+    monkeypatch.setattr(checkpoints, "_copy_out_of_shared_memory", counted)
     _, loaded, _ = restore(tmp_path, target)
     assert max(alive) == 5 * 2**20
     assert [float(x[0, 0]) for x in loaded.values()] == [0, 1, 2, 3]
@@ -217,7 +217,7 @@ def test_without_memory_for_a_state_that_is_what_is_said(saved, monkeypatch):
 
 def test_saving_is_safe_against_donation(tmp_path):
     """The arrays may be overwritten as soon as save returns, while the files are still written."""
-    writer = Checkpoints(tmp_path, keep=1)
+    writer = CheckpointWriter(tmp_path, keep=1)
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     now = {"kernel": jnp.zeros((3000, 100)), "step": jnp.int32(0)}
     writer.save(5, now, {})
@@ -232,7 +232,7 @@ def test_saving_is_safe_against_donation(tmp_path):
 
 
 def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
-    writer = Checkpoints(saved, keep=2)
+    writer = CheckpointWriter(saved, keep=2)
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -248,14 +248,14 @@ def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
 def test_a_users_own_folder_among_the_checkpoints_stays(saved):
     (saved / "checkpoints" / "best").mkdir()
     (saved / "checkpoints" / "best" / "notes.txt").write_text("precious")
-    Checkpoints(saved, keep=2).close()
+    CheckpointWriter(saved, keep=2).close()
     assert (saved / "checkpoints" / "best" / "notes.txt").read_text() == "precious"
 
 
 def test_a_checkpoint_just_saved_is_never_the_one_that_goes(saved):
     flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
     (saved / "checkpoints" / "00000002.json").unlink()
-    writer = Checkpoints(saved, keep=1)
+    writer = CheckpointWriter(saved, keep=1)
     writer.save(2, state(22), {})
     writer.close()
     step, loaded, _ = restore(saved, target())

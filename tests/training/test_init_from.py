@@ -26,9 +26,9 @@ from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.tokenizer import GPT2_PATTERN, BpeTokenizer
 from gpt_jax.training import trainer
-from gpt_jax.training.compiled_steps import Programs
+from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.init_from import start_from
-from gpt_jax.training.run_setup import make_start
+from gpt_jax.training.run_setup import prepare_run
 
 GPT2 = ModelConfig(
     n_layer=1, n_head=4, n_embd=16, block_size=12, dropout=0.1, embedding_dropout=0.1,
@@ -92,10 +92,10 @@ def test_fine_tuning_goes_on_from_the_imported_models_loss(tiny_config, gpt2, bo
 
 def test_the_state_begins_with_the_folders_parameters_where_the_table_says(tiny_config, gpt2):
     config = dataclasses.replace(tiny_config, init_from=str(gpt2))
-    start = make_start(start_from(config, {"model.block_size": 8}))
-    programs = Programs(start.config, start.splits)
-    state = programs.adopt(start.params)
-    fresh = programs.initialise(programs.keys())
+    start = prepare_run(start_from(config, {"model.block_size": 8}))
+    programs = CompiledSteps(start.config, start.splits)
+    state = programs.state_from_params(start.params)
+    fresh = programs.init_state(programs.keys())
     _, params = hf.load(gpt2)
     params["positions"] = params["positions"][:8]
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
@@ -131,7 +131,7 @@ def test_a_run_goes_on_without_the_folder_as_if_it_were_there(tiny_config, gpt2,
 def test_a_run_starts_from_a_run(command, tiny_config):
     first = gpt_jax.train(override(tiny_config, {"optim.learning_rate": 3e-4}), quiet=True)
     config = dataclasses.replace(tiny_config, run_dir="other", init_from="run")
-    start = make_start(start_from(config, {"model.block_size": 6}))
+    start = prepare_run(start_from(config, {"model.block_size": 6}))
     expected = {**first.params, "positions": first.params["positions"][:6]}
     jax.tree.map(np.testing.assert_array_equal, start.params, expected)
     assert start.config.model == dataclasses.replace(first.config.model, block_size=6)
@@ -212,7 +212,7 @@ def test_gpt2s_weights_go_on_with_a_corpus_prepared_with_gpt2s_tokens(
     writer.finish("gpt2", {"train": 1, "val": 1})
     config = override(tiny_config, {"data.corpus": str(corpus)})
     config = dataclasses.replace(config, init_from=str(gpt2_of_its_own_tokens))
-    start = make_start(start_from(config, {}))
+    start = prepare_run(start_from(config, {}))
     assert start.tokenizer.pattern != published.pattern
     assert start.corpus.tokenizer.to_json() == published.to_json()
 
@@ -224,7 +224,7 @@ def test_ids_of_a_folder_that_names_no_tokenizer_are_the_sources(tiny_config, tm
     for split in ("train", "val"):
         (folder / f"{split}.bin").write_bytes(np.arange(60, dtype="<u2").tobytes())
     config = override(tiny_config, {"data.corpus": str(folder)})
-    start = make_start(start_from(dataclasses.replace(config, init_from=str(gpt2)), {}))
+    start = prepare_run(start_from(dataclasses.replace(config, init_from=str(gpt2)), {}))
     assert start.corpus.tokenizer is start.tokenizer
     assert start.tokenizer.to_json() == BYTES.to_json()
 

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gpt_jax.config import Config, ModelConfig, TrainConfig, load_config, override, pin_schedule
-from gpt_jax.config.fields import parse, settings
+from gpt_jax.config import Config, ModelConfig, TrainConfig, fix_schedule, load_config, override
+from gpt_jax.config.fields import iter_fields, parse
 from gpt_jax.devices import available_memory, largest_divisor
 from gpt_jax.errors import UserError
 from gpt_jax.training import memory
 from gpt_jax.training.memory import check_memory, check_program, estimate_memory, memory_limit
 from gpt_jax.training.optimizer import make_optimizer
-from gpt_jax.training.resume import merge_with_saved
+from gpt_jax.training.resume import resume_config
 from gpt_jax.training.state import state_shapes
 from gpt_jax.training.step import make_train_step
 from gpt_jax.training.trainer import train
@@ -28,7 +28,7 @@ def planned(config: Config) -> int:
     """Bytes that XLA plans for a step: arguments, results, all between."""
     model, train = config.model, config.train
     step = make_train_step(model, make_optimizer(config.optim), train.loss_chunk)
-    shape = (train.batch_at_once, model.block_size + 1)
+    shape = (train.micro_batch_size, model.block_size + 1)
     if train.micro_batch is not None:
         shape = (train.batch_size // train.micro_batch, *shape)
     batch, key = jax.ShapeDtypeStruct(shape, jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
@@ -105,7 +105,7 @@ def test_a_config_fits_the_gpu_of_80_gb_that_it_names(name):
 def with_vocabulary(name: str, vocab_size: int) -> Config:
     config = load_config(name)
     model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    return pin_schedule(dataclasses.replace(config, model=model))
+    return fix_schedule(dataclasses.replace(config, model=model))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_run_too_large_for_the_machine_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-HINTS = {name: hint for name, hint, _ in settings(Config)}
+HINTS = {name: hint for name, hint, _ in iter_fields(Config)}
 
 
 def advised(message: str) -> dict[str, object]:
@@ -184,7 +184,7 @@ def test_what_the_refusal_advises_is_accepted(monkeypatch, name, values, gib, ha
     assert changes
     smaller = override(config, changes)
     check_memory(smaller)
-    n = largest_divisor(smaller.train.batch_at_once, 2)
+    n = largest_divisor(smaller.train.micro_batch_size, 2)
     need = estimate_memory(smaller, (n, 1, 1, 1), "cpu")
     assert (n * (need.state + 2 * need.activations) <= limit) == has_room
 
@@ -209,7 +209,7 @@ def test_the_advice_for_a_run_that_goes_on_is_accepted_too(monkeypatch, gib, cha
     if changes:
         config = override(saved, changes)
         check_memory(config, resumes=True)
-        assert merge_with_saved(config, saved, {}, done=100) == config
+        assert resume_config(config, saved, {}, done=100) == config
     else:
         assert str(caught.value).endswith(
             "it takes a larger machine, or another --run-dir with a smaller --train.micro-batch"

@@ -15,16 +15,21 @@ from gpt_jax.config import OptimConfig, TrainConfig
 from gpt_jax.inference.evaluation import choose_batch, evaluate_split
 from gpt_jax.input_pipeline.dataset import Split
 from gpt_jax.input_pipeline.gather import gather_batch
-from gpt_jax.input_pipeline.sampler import sample_starts
+from gpt_jax.input_pipeline.sampler import sample_offsets
 from gpt_jax.model import forward
 from gpt_jax.model.loss import loss_fn, token_losses
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.sharding import make_place_batch, replicated, state_shardings
+from gpt_jax.parallel.sharding import make_constrain_batch, replicated, state_shardings
 from gpt_jax.prng import make_keys
 from gpt_jax.run.metrics import bits_per_byte
 from gpt_jax.training.optimizer import make_learning_rate, make_optimizer
 from gpt_jax.training.state import init_state, state_shapes
-from gpt_jax.training.step import accumulate, make_eval_step, make_train_chunk, make_train_step
+from gpt_jax.training.step import (
+    accumulate_gradients,
+    make_eval_step,
+    make_train_chunk,
+    make_train_step,
+)
 
 OPTIM = OptimConfig(learning_rate=1e-2)
 TRAIN = TrainConfig(batch_size=8, eval_batches=3)
@@ -119,7 +124,7 @@ def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
     state, losses = new_state(), []
     for step in range(4):
         data, dropout = (jax.random.fold_in(key, step) for key in (KEYS.data, KEYS.dropout))
-        batch = gather_batch(TOKENS, sample_starts(data, len(TOKENS), 8, 8), 8)
+        batch = gather_batch(TOKENS, sample_offsets(data, len(TOKENS), 8, 8), 8)
         state, one = train_step(state, batch, dropout)
         losses.append(float(one["loss"]))
     # Rounding only: a mask or batch of another step would move a loss by some 1e-2.
@@ -138,7 +143,7 @@ def test_a_step_above_the_limit_changes_counts_alone():
     state, sound = new_state(), []
     for step in range(6):
         data, dropout = (jax.random.fold_in(key, step) for key in (KEYS.data, KEYS.dropout))
-        batch = gather_batch(TOKENS, sample_starts(data, len(TOKENS), 8, 8), 8)
+        batch = gather_batch(TOKENS, sample_offsets(data, len(TOKENS), 8, 8), 8)
         after, one = train_step(state, batch, dropout)
         sound.append(float(one["loss"]) < limit)
         counts = [x for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.integer)]
@@ -153,11 +158,11 @@ def test_a_step_above_the_limit_changes_counts_alone():
 
 
 def run_on(n_devices: int, steps: int, model=TINY, train=TRAIN):
-    mesh = make_mesh(train.batch_at_once, jax.devices()[:n_devices])
+    mesh = make_mesh(train.micro_batch_size, jax.devices()[:n_devices])
     assert mesh.size == n_devices
     state = jax.device_put(new_state(), replicated(mesh))
     chunk = jax.jit(
-        make_train_chunk(model, OPTIM, train, make_place_batch(mesh)),
+        make_train_chunk(model, OPTIM, train, make_constrain_batch(mesh)),
         static_argnames="steps",
         out_shardings=(state_shardings(state, mesh), None),
     )
@@ -187,7 +192,9 @@ def test_gradients_of_parts_are_those_of_the_whole_batch():
     def all_ways(batch):
         rows = batch[:, None]
         whole = gradient(batch, None)
-        parts = [accumulate(gradient, batch.reshape(-1, n, 9), KEYS.dropout) for n in (1, 4)]
+        parts = [
+            accumulate_gradients(gradient, batch.reshape(-1, n, 9), KEYS.dropout) for n in (1, 4)
+        ]
         return whole, jax.lax.map(lambda row: gradient(row, None), rows), parts
 
     whole, each, (by_one, by_four) = all_ways(BATCH)
@@ -207,7 +214,7 @@ def test_each_part_has_dropout_masks_of_its_own():
         return jax.value_and_grad(loss_fn, 1)(TINY, params, batch, key)
 
     twice = jnp.stack([BATCH[:4], BATCH[:4]])
-    loss, gradients = jax.jit(lambda: accumulate(gradient, twice, key))()
+    loss, gradients = jax.jit(lambda: accumulate_gradients(gradient, twice, key))()
     gradient = jax.jit(gradient)
     one, two = (gradient(BATCH[:4], jax.random.fold_in(key, i)) for i in (0, 1))
     assert abs(float(one[0] - two[0])) > 1e-3
@@ -237,7 +244,7 @@ def test_a_part_that_is_the_whole_batch_changes_nothing():
 def test_each_part_is_split_over_the_devices():
     mesh = make_mesh(4, jax.devices())
     parts = jax.device_put(jnp.zeros((3, 8, 9), jnp.int32), replicated(mesh))
-    placed = jax.jit(make_place_batch(mesh))(parts)
+    placed = jax.jit(make_constrain_batch(mesh))(parts)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 2, 9)}
 
 
@@ -272,7 +279,7 @@ def test_the_learning_rate_of_each_step_is_among_its_numbers():
 
 def test_the_batch_is_split_over_the_devices():
     mesh = make_mesh(8, jax.devices())
-    place = jax.jit(make_place_batch(mesh))
+    place = jax.jit(make_constrain_batch(mesh))
     placed = place(jax.device_put(jnp.zeros((8, 9), jnp.int32), replicated(mesh)))
     assert {shard.data.shape for shard in placed.addressable_shards} == {(1, 9)}
 
@@ -440,7 +447,7 @@ def test_the_loss_in_chunks_never_has_all_logits_in_memory():
 def test_chunks_of_the_loss_are_shared_by_all_devices():
     """A chunk spans the batch, so that no device waits for another's sequences."""
     mesh = make_mesh(8)
-    place = make_place_batch(mesh)
+    place = make_constrain_batch(mesh)
     model = dataclasses.replace(TINY, dropout=0.0)
     params = jax.device_put(new_state().params, replicated(mesh))
     batch = jax.device_put(TOKENS[:72].reshape(8, 9), replicated(mesh))

@@ -76,7 +76,7 @@ def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
     assert lasting(names_below(there.run_dir)) == lasting(names_below(here.run_dir))
     assert checkpoints.steps(there.run_dir) == checkpoints.steps(here.run_dir)
     assert any(name.startswith("tensorboard/events") for name in names_below(there.run_dir))
-    assert not checkpoints.damage(checkpoints.path_of(there.run_dir, 12))
+    assert not checkpoints.problem(checkpoints.path_of(there.run_dir, 12))
     assert (there.run_dir / "loss.png").read_bytes() == (here.run_dir / "loss.png").read_bytes()
     text = gpt_jax.generate(there, "the ", max_new_tokens=10)
     assert text == gpt_jax.generate(here, "the ", max_new_tokens=10)

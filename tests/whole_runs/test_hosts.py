@@ -16,8 +16,8 @@ from conftest import ROOT
 import gpt_jax
 from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.parallel import multihost
-from gpt_jax.parallel.multihost import HostsConfig, launched
-from gpt_jax.run.metrics import CLOCK_FIELDS
+from gpt_jax.parallel.multihost import HostsConfig, has_launcher
+from gpt_jax.run.metrics import TIMING_FIELDS
 
 TIMEOUT = 20  # --hosts.timeout
 NO_DEVICES = {"JAX_NUM_CPU_DEVICES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"}
@@ -64,18 +64,18 @@ SLURM = {
     ],
 )
 def test_launchers_are_known_by_what_they_set(environment, has_tpu, expected):
-    assert launched(environment, has_tpu) is expected
+    assert has_launcher(environment, has_tpu) is expected
 
 
 def test_open_mpi_5_is_asked_by_its_package(monkeypatch):
     old = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:7"}
-    assert multihost.find_method(old) is None
-    assert multihost.find_method(SLURM) is None
+    assert multihost.cluster_detection_method(old) is None
+    assert multihost.cluster_detection_method(SLURM) is None
     monkeypatch.setattr(multihost.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install mpi4py, or give"):
-        multihost.find_method({"OMPI_COMM_WORLD_SIZE": "2"})
+        multihost.cluster_detection_method({"OMPI_COMM_WORLD_SIZE": "2"})
     monkeypatch.setattr(multihost.importlib.util, "find_spec", lambda name: name)
-    assert multihost.find_method({"OMPI_COMM_WORLD_SIZE": "2"}) == "mpi4py"
+    assert multihost.cluster_detection_method({"OMPI_COMM_WORLD_SIZE": "2"}) == "mpi4py"
 
 
 # --- what hosts say to one another, by hand -------------------------------------------------------
@@ -106,16 +106,16 @@ def test_what_hosts_made_must_be_alike():
 def test_only_what_says_so_is_a_lost_host(monkeypatch, error, is_loss):
     wrapped = TrainingError("cannot save a checkpoint")
     wrapped.__cause__ = error
-    assert multihost.find_loss(wrapped) == ""  # there are no others
-    monkeypatch.setattr(multihost, "count", lambda: 2)
-    assert multihost.find_loss(wrapped) == (str(error) if is_loss else "")
+    assert multihost.lost_host_message(wrapped) == ""  # there are no others
+    monkeypatch.setattr(multihost, "host_count", lambda: 2)
+    assert multihost.lost_host_message(wrapped) == (str(error) if is_loss else "")
 
 
 def test_alone_nothing_is_exchanged():
-    assert (multihost.count(), multihost.is_first()) == (1, True)
-    assert multihost.exchange({"a": 1}) == [{"a": 1}]
-    assert multihost.largest([3, False]) == [3, False]
-    assert multihost.together(lambda: 5, lambda made: pytest.fail("nobody to tell")) == 5
+    assert (multihost.host_count(), multihost.is_host0()) == (1, True)
+    assert multihost.all_gather_json({"a": 1}) == [{"a": 1}]
+    assert multihost.all_reduce_max([3, False]) == [3, False]
+    assert multihost.all_agree(lambda: 5, lambda made: pytest.fail("nobody to tell")) == 5
 
 
 def free_port():
@@ -212,7 +212,7 @@ def command(run_dir, book, *args):
 
 def rows_of(run_dir):
     rows = gpt_jax.load_run(run_dir).rows
-    return [{k: v for k, v in row.items() if k not in CLOCK_FIELDS} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMING_FIELDS} for row in rows]
 
 
 def train_alone(run_dir, book, devices, *args):

@@ -21,10 +21,10 @@ from gpt_jax.config import override
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, UserError
 from gpt_jax.inference.evaluation import evaluate_split
 from gpt_jax.input_pipeline.dataset import Split
-from gpt_jax.input_pipeline.shards.reader import open_prepared
+from gpt_jax.input_pipeline.shards.reader import open_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.run import checkpoints
-from gpt_jax.run.metrics import CLOCK_FIELDS, read_rows
+from gpt_jax.run.metrics import TIMING_FIELDS, read_rows
 from gpt_jax.storage import to_folder
 from gpt_jax.tokenizer import CharTokenizer
 from gpt_jax.training import compiled_steps, trainer
@@ -36,7 +36,7 @@ def train(config, **values):
 
 def timeless(run_dir):
     return [
-        {k: v for k, v in row.items() if k not in CLOCK_FIELDS}
+        {k: v for k, v in row.items() if k not in TIMING_FIELDS}
         for row in read_rows(to_folder(run_dir))
     ]
 
@@ -373,7 +373,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny_
 def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
     train(tiny_config)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "finish", lambda *args: None)  # killed after its last checkpoint
+        patch.setattr(trainer, "finalize", lambda *args: None)  # killed after its last checkpoint
         train(tiny_config, **{"train.steps": 16})
     run = gpt_jax.load_run(tiny_config.run_dir)
     assert (run.step, run.summary) == (16, {})
@@ -612,7 +612,7 @@ def prepare(folder, seed=0, tokenizer=LETTERS, shards=2, n=400):
 
 
 def val_bytes(folder):
-    return open_prepared(folder).n_bytes["val"]
+    return open_shards(folder).n_bytes["val"]
 
 
 @pytest.mark.parametrize("order", ["random", "epochs"])
@@ -647,7 +647,7 @@ def test_bits_a_byte_of_a_prepared_corpus_count_its_bytes(tiny_config, tmp_path,
     bits = row["val_loss"] / np.log(2)
     assert row["val_bpb"] == pytest.approx(bits * 90 / val_bytes(folder))
     exact = run.summary["val"]
-    (val,) = open_prepared(folder).shards["val"]
+    (val,) = open_shards(folder).shards["val"]
     assert (exact["tokens_predicted"], exact["of_tokens"]) == (50, 89)
     assert exact["bytes_predicted"] == LETTERS.token_bytes[val[1:51]].sum()
     limited = gpt_jax.evaluate(run, max_tokens=50)
@@ -673,7 +673,7 @@ def test_the_exact_evaluation_of_shards_is_that_of_each(tiny_config, tmp_path):
     token_bytes = run.tokenizer.token_bytes
     each = [
         evaluate_split(run.config.model, run.params, Split((shard,), None), token_bytes)
-        for shard in open_prepared(folder).shards["train"]
+        for shard in open_shards(folder).shards["train"]
     ]
     assert [part.tokens for part in each] == [199, 199]
     assert both.tokens == 398
@@ -925,7 +925,7 @@ def test_a_device_without_memory_left_is_one_line(tiny_config, monkeypatch):
     def fail(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nx")
 
-    monkeypatch.setattr(compiled_steps.Programs, "initialise", fail)
+    monkeypatch.setattr(compiled_steps.CompiledSteps, "init_state", fail)
     with pytest.raises(
         TrainingError, match=r"^the memory is too small: .* 9 bytes.; .*--model"
     ) as e:

@@ -11,13 +11,13 @@ import numpy as np
 
 from gpt_jax.input_pipeline.shards.manifest import SPLITS, ShardError
 from gpt_jax.input_pipeline.shards.memmap import (
-    Prepared,
-    _allow_files,
+    TokenShards,
     _check_ids,
-    _ends,
-    _map,
+    _first_and_last_ids,
+    _open_memmap,
+    _raise_open_file_limit,
+    _read_error,
     _record,
-    _unreadable,
 )
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer
 
@@ -43,7 +43,7 @@ def _foreign_files(folder: str | os.PathLike[str]) -> dict[str, list[str]]:
 
 def _open_foreign(
     folder: Path, files: dict[str, list[str]], tokenizer: Tokenizer | None
-) -> Prepared:
+) -> TokenShards:
     for split in SPLITS:
         if split not in files:
             raise ShardError(
@@ -61,10 +61,12 @@ def _open_foreign(
             "what they are; make a corpus of its text with: python main.py prepare --tokenizer char"
         )
     dtype = np.dtype(f"<u{width}")
-    _allow_files(sum(map(len, found.values())))
+    _raise_open_file_limit(sum(map(len, found.values())))
     shards = {
         split: tuple(
-            _map(path, dtype, n_tokens, HEADER_BYTES if kind == "llm.c" else 0, "its size says")
+            _open_memmap(
+                path, dtype, n_tokens, HEADER_BYTES if kind == "llm.c" else 0, "its size says"
+            )
             for path, _, _, n_tokens in found[split]
         )
         for split in SPLITS
@@ -82,9 +84,9 @@ def _open_foreign(
     for split in SPLITS:
         for ids in shards[split]:
             digest.update(f"{split} {len(ids)} {width}\n".encode())
-            for part in _ends(ids):
+            for part in _first_and_last_ids(ids):
                 digest.update(part.tobytes())
-    return Prepared(
+    return TokenShards(
         folder=folder,
         kind=kind,
         tokenizer=tokenizer,
@@ -106,7 +108,7 @@ def _inspect(path: Path) -> tuple[Path, str, int, int]:
         with path.open("rb") as file:
             raw = file.read(HEADER_BYTES)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     magic, version, n_tokens = (int(x) for x in np.frombuffer(raw[:12].ljust(12, b"\0"), "<i4"))
     if magic in {known for known, _ in HEADERS}:
         width = HEADERS.get((magic, version))

@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ShardError(
             f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
         )
-    if wrong := _fault(manifest):
+    if wrong := _problem(manifest):
         raise ShardError(f"{path} is damaged: {wrong}; prepare the corpus again")
     return manifest
 
@@ -55,7 +55,7 @@ def content_sha256(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _fault(manifest: Any) -> str:
+def _problem(manifest: Any) -> str:
     """Returns what is wrong with the form of a manifest, or ''."""
     if not isinstance(manifest, dict) or repr(manifest.get("format")) != repr(FORMAT):
         return "it has no format number"

@@ -20,7 +20,7 @@ CHUNK_TOKENS = 1 << 22  # held in memory at once by what reads or writes a whole
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class TokenShards:
     """A prepared corpus, open for reading.
 
     Attributes:
@@ -58,12 +58,12 @@ class Prepared:
         return {split: sum(map(len, shards)) for split, shards in self.shards.items()}
 
 
-def _map(path: Path, dtype: np.dtype, n_tokens: int, offset: int, says: str) -> np.ndarray:
+def _open_memmap(path: Path, dtype: np.dtype, n_tokens: int, offset: int, says: str) -> np.ndarray:
     """Maps a file of exactly so many tokens behind `offset` bytes."""
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     if size != offset + n_tokens * dtype.itemsize:
         raise ShardError(
             f"shard {path} has {size:,} bytes, and {says} {n_tokens:,} tokens of {dtype.itemsize} "
@@ -72,10 +72,10 @@ def _map(path: Path, dtype: np.dtype, n_tokens: int, offset: int, says: str) -> 
     try:
         return np.memmap(path, dtype, "r", offset, (n_tokens,))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> ShardError:
+def _read_error(path: Path, error: OSError) -> ShardError:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ShardError(
             f"shard {path} can't be opened: {error.strerror}, and each shard of a corpus is one; "
@@ -84,7 +84,7 @@ def _unreadable(path: Path, error: OSError) -> ShardError:
     return ShardError(f"shard {path} can't be read: {error.strerror}; restore it")
 
 
-def _allow_files(n: int) -> None:
+def _raise_open_file_limit(n: int) -> None:
     """Raises the limit on open files by `n`, as many as shards take, as far as it may be raised."""
     try:
         import resource
@@ -98,14 +98,14 @@ def _allow_files(n: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
 
 
-def _ends(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _first_and_last_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(ids[:CHECKED_TOKENS]), np.array(ids[-CHECKED_TOKENS:])
 
 
 def _check_ids(shards: Mapping[str, tuple[np.ndarray, ...]], vocab_size: int) -> None:
     for part in shards.values():
         for ids in part:
-            highest = max(int(end.max()) for end in _ends(ids))
+            highest = max(int(end.max()) for end in _first_and_last_ids(ids))
             if highest >= vocab_size:
                 raise ShardError(
                     f"shard {_name_of(ids)} has id {highest}, and the tokenizer's vocabulary is "

@@ -13,9 +13,8 @@ llm.c and modded-nanogpt (https://github.com/karpathy/llm.c, dev/data/data_commo
 
 Opening a corpus maps its shards into memory and reads next to nothing of them: sizes are checked
 against the manifest or the header, and ids against the vocabulary in the first and last
-`CHECKED_TOKENS` of each shard. `verify` reads everything. Nothing here knows batches or devices;
-`manifest.py`
-has the manifest's form, and `shard_writer.py` writes the shards of `data/prepare.py`.
+`CHECKED_TOKENS` of each shard. `verify_shards` reads everything. Nothing here knows batches or
+devices; `manifest.py` has the manifest's form, and `writer.py` writes what `data/` prepares.
 """
 
 from __future__ import annotations
@@ -41,26 +40,26 @@ from gpt_jax.input_pipeline.shards.manifest import (
 from gpt_jax.input_pipeline.shards.memmap import (
     CHUNK_TOKENS,
     WORK_FOLDER,
-    Prepared,
-    _allow_files,
+    TokenShards,
     _check_ids,
-    _map,
     _name_of,
+    _open_memmap,
+    _raise_open_file_limit,
     _record,
 )
-from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer, from_json
 
 
-def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Says whether `path` is a folder that `open_prepared` is for, sound and whole or not."""
+def has_shards(path: str | os.PathLike[str]) -> bool:
+    """Says whether `path` is a folder that `open_shards` is for, sound and whole or not."""
     folder = os.fspath(path)
     if os.path.isfile(os.path.join(folder, MANIFEST_FILE)):
         return True
     return os.path.isdir(os.path.join(folder, WORK_FOLDER)) or bool(_foreign_files(folder))
 
 
-def open_prepared(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> Prepared:
+def open_shards(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> TokenShards:
     """Opens a prepared corpus.
 
     Args:
@@ -89,8 +88,8 @@ def open_prepared(path: str | os.PathLike[str], tokenizer: Tokenizer | None = No
     return _open_foreign(folder, files, tokenizer)
 
 
-def verify(
-    prepared: Prepared, progress: Callable[[int, int], None] | None = None
+def verify_shards(
+    prepared: TokenShards, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:
     """Reads every token: sums against the manifest, ids against the vocabulary.
 
@@ -137,7 +136,7 @@ def verify(
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _open_own(folder: Path) -> Prepared:
+def _open_own(folder: Path) -> TokenShards:
     path = folder / MANIFEST_FILE
     manifest = read_manifest(folder)
     raw = read_small(folder / TOKENIZER_FILE)
@@ -157,17 +156,17 @@ def _open_own(folder: Path) -> Prepared:
             f"{tokenizer.vocab_size}; prepare it again"
         )
     dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-    _allow_files(len(manifest["shards"]))
+    _raise_open_file_limit(len(manifest["shards"]))
     shards = {
         split: tuple(
-            _map(folder / entry["name"], dtype, entry["tokens"], 0, f"{MANIFEST_FILE} says")
+            _open_memmap(folder / entry["name"], dtype, entry["tokens"], 0, f"{MANIFEST_FILE} says")
             for entry in entries_of(manifest, split)
         )
         for split in SPLITS
     }
     _check_ids(shards, vocab_size)
     totals = manifest["totals"]
-    return Prepared(
+    return TokenShards(
         folder=folder,
         kind="gpt_jax",
         tokenizer=tokenizer,

@@ -21,14 +21,14 @@ from gpt_jax.input_pipeline.shards.manifest import (
 )
 from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS
 from gpt_jax.storage import write_atomically
-from gpt_jax.tokenizer import FILE as TOKENIZER_FILE
+from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
 
 
 class ShardWriter:
     """Writes the shards of a prepared corpus: what is appended, in order, cut to size.
 
-    Until `finish` has written the manifest, the folder is no prepared corpus. `save_state` brings
+    Until `finalize` has written the manifest, the folder is no prepared corpus. `save_state` brings
     everything to disk and returns where it stands; a writer made from that state takes back what
     came later and goes on, and the shards are the same bytes as without the interruption.
     """
