@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import main
-from gpt_jax.analysis import verify
 from gpt_jax import hf
+from gpt_jax.analysis import verify
 from gpt_jax.run import checkpoints
 from gpt_jax.training import step
 
