@@ -16,14 +16,12 @@ from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf import find
 from gpt_jax.inference.generation import check_top_k
 from gpt_jax.input_pipeline.corpus import (
-    TokenCorpus,
     check_same_corpus,
     check_same_tokenizer,
     load_corpus,
     parse_mixture,
 )
-from gpt_jax.input_pipeline.dataset import Mixture, Split, choose_tokenizer, tokenize_corpus
-from gpt_jax.input_pipeline.text_corpus import TextCorpus
+from gpt_jax.input_pipeline.dataset import Corpus, Dataset
 from gpt_jax.model import Params
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import check_folder, is_run, read_config
@@ -49,9 +47,9 @@ class RunSetup:
     """
 
     config: Config
-    corpus: TextCorpus | TokenCorpus
+    corpus: Corpus
     tokenizer: Tokenizer
-    splits: dict[str, Split] | dict[str, Mixture]
+    splits: dict[str, Dataset]
     resumes: bool
     params: Params | None = None
     origin: dict[str, Any] | None = None
@@ -93,14 +91,14 @@ def prepare_run(
         data = config.data
         if config.init_from is None:
             corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
-            tokenizer = choose_tokenizer(data, corpus)
+            tokenizer = corpus.choose_tokenizer(data)
         else:
             source = load_run(find(config.init_from))
             params, origin = initial_params(source, config)
             tokenizer = source.tokenizer
             corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
             check_same_tokenizer(corpus, tokenizer, config.init_from)
-            if isinstance(corpus, TextCorpus):
+            if corpus.tokenizer is None:
                 learned = isinstance(tokenizer, BpeTokenizer)
                 data = dataclasses.replace(
                     data,
@@ -118,7 +116,7 @@ def prepare_run(
             "data.order=epochs is for one corpus, and a mixture is drawn at random; use "
             "data.order=random"
         )
-    splits = tokenize_corpus(corpus, tokenizer, config)
+    splits = corpus.make_datasets(tokenizer, config)
     prompt = config.sample.prompt
     if prompt is None:
         prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]
@@ -128,8 +126,7 @@ def prepare_run(
     return RunSetup(config, corpus, tokenizer, splits, resumes, params, origin)
 
 
-def _first_text(split: Split | Mixture, tokenizer: Tokenizer) -> str:
-    """Returns the first 200 characters of a split's first corpus, without special tokens."""
-    _, first = split.parts[0]
-    ids = np.array(first.shards[0][:800])  # a character takes 4 tokens at most
+def _first_text(dataset: Dataset, tokenizer: Tokenizer) -> str:
+    """Returns the first 200 characters of a dataset, without special tokens."""
+    ids = np.array(dataset.components[0].shards[0][:800])  # a character takes 4 tokens at most
     return tokenizer.make_decoder()(ids[tokenizer.token_bytes[ids] > 0])[:200]
