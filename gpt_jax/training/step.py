@@ -99,7 +99,7 @@ def make_train_chunk(
 
     Many steps, one call.
 
-    tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several pieces; each step draws its
+    tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several segments; each step draws its
     batch from it by its own number and key. Where the host has drawn them, tokens is what it
     gathered: (steps, B, T + 1). `place_batch` says how a batch is laid out over devices. The
     metrics are those of `train_step`, each (steps,), and `learning_rate` where that is not
@@ -120,8 +120,8 @@ def make_train_chunk(
         batches = tokens
         if tokens.ndim < 3:
             draws = sampler or single_array_sampler(len(tokens), model.block_size, train.batch_size)
-            places = train_indices(draws, keys.data, state.step + jnp.arange(steps))
-            batches = gather_on_device(tokens, places, draws)
+            indices = train_indices(draws, keys.data, state.step + jnp.arange(steps))
+            batches = gather_on_device(tokens, indices, draws)
         if train.micro_batch_size < train.batch_size:  # in parts
             batches = batches.reshape(steps, -1, train.micro_batch_size, model.block_size + 1)
 
@@ -166,8 +166,8 @@ def make_eval_step(
                 single_array_sampler(len(tokens), model.block_size, train.batch_size)
                 for tokens in splits
             ]
-            places = eval_indices(draws, key, train.eval_batches)
-            gathered = [gather_on_device(*x) for x in zip(splits, places, draws, strict=True)]
+            indices = eval_indices(draws, key, train.eval_batches)
+            gathered = [gather_on_device(*x) for x in zip(splits, indices, draws, strict=True)]
         batches = jnp.concatenate(gathered)
         if train.micro_batch_size < train.batch_size:  # a mean over equal parts is the same
             batches = batches.reshape(-1, train.micro_batch_size, model.block_size + 1)
