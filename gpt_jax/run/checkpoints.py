@@ -259,23 +259,49 @@ def newest_valid(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int
 
 
 def load(run_dir: Path, step: int, target: Any) -> Any:
-    """Returns the state of a sound checkpoint; see `restore`."""
-    ocp = _import_orbax()
+    """Returns the whole state of a sound checkpoint; see `restore`."""
+    return _load(run_dir, step, target)
 
+
+def load_params(run_dir: Path, step: int, target: Any) -> Any:
+    """Returns the parameters of a sound checkpoint; reads nothing else of the state.
+
+    Args:
+      run_dir: the run's folder.
+      step: of the checkpoint.
+      target: tree of jax.ShapeDtypeStruct with shardings, as the model's parameters.
+
+    Raises:
+      CheckpointError: the parameters do not fit.
+      JaxRuntimeError: the memory is too small for them.
+    """
+    return _load(run_dir, step, {"params": target}, partial=True)["params"]
+
+
+def _load(run_dir: Path, step: int, target: Any, partial: bool = False) -> Any:
+    """Loads a checkpoint's tree or, where `partial`, the subtrees that target has of it."""
+    ocp = _import_orbax()
     path = path_of(run_dir, step)
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = partial
     try:
-        # A load that fails halfway leaves orbax's tasks behind, which complain at exit.
-        if _shapes(ocp.metadata(str(path)).metadata) != _shapes(target):
-            raise ValueError("its arrays have other shapes")
-        saved = ocp.load(str(path), target)
+        # A load that fails halfway leaves orbax's tasks behind, which complain at exit. A partial
+        # one does not fail where a name is missing: it returns what it was given.
+        saved = ocp.metadata(str(path)).metadata
+        if partial:
+            saved = {name: saved[name] for name in target}
+        if _shapes(saved) != _shapes(target):
+            raise ValueError("its arrays have other names or shapes")
+        with context:
+            loaded = ocp.load(str(path), target)
     except Exception as error:  # orbax raises many kinds; all mean the same to a user
         if is_out_of_memory(error):
             raise
         detail = " ".join(str(error).split())[:300]
         raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
     # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
-    leaves, tree = jax.tree.flatten(saved)
-    del saved
+    leaves, tree = jax.tree.flatten(loaded)
+    del loaded
     for i, leaf in enumerate(leaves):  # one by one, so that two states never lie side by side
         leaves[i] = _copy_out_of_shared_memory(leaf)
     return jax.tree.unflatten(tree, leaves)
@@ -285,5 +311,9 @@ def _copy_out_of_shared_memory(array: jax.Array) -> jax.Array:
     return jax.block_until_ready(jax.device_put(array, array.sharding, may_alias=False))
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array by its path, whatever nodes the tree is made of."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import replicated
@@ -181,6 +182,70 @@ def test_a_state_of_another_shape_is_refused(saved):
     wrong = {**target(), "kernel": jax.ShapeDtypeStruct((7, 10), jnp.float32)}
     with pytest.raises(CheckpointError, match="00000003 does not fit its config"):
         restore(saved, wrong)
+
+
+def bytes_read():
+    """How many bytes of files tensorstore, under orbax, has read in this process."""
+    metrics = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/")
+    return next(m["values"][0]["value"] for m in metrics if m["name"].endswith("/bytes_read"))
+
+
+def train_state(seed: int):
+    """Parameters with two moments, of random numbers: nothing of it can be compressed."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params, mu, nu = ({"kernel": jax.random.normal(key, (256, 1024))} for key in keys)
+    return {"step": jnp.int32(seed), "params": params, "opt_state": {"mu": mu, "nu": nu}}
+
+
+def on_one_device(tree):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run folder with a checkpoint of `train_state(1)`."""
+    writer = CheckpointWriter(tmp_path, keep=1)
+    writer.save(1, train_state(1), {})
+    writer.close()
+    return tmp_path
+
+
+def test_only_the_parameters_are_read_for_a_model(trained, monkeypatch):
+    made, copy = [], checkpoints._copy_out_of_shared_memory
+    record = lambda array: made.append(array.nbytes) or copy(array)  # every array that was loaded
+    monkeypatch.setattr(checkpoints, "_copy_out_of_shared_memory", record)
+    whole, size = on_one_device(train_state(1)), 256 * 1024 * 4
+    before = bytes_read()
+    loaded = checkpoints.load(trained, 1, whole)
+    all_bytes, before = bytes_read() - before, bytes_read()
+    assert sorted(made) == [4, size, size, size]
+    made.clear()
+    params = checkpoints.load_params(trained, 1, whole["params"])
+    np.testing.assert_array_equal(params["kernel"], train_state(1)["params"]["kernel"])
+    np.testing.assert_array_equal(params["kernel"], loaded["params"]["kernel"])
+    assert made == [size]
+    assert bytes_read() - before < 0.4 * all_bytes
+    assert all_bytes > 2.7 * size  # of that kind were these
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"kernel": jax.ShapeDtypeStruct((256, 7), jnp.float32)},
+        {"kernel": jax.ShapeDtypeStruct((256, 1024), jnp.float32)} | {"bias": jnp.zeros(7)},
+        {"weight": jax.ShapeDtypeStruct((256, 1024), jnp.float32)},
+        {},
+    ],
+)
+def test_parameters_of_another_model_are_refused(trained, target):
+    with pytest.raises(CheckpointError, match="00000001 does not fit its config: "):
+        checkpoints.load_params(trained, 1, on_one_device(target))
+
+
+def test_a_checkpoint_without_parameters_is_refused(saved):
+    with pytest.raises(CheckpointError, match="00000003 does not fit its config: 'params'"):
+        checkpoints.load_params(saved, 3, target())
 
 
 def test_a_state_is_copied_array_by_array(tmp_path, monkeypatch):
