@@ -23,7 +23,7 @@ from gpt_jax.model import GPT, Params, unstack_blocks
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, read_summary
 from gpt_jax.run.metrics import read_rows
-from gpt_jax.storage import to_folder
+from gpt_jax.storage import open_folder
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 
@@ -73,7 +73,7 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
     Raises:
       UserError: the folder is no run, has no such checkpoint, or is damaged.
     """
-    run_dir = to_folder(run_dir)
+    run_dir = open_folder(run_dir).path
     config, corpus = read_config(run_dir)
     if not corpus:
         if which != "newest":

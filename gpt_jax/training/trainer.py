@@ -30,7 +30,7 @@ from gpt_jax.run import checkpoints as checkpoint
 from gpt_jax.run.folder import create_run, is_run, read_summary, update_config
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
-from gpt_jax.storage import lock, to_folder
+from gpt_jax.storage import open_folder, to_folder
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.describe import describe_finished, describe_run
 from gpt_jax.training.divergence import divergence_error, spike_limit
@@ -125,7 +125,7 @@ def _prepare_folder(start: RunSetup, held: contextlib.ExitStack) -> None:
     run_dir = to_folder(start.config.run_dir)
     if not start.resumes:
         create_run(run_dir, start.config, start.corpus, start.tokenizer, start.origin)
-    held.enter_context(lock(run_dir))
+    held.enter_context(open_folder(run_dir).lock())
     if start.resumes:
         update_config(run_dir, start.config)
 

@@ -12,6 +12,7 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import replicated
 from gpt_jax.run import checkpoints
 from gpt_jax.run.checkpoints import CheckpointError, CheckpointWriter, best_step, restore, steps
+from gpt_jax.storage import Folder
 
 
 def state(value: float):
@@ -28,7 +29,7 @@ def target(sharding=None):
 @pytest.fixture
 def saved(tmp_path):
     """A run folder with checkpoints of steps 2 and 3."""
-    writer = CheckpointWriter(tmp_path, keep=2)
+    writer = CheckpointWriter(tmp_path, keep_newest=2)
     for step in (1, 2, 3):
         writer.save(step, state(step), {"seed": 0})
     writer.close()
@@ -44,7 +45,7 @@ def test_the_newest_are_kept_and_the_last_one_loads(saved):
 
 
 @pytest.mark.parametrize(
-    ("keep", "every", "best", "left"),
+    ("keep_newest", "keep_interval", "keep_best", "left"),
     [
         (1, None, False, [8]),
         (3, None, False, [6, 7, 8]),
@@ -54,8 +55,8 @@ def test_the_newest_are_kept_and_the_last_one_loads(saved):
         (2, 5, True, [2, 5, 7, 8]),
     ],
 )
-def test_which_checkpoints_stay(tmp_path, keep, every, best, left):
-    writer = CheckpointWriter(tmp_path, keep, every, best)
+def test_which_checkpoints_stay(tmp_path, keep_newest, keep_interval, keep_best, left):
+    writer = CheckpointWriter(tmp_path, keep_newest, keep_interval, keep_best)
     losses = [3.0, 2.0, 2.5, None, 2.0, 2.25, None, 4.0]  # the lowest twice: the first counts
     for step, loss in enumerate(losses, 1):
         writer.save(step, state(step), {}, loss)
@@ -161,7 +162,7 @@ def test_a_folder_without_manifest_is_what_a_kill_left_and_is_cleared(saved):
     (saved / "checkpoints" / "00000003.json").unlink()
     (saved / "checkpoints" / "00000004.orbax-checkpoint-tmp").mkdir()
     assert restore(saved, target())[0] == 2
-    CheckpointWriter(saved, keep=2).close()
+    CheckpointWriter(saved, keep_newest=2).close()
     assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == [
         "00000002",
         "00000002.json",
@@ -170,7 +171,7 @@ def test_a_folder_without_manifest_is_what_a_kill_left_and_is_cleared(saved):
 
 def test_a_damaged_checkpoint_is_replaced_by_saving_its_step_again(saved):
     flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
-    writer = CheckpointWriter(saved, keep=2)
+    writer = CheckpointWriter(saved, keep_newest=2)
     writer.save(3, state(33), {})
     writer.close()
     step, loaded, messages = restore(saved, target())
@@ -205,7 +206,7 @@ def on_one_device(tree):
 @pytest.fixture
 def trained(tmp_path):
     """A run folder with a checkpoint of `train_state(1)`."""
-    writer = CheckpointWriter(tmp_path, keep=1)
+    writer = CheckpointWriter(tmp_path, keep_newest=1)
     writer.save(1, train_state(1), {})
     writer.close()
     return tmp_path
@@ -250,7 +251,7 @@ def test_a_checkpoint_without_parameters_is_refused(saved):
 
 def test_a_state_is_copied_array_by_array(tmp_path, monkeypatch):
     """What is read lies beside its copy for one array at a time, of four here."""
-    writer = CheckpointWriter(tmp_path, keep=1)
+    writer = CheckpointWriter(tmp_path, keep_newest=1)
     one = {f"kernel {i}": jnp.full((512, 512), i, jnp.float32) for i in range(4)}
     writer.save(1, one, {})
     writer.close()
@@ -282,7 +283,7 @@ def test_without_memory_for_a_state_that_is_what_is_said(saved, monkeypatch):
 
 def test_saving_is_safe_against_donation(tmp_path):
     """The arrays may be overwritten as soon as save returns, while the files are still written."""
-    writer = CheckpointWriter(tmp_path, keep=1)
+    writer = CheckpointWriter(tmp_path, keep_newest=1)
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     now = {"kernel": jnp.zeros((3000, 100)), "step": jnp.int32(0)}
     writer.save(5, now, {})
@@ -297,12 +298,12 @@ def test_saving_is_safe_against_donation(tmp_path):
 
 
 def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
-    writer = CheckpointWriter(saved, keep=2)
+    writer = CheckpointWriter(saved, keep_newest=2)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    monkeypatch.setattr(Folder, "write", full)
     writer.save(4, state(4), {})
     with pytest.raises(CheckpointError, match=r"No space left on device.*the last sound one is 3"):
         writer.wait()
@@ -313,14 +314,14 @@ def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
 def test_a_users_own_folder_among_the_checkpoints_stays(saved):
     (saved / "checkpoints" / "best").mkdir()
     (saved / "checkpoints" / "best" / "notes.txt").write_text("precious")
-    CheckpointWriter(saved, keep=2).close()
+    CheckpointWriter(saved, keep_newest=2).close()
     assert (saved / "checkpoints" / "best" / "notes.txt").read_text() == "precious"
 
 
 def test_a_checkpoint_just_saved_is_never_the_one_that_goes(saved):
     flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
     (saved / "checkpoints" / "00000002.json").unlink()
-    writer = CheckpointWriter(saved, keep=1)
+    writer = CheckpointWriter(saved, keep_newest=1)
     writer.save(2, state(22), {})
     writer.close()
     step, loaded, _ = restore(saved, target())
