@@ -12,11 +12,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.parallel.backend import target_backend
-from gpt_jax.parallel.sharding import ACTIVATION_RULES
+from gpt_jax.parallel.sharding import activation_spec
 
 BLOCKWISE_MIN_LENGTH = 2048  # block_size from which all scores at once take too much memory
 QUERY_BLOCK = 512  # positions that `blockwise` looks at together
@@ -167,7 +166,7 @@ def _splash(q, k, v):
 
     if jax.sharding.get_abstract_mesh().empty:
         return here(q, k, v)
-    spec = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["heads"])
+    spec = activation_spec("batch", "heads")
     return jax.shard_map(here, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
 
 

@@ -27,6 +27,7 @@ from gpt_jax.model.attention import QUERY_BLOCK, choose_attention
 from gpt_jax.model.gpt import UNROLL
 from gpt_jax.model.layers import mlp_width
 from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.mesh import resolve_axis_sizes
 from gpt_jax.training.state import state_shapes
 
 FLOAT32 = 4  # bytes
@@ -135,7 +136,8 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
 
     def need(config: Config) -> MemoryEstimate:
         heads, tokens = config.model.kv_heads, config.model.block_size
-        mesh = config.mesh.spread(config.train.micro_batch_size, len(devices), heads, tokens)
+        micro_batch = config.train.micro_batch_size
+        mesh = resolve_axis_sizes(config.mesh, micro_batch, len(devices), heads, tokens)
         need = estimate_memory(config, mesh, backend)
         # A CPU's devices share the memory of their host.
         here = -(-math.prod(mesh) // jax.process_count())
