@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from gpt_jax.config.activations import ACTIVATIONS
 from gpt_jax.config.fields import (
     BELOW_ONE,
     FRACTION,
@@ -45,10 +46,11 @@ class ModelConfig:
         POSITIVE,
         advice="leave it at none for the standard",
     )
-    activation: typing.Literal["relu", "gelu", "relu2", "swiglu"] = field(
+    activation: str = field(
         "relu",
         "of the MLP: relu; gelu (its tanh form, GPT-2's); relu2, squared; swiglu, gated, with a "
         "width of 8/3 n_embd rounded to a multiple of 8, not 4 n_embd, for as many parameters",
+        (lambda x: x in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     )
     norm: typing.Literal["layer", "rms"] = field(
         "layer", "layer: LayerNorm; rms: RMSNorm, without mean and bias"
