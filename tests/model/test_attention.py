@@ -99,7 +99,7 @@ def test_kernels_are_not_taken_for_a_setting_that_they_may_not_know(monkeypatch,
 
 def test_an_attention_without_an_implementation_is_an_error():
     x = jnp.zeros((1, 1, 2, 8))
-    with pytest.raises(ValueError, match="model.attention='ring' has no implementation"):
+    with pytest.raises(ValueError, match=r"model\.attention='ring' has no implementation"):
         attend("ring", x, x, x, 0, lambda w: w)
 
 
