@@ -220,7 +220,7 @@ class GPT(nn.Module):
         cache: Cache | None = None,
         deterministic: bool = True,
         last_only: bool = False,
-        hidden: bool = False,
+        return_hidden: bool = False,
     ):
         """Predicts the next token at every position.
 
@@ -231,12 +231,13 @@ class GPT(nn.Module):
           deterministic: no dropout.
           last_only: return the logits of the last position alone, (B, 1, V), without computing
             the last block for the others. For decoding without a cache.
-          hidden: return what `logits_from_hidden` takes in place of the logits, to compute them in
-            chunks.
+          return_hidden: return what `logits_from_hidden` takes in place of the logits, to compute
+            them in chunks.
 
         Returns:
-          float32 logits (B, T, V); with a cache, (logits, the cache with tokens_BT added); with
-          hidden, (x_BTD, head): the last block's states, normalised, and the head's parameters.
+          float32 logits (B, T, V). With a cache, (logits, the cache with tokens_BT added). With
+          return_hidden, (x_BTD, head): the normalised output of the last block, and the parameters
+          of the output head.
         """
         c = self.config
         if not c.vocab_size:
@@ -282,7 +283,7 @@ class GPT(nn.Module):
             head = embed.embedding.T, self.param(*bias) if c.head_bias else None
         else:
             head = OutputHead(c.vocab_size, use_bias=c.head_bias, name="head")(c.n_embd)
-        if hidden:
+        if return_hidden:
             return x_BTD, head
         logits_BTV = logits_from_hidden(x_BTD, head)
         if cache is None:

@@ -29,7 +29,7 @@ def chunked_losses(
     of each one's part of it). The gradient computes the logits again.
 
     Args:
-      x_BTD: as `model.GPT` returns them with hidden=True.
+      x_BTD: as `model.GPT` returns them with return_hidden=True.
       head: likewise.
       targets_BT: integers.
       loss_chunk: tokens.
@@ -73,7 +73,7 @@ def batch_losses(
     kwargs = {"deterministic": dropout_key is None, "rngs": rngs}
     if loss_chunk is None:
         return token_losses(forward(model, params, inputs_BT, **kwargs), targets_BT)
-    x_BTD, head = forward(model, params, inputs_BT, hidden=True, **kwargs)
+    x_BTD, head = forward(model, params, inputs_BT, return_hidden=True, **kwargs)
     return chunked_losses(x_BTD, head, targets_BT, loss_chunk)
 
 

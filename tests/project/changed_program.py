@@ -37,6 +37,7 @@ MODELS = {
     "positions": {"positions": "alibi"},
 }
 TOKENS_BT = jax.random.randint(jax.random.key(1), (4, 9), 0, 11)
+IGNORED = int(TOKENS_BT[0, 1])
 compiled = jax.jit(forward, static_argnums=0, static_argnames="last_only")
 
 
@@ -65,7 +66,7 @@ def check_each_change_trains_and_makes_a_difference(folder: Path) -> None:
     assert base[-1] < base[0]
     changes = {name: losses(changed(name)) for name in MODELS}
     changes["optimizer"] = losses(optim=OptimConfig(optimizer="lion"))
-    changes["mask"] = losses(train=TrainConfig(ignore_token=3))
+    changes["mask"] = losses(train=TrainConfig(ignore_token=IGNORED))
     for name, found in changes.items():
         assert found[-1] < found[0], (name, found)
         assert abs(found[-1] - base[-1]) > 1e-5, (name, found, base)
@@ -129,9 +130,9 @@ def check_lion_takes_steps_of_one_length(folder: Path) -> None:
 def check_the_mask_is_a_mean_over_the_other_tokens(folder: Path) -> None:
     params = init(TINY)
     losses_BT = np.asarray(batch_losses(TINY, params, TOKENS_BT))
-    counts = np.asarray(TOKENS_BT[:, 1:]) != 3
+    counts = np.asarray(TOKENS_BT[:, 1:]) != IGNORED
     assert 0 < counts.sum() < counts.size
-    found = loss_fn(TINY, params, TOKENS_BT, None, TrainConfig(ignore_token=3))
+    found = loss_fn(TINY, params, TOKENS_BT, None, TrainConfig(ignore_token=IGNORED))
     np.testing.assert_allclose(found, losses_BT[counts].mean(), rtol=1e-5)
     with pytest.raises(ConfigError, match=r"set train\.micro_batch=none"):
         TrainConfig(ignore_token=3, micro_batch=8)
