@@ -77,7 +77,7 @@ def no_training(monkeypatch):
     def fail(*args):
         raise AssertionError("training has begun")
 
-    monkeypatch.setattr(loop, "_train", fail)
+    monkeypatch.setattr(loop, "Trainer", fail)
 
 
 @pytest.fixture
