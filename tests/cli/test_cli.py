@@ -42,8 +42,7 @@ def place(tmp_path, monkeypatch):
     """An empty working folder, no server for oz, and the devices left as they are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "request_cpu_devices", lambda *args, **kwargs: None)
-    module = tmp_path / "elsewhere" / "gpt_jax" / "input_pipeline" / "text_corpus.py"
-    monkeypatch.setattr(text_corpus, "__file__", str(module))
+    monkeypatch.setattr(text_corpus, "checkout_dir", lambda: None)
     monkeypatch.setattr(text_corpus, "TRIES", 1)
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     with socket.socket() as free:
