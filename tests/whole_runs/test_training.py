@@ -257,10 +257,7 @@ def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp
 
 def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(
-        "gpt_jax.input_pipeline.text_corpus.__file__",
-        str(tmp_path / "gpt_jax" / "input_pipeline" / "text_corpus.py"),
-    )
+    monkeypatch.setattr("gpt_jax.input_pipeline.text_corpus.checkout_dir", lambda: None)
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
     monkeypatch.setattr("gpt_jax.input_pipeline.text_corpus.TRIES", 1)
     data = dataclasses.replace(
