@@ -138,8 +138,9 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
 def check_machine(config: Config, *, resumes: bool = False) -> None:
     """Raises UserError where this machine can't train as the settings say."""
     name, reason = choose_attention(config.model, target_backend())
-    if config.model.attention == "fused" != name:
-        raise ConfigError(f"model.attention=fused can't be: {reason}; set model.attention=auto")
+    asked = config.model.attention
+    if asked not in ("auto", name):
+        raise ConfigError(f"model.attention={asked} can't be: {reason}; set model.attention=auto")
     check_memory(config, resumes=resumes)
 
 
