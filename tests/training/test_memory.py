@@ -264,7 +264,7 @@ def test_training_asks_for_xlas_own_plan_before_its_first_step(monkeypatch, tmp_
     corpus = tmp_path / "text.txt"
     corpus.write_text("It was a dark and stormy night. " * 100, encoding="utf-8")
     config = override(config, {"data.corpus": str(corpus), "train.eval_batches": 1})
-    monkeypatch.setattr("gpt_jax.training.trainer.check_memory", lambda config, resumes: None)
+    monkeypatch.setattr("gpt_jax.training.run_setup.check_memory", lambda config, resumes: None)
     monkeypatch.setattr("gpt_jax.training.compiled_steps.memory_limit", lambda device: 2**20)
     with pytest.raises(UserError, match=r"the program '(initialise|evaluate|train)' would take"):
         train(config, quiet=True)
