@@ -150,29 +150,30 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
         heads, tokens = config.model.kv_heads, config.model.block_size
         micro_batch = config.train.micro_batch_size
         mesh = resolve_axis_sizes(config.mesh, micro_batch, len(devices), heads, tokens)
-        need = estimate_memory(config, mesh, backend)
-        # A CPU's devices share the memory of their host.
-        here = -(-math.prod(mesh) // jax.process_count())
-        together = here if backend == "cpu" else 1
-        return MemoryEstimate(together * need.state, together * need.activations)
+        estimate = estimate_memory(config, mesh, backend)
+        # The devices of a CPU share the memory of their host.
+        local_devices = -(-math.prod(mesh) // jax.process_count())
+        n = local_devices if backend == "cpu" else 1
+        return MemoryEstimate(n * estimate.state, n * estimate.activations)
 
     asked = need(config)
     if asked.total <= limit:
         return
 
-    ways = []
+    candidates = []
     for smaller, text in _smaller_configs(config, resumes):
         with contextlib.suppress(ConfigError):  # too small a batch for the mesh
-            ways.append((need(smaller), text))
+            candidates.append((need(smaller), text))
     # The estimate is a lower bound: prefer a suggestion with room for twice the activations.
-    with_room = (text for n, text in ways if n.total + n.activations <= limit)
-    way_out = next(with_room, "") or next((text for n, text in ways if n.total <= limit), "")
+    with_room = (text for n, text in candidates if n.total + n.activations <= limit)
+    without = (text for n, text in candidates if n.total <= limit)
+    suggestion = next(with_room, "") or next(without, "")
     where = "this machine has" if backend == "cpu" else f"{devices[0].device_kind} has"
     raise UserError(
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
         f"for the model and its optimizer and {asked.activations / GIB:,.1f} for what a batch of "
         f"{config.train.micro_batch_size:,} at once computes, and {where} {limit / GIB:,.1f}; "
-        + (f"try {way_out}" if way_out else _last_resort(resumes))
+        + (f"try {suggestion}" if suggestion else _last_resort(resumes))
     )
 
 
@@ -221,18 +222,21 @@ def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Co
 
     If a run resumes, only configs that change nothing but rounding.
     """
-    ways: list[tuple[str, str, Any]] = [("model", "remat", "full"), ("train", "loss_chunk", 4096)]
+    changes: list[tuple[str, str, Any]] = [
+        ("model", "remat", "full"),
+        ("train", "loss_chunk", 4096),
+    ]
     if not resumes:
-        ways.append(("model", "dtype", "bfloat16"))
+        changes.append(("model", "dtype", "bfloat16"))
     asked, texts = config, []
-    for way in [None, *ways]:
-        if way is not None:
-            group, name, value = way
+    for change in [None, *changes]:
+        if change is not None:
+            group, name, value = change
             now = getattr(getattr(config, group), name)
             if now == value or (name == "loss_chunk" and now is not None):
                 continue
-            part = dataclasses.replace(getattr(config, group), **{name: value})
-            config = dataclasses.replace(config, **{group: part})
+            changed = dataclasses.replace(getattr(config, group), **{name: value})
+            config = dataclasses.replace(config, **{group: changed})
             texts.append(f"--{group}.{name.replace('_', '-')} {value}")
         train = config.train
         if resumes:
@@ -240,9 +244,9 @@ def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Co
             continue
         for n in range(min(train.micro_batch_size, MOST_AT_ONCE), 0, -1):
             if train.batch_size % n == 0:
-                at_once = [] if n == train.micro_batch_size else [f"--train.micro-batch {n}"]
+                micro = [] if n == train.micro_batch_size else [f"--train.micro-batch {n}"]
                 smaller = dataclasses.replace(train, micro_batch=n)
-                yield dataclasses.replace(config, train=smaller), " ".join(at_once + texts)
+                yield dataclasses.replace(config, train=smaller), " ".join(micro + texts)
     for other, extra in [] if resumes else [(asked, []), (config, texts)]:
         for power in range(other.train.batch_size.bit_length() - 1, -1, -1):
             smaller = dataclasses.replace(other.train, batch_size=2**power, micro_batch=None)

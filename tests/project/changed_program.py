@@ -162,7 +162,10 @@ def check_all_of_them_through_a_run(folder: Path) -> None:
     gpt_jax.train(config, quiet=True)
     run = load_run(folder / "run")
     assert run.config.model.parallel_block
-    assert len(gpt_jax.generate(run, "It", max_new_tokens=12)) == 14
+    assert len(gpt_jax.generate(run, "It", max_new_tokens=4)) == 6
+    new = override(config, {"run_dir": str(folder / "new"), "model.dropout": 0.0})
+    with pytest.raises(ConfigError, match="blockwise can't be: only plain attention is known to "):
+        gpt_jax.train(override(new, {"model.attention": "blockwise"}), quiet=True)
     for name, value in {"model.parallel_block": False, "model.positions": "rotary"}.items():
         with pytest.raises(ConfigError, match=f"{name} is "):
             gpt_jax.train(override(config, {name: value, "train.steps": 6}), quiet=True)
