@@ -23,7 +23,10 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.devices import compiler_options
 from gpt_jax.model import Cache, Params, forward, init_cache, unstack_blocks
 
+Mode = Literal["cached", "recompute", "refill"]
 STREAM_TOKENS = 32  # tokens sampled per compiled call, and so shown at once
+# sample.window -> how `decode` samples once the context is full.
+FULL_CONTEXT_MODES: dict[str, Mode] = {"exact": "recompute", "refill": "refill"}
 PREFILL_CHUNKS = 8  # a full context is prefilled in at most this many chunks
 PREFILL_TOKENS = 16  # the smallest chunk, so that a short prompt costs little
 
@@ -154,7 +157,7 @@ def decode(
     filters: Filters,
     *,
     steps: int,
-    mode: Literal["cached", "recompute", "refill"],
+    mode: Mode,
 ) -> tuple[DecodeState, jax.Array]:
     """Samples tokens for every stream, all in one mode. Compiled.
 
@@ -267,16 +270,13 @@ def generate_tokens(
     state = prefill(config, params, padded_S, np.int32(len(context)), key, batch_size=num_samples)
     length, done = len(context), 0
     while done < max_new_tokens:
-        if length < config.block_size:
-            mode, steps = "cached", STREAM_TOKENS
+        mode = "cached" if length < config.block_size else FULL_CONTEXT_MODES[window]
+        n = steps = 1 if mode == "refill" else STREAM_TOKENS
+        if mode == "cached":
             n = min(steps, config.block_size - length)
             length += n
-        elif window == "exact":
-            mode, steps = "recompute", STREAM_TOKENS
-            n = steps
-        else:
-            mode, steps = "refill", 1
-            n, length = 1, max(1, config.block_size // 2)
+        elif mode == "refill":
+            length = max(1, config.block_size // 2)
         state, tokens_BT = decode(config, params, state, filters, steps=steps, mode=mode)
         yield np.asarray(tokens_BT)[:, : min(n, max_new_tokens - done)]
         done += n

@@ -50,7 +50,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     Raises:
       ValueError: the schedule has no length; see `config.fix_schedule`.
     """
-    decays = None if config.decay == "all" else decay_mask
+    decays = {"all": None, "matrices": decay_mask}[config.decay]
     chain = [
         OPTIMIZERS[config.optimizer](config),
         optax.add_decayed_weights(config.weight_decay, decays),
