@@ -10,7 +10,6 @@ from gpt_jax.config import list_configs
 from gpt_jax.config.fields import default_text, iter_fields, parse
 from gpt_jax.errors import ConfigError, suggest
 
-
 TABLE_INDENT = 17  # of the second column in a list of verbs or configs
 
 
