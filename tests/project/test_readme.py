@@ -70,7 +70,7 @@ def commands(page: Path) -> list[str]:
 
 
 def words_of(command: str) -> list[str]:
-    """The arguments of a command, once for each that stands on several pages."""
+    """The arguments of a command."""
     return shlex.split(command.rpartition("python main.py")[2])
 
 
@@ -174,11 +174,13 @@ def test_every_option_that_the_pages_name_is_one_of_the_command_line(capsys):
         with pytest.raises(SystemExit):
             main.main([verb, "--help"])
         known |= set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
-    of_launchers = re.compile(r"`(?:srun|gcloud|mpirun)[^`]*?python main.py|pip install[^`\n]*")
+    others = (
+        r"`(?:srun|gcloud|mpirun)[^`]*?python main.py|pip install[^`\n]*|python benchmarks[^`]*"
+    )
     for page in [README, *GUIDES]:
         if page.stem == "change-one-thing":  # its options are those that it adds
             continue
-        named = re.findall(r"(?<![\w-])--[a-z][\w.-]*", of_launchers.sub("", TEXTS[page]))
+        named = re.findall(r"(?<![\w-])--[a-z][\w.-]*", re.sub(others, "", TEXTS[page]))
         assert not {name.rstrip(".") for name in named} - known, page
 
 
