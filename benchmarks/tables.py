@@ -271,8 +271,8 @@ def first_run() -> str:
         [
             f"**After 500 steps**: validation loss {loss['mean']:.3f} nats per token (mean of "
             f"{seeds} seeds). The whole command takes {cold['seconds']:.0f} s on {m['cores']} "
-            f"cores of an {m['cpu']} ({warm['seconds']:.0f} s once its programs are in the "
-            "compilation cache). A sample:",
+            f"cores ({m['cpu']}), and {warm['seconds']:.0f} s once its programs are in the "
+            "compilation cache. A sample:",
             "",
             *sample_block(nano["sample"], SAMPLE_CHARACTERS),
         ]
@@ -290,17 +290,18 @@ def long_run() -> str:
     exact, seconds, m = result["exact"], result["seconds"], result["machine"]
     return "\n".join(
         [
-            f"**After {result['steps']:,} steps**: {exact['nats_per_token']:.3f} nats per token. "
-            f"Training takes {_minutes(seconds['training'])}, the whole command "
-            f"{_minutes(seconds['command'])}, on {m['cores']} cores of an {m['cpu']}. A sample:",
+            f"**After {result['steps']:,} steps**: validation loss "
+            f"{exact['nats_per_token']:.3f} nats per token. Training takes "
+            f"{_duration(seconds['training'])}, the whole command "
+            f"{_duration(seconds['command'])}, on {m['cores']} cores ({m['cpu']}). A sample:",
             "",
             *sample_block(result["sample"], SAMPLE_CHARACTERS),
         ]
     )
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes"
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def sample_block(sample: str, characters: int) -> list[str]:
