@@ -112,7 +112,7 @@ def verdict(configs: dict[str, Any], initial: dict[str, float]) -> str:
     return (
         f"From step 50 on `nano_original` is within {farthest:.3f} of the original's figures "
         f"everywhere ({at_450:+.3f} for val at 450); from step 200 on `nano` is at least "
-        f"{-max(distances('nano', 200)):.3f} below it. The original's loss at step 0 lies "
+        f"{-max(distances('nano', 200)):.3f} below it. The original's loss at step 0 is "
         f"{deviations:+.1f} standard deviations from the mean over initialisations."
     )
 
