@@ -321,7 +321,10 @@ def speed_short() -> str:
 
     for model, table in result["training_ms_a_step"].items():
         sides = (table[side]["median"] for side in ("gpt_jax", "torch eager", "torch compiled"))
-        add(f"{model}: training, ms per step", *sides, ",.1f")
+        n_layer, _, n_embd, block_size, _ = MODELS[model]
+        size = f"{n_layer} layers, {n_embd} wide, context {block_size}"
+        what = f"{model}, {size}" if model == "nano" else size
+        add(f"{what}: training, ms per step", *sides, ",.1f")
     streams = result["sampling_seconds_a_token"]["one stream, inside the context"]
     sides = (1 / streams[side]["median"] for side in ("gpt_jax", "torch eager, with a cache"))
     add("nano: sampling with a KV cache, tokens per second", *sides, None, ",.0f")
