@@ -199,8 +199,9 @@ def _make_kernel(
         _describe_fusion(kernel, i, names, computations[i.calls])
     elif i.opcode.startswith(COLLECTIVES):
         kernel.group, kernel.bytes = "collective", read
+    elif i.opcode.endswith("-start"):  # its type holds the argument again
+        kernel.group, kernel.bytes = "async", 2 * read
     else:
-        kernel.group = "async" if i.opcode.endswith("-start") else "kernel"
         kernel.bytes = n_bytes(i.type) + read
     return kernel
 

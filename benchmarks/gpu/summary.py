@@ -81,7 +81,7 @@ def _status(row: Row) -> str:
 
 
 def _line(name: str, *figures: str) -> str:
-    return f"{name:<68}" + "".join(f"{figure:>13}" for figure in figures)
+    return (f"{name:<68}" + "".join(f"{figure:>13}" for figure in figures)).rstrip()
 
 
 def _label(row: Row, skip: tuple[str, ...] = ()) -> str:
