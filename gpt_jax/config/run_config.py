@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from gpt_jax.config.activations import ACTIVATIONS
 from gpt_jax.config.fields import (
     BELOW_ONE,
     FRACTION,
@@ -45,10 +46,11 @@ class ModelConfig:
         POSITIVE,
         advice="leave it at none for the standard",
     )
-    activation: typing.Literal["relu", "gelu", "relu2", "swiglu"] = field(
+    activation: str = field(
         "relu",
         "of the MLP: relu; gelu (its tanh form, GPT-2's); relu2, squared; swiglu, gated, with a "
         "width of 8/3 n_embd rounded to a multiple of 8, not 4 n_embd, for as many parameters",
+        (lambda x: x in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     )
     norm: typing.Literal["layer", "rms"] = field(
         "layer", "layer: LayerNorm; rms: RMSNorm, without mean and bias"
@@ -401,41 +403,6 @@ class MeshConfig:
     def n_requested(self) -> int:
         """Devices that the sizes ask for, -1 aside."""
         return math.prod(size for size in vars(self).values() if size != -1)
-
-    def spread(
-        self, batch_at_once: int, n_devices: int, kv_heads: int = 1, block_size: int = 1
-    ) -> tuple[int, int, int, int]:
-        """Returns (data, fsdp, tensor, sequence), of at most `n_devices` devices, -1 worked out.
-
-        -1 takes as many as divide the batch, or on the axes tensor and sequence what these leave
-        each other of the heads of keys and values, and on sequence the block_size too; what is left
-        then stays idle.
-
-        Raises:
-          ConfigError: there are too few devices, or they can't share the batch.
-        """
-        sizes = dict(vars(self))
-        fixed = self.n_requested
-        if fixed > n_devices:
-            shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != -1)
-            raise ConfigError(
-                f"{shown} ask for {fixed} devices, and there are {n_devices}; try smaller ones"
-            )
-        sharers = math.prod(sizes[name] for name in ("data", "fsdp") if sizes[name] != -1)
-        if batch_at_once % sharers:
-            raise ConfigError(
-                f"{sharers} devices (mesh.data x mesh.fsdp) can't share {batch_at_once} sequences "
-                f"at once; try a train.batch_size or train.micro_batch divisible by {sharers}"
-            )
-        for name, size in sizes.items():
-            if size == -1:
-                room = n_devices // fixed
-                share = {
-                    "tensor": kv_heads // sizes["sequence"],
-                    "sequence": math.gcd(kv_heads // sizes["tensor"], block_size),
-                }.get(name, batch_at_once // sharers)
-                sizes[name] = next(n for n in range(room, 0, -1) if share % n == 0)
-        return sizes["data"], sizes["fsdp"], sizes["tensor"], sizes["sequence"]
 
 
 @dataclasses.dataclass(frozen=True)

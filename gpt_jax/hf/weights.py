@@ -11,6 +11,7 @@ and neither jax nor torch. The tokenizer beside them is `hf_tokenizer.py`'s.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -45,7 +46,12 @@ GPT2 = {
     "qk_norm": False,
     "n_kv_head": None,
 }
-# What a config.json must say for that; one that says nothing means the first.
+# Settings that a GPT-2 folder can express at any value or that do not change the logits: biases are
+# written as zeros where the model has none, the last three say how the same logits are computed.
+# A setting that is named neither here nor in GPT2 and SIZES must be at its default.
+EXPRESSIBLE = {"attention_scale", "tied", "dropout", "embedding_dropout", "residual_init_scale"}
+EXPRESSIBLE |= {"bias", "qkv_bias", "head_bias", "dtype", "remat", "attention"}
+# What a config.json must say for GPT2; one that says nothing means the first.
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh form
     "layer_norm_epsilon": (1e-5,),
@@ -276,7 +282,11 @@ def _check_is_gpt2(config: ModelConfig) -> None:
     """Raises ConfigError where GPT-2's architecture has no place for a setting."""
     if not config.vocab_size:
         raise ConfigError("model.vocab_size is 0; set it to the tokenizer's")
-    wanted = GPT2 | {"n_kv_head": None if config.n_kv_head != config.n_head else config.n_head}
+    named = {*GPT2, *SIZES, *EXPRESSIBLE}
+    others = {f.name: f.default for f in dataclasses.fields(config) if f.name not in named}
+    wanted = (
+        others | GPT2 | {"n_kv_head": None if config.n_kv_head != config.n_head else config.n_head}
+    )
     if config.attention_scale not in (None, 1.0, config.head_size**-0.5):
         wanted["attention_scale"] = None
     unlike = {name: value for name, value in wanted.items() if getattr(config, name) != value}

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.parallel.backend import target_backend
-from gpt_jax.parallel.sharding import ACTIVATION_RULES
+from gpt_jax.parallel.sharding import activation_spec
 
 BLOCKWISE_MIN_LENGTH = 2048  # block_size from which all scores at once take too much memory
 QUERY_BLOCK = 512  # positions that `blockwise` looks at together
@@ -27,14 +27,19 @@ def choose_attention(config: ModelConfig, backend: str) -> tuple[str, str]:
     """Returns (how attention is computed without a cache, why it is not fused where it is not).
 
     Args:
-      config: the model's; `config.attention` is obeyed where that can be, and `fused` that can't
-        be becomes what `auto` gives.
+      config: the model's; `config.attention` is followed where possible. Where `fused` is not
+        available the result is that of `auto`; of a model with a setting that kernels may not know
+        (`unknown_settings`) it is plain.
       backend: as `target_backend` returns it.
 
     Returns:
       ("plain", "blockwise" or "fused", a reason in words or "").
     """
-    if config.attention in ("plain", "blockwise"):
+    if config.attention == "plain":
+        return "plain", "asked for"
+    if unknown := unknown_settings(config):
+        return "plain", f"only plain attention is known to compute {', '.join(unknown)}"
+    if config.attention not in ("auto", "fused"):
         return config.attention, "asked for"
     obstacle = _fused_obstacle(config, backend)
     if not obstacle:
@@ -92,6 +97,8 @@ def attend(
         return _splash(q, k, v) if target_backend() == "tpu" else _cudnn(q, k, v)
     if name == "blockwise":
         return _blockwise(q, k, v)
+    if name != "plain":
+        raise ValueError(f"model.attention={name!r} has no implementation here")
     return _plain(q, k, v, start, dropout)
 
 
@@ -167,7 +174,7 @@ def _splash(q, k, v):
 
     if jax.sharding.get_abstract_mesh().empty:
         return here(q, k, v)
-    spec = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["heads"])
+    spec = activation_spec("batch", "heads")
     return jax.shard_map(here, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
 
 

@@ -169,18 +169,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, kv, length):
+        c, deterministic = self.config, self.deterministic
         cached = None if kv is None else (*kv, length)
-        y_BTD, kv = Attention(self.config, name="attn")(
-            make_norm(self.config, "norm_1", x_BTD.dtype)(x_BTD),
-            cached,
-            deterministic=self.deterministic,
-            last_only=self.last_only,
+        h_BTD = make_norm(c, "norm_1", x_BTD.dtype)(x_BTD)
+        y_BTD, kv = Attention(c, name="attn")(
+            h_BTD, cached, deterministic=deterministic, last_only=self.last_only
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
         x_BTD = constrain(x_BTD, "batch", "time")
-        x_BTD += MLP(self.config, name="mlp")(
-            make_norm(self.config, "norm_2", x_BTD.dtype)(x_BTD), deterministic=self.deterministic
-        )
+        h_BTD = make_norm(c, "norm_2", x_BTD.dtype)(x_BTD)
+        x_BTD += MLP(c, name="mlp")(h_BTD, deterministic=deterministic)
         return constrain(x_BTD, "batch", "time"), kv
 
 

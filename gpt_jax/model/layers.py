@@ -13,18 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.config.activations import ACTIVATIONS
 from gpt_jax.parallel.sharding import constrain
 
 WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
 NORM_EPSILON = 1e-5
-
-# Of the MLP; for swiglu, of its gate.
-ACTIVATIONS = {
-    "relu": nn.relu,
-    "gelu": lambda x: nn.gelu(x, approximate=True),  # Hendrycks and Gimpel 2016, section 2
-    "relu2": lambda x: jnp.square(nn.relu(x)),  # So et al. 2021, https://arxiv.org/abs/2109.08668
-    "swiglu": nn.silu,  # Shazeer 2020, https://arxiv.org/abs/2002.05202
-}
 
 
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
@@ -108,7 +101,9 @@ def make_norm(
     """Returns the norm that the config asks for; RMSNorm never has a bias."""
     if config.norm == "rms":
         return rms_norm(name, dtype)
-    return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
+    if config.norm == "layer":
+        return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
+    raise ValueError(f"model.norm={config.norm!r} has no layer here")
 
 
 def apply_rope(x: jax.Array, position_T: jax.Array) -> jax.Array:
@@ -131,17 +126,17 @@ def apply_rope(x: jax.Array, position_T: jax.Array) -> jax.Array:
 
 
 def mlp_width(config: ModelConfig) -> int:
-    """Returns F: 4 D; for swiglu's three matrices 8/3 D, rounded to a multiple of 8.
+    """Returns F: 4 D; of a gated MLP 8/3 D, rounded to a multiple of 8.
 
-    So three matrices of D x F hold about as many parameters as two of D x 4 D.
+    So its three matrices of D x F hold about as many parameters as two of D x 4 D.
     """
-    if config.activation == "swiglu":
+    if ACTIVATIONS[config.activation].gated:
         return 8 * max(1, round(config.n_embd / 3))
     return 4 * config.n_embd
 
 
 class MLP(nn.Module):
-    """down(f(up(x))), wider inside; with swiglu down(silu(gate(x)) * up(x))."""
+    """down(f(up(x))), wider inside; with a gated activation down(f(gate(x)) * up(x))."""
 
     config: ModelConfig
 
@@ -151,10 +146,10 @@ class MLP(nn.Module):
         D, F = x_BTD.shape[-1], mlp_width(c)
         activation = ACTIVATIONS[c.activation]
         h_BTF = Dense(F, use_bias=c.bias, name="up")(x_BTD)
-        if c.activation == "swiglu":
-            h_BTF *= activation(Dense(F, use_bias=c.bias, name="gate")(x_BTD))
+        if activation.gated:
+            h_BTF *= activation.function(jax, Dense(F, use_bias=c.bias, name="gate")(x_BTD))
         else:
-            h_BTF = activation(h_BTF)
+            h_BTF = activation.function(jax, h_BTF)
         h_BTF = constrain(h_BTF, "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt_jax.config import ModelConfig
+from gpt_jax.config import ModelConfig, TrainConfig
 from gpt_jax.model.gpt import Params, forward, logits_from_hidden
 from gpt_jax.parallel.sharding import axis_size, constrain
 
@@ -82,7 +82,7 @@ def loss_fn(
     params: Params,
     batch: jax.Array,
     dropout_key: jax.Array | None = None,
-    loss_chunk: int | None = None,
+    train: TrainConfig = TrainConfig(),  # noqa: B008, frozen
 ) -> jax.Array:
-    """Returns the mean of `batch_losses`, in nats a token."""
-    return batch_losses(model, params, batch, dropout_key, loss_chunk).mean()
+    """Returns the loss that training minimises: the mean of `batch_losses`, in nats per token."""
+    return batch_losses(model, params, batch, dropout_key, train.loss_chunk).mean()

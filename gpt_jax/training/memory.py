@@ -20,18 +20,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, ModelConfig
+from gpt_jax.config.activations import ACTIVATIONS
+from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB, available_memory
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.model.attention import QUERY_BLOCK, choose_attention
 from gpt_jax.model.gpt import UNROLL
 from gpt_jax.model.layers import mlp_width
 from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.mesh import resolve_axis_sizes
 from gpt_jax.training.state import state_shapes
 
-FLOAT32 = 4  # bytes
-# Arrays as wide as the MLP that an activation's gradient takes beside its argument and result.
-FACTORS = {"relu": 0, "relu2": 1, "gelu": 3, "swiglu": 2}
+FLOAT32 = INT32 = 4  # bytes
 MOST_AT_ONCE = 4096  # sequences: no more are suggested
 SUGGESTIONS = (
     "try --model.remat full or --train.loss-chunk 4096, or with another --run-dir a smaller "
@@ -67,48 +68,60 @@ def estimate_memory(
       backend: see `attention.find_backend`.
     """
     model, train = config.model, config.train
+    data, fsdp, tensor, sequence = mesh
     state = state_shapes(model, config.optim)
     gradients = _size(state.params)
     if train.micro_batch_size < train.batch_size:
-        gradients *= 2  # their sum, and those of one part
-    data, fsdp, tensor, sequence = mesh
+        gradients *= 2  # their sum, and those of one micro-batch
+    state_bytes = (_size(state) + gradients) // (fsdp * tensor)
     B = -(-train.micro_batch_size // (data * fsdp))
-    S, D, H = model.block_size, model.n_embd, model.n_head
-    T = S // sequence  # tokens on a device; in attention it has all S, and fewer heads
-    item = jnp.dtype(model.dtype).itemsize
-    qkv = (H + 2 * model.kv_heads) * model.head_size
-    up = mlp_width(model) * (2 if model.activation == "swiglu" else 1)
-    # Of a token with parameters, in a block; heads and the MLP's width are split over `tensor`.
-    products = qkv // tensor + D + up // tensor + D
-    # Two sums, two norms, attention's result, the MLP's middle after its activation.
-    kept = item * (products + 3 * D + mlp_width(model) // tensor)
-    factors = 0
-    if model.remat == "none":
-        kept += 4 * FLOAT32 * D  # two arrays of each norm, float32 whatever the dtype
-        # Unrolled, XLA computes what the activation's gradient takes again; a loop keeps it.
-        factors = FACTORS[model.activation] if model.n_layer > UNROLL else 0
-    kept += item * factors * mlp_width(model) // tensor
-    attention, _ = choose_attention(model, backend)
-    H //= tensor
-    block = B * T * (kept + (FLOAT32 * H * S if attention == "plain" else 0))
-    saved = {
-        "none": block,
-        "dots": item * B * T * (D + products),
-        "full": item * B * T * D,
-    }[model.remat]
-    moment = 0 if model.remat == "none" else block
-    if model.remat == "dots":
-        moment -= item * B * T * products  # which are saved
-    if attention == "blockwise":
-        moment += 2 * FLOAT32 * B * H * T * min(QUERY_BLOCK, S)
+    T = model.block_size // sequence  # tokens of a sequence on a device, but for attention
+    saved_activations, peak_transient = _block_bytes(model, B, T, tensor, backend)
     loss_tokens = B * T
     if train.loss_chunk is not None:
         loss_tokens = min(loss_tokens, max(B, train.loss_chunk // (data * fsdp * sequence)))
     logits = 2 * FLOAT32 * loss_tokens * model.vocab_size  # and their gradient
-    step = model.n_layer * saved + max(moment, logits)
-    batches = 2 * train.eval_batches * train.batch_size * (S + 1) * FLOAT32  # int32, of two splits
-    held = (_size(state) + gradients) // (fsdp * tensor)
-    return MemoryEstimate(state=held, activations=max(step, batches))
+    step = model.n_layer * saved_activations + max(peak_transient, logits)
+    tokens = 2 * train.eval_batches * train.batch_size * (model.block_size + 1)  # of two splits
+    return MemoryEstimate(state=state_bytes, activations=max(step, INT32 * tokens))
+
+
+def _block_bytes(model: ModelConfig, B: int, T: int, tensor: int, backend: str) -> tuple[int, int]:
+    """Returns the bytes of a block on one device: (saved for its gradient, alive during it only).
+
+    Args:
+      model: the model's settings. One that this estimate does not know counts as activation
+        checkpointing of whole blocks, the least that a block saves.
+      B: sequences.
+      T: tokens of each, but in attention, which sees whole sequences and fewer heads.
+      tensor: devices that split heads and the MLP's width.
+      backend: as `estimate_memory` takes it.
+    """
+    D, S, H = model.n_embd, model.block_size, model.n_head // tensor
+    item = jnp.dtype(model.dtype).itemsize
+    if unknown_settings(model):
+        return item * B * T * D, 0
+    activation, width = ACTIVATIONS[model.activation], mlp_width(model)
+    qkv = (model.n_head + 2 * model.kv_heads) * model.head_size
+    up = width * (2 if activation.gated else 1)
+    # Per token, of the products with parameters.
+    products = qkv // tensor + D + up // tensor + D
+    # Two residual sums, two norms, attention's result, the MLP's middle after its activation.
+    kept = item * (products + 3 * D + width // tensor)
+    if model.remat == "none":
+        kept += 4 * FLOAT32 * D  # two arrays of each norm, float32 whatever the dtype
+        if model.n_layer > UNROLL:  # in a loop; unrolled, XLA recomputes these
+            kept += item * activation.saved_arrays * width // tensor
+    attention, _ = choose_attention(model, backend)
+    block = B * T * (kept + (FLOAT32 * H * S if attention == "plain" else 0))
+    saved, transient = {
+        "none": (block, 0),
+        "dots": (item * B * T * (D + products), block - item * B * T * products),
+        "full": (item * B * T * D, block),
+    }[model.remat]
+    if attention == "blockwise":
+        transient += 2 * FLOAT32 * B * H * T * min(QUERY_BLOCK, S)
+    return saved, transient
 
 
 def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
@@ -135,7 +148,8 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
 
     def need(config: Config) -> MemoryEstimate:
         heads, tokens = config.model.kv_heads, config.model.block_size
-        mesh = config.mesh.spread(config.train.micro_batch_size, len(devices), heads, tokens)
+        micro_batch = config.train.micro_batch_size
+        mesh = resolve_axis_sizes(config.mesh, micro_batch, len(devices), heads, tokens)
         need = estimate_memory(config, mesh, backend)
         # A CPU's devices share the memory of their host.
         here = -(-math.prod(mesh) // jax.process_count())

@@ -7,6 +7,7 @@ of layers: a bias is (L, D) there, and a kernel (L, D, F).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,27 @@ import optax
 from gpt_jax.config import OptimConfig
 
 MUON_RMS = 0.2  # of Muon's updates before the learning rate: about AdamW's, so one rate serves both
+
+
+def _adam_direction(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.beta1, config.beta2)
+
+
+def _muon_direction(config: OptimConfig) -> optax.GradientTransformation:
+    muon, adam = _scale_by_muon(config.muon_beta), _adam_direction(config)
+    return optax.partition({"muon": muon, "adam": adam}, muon_labels)
+
+
+# optim.optimizer -> the direction of an update, before weight decay and the learning rate.
+OPTIMIZERS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+    "adamw": _adam_direction,
+    "muon": _muon_direction,
+}
+# optim.schedule -> the learning rate above its floor, from 1 at p = 0 to 0 at p = 1.
+DECAY_SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "cosine": lambda p: (1 + jnp.cos(math.pi * p)) / 2,
+    "wsd": lambda p: 1 - p,
+}
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
@@ -28,14 +50,9 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     Raises:
       ValueError: the schedule has no length; see `config.pin_schedule`.
     """
-    adam = optax.scale_by_adam(config.beta1, config.beta2)
-    scale = adam
-    if config.optimizer == "muon":
-        muon = _scale_by_muon(config.muon_beta)
-        scale = optax.partition({"muon": muon, "adam": adam}, muon_labels)
     decays = None if config.decay == "all" else decay_mask
     chain = [
-        scale,
+        OPTIMIZERS[config.optimizer](config),
         optax.add_decayed_weights(config.weight_decay, decays),
         optax.scale_by_learning_rate(make_learning_rate(config)),
     ]
@@ -68,8 +85,7 @@ def make_learning_rate(config: OptimConfig) -> float | optax.Schedule:
         share = jnp.minimum(1.0, (t + 1) / (config.warmup_steps + 1))
         if end is not None and config.schedule != "constant":
             p = jnp.clip((t - start) / (end - start), 0.0, 1.0)
-            shape = (1 + jnp.cos(math.pi * p)) / 2 if config.schedule == "cosine" else 1 - p
-            share *= config.floor + (1 - config.floor) * shape
+            share *= config.floor + (1 - config.floor) * DECAY_SHAPES[config.schedule](p)
         return config.learning_rate * share
 
     return rate

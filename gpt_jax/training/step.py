@@ -30,7 +30,9 @@ from gpt_jax.training.state import TrainState
 
 
 def make_train_step(
-    model: ModelConfig, optimizer: optax.GradientTransformation, loss_chunk: int | None = None
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    train: TrainConfig = TrainConfig(),  # noqa: B008, frozen
 ) -> Callable:
     """Returns train_step(state, batch, key) -> (state, metrics), one optimizer step.
 
@@ -41,7 +43,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
-        loss, grads = loss_and_grads(model, state.params, batch, key, loss_chunk)
+        loss, grads = loss_and_grads(model, state.params, batch, key, train)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -55,7 +57,7 @@ def loss_and_grads(
     params: Params,
     batch: jax.Array,
     key: jax.Array,
-    loss_chunk: int | None = None,
+    train: TrainConfig,
 ) -> tuple[jax.Array, Params]:
     """Returns the loss of a training step, in nats a token, and its gradient: float32, both.
 
@@ -63,7 +65,7 @@ def loss_and_grads(
     """
 
     def of_part(batch: jax.Array, key: jax.Array):
-        loss = lambda params: loss_fn(model, params, batch, key, loss_chunk)
+        loss = lambda params: loss_fn(model, params, batch, key, train)
         return jax.value_and_grad(loss)(params)
 
     return of_part(batch, key) if batch.ndim == 2 else accumulate_gradients(of_part, batch, key)
@@ -106,7 +108,7 @@ def make_train_chunk(
     constant. Where `train.on_divergence` is "skip", a step whose loss is not below `limit` or whose
     gradient is not finite changes counts of steps alone.
     """
-    train_step = make_train_step(model, make_optimizer(optim), train.loss_chunk)
+    train_step = make_train_step(model, make_optimizer(optim), train)
     learning_rate = make_learning_rate(optim)
 
     def train_chunk(

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import gpt_jax
 from gpt_jax import hf
 from gpt_jax.config import ModelConfig
+from gpt_jax.config.fields import field
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.decoding import Filters, generate_tokens
 from gpt_jax.model import GPT
@@ -425,6 +426,21 @@ def test_a_head_bias_is_held_only_where_it_is_zero(tmp_path, tied):
         params["head"]["bias"] = jnp.zeros(17)
     hf.save(tmp_path / "new", config, params)
     np.testing.assert_array_equal(logits(config, params), logits(*hf.load(tmp_path / "new")))
+
+
+def test_a_setting_that_export_does_not_know_is_refused_unless_it_is_at_its_default(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class NewConfig(ModelConfig):
+        parallel_block: bool = field(False, "attention and MLP side by side")
+
+    values = {f.name: getattr(OURS, f.name) for f in dataclasses.fields(OURS)}
+    with pytest.raises(ConfigError, match=r"^model\.parallel_block=True has no place in a GPT-2"):
+        hf.save(tmp_path / "new", NewConfig(**values, parallel_block=True), {})
+    assert not (tmp_path / "new").exists()
+    hf.save(tmp_path / "new", NewConfig(**values), init_unlike(OURS))
+    np.testing.assert_array_equal(
+        logits(*hf.load(tmp_path / "new")), logits(OURS, init_unlike(OURS))
+    )
 
 
 @pytest.mark.parametrize(

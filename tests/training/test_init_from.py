@@ -102,7 +102,7 @@ def test_the_state_begins_with_the_folders_parameters_where_the_table_says(tiny_
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
     assert int(state.step) == 0
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == jax.tree.map(
-        lambda x: (x.shape, x.dtype, x.sharding), programs.target
+        lambda x: (x.shape, x.dtype, x.sharding), programs.abstract_state
     )
     programs.close()
 
