@@ -223,7 +223,7 @@ class Training:
         self._steps = compiled_steps.CompiledSteps(config, {"train": tokens, "val": tokens})
         self.n_params = self._steps.n_params
         self._began, self.compile_seconds = time.perf_counter(), 0.0
-        self._future = self._steps._chunk_program(steps)
+        self._future = self._steps.chunk_program(steps)
 
     def wait(self) -> jax.stages.Compiled:
         """Returns the compiled program, once it is."""
