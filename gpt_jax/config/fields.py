@@ -118,6 +118,8 @@ def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) 
     accepted = (int, float) if hint is float else hint
     if isinstance(value, bool) or not isinstance(value, accepted):
         kind = {int: "a whole number", float: "a number", str: "a text"}[hint]
+        if hint is str and metadata["rule"]:
+            kind = metadata["rule"][1]
         raise ConfigError(f"{name}={value!r} must be {kind}")
     if metadata["rule"] and not metadata["rule"][0](value):
         advice = f"; {metadata['advice']}" if metadata["advice"] else ""
