@@ -268,12 +268,12 @@ def loss_and_gradient(config: Config, batch: np.ndarray) -> Callable[[jax.Device
     """Returns a function of a device and a matrix product precision: (loss, gradient), NumPy's."""
     optimizer = make_optimizer(config.optim)
     init = lambda: init_state(config.model, optimizer, jax.random.key(0)).params
+    compute = jax.jit(lambda p: loss_and_grads(config.model, p, batch, None, config.train))
     with jax.default_device(jax.devices("cpu")[0]):
         params = jax.tree.map(np.asarray, jax.jit(init)())
 
     def on(device: jax.Device, precision: str) -> Any:
         with jax.default_device(device), jax.default_matmul_precision(precision):
-            function = jax.jit(lambda params: loss_and_grads(config.model, params, batch, None))
-            return jax.tree.map(np.asarray, function(jax.device_put(params, device)))
+            return jax.tree.map(np.asarray, compute(jax.device_put(params, device)))
 
     return on
