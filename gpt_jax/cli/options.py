@@ -27,8 +27,14 @@ class Formatter(argparse.HelpFormatter):
         return "\n".join((indent + line).rstrip() for line in lines)
 
 
-def _wrap(text: str, width: int, **indents: str) -> list[str]:
-    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False, **indents)
+def _wrap(text: str, width: int, subsequent_indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        subsequent_indent=subsequent_indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 class Parser(argparse.ArgumentParser):
