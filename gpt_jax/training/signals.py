@@ -1,4 +1,4 @@
-"""What training asks of its process: that no other trains the same run, and that signals wait."""
+"""SIGINT and SIGTERM while a run has something to save: kept until a chunk of steps ends."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def defer_signals(say: Callable[[str], None]) -> Generator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list it yields; a second one ends the program at once."""
+def defer_signals(notify: Callable[[], None]) -> Generator[list[int]]:
+    """Collects SIGINT and SIGTERM in the list it yields; a second one ends the program at once.
+
+    Python handles signals in its main thread alone: in any other nothing is deferred.
+
+    Args:
+      notify: called at the first signal, to say what happens next.
+    """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -24,7 +30,7 @@ def defer_signals(say: Callable[[str], None]) -> Generator[list[int]]:
             signal.signal(signum, before[signal.Signals(signum)])
             signal.raise_signal(signum)
         caught.append(signum)
-        say("stopping after these steps; once more to stop at once")
+        notify()
 
     for signum in before:
         signal.signal(signum, handle)

@@ -132,7 +132,7 @@ def test_hosts_in_a_bucket_that_are_killed_go_on_bit_for_bit_as_one_process(tmp_
     for process in pair.processes:
         process.kill()
     assert [status for status, _, _ in pair.end()] == [-signal.SIGKILL] * 2
-    assert "going on from step " in train_alone(run_dir, book, 2, *INTERVALS)
+    assert "resuming from step " in train_alone(run_dir, book, 2, *INTERVALS)
     train_alone(alone, book, 2, *INTERVALS)
     assert_same_run(gpt_jax.load_run(run_dir), gpt_jax.load_run(alone))
 

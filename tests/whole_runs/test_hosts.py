@@ -267,7 +267,7 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
 
     ended = Hosts.start(run_dir, book, 2, *gathered).end()
     assert [status for status, _, _ in ended] == [0, 0], ended
-    assert "going on from step" in ended[0][1]
+    assert "resuming from step" in ended[0][1]
     assert ended[1][1].replace("[Gloo]", "").count("whole validation") == 0  # one of them prints
     assert rows_of(run_dir) == rows_of(alone)
     assert exact_line(ended[0][1]) == exact_line(printed)
@@ -285,7 +285,7 @@ def test_hosts_find_each_other_by_what_their_launcher_sets(tmp_path, book, launc
     assert "whole validation" in ended[0][1]
     assert "whole validation" not in ended[1][1]
     if launcher is slurm:  # a run may go on with another number of hosts
-        assert "going on from step 20" in train_alone(run_dir, book, 1, "--train.steps", "40")
+        assert "resuming from step 20" in train_alone(run_dir, book, 1, "--train.steps", "40")
         for steps in ("20", "40"):
             train_alone(alone, book, 1, "--train.steps", steps)
         assert_close_rows(rows_of(run_dir), rows_of(alone), 40)
