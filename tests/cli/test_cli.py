@@ -490,6 +490,11 @@ def test_a_setting_that_breaks_a_rule_is_one_line(mistake, argv, line):
             "from gpt_jax.config import *\ndef get_config(): return Config(seed=-1)",
             "seed=-1 must be a whole number",
         ),
+        (
+            "from gpt_jax.config_files import load_config",
+            "gpt_jax.config_files is now gpt_jax.config; write: "
+            "from gpt_jax.config import load_config",
+        ),
     ],
 )
 def test_a_config_file_that_fails_is_one_line(mistake, tmp_path, source, reason):
