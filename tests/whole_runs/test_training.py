@@ -413,26 +413,6 @@ def test_the_picture_names_its_axes_and_units(tiny_config):
         assert f"<!-- {text}" in svg
 
 
-def test_the_bar_shows_step_loss_speed_and_time_left():
-    import io
-
-    from rich.console import Console
-
-    from gpt_jax.console import Display
-
-    out, terminal = io.StringIO(), {"TERM": "xterm"}
-    display = Display()
-    display._console = Console(file=out, force_terminal=True, width=120, _environ=terminal)
-    display._live = True
-    display.start(0, 500)
-    assert "compiling" in display._bar.tasks[0].fields["status"]
-    display.progress(120, 2.345, 25_000)
-    display._bar.refresh()
-    display.stop()
-    for text in ("step 120/500", "loss 2.345", "25,000 tokens/s", "left"):
-        assert text in out.getvalue()
-
-
 def test_training_works_inside_a_running_event_loop(tiny_config):
     import asyncio
 
