@@ -6,14 +6,14 @@ import os
 
 from data.config import PrepareConfig
 from gpt_jax.cli.options import Parser, add_settings
-from gpt_jax.cli.parsers import add_debug
+from gpt_jax.cli.parsers import add_debug, program
 from gpt_jax.errors import ConfigError
 
 
 def command(argv: list[str]) -> int:
     parser = Parser(
-        prog="main.py prepare",
-        usage="python main.py prepare --source S --input PATTERN --tokenizer T --out FOLDER [...]",
+        prog=f"{program()} prepare",
+        usage=f"{program()} prepare --source S --input PATTERN --tokenizer T --out FOLDER [...]",
         description="Turns a source of text into token shards on disk, which --data.corpus FOLDER "
         "trains on.\nThe same command again goes on with a preparation that was interrupted. "
         "data/README.md has\nrecipes.",

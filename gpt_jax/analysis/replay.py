@@ -150,7 +150,7 @@ def _inspect_step(
     @jax.jit
     def look(params: Params):
         shown = place(jnp.asarray(batch if whole else parts))
-        loss, grads = loss_and_grads(model, params, shown, key, train.loss_chunk)
+        loss, grads = loss_and_grads(model, params, shown, key, train)
         keys_P = [key] if whole else [jax.random.fold_in(key, i) for i in range(len(parts))]
         losses = [
             batch_losses(model, params, place(jnp.asarray(part)), k, train.loss_chunk).mean(axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from gpt_jax.cli import VERBS
@@ -11,11 +12,19 @@ from gpt_jax.config.fields import parse
 from gpt_jax.storage import to_folder
 
 
+def program() -> str:
+    """Returns the command that started this process, as one types it."""
+    path = Path(sys.argv[0])
+    if path.parts[-2:] == ("gpt_jax", "__main__.py"):
+        return "python -m gpt_jax"
+    return "gpt_jax" if path.stem == "gpt_jax" else "python main.py"
+
+
 def verb_parser(verb: str, options: str, more: str = "") -> Parser:
     """Returns a verb's parser, which shows its options in short, its line in VERBS and `more`."""
     return Parser(
-        prog=f"main.py {verb}",
-        usage=f"python main.py {verb} {options}",
+        prog=f"{program()} {verb}",
+        usage=f"{program()} {verb} {options}",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + more,
     )
 
@@ -65,6 +74,6 @@ def add_config(parser: Parser) -> None:
 
 def named_config(verb: str, argv: list[str]) -> str:
     """Returns the --config of a command line, to be read first: it has the options' defaults."""
-    parser = Parser(add_help=False, prog=f"main.py {verb}")
+    parser = Parser(add_help=False, prog=f"{program()} {verb}")
     parser.add_argument("--config", default="nano")
     return parser.parse_known_args(argv)[0].config

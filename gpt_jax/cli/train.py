@@ -7,7 +7,7 @@ from typing import Any
 from gpt_jax import devices
 from gpt_jax.cli import VERBS
 from gpt_jax.cli.options import Parser, add_settings
-from gpt_jax.cli.parsers import add_config, add_debug, named_config
+from gpt_jax.cli.parsers import add_config, add_debug, named_config, program
 from gpt_jax.config import Config, list_configs, load_config, override
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.parallel.multihost import HostsConfig, Launch, connect
@@ -51,8 +51,8 @@ def _parser(config: Config) -> Parser:
     configs = "\n".join(f"  {name:<14} {line}" for name, line in list_configs().items())
     verbs = "\n".join(f"  {verb:<14} {line}" for verb, line in VERBS.items())
     parser = Parser(
-        prog="main.py train",
-        usage="python main.py [train] [--config NAME] [--GROUP.SETTING X ...]",
+        prog=f"{program()} train",
+        usage=f"{program()} [train] [--config NAME] [--GROUP.SETTING X ...]",
         description=f"Trains a GPT, shows how its loss falls, and writes text.\n\n"
         f"verbs (each has its own --help):\n{verbs}\n\nconfigs:\n{configs}",
         epilog="The same command again goes on with an interrupted run. Defaults shown are those "

@@ -15,11 +15,30 @@ from gpt_jax.config.run_config import DEFAULT_RUN_DIR, Config
 from gpt_jax.errors import ConfigError, UserError, suggest
 
 
+def find_root(module: str = __file__) -> Path | None:
+    """Returns the nearest folder above a module that has `configs/`, if there is one.
+
+    That is the root of a checkout, or the package itself where it is installed.
+    """
+    return next((path for path in Path(module).parents if (path / "configs").is_dir()), None)
+
+
+def checkout_dir(module: str = __file__) -> Path | None:
+    """Returns the root of the checkout that a module of the package is in; None if installed."""
+    root = find_root(module)
+    return root if root and (root / "gpt_jax").is_dir() else None
+
+
 def config_dir() -> Path:
-    """Returns the folder of the named configs: the repository's, or the installed package's."""
-    package = Path(__file__).parent.parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+    """Returns the folder of the named configs.
+
+    Raises:
+      ConfigError: it is missing.
+    """
+    root = find_root()
+    if root is None:
+        raise ConfigError("the folder configs/ is missing beside gpt_jax; install gpt_jax again")
+    return root / "configs"
 
 
 def list_configs() -> dict[str, str]:

@@ -42,8 +42,7 @@ def place(tmp_path, monkeypatch):
     """An empty working folder, no server for oz, and the devices left as they are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "request_cpu_devices", lambda *args, **kwargs: None)
-    module = tmp_path / "elsewhere" / "gpt_jax" / "input_pipeline" / "text_corpus.py"
-    monkeypatch.setattr(text_corpus, "__file__", str(module))
+    monkeypatch.setattr(text_corpus, "checkout_dir", lambda: None)
     monkeypatch.setattr(text_corpus, "TRIES", 1)
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     with socket.socket() as free:
@@ -135,7 +134,7 @@ def test_help_lists_verbs_configs_and_every_setting_with_its_default(capsys, arg
             assert name.replace("_", "-") not in text
             continue
         default = get_field(nano, name)
-        shown = "none" if default is None else default
+        shown = field.metadata["unset"] if default is None else default
         option = "--" + name.replace("_", "-")
         meaning = " ".join(field.metadata["help"].split())
         assert f"{option} X {meaning} (default: {shown}".rstrip() in text
@@ -200,7 +199,8 @@ def test_help_and_mistakes_import_nothing_slow():
     program = """
 import contextlib, io, sys
 import main
-verbs = [verb for verb in main.VERBS if verb != "prepare"]  # whose settings need numpy
+from gpt_jax.cli import VERBS
+verbs = [verb for verb in VERBS if verb != "prepare"]  # whose settings need numpy
 for argv in (["--help"], *([verb, "--help"] for verb in verbs)):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
@@ -362,24 +362,27 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (
             ["--train.steps"],
             "argument --train.steps: expected one argument; a value that begins with - is written "
-            "as --setting=-value (see main.py train --help)",
+            "as --setting=-value (see python main.py train --help)",
         ),
         (
             ["--model.n-layers", "3"],
             "unknown setting '--model.n-layers'; did you mean --model.n-layer? "
-            "(see main.py train --help)",
+            "(see python main.py train --help)",
         ),
         (
             ["--model.n_layers=3"],
             "unknown setting '--model.n-layers'; did you mean --model.n-layer? "
-            "(see main.py train --help)",
+            "(see python main.py train --help)",
         ),
         (
             ["--model.vocab-size", "3"],
             "unknown setting '--model.vocab-size'; did you mean --model.block-size? "
-            "(see main.py train --help)",
+            "(see python main.py train --help)",
         ),
-        (["--zzzzzzzzzzzz", "3"], "unknown setting '--zzzzzzzzzzzz' (see main.py train --help)"),
+        (
+            ["--zzzzzzzzzzzz", "3"],
+            "unknown setting '--zzzzzzzzzzzz' (see python main.py train --help)",
+        ),
         (["train", "nano"], "unknown argument 'nano'; did you mean --config nano?"),
         (
             ["trian"],
@@ -404,7 +407,7 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (
             ["--config"],
             "argument --config: expected one argument; a value that begins with - is written as "
-            "--setting=-value (see main.py train --help)",
+            "--setting=-value (see python main.py train --help)",
         ),
     ],
 )
@@ -450,11 +453,14 @@ def test_a_config_file_that_fails_is_one_line(mistake, tmp_path, source, reason)
         (["--num-samples", "0"], "sample.num_samples=0 must be a whole number of at least 1"),
         (["--window", "no"], "sample.window='no' must be one of exact, refill"),
         (["--seed", "-1"], "seed=-1 must be a whole number in [0, 2**32)"),
-        (["--seed", "x"], "argument --seed: invalid int value: 'x' (see main.py sample --help)"),
+        (
+            ["--seed", "x"],
+            "argument --seed: invalid int value: 'x' (see python main.py sample --help)",
+        ),
         (
             ["--temprature", "1"],
             "unknown setting '--temprature'; did you mean --temperature? "
-            "(see main.py sample --help)",
+            "(see python main.py sample --help)",
         ),
     ],
 )
@@ -708,7 +714,10 @@ def test_eval_has_the_train_split_and_a_stride(capsys, trained):
             "argument --split: invalid choice: 'test' (choose from ",
         ),
         (["--data.corpus", "absent"], "corpus 'absent' is neither a file nor a name"),
-        (["--josn"], "unknown setting '--josn'; did you mean --json? (see main.py eval --help)"),
+        (
+            ["--josn"],
+            "unknown setting '--josn'; did you mean --json? (see python main.py eval --help)",
+        ),
     ],
 )
 def test_a_mistake_of_eval_is_one_line(mistake, trained, argv, line):

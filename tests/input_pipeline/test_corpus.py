@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt_jax.config import Config, ModelConfig
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline import text_corpus
 from gpt_jax.input_pipeline.corpus import load_corpus, parse_mixture
@@ -96,9 +97,7 @@ class Gutenberg:
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path, monkeypatch):
     """No text of the user's in reach, no proxy, and no waiting; yields the pauses asked for."""
-    (tmp_path / "repository" / "configs").mkdir(parents=True)
-    module = tmp_path / "repository" / "gpt_jax" / "input_pipeline" / "text_corpus.py"
-    monkeypatch.setattr(text_corpus, "__file__", str(module))
+    monkeypatch.setattr(text_corpus, "checkout_dir", lambda: tmp_path / "repository")
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/unset-by-the-test")
     monkeypatch.setenv("NO_PROXY", "*")
@@ -188,7 +187,7 @@ def test_an_edition_with_the_same_vocabulary_has_the_same_parameter_count(serve,
 
 
 def test_the_originals_edition_has_no_note(serve, monkeypatch):
-    monkeypatch.setattr(text_corpus, "OZ_SHA256", TextCorpus("", ORIGINAL_FORM, "").sha256)
+    monkeypatch.setattr(text_corpus, "OZ_SHA256", TextCorpus("", "", ORIGINAL_FORM).sha256)
     serve(PAGE)
     assert load_corpus("oz").notes == ()
 
@@ -317,7 +316,7 @@ PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 @pytest.fixture
 def serve_play(serve, monkeypatch):
     """Starts a server of the given answers where `shakespeare` is downloaded from."""
-    monkeypatch.setattr(text_corpus, "SHAKESPEARE_SHA256", TextCorpus("", PLAY, "").sha256)
+    monkeypatch.setattr(text_corpus, "SHAKESPEARE_SHA256", TextCorpus("", "", PLAY).sha256)
 
     def start(*answers):
         server = serve(*answers)
@@ -443,7 +442,7 @@ def test_the_users_own_copy_wins_and_is_taken_as_it_is(serve, tmp_path):
 def test_a_copy_in_the_repositorys_data_folder_wins_too(serve, tmp_path):
     server = serve(PAGE)
     copy = tmp_path / "repository" / "data" / "wizard_of_oz.txt"
-    copy.parent.mkdir()
+    copy.parent.mkdir(parents=True)
     copy.write_text("from the repository")
     assert load_corpus("oz").text == "from the repository"
     cached(tmp_path).parent.mkdir()
@@ -471,7 +470,7 @@ def test_where_texts_are_kept(tmp_path, monkeypatch):
     assert text_corpus.data_dir() == tmp_path / "texts"
     monkeypatch.setenv("GPT_JAX_DATA", "")
     assert text_corpus.data_dir() == tmp_path / "repository" / "data"
-    (tmp_path / "repository" / "configs").rmdir()  # an installed package
+    monkeypatch.setattr(text_corpus, "checkout_dir", lambda: None)  # an installed package
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert text_corpus.data_dir() == tmp_path / "cache" / "gpt_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -520,12 +519,12 @@ def test_the_originals_book(monkeypatch):
     assert len(set(corpus.text)) == 73
     assert corpus.text.startswith("\ufeff")
     assert original_form(PAGE.replace(BOOK_BYTES, _crlf(corpus.text[1:]))) == corpus.text
-    from gpt_jax.input_pipeline.dataset import make_datasets, split_text
+    from gpt_jax.input_pipeline.dataset import datasets_of_arrays, split_text
 
     tokenizer = CharTokenizer.train(corpus.text)
     texts = split_text(corpus.text, 0.8)
     tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
-    splits = make_datasets(tokens, tokenizer.token_bytes, 64)
+    splits = datasets_of_arrays(tokens, tokenizer.token_bytes, 64)
     assert [splits[name].n_tokens for name in ("train", "val")] == [166_239, 41_560]
 
 
@@ -663,9 +662,23 @@ def test_prepared_folders_are_corpora_of_their_own_tokens(tmp_path):
     assert one.tokenizer.to_json() == tokenizer.to_json()
     assert one.record()["sha256"] == one.sha256 == open_shards(a).record["sha256"]
     mixture = load_corpus(f"{a}:1,{b}:3")
-    assert [float(share) for share, _ in mixture.parts] == [0.25, 0.75]
+    assert [float(weight) for weight, _ in mixture.components] == [0.25, 0.75]
     assert mixture.record()["sha256"] == mixture.sha256 == load_corpus(f"{a}:2,{b}:6").sha256
     assert mixture.sha256 not in (one.sha256, load_corpus(f"{a}:1,{b}:2").sha256)
+
+
+def test_a_mixture_of_one_folder_is_that_folder(tmp_path):
+    """Its record too, but for the name: a run on one resumes on the other."""
+    folder = prepared(tmp_path / "a", CharTokenizer("abc"))
+    one, mixture = load_corpus(str(folder)), load_corpus(f"{folder}:3")
+    assert mixture.record() == {**one.record(), "name": f"{folder}:3", "requested": f"{folder}:3"}
+    config = Config(model=ModelConfig(block_size=4))
+    datasets = [corpus.make_datasets(one.tokenizer, config) for corpus in (one, mixture)]
+    for split in ("train", "val"):
+        (a,), (b,) = (dataset[split].components for dataset in datasets)
+        assert a.weight == b.weight == 1
+        assert a.n_bytes == b.n_bytes
+        np.testing.assert_array_equal(a.shards, b.shards)
 
 
 def test_corpora_of_different_tokenizers_are_not_mixed(tmp_path):

@@ -13,7 +13,7 @@ from conftest import TINY
 
 from gpt_jax.config import OptimConfig, TrainConfig
 from gpt_jax.inference.evaluation import choose_batch, evaluate_split
-from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.gather import gather_batch
 from gpt_jax.input_pipeline.sampler import sample_offsets
 from gpt_jax.model import forward
@@ -307,7 +307,7 @@ def test_exact_evaluation_equals_one_window_at_a_time(stride):
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
     tokens = np.asarray(TOKENS[:83])
     token_bytes = np.arange(1, 12, dtype=np.int32)
-    split = Split((tokens,), int(token_bytes[tokens].sum()))
+    split = Dataset.from_shards((tokens,), int(token_bytes[tokens].sum()))
     found = evaluate_split(TINY, params, split, token_bytes, stride=stride)
 
     @jax.jit
@@ -361,9 +361,9 @@ def test_the_loss_in_chunks_is_the_loss_and_so_are_its_gradients(options):
 
     @functools.partial(jax.jit, static_argnums=1)
     def value_and_grad(params, loss_chunk):
-        return jax.value_and_grad(lambda p: loss_fn(model, p, batch, KEYS.dropout, loss_chunk))(
-            params
-        )
+        return jax.value_and_grad(
+            lambda p: loss_fn(model, p, batch, KEYS.dropout, TrainConfig(loss_chunk=loss_chunk))
+        )(params)
 
     loss, grads = value_and_grad(params, None)
     for loss_chunk in (1, 12):
@@ -382,7 +382,7 @@ def test_evaluations_take_the_loss_in_chunks():
         for train in (TRAIN, chunked)
     )
     np.testing.assert_allclose(parts, whole, rtol=64 * EPS)
-    split, token_bytes = Split((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
+    split, token_bytes = Dataset.from_shards((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
     whole, parts = (
         evaluate_split(TINY, params, split, token_bytes, train=train).nats_per_token
         for train in (TRAIN, dataclasses.replace(TRAIN, loss_chunk=600))
@@ -412,7 +412,7 @@ def test_the_exact_evaluation_computes_no_more_at_once_than_training(
 
 def test_the_exact_evaluation_in_small_batches_is_the_same():
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
-    split, token_bytes = Split((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
+    split, token_bytes = Dataset.from_shards((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
     whole = evaluate_split(TINY, params, split, token_bytes, train=TRAIN)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
@@ -434,7 +434,7 @@ def test_the_loss_in_chunks_never_has_all_logits_in_memory():
     logits = 2 * 256 * 50257 * 4
 
     def temporary_bytes(loss_chunk, differentiate):
-        loss = lambda p, batch: loss_fn(model, p, batch, None, loss_chunk)
+        loss = lambda p, batch: loss_fn(model, p, batch, None, TrainConfig(loss_chunk=loss_chunk))
         program = jax.jit(jax.grad(loss) if differentiate else loss).lower(params, batch).compile()
         return program.memory_analysis().temp_size_in_bytes
 
@@ -451,7 +451,9 @@ def test_chunks_of_the_loss_are_shared_by_all_devices():
     model = dataclasses.replace(TINY, dropout=0.0)
     params = jax.device_put(new_state().params, replicated(mesh))
     batch = jax.device_put(TOKENS[:72].reshape(8, 9), replicated(mesh))
-    grad = jax.jit(jax.grad(lambda p, batch: loss_fn(model, p, place(batch), None, 16)))
+    grad = jax.jit(
+        jax.grad(lambda p, batch: loss_fn(model, p, place(batch), None, TrainConfig(loss_chunk=16)))
+    )
     text = grad.lower(params, batch).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text

@@ -20,7 +20,7 @@ from gpt_jax import storage
 from gpt_jax.config import override
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, UserError
 from gpt_jax.inference.evaluation import evaluate_split
-from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.shards.reader import open_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.run import checkpoints
@@ -257,10 +257,7 @@ def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp
 
 def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(
-        "gpt_jax.input_pipeline.text_corpus.__file__",
-        str(tmp_path / "gpt_jax" / "input_pipeline" / "text_corpus.py"),
-    )
+    monkeypatch.setattr("gpt_jax.input_pipeline.text_corpus.checkout_dir", lambda: None)
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
     monkeypatch.setattr("gpt_jax.input_pipeline.text_corpus.TRIES", 1)
     data = dataclasses.replace(
@@ -653,7 +650,9 @@ def test_the_exact_evaluation_of_shards_is_that_of_each(tiny_config, tmp_path):
     both = gpt_jax.evaluate(run, split="train")
     token_bytes = run.tokenizer.token_bytes
     each = [
-        evaluate_split(run.config.model, run.params, Split((shard,), None), token_bytes)
+        evaluate_split(
+            run.config.model, run.params, Dataset.from_shards((shard,), None), token_bytes
+        )
         for shard in open_shards(folder).shards["train"]
     ]
     assert [part.tokens for part in each] == [199, 199]
