@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -451,8 +453,6 @@ def test_steps_that_no_chunk_divides(tiny_config):
 
 
 def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
-    import threading
-
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=train, args=(tiny_config,))
     thread.start()
@@ -476,6 +476,34 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
         with pytest.raises(Interrupted, match=message):
             train(tiny_config)
     assert checkpoints.steps(Path(tiny_config.run_dir))[-1] in (4, 6, 8)
+    assert train(tiny_config).step == 12
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_ctrl_c_while_compiling_says_so_and_ends_before_a_step(
+    tiny_config, monkeypatch, capsys, step
+):
+    """What is compiled here never is, so a run that waits for it would not end."""
+    if step:
+        train(tiny_config, **{"train.steps": step})
+    what = "chunk_program" if step else "evaluation_program"
+
+    def never(self, *args):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return Future()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_steps.CompiledSteps, "compile_ahead", lambda *args, **kwargs: None)
+        patch.setattr(compiled_steps.CompiledSteps, what, never)
+        with pytest.raises(Interrupted) as ended:
+            gpt_jax.train(tiny_config)
+    said = "saved at step 4 of 12; run the same command to resume"
+    if step == 0:
+        said = "stopped before the first step; run the same command to start again"
+    assert str(ended.value) == f"SIGINT: {said}"
+    doing = "compiling the training step" if step else "compiling the evaluation"
+    out = capsys.readouterr().out
+    assert f"{doing}: stopping before the first step; once more to stop at once\n" in out
     assert train(tiny_config).step == 12
 
 
