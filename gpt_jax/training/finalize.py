@@ -1,4 +1,4 @@
-"""What comes after the last step: the exact evaluation, a text, the picture, the summary."""
+"""After the last step: the exact evaluation, a sample, the loss curves, the summary."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_a_run_says_how_devices_share_its_batch(tiny_config, capsys):
 def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     whole = gpt_jax.train(override(tiny_config, SCHEDULED))
     # As many devices as divide a part, of the 8 there are.
-    assert "4 x cpu: batch 8 = 2 parts x 4 x 1 sequences" in capsys.readouterr().out
+    assert "4 x cpu: batch 8 = 2 micro-batches x 4 x 1 sequences" in capsys.readouterr().out
     other = {"run_dir": str(tmp_path / "other"), **SCHEDULED}
     with pytest.MonkeyPatch.context() as patch:
         write = trainer.MetricsWriter.write
