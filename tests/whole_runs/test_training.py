@@ -483,14 +483,18 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
 def test_ctrl_c_while_compiling_says_so_and_ends_before_a_step(
     tiny_config, monkeypatch, capsys, step
 ):
-    """What is compiled here never is, so a run that waits for it would not end."""
+    """What is compiled here never is: a run that waits for it fails."""
     if step:
         train(tiny_config, **{"train.steps": step})
     what = "chunk_program" if step else "evaluation_program"
 
     def never(self, *args):
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        return Future()
+        program = Future()
+        late = threading.Timer(60, program.set_exception, (AssertionError("it was waited for"),))
+        late.daemon = True
+        late.start()
+        return program
 
     with monkeypatch.context() as patch:
         patch.setattr(compiled_steps.CompiledSteps, "compile_ahead", lambda *args, **kwargs: None)
