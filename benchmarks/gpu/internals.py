@@ -193,7 +193,7 @@ def lower_decoder(
         (params, jax.eval_shape(state)),
     )
     lowered = decoding.jit_decode(device.platform).lower(
-        model, *shapes, decoding.Filters(temperature=1.0), steps=STREAM_TOKENS, way=mode
+        model, *shapes, decoding.Filters(temperature=1.0), steps=STREAM_TOKENS, mode=mode
     )
     return lowered, {"tokens": STREAM_TOKENS * B, "steps": STREAM_TOKENS}
 
