@@ -1,4 +1,4 @@
-"""One side of the comparison, alive in a process of its own; `speed.py` drives it.
+"""One side of the comparison, alive in a separate process; `speed.py` drives it.
 
 Reads a JSON object a line ({"do": "train", "model": "nano", "steps": 10}), does that, and answers
 with {"seconds": ...}. Everything is compiled and warmed up before the first answer to a job.
@@ -52,11 +52,11 @@ class Jax:
         return Config(model=shape, train=TrainConfig(batch_size=batch_size))
 
     def train(self, model: str, steps: int) -> None:
-        from gpt_jax.input_pipeline.dataset import Split
+        from gpt_jax.input_pipeline.dataset import Dataset
         from gpt_jax.training.compiled_steps import CompiledSteps
 
         if model not in self.states:
-            split = Split((TOKENS,), len(TOKENS))
+            split = Dataset.from_shards((TOKENS,), len(TOKENS))
             programs = CompiledSteps(self.config(model), {"train": split, "val": split})
             keys = programs.keys()
             self.states[model] = programs, keys, programs.init_state(keys)

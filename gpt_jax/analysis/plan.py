@@ -292,7 +292,7 @@ def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
         (jax.eval_shape(unstack_blocks, params), jax.eval_shape(state)),
     )
     lowered = jit_decode(device.platform).lower(
-        model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, way="append"
+        model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, mode="cached"
     )
     try:
         return program_bytes(lowered.compile().memory_analysis())

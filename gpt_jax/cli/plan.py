@@ -61,10 +61,9 @@ def command(argv: list[str]) -> int:
 def _with_vocabulary(config: Config) -> Config:
     """Returns the config with the number of tokens that its corpus gives."""
     from gpt_jax.input_pipeline.corpus import load_corpus
-    from gpt_jax.input_pipeline.dataset import choose_tokenizer
 
     corpus = load_corpus(config.data.corpus, config.data.fallback_corpus)
     for note in corpus.notes:
         print(f"note: {note}", file=sys.stderr)
-    n = choose_tokenizer(config.data, corpus).vocab_size
+    n = corpus.choose_tokenizer(config.data).vocab_size
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n))

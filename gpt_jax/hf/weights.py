@@ -103,7 +103,7 @@ def save(
 ) -> None:
     """Writes a GPT-2 folder that transformers loads and computes the same logits from.
 
-    A bias that the model has not is written as zeros, and `load` brings it back as such.
+    A bias that the model does not have is written as zeros, and loaded as zeros.
 
     Args:
       folder: made if missing; must not hold a model yet.
@@ -112,7 +112,7 @@ def save(
       end_token: id at which a text ends; None for none.
 
     Raises:
-      ConfigError: GPT-2 has no place for a setting of the model.
+      ConfigError: GPT-2 does not support a setting of the model.
       UserError: params don't fit config, or the folder can't be written.
     """
     from safetensors import SafetensorError
@@ -279,7 +279,7 @@ def _read_tensor(
 
 
 def _check_is_gpt2(config: ModelConfig) -> None:
-    """Raises ConfigError where GPT-2's architecture has no place for a setting."""
+    """Raises ConfigError if GPT-2's architecture does not support a setting of the model."""
     if not config.vocab_size:
         raise ConfigError("model.vocab_size is 0; set it to the tokenizer's")
     named = {*GPT2, *SIZES, *EXPRESSIBLE}
@@ -294,8 +294,8 @@ def _check_is_gpt2(config: ModelConfig) -> None:
         have = ", ".join(f"model.{name}={getattr(config, name)!r}" for name in unlike)
         need = ", ".join(f"model.{name}={value!r}" for name, value in unlike.items())
         raise ConfigError(
-            f"{have} {'has' if len(unlike) == 1 else 'have'} no place in a GPT-2 folder; train a "
-            f"model with {need} to save it"
+            f"{have} {'is' if len(unlike) == 1 else 'are'} not supported in a GPT-2 folder; "
+            f"train a model with {need} to save it"
         )
 
 
@@ -352,8 +352,8 @@ def _export_tensors(config: ModelConfig, params: Any) -> Iterator[tuple[str, np.
         yield HEAD, np.ascontiguousarray(take("head/kernel", (D, V)).T)
     if config.head_bias and take("head_bias" if config.tied else "head/bias", (V,)).any():
         raise ConfigError(
-            "model.head_bias=True has no place in a GPT-2 folder unless the bias is zero; train a "
-            "model with model.head_bias=False to save it"
+            "model.head_bias=True is not supported in a GPT-2 folder unless the bias is zero; "
+            "train a model with model.head_bias=False to save it"
         )
     if found:
         raise UserError(f"params don't fit the config, which has no {min(found)}")

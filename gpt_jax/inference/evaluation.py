@@ -17,7 +17,7 @@ from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.windows import count_windows, make_windows
 from gpt_jax.input_pipeline.corpus import check_same_corpus, check_same_tokenizer, load_corpus
-from gpt_jax.input_pipeline.dataset import Mixture, Split, tokenize_corpus
+from gpt_jax.input_pipeline.dataset import Component, Dataset
 from gpt_jax.model import Params
 from gpt_jax.model.attention import needs_mesh
 from gpt_jax.model.loss import batch_losses
@@ -40,13 +40,13 @@ class Evaluation:
     """An exact evaluation of one split.
 
     Attributes:
-      nats_per_token: mean cross-entropy; of a mixture, the corpora's means by their shares.
+      nats_per_token: mean cross-entropy; of a mixture, the corpora's means by their weights.
       tokens: how many were predicted: all but the first of each shard, or as many as were asked
         for.
       n_bytes: UTF-8 bytes of those tokens.
       stride: from one window's start to the next, in tokens.
       n_predictable: tokens that could be predicted.
-      parts: of a mixture: (share of the rows, evaluation) of each corpus.
+      components: of a mixture: (weight, evaluation) of each corpus; else empty.
     """
 
     nats_per_token: float
@@ -54,7 +54,7 @@ class Evaluation:
     n_bytes: int
     stride: int
     n_predictable: int
-    parts: tuple[tuple[float, Evaluation], ...] = ()
+    components: tuple[tuple[float, Evaluation], ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -68,8 +68,8 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        if self.parts:
-            per_token = sum(share * part.n_bytes / part.tokens for share, part in self.parts)
+        if self.components:
+            per_token = sum(w * each.n_bytes / each.tokens for w, each in self.components)
             return bits_per_byte(self.nats_per_token, per_token)
         return bits_per_byte(self.nats_per_token * self.tokens, self.n_bytes)
 
@@ -85,8 +85,8 @@ class Evaluation:
         }
         if not self.is_whole:
             record["of_tokens"] = self.n_predictable
-        if self.parts:
-            record["parts"] = [{"share": share, **part.record()} for share, part in self.parts]
+        if self.components:
+            record["parts"] = [{"share": w, **each.record()} for w, each in self.components]
         return record
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int
 def evaluate_split(
     config: ModelConfig,
     params: Params,
-    split: Split | Mixture,
+    dataset: Dataset,
     token_bytes: np.ndarray,
     *,
     stride: int | None = None,
@@ -141,7 +141,7 @@ def evaluate_split(
     Args:
       config: the model's.
       params: the model's, on any devices.
-      split: what to predict.
+      dataset: what to predict.
       token_bytes: int32 (V,), UTF-8 bytes a token.
       stride: see `data.make_windows`; None is block_size.
       train: the settings of training, which say how much is computed at once; see `choose_batch`.
@@ -150,34 +150,42 @@ def evaluate_split(
     Raises:
       ConfigError: the stride is not in [1, block_size].
     """
-    parts = tuple(
+    components = tuple(
         (
-            float(share),
-            _evaluate_part(config, params, part, token_bytes, stride, max_tokens, train),
+            float(component.weight),
+            _evaluate_component(config, params, component, token_bytes, stride, max_tokens, train),
         )
-        for share, part in split.parts
+        for component in dataset.components
     )
-    if len(parts) == 1:
-        return parts[0][1]
+    if len(components) == 1:
+        return components[0][1]
     return Evaluation(
-        nats_per_token=sum(share * part.nats_per_token for share, part in parts),
-        tokens=sum(part.tokens for _, part in parts),
-        n_bytes=sum(part.n_bytes for _, part in parts),
+        nats_per_token=sum(weight * each.nats_per_token for weight, each in components),
+        tokens=sum(each.tokens for _, each in components),
+        n_bytes=sum(each.n_bytes for _, each in components),
         stride=stride or config.block_size,
-        n_predictable=sum(part.n_predictable for _, part in parts),
-        parts=parts,
+        n_predictable=sum(each.n_predictable for _, each in components),
+        components=components,
     )
 
 
-def _evaluate_part(config, params, split, token_bytes, stride, max_tokens, train) -> Evaluation:
+def _evaluate_component(
+    config: ModelConfig,
+    params: Params,
+    component: Component,
+    token_bytes: np.ndarray,
+    stride: int | None,
+    max_tokens: int | None,
+    train: TrainConfig | None,
+) -> Evaluation:
     batch_size, loss_chunk = choose_batch(config.block_size, train)
     if jax.process_count() > 1:  # windows for every host
         batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     mesh = make_mesh(batch_size)
     params = jax.tree.map(lambda x: to_global_array(x, replicated(mesh)), params)
-    n_predictable = sum(len(shard) - 1 for shard in split.shards)
+    n_predictable = sum(len(shard) - 1 for shard in component.shards)
     n_predicted, shards = 0, []
-    for shard in split.shards:
+    for shard in component.shards:
         left = n_predictable if max_tokens is None else max_tokens - n_predicted
         if left > 0 and len(shard) > 1:
             shards.append(shard[: left + 1])
@@ -233,8 +241,8 @@ def _calls(shards: Sequence[np.ndarray], block_size: int, stride: int | None, ba
         yield rows.reshape(*shape, -1), firsts.reshape(shape), lasts.reshape(shape)
 
 
-def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split] | dict[str, Mixture]:
-    """Returns the training and validation parts of the corpus that a run was trained on.
+def load_datasets(run: Run, corpus_name: str | None = None) -> dict[str, Dataset]:
+    """Returns the datasets "train" and "val" of the corpus that a run was trained on.
 
     Args:
       run: the run.
@@ -252,7 +260,7 @@ def load_splits(run: Run, corpus_name: str | None = None) -> dict[str, Split] | 
     check_same_tokenizer(corpus, run.tokenizer, run.run_dir)
     if run.corpus:
         check_same_corpus(corpus, run.corpus, run.run_dir)
-    return tokenize_corpus(corpus, run.tokenizer, run.config)
+    return corpus.make_datasets(run.tokenizer, run.config)
 
 
 def evaluate(
@@ -279,11 +287,10 @@ def evaluate(
         raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
     if split not in ("train", "val"):
         raise ConfigError(f"split={split!r} must be val or train")
-    part = load_splits(run, corpus_name)[split]
     return evaluate_split(
         run.config.model,
         run.params,
-        part,
+        load_datasets(run, corpus_name)[split],
         run.tokenizer.token_bytes,
         stride=stride,
         train=run.config.train,

@@ -1,8 +1,8 @@
-"""Corpora: named texts, the user's own files, prepared folders: found and brought to form.
+"""Corpora: whatever `data.corpus` names, found and opened.
 
-Everything here ends in a `TextCorpus`, a text, or in a `TokenCorpus`, tokens on disk, with a record
-of where it came from. Nothing here knows batches or devices; `data.py` is next on the way to the
-model.
+That is a named text, a text file, a folder of token shards or a mixture of such folders. A text
+becomes a `TextCorpus`, folders a `TokenCorpus`. Nothing here knows batches or devices;
+`dataset.py` has what every corpus yields, and `sampler.py` is next on the way to the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.errors import UserError
+from gpt_jax.config import Config, DataConfig
+from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.input_pipeline.dataset import Component, Corpus, Dataset, count_bytes
+from gpt_jax.input_pipeline.shards.manifest import SPLITS
 from gpt_jax.input_pipeline.shards.memmap import TokenShards
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
 from gpt_jax.input_pipeline.text_corpus import (
@@ -34,58 +37,71 @@ WEIGHTED = re.compile(r"\s*(.+?):(\d+\.?\d*|\.\d+)(?:,|$)")  # an entry of a mix
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenCorpus:
-    """Prepared folders of one tokenizer, drawn from by their shares.
+class TokenCorpus(Corpus):
+    """Folders of token shards with one tokenizer, sampled by their weights.
 
     Attributes:
-      name: what `data.corpus` says, with absolute paths.
-      parts: (share of the sequences, folder) of each; the shares sum to 1.
-      tokenizer: of all.
-      notes: as a `TextCorpus` has them.
-      requested: as a `TextCorpus` has it.
+      components: (weight, folder) of each; the weights sum to 1.
     """
 
-    name: str
-    parts: tuple[tuple[Fraction, TokenShards], ...]
-    tokenizer: Tokenizer
-    notes: tuple[str, ...] = ()
-    requested: str = ""
+    components: tuple[tuple[Fraction, TokenShards], ...]
+    kind = "tokens"
 
     @property
-    def source(self) -> str:
-        """Where it was read from, for people."""
-        sources = [prepared.record["source"] for _, prepared in self.parts]
-        if len(sources) == 1:
-            return sources[0]
-        shares = [float(share) for share, _ in self.parts]
-        return ", ".join(f"{s:.1%} {source}" for s, source in zip(shares, sources, strict=True))
+    def tokenizer(self) -> Tokenizer:
+        (_, first), *_ = self.components
+        assert first.tokenizer is not None
+        return first.tokenizer
 
     @property
     def size(self) -> str:
-        """How large it is, for people."""
-        return f"{sum(sum(p.n_tokens.values()) for _, p in self.parts):,} tokens"
+        return f"{sum(sum(folder.n_tokens.values()) for _, folder in self.components):,} tokens"
 
     @property
     def sha256(self) -> str:
-        """Of the folders' content; of a mixture, of those and the shares."""
-        sums = [prepared.record["sha256"] for _, prepared in self.parts]
-        if len(sums) == 1:
-            return sums[0]
-        shares = [share for share, _ in self.parts]
-        mixed = "".join(f"{share} {s}\n" for share, s in zip(shares, sums, strict=True))
-        return hashlib.sha256(mixed.encode()).hexdigest()
+        """Of the folders' content; of a mixture, of those and the weights."""
+        if len(self.components) == 1:
+            return self.components[0][1].record["sha256"]
+        lines = [f"{weight} {folder.record['sha256']}\n" for weight, folder in self.components]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """Returns what a run's config.json keeps of the corpus."""
         head = {"name": self.name, "requested": self.requested or self.name}
-        records = [prepared.record for _, prepared in self.parts]
-        if len(records) == 1:
-            return {**records[0], **head}
-        parts = [
-            {"share": float(share), **record}
-            for (share, _), record in zip(self.parts, records, strict=True)
+        if len(self.components) == 1:
+            return {**self.components[0][1].record, **head}
+        components = [
+            {"share": float(weight), **folder.record} for weight, folder in self.components
         ]
-        return {**head, "source": self.source, "sha256": self.sha256, "parts": parts}
+        return {**head, "source": self.source, "sha256": self.sha256, "parts": components}
+
+    def choose_tokenizer(self, data: DataConfig) -> Tokenizer:
+        if data.tokenizer != DataConfig().tokenizer:
+            raise ConfigError(
+                f"data.tokenizer={data.tokenizer} is for a text, and {self.source} is prepared "
+                "with a tokenizer of its own; leave data.tokenizer out"
+            )
+        return self.tokenizer
+
+    def make_datasets(self, tokenizer: Tokenizer, config: Config) -> dict[str, Dataset]:
+        components: dict[str, list[Component]] = {split: [] for split in SPLITS}
+        for weight, folder in self.components:
+            for split, shards in folder.shards.items():
+                _check_length(folder, split, config.model.block_size)
+                n_bytes = folder.n_bytes[split]
+                if n_bytes is None and split == "val":  # needed for bits per byte
+                    n_bytes = count_bytes(shards, tokenizer.token_bytes)
+                components[split].append(Component(weight, shards, n_bytes))
+        return {split: Dataset(tuple(those)) for split, those in components.items()}
+
+
+def _check_length(folder: TokenShards, split: str, block_size: int) -> None:
+    longest = max(map(len, folder.shards[split]))
+    if longest < block_size + 1:
+        raise UserError(
+            f"the corpus {folder.folder} is too short: its longest shard for {split} has "
+            f"{longest:,} tokens, and model.block_size={block_size} needs {block_size + 1}; use a "
+            "smaller block_size or another corpus"
+        )
 
 
 def load_corpus(
@@ -93,14 +109,14 @@ def load_corpus(
     fallback: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     tokenizer: Tokenizer | None = None,
-) -> TextCorpus | TokenCorpus:
+) -> Corpus:
     """Returns the corpus `name`: one of `NAMES`, a UTF-8 text file, prepared folders.
 
     Args:
       name: a name, a path, or paths of prepared folders with weights ("DIR1:0.7,DIR2:0.3").
       fallback: a corpus to use where `name` can't be downloaded; None makes that an error.
       progress: called with (bytes so far, bytes in all or None) during a download.
-      tokenizer: of prepared folders that do not name their own, see `shards.open_prepared`.
+      tokenizer: of prepared folders that do not name their own, see `shards.open_shards`.
 
     Raises:
       CorpusError: it can't be had, and why, and the ways out.
@@ -122,8 +138,8 @@ def load_corpus(
         return _load_mixture(entries, tokenizer)
     if has_shards(path):
         opened = [(Fraction(1), open_shards(path, tokenizer))]
-        return _prepared(str(path.absolute()), opened)
-    return TextCorpus(str(path.absolute()), read_text(path), str(path))
+        return _token_corpus(str(path.absolute()), opened)
+    return TextCorpus(str(path.absolute()), str(path), read_text(path))
 
 
 def parse_mixture(name: str) -> list[tuple[Path, str]]:
@@ -163,17 +179,18 @@ def _load_mixture(entries: list[tuple[Path, str]], tokenizer: Tokenizer | None) 
             )
     opened = [open_shards(path, tokenizer) for path, _ in entries]
     name = ",".join(f"{path}:{weight}" for path, weight in entries)
-    return _prepared(name, [(w / sum(weights), p) for w, p in zip(weights, opened, strict=True)])
+    normalised = [weight / sum(weights) for weight in weights]
+    return _token_corpus(name, list(zip(normalised, opened, strict=True)))
 
 
-def _prepared(name: str, parts: list[tuple[Fraction, TokenShards]]) -> TokenCorpus:
-    for _, prepared in parts:
-        if prepared.tokenizer is None:
+def _token_corpus(name: str, components: list[tuple[Fraction, TokenShards]]) -> TokenCorpus:
+    for _, folder in components:
+        if folder.tokenizer is None:
             raise CorpusError(
-                f"corpus {prepared.folder} does not say which tokenizer its ids are of; prepare it "
+                f"corpus {folder.folder} does not say which tokenizer its ids are of; prepare it "
                 "from its text with: python main.py prepare"
             )
-    (_, first), *others = parts
+    (_, first), *others = components
     assert first.tokenizer is not None
     for _, other in others:
         assert other.tokenizer is not None
@@ -182,15 +199,16 @@ def _prepared(name: str, parts: list[tuple[Fraction, TokenShards]]) -> TokenCorp
                 f"corpora {first.folder} and {other.folder} have different tokenizers: "
                 f"{difference}; prepare both with the same one"
             )
-    notes = tuple(note for _, prepared in parts for note in prepared.notes)
-    return TokenCorpus(name, tuple(parts), first.tokenizer, notes)
+    source = first.record["source"]
+    if others:
+        source = ", ".join(f"{float(w):.1%} {folder.record['source']}" for w, folder in components)
+    notes = tuple(note for _, folder in components for note in folder.notes)
+    return TokenCorpus(name, source, tuple(components), notes=notes)
 
 
-def check_same_tokenizer(
-    corpus: TextCorpus | TokenCorpus, tokenizer: Tokenizer, source: Path | str
-) -> None:
+def check_same_tokenizer(corpus: Corpus, tokenizer: Tokenizer, source: Path | str) -> None:
     """Raises UserError where a prepared corpus has ids of another tokenizer than a model."""
-    if isinstance(corpus, TokenCorpus) and (
+    if corpus.tokenizer is not None and (
         difference := find_difference(tokenizer, corpus.tokenizer)
     ):
         raise UserError(
@@ -199,14 +217,11 @@ def check_same_tokenizer(
         )
 
 
-def check_same_corpus(
-    corpus: TextCorpus | TokenCorpus, record: dict[str, Any], run_dir: Path
-) -> None:
+def check_same_corpus(corpus: Corpus, record: dict[str, Any], run_dir: Path) -> None:
     """Raises UserError where a corpus is not the one that a run's record names."""
     if corpus.sha256 != record["sha256"]:
-        kind = "text" if isinstance(corpus, TextCorpus) else "tokens"
         raise UserError(
             f"{run_dir} was trained on {record.get('name')} with sha256 {record['sha256'][:12]}, "
-            f"and {corpus.source} now has {corpus.sha256[:12]}: not the same {kind}; name the old "
-            "one with --data.corpus PATH, or choose another --run-dir"
+            f"and {corpus.source} now has {corpus.sha256[:12]}: not the same {corpus.kind}; name "
+            "the old one with --data.corpus PATH, or choose another --run-dir"
         )

@@ -1,38 +1,36 @@
-"""Data: from a text to token ids, and from a key to the batch of a step.
+"""Datasets: the token arrays of a corpus that batches are sampled from.
 
-The sampler is a pure function of its key: same key, same batch, on any number of devices, wherever
-the tokens lie. There is no iterator and so no iterator state to save.
+A `Corpus` (a text, or token shards on disk) yields two datasets, "train" and "val". A dataset has a
+component for each corpus of a mixture; a single corpus is a mixture of one.
 
-A corpus is a few arrays, its shards: one in memory for a text, files on disk for a prepared corpus.
-This module is about one array; `pieces.py` draws from several by the same functions.
-Read `step.py` next for how a batch becomes a loss.
+Nothing here samples: `sampler.py` is next on the way to the model. Nothing here touches a device.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from gpt_jax.config import Config, DataConfig
-from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.input_pipeline.corpus import TokenCorpus
-from gpt_jax.input_pipeline.text_corpus import TextCorpus
-from gpt_jax.tokenizer import Tokenizer, make_tokenizer
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """One part of a corpus.
+class Component(NamedTuple):
+    """The tokens of one corpus of a mixture.
 
     Attributes:
-      shards: ids in order, int (N,) each, in memory or mapped from files. No sequence goes from one
-        into the next.
-      n_bytes: UTF-8 bytes that the tokens stand for; None where nobody has counted.
+      weight: share of the sequences that are sampled from it.
+      shards: ids in order, int (N,) each, in memory or mapped from files. No sequence spans two.
+      n_bytes: UTF-8 bytes that the tokens stand for; None where unknown.
     """
 
+    weight: Fraction
     shards: tuple[np.ndarray, ...]
     n_bytes: int | None
 
@@ -45,30 +43,88 @@ class Split:
         assert self.n_bytes is not None
         return self.n_bytes / self.n_tokens
 
-    @property
-    def parts(self) -> tuple[tuple[Fraction, Split], ...]:
-        """(share of the rows, split) of each corpus: here, all of one."""
-        return ((Fraction(1), self),)
-
 
 @dataclasses.dataclass(frozen=True)
-class Mixture:
-    """The same part of several corpora.
+class Dataset:
+    """The training or the validation tokens of a corpus.
 
     Attributes:
-      parts: (share of the rows, split) of each corpus; the shares sum to 1.
+      components: one for each corpus of a mixture; the weights sum to 1.
     """
 
-    parts: tuple[tuple[Fraction, Split], ...]
+    components: tuple[Component, ...]
+
+    @classmethod
+    def from_shards(cls, shards: Sequence[np.ndarray], n_bytes: int | None) -> Dataset:
+        """Returns the dataset of a single corpus; see `Component`."""
+        return cls((Component(Fraction(1), tuple(shards), n_bytes),))
 
     @property
     def n_tokens(self) -> int:
-        return sum(split.n_tokens for _, split in self.parts)
+        return sum(component.n_tokens for component in self.components)
 
     @property
     def bytes_per_token(self) -> float:
-        """Of the tokens that are drawn: the corpora's, by their shares."""
-        return float(sum(share * Fraction(split.bytes_per_token) for share, split in self.parts))
+        """Of the tokens as they are sampled: the mean of the components', by their weights."""
+        return float(sum(c.weight * Fraction(c.bytes_per_token) for c in self.components))
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus(abc.ABC):
+    """What the setting `data.corpus` names, found and read.
+
+    Attributes:
+      name: a name or absolute paths, as config.json records it.
+      source: where it was read from, for messages.
+      notes: what differs from what one would expect, a sentence each.
+      requested: the name asked for where another corpus had to serve; empty means `name`.
+      kind: "text" or "tokens".
+    """
+
+    name: str
+    source: str
+    notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    requested: str = dataclasses.field(default="", kw_only=True)
+    kind: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of its ids; None for a text."""
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> str:
+        """How large it is, for messages."""
+
+    @property
+    @abc.abstractmethod
+    def sha256(self) -> str:
+        """Identifies the content."""
+
+    @abc.abstractmethod
+    def record(self) -> dict[str, Any]:
+        """Returns what a run's config.json keeps of the corpus."""
+
+    @abc.abstractmethod
+    def choose_tokenizer(self, data: DataConfig) -> Tokenizer:
+        """Returns the tokenizer for a new run: its own, or one made by the settings.
+
+        Raises:
+          ConfigError: the settings ask for another than its own.
+        """
+
+    @abc.abstractmethod
+    def make_datasets(self, tokenizer: Tokenizer, config: Config) -> dict[str, Dataset]:
+        """Returns the datasets "train" and "val".
+
+        Args:
+          tokenizer: of the run.
+          config: its block_size T; each component must hold T + 1 tokens in one shard.
+
+        Raises:
+          UserError: a corpus is too short, or has characters or ids that the tokenizer lacks.
+        """
 
 
 def split_text(text: str, train_fraction: float) -> dict[str, str]:
@@ -80,36 +136,39 @@ def split_text(text: str, train_fraction: float) -> dict[str, str]:
     return {"train": text[:cut], "val": text[cut:]}
 
 
-def make_datasets(
+def datasets_of_arrays(
     tokens: dict[str, np.ndarray], token_bytes: np.ndarray, block_size: int
-) -> dict[str, Split]:
-    """Returns the splits of a corpus whose parts are encoded.
+) -> dict[str, Dataset]:
+    """Returns the datasets of a text whose splits are encoded.
 
     Args:
-      tokens: {name: int32 (N,)}, of each part.
-      token_bytes: int32 (V,), UTF-8 bytes a token.
+      tokens: {split: int32 (N,)}.
+      token_bytes: int32 (V,), UTF-8 bytes per token.
       block_size: T; each split must hold one sequence of T tokens and the token after it.
 
     Raises:
       UserError: a split is too short.
     """
     total = sum(map(len, tokens.values()))
-    for name, part in tokens.items():
-        if len(part) < block_size + 1:
+    for split, ids in tokens.items():
+        if len(ids) < block_size + 1:
             raise UserError(
-                f"the corpus is too short: {len(part):,} of its {total:,} tokens are "
-                f"for {name}, and model.block_size={block_size} needs {block_size + 1}; use a "
+                f"the corpus is too short: {len(ids):,} of its {total:,} tokens are "
+                f"for {split}, and model.block_size={block_size} needs {block_size + 1}; use a "
                 "longer text, a smaller block_size or another data.train_fraction"
             )
-    return {name: Split((part,), int(token_bytes[part].sum())) for name, part in tokens.items()}
+    return {
+        split: Dataset.from_shards((ids,), int(token_bytes[ids].sum()))
+        for split, ids in tokens.items()
+    }
 
 
 def count_bytes(shards: Sequence[np.ndarray], token_bytes: np.ndarray) -> int:
-    """Returns the UTF-8 bytes that shards of ids stand for, reading a part of one at a time.
+    """Returns the UTF-8 bytes that shards of ids stand for, reading some of one at a time.
 
     Args:
       shards: int (N,) each.
-      token_bytes: int32 (V,), UTF-8 bytes a token.
+      token_bytes: int32 (V,), UTF-8 bytes per token.
 
     Raises:
       UserError: an id is beyond the vocabulary.
@@ -117,59 +176,11 @@ def count_bytes(shards: Sequence[np.ndarray], token_bytes: np.ndarray) -> int:
     total = 0
     for shard in shards:
         for at in range(0, len(shard), 2**22):
-            part = shard[at : at + 2**22]
-            if int(part.max()) >= len(token_bytes):
+            ids = shard[at : at + 2**22]
+            if int(ids.max()) >= len(token_bytes):
                 raise UserError(
-                    f"id {part.max()} of the corpus is beyond the tokenizer's {len(token_bytes)} "
+                    f"id {ids.max()} of the corpus is beyond the tokenizer's {len(token_bytes)} "
                     "tokens: it was made with another tokenizer, or is damaged; prepare it again"
                 )
-            total += int(token_bytes[part].sum(dtype=np.int64))
+            total += int(token_bytes[ids].sum(dtype=np.int64))
     return total
-
-
-def tokenize_corpus(
-    corpus: TextCorpus | TokenCorpus, tokenizer: Tokenizer, config: Config
-) -> dict[str, Split] | dict[str, Mixture]:
-    """Returns the tokens of a corpus, "train" and "val".
-
-    Raises:
-      UserError: a part is too short for one sequence, or has characters without a token.
-    """
-    block_size = config.model.block_size
-    if isinstance(corpus, TextCorpus):
-        texts = split_text(corpus.text, config.data.train_fraction)
-        tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
-        return make_datasets(tokens, tokenizer.token_bytes, block_size)
-    parts: dict[str, list[tuple[Fraction, Split]]] = {"train": [], "val": []}
-    for share, prepared in corpus.parts:
-        for name in parts:
-            shards, n_bytes = prepared.shards[name], prepared.n_bytes[name]
-            longest = max(map(len, shards))
-            if longest < block_size + 1:
-                raise UserError(
-                    f"the corpus {prepared.folder} is too short: its longest shard for {name} has "
-                    f"{longest:,} tokens, and model.block_size={block_size} needs "
-                    f"{block_size + 1}; use a smaller block_size or another corpus"
-                )
-            if n_bytes is None and name == "val":
-                n_bytes = count_bytes(shards, tokenizer.token_bytes)
-            parts[name].append((share, Split(shards, n_bytes)))
-    if len(corpus.parts) == 1:
-        return {name: part[0][1] for name, part in parts.items()}
-    return {name: Mixture(tuple(part)) for name, part in parts.items()}
-
-
-def choose_tokenizer(data: DataConfig, corpus: TextCorpus | TokenCorpus) -> Tokenizer:
-    """Returns the tokenizer that the settings ask for, or that a prepared corpus has.
-
-    Raises:
-      ConfigError: they ask for another than that.
-    """
-    if isinstance(corpus, TextCorpus):
-        return make_tokenizer(data, split_text(corpus.text, data.train_fraction))
-    if data.tokenizer != DataConfig().tokenizer:
-        raise ConfigError(
-            f"data.tokenizer={data.tokenizer} is for a text, and {corpus.source} is prepared with "
-            "a tokenizer of its own; leave data.tokenizer out"
-        )
-    return corpus.tokenizer

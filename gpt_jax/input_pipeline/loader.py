@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from gpt_jax.config import Config
 from gpt_jax.errors import UserError
-from gpt_jax.input_pipeline.dataset import Mixture, Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.gather import gather_on_host, put_tokens_on_devices
 from gpt_jax.input_pipeline.sampler import SampleIndices, eval_indices, make_sampler, train_indices
 from gpt_jax.parallel.sharding import batch_sharding, replicated
@@ -37,7 +37,7 @@ class BatchLoader:
       token_bytes: of all tokens; on each device, where they are resident.
     """
 
-    def __init__(self, config: Config, splits: dict[str, Split] | dict[str, Mixture], mesh: Mesh):
+    def __init__(self, config: Config, splits: dict[str, Dataset], mesh: Mesh):
         """Puts the tokens on the devices, or prepares to gather on the host.
 
         Raises:

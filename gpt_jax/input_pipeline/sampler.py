@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.errors import UserError
-from gpt_jax.input_pipeline.dataset import Mixture, Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.permutation import divmod_product, permute
 
 SEGMENT_STARTS = 2**30  # at most, in a piece: offsets in it, and a row's length more, are int32
@@ -116,17 +116,17 @@ def single_array_sampler(n_tokens: int, block_size: int, batch_size: int) -> Sam
 
 
 def make_sampler(
-    split: Split | Mixture, block_size: int, batch_size: int, order: str = "random"
+    dataset: Dataset, block_size: int, batch_size: int, order: str = "random"
 ) -> tuple[Sampler, list[np.ndarray]]:
-    """Returns the sampler of a split, and the pieces that its places are in.
+    """Returns the sampler of a dataset, and the pieces that its places are in.
 
     Raises:
       UserError: a corpus has no sequence of T + 1 tokens, or an epoch has 2^31 sequences or more.
     """
     pieces: list[np.ndarray] = []
     shares: list[Fraction] = []
-    for share, part in split.parts:
-        cut = address_segments(part.shards, block_size)
+    for component in dataset.components:
+        cut = address_segments(component.shards, block_size)
         starts = [len(piece) - block_size for piece in cut]
         if not cut:
             raise UserError(
@@ -134,7 +134,7 @@ def make_sampler(
                 f"model.block_size={block_size} needs; use a smaller one"
             )
         pieces += cut
-        shares += [share * Fraction(n, sum(starts)) for n in starts]
+        shares += [component.weight * Fraction(n, sum(starts)) for n in starts]
     lengths = tuple(map(len, pieces))
     sampler = Sampler(lengths, tuple(shares), block_size, batch_size, order)
     if order == "epochs" and sampler.n_sequences >= 2**31:

@@ -1,6 +1,6 @@
 """Texts: those that have a name, downloaded once, and the user's own files.
 
-Each is a `TextCorpus`, with a record of where it came from. `corpora.py` has those of token ids.
+Each is a `TextCorpus`, with a record of where it came from. `corpus.py` has those of token ids.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.files import checkout_dir
 from gpt_jax.errors import UserError, in_short
+from gpt_jax.input_pipeline.dataset import Corpus, Dataset, datasets_of_arrays, split_text
 from gpt_jax.storage import write_atomically
+from gpt_jax.tokenizer import Tokenizer, make_tokenizer
 
 OZ_FILE = "wizard_of_oz.txt"
 OZ_URL = "https://www.gutenberg.org/cache/epub/55/pg55.txt"  # GPT_JAX_OZ_URL names a mirror
@@ -49,26 +52,22 @@ class DownloadError(CorpusError):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextCorpus:
-    """A text and its record.
+class TextCorpus(Corpus):
+    """A text; it is tokenized when a run starts.
 
     Attributes:
-      name: what `data.corpus` says: a name, or the absolute path of a file.
       text: the whole text.
-      source: where it was read from, for people.
-      notes: what differs from what one would expect, a sentence each.
-      requested: the name asked for, where another corpus had to serve; else the same as name.
     """
 
-    name: str
     text: str
-    source: str
-    notes: tuple[str, ...] = ()
-    requested: str = ""
+    kind = "text"
+
+    @property
+    def tokenizer(self) -> None:
+        return None
 
     @property
     def size(self) -> str:
-        """How large it is, for people."""
         return f"{len(self.text):,} characters"
 
     @property
@@ -77,7 +76,6 @@ class TextCorpus:
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """Returns what a run's config.json keeps of the corpus."""
         return {
             "name": self.name,
             "requested": self.requested or self.name,
@@ -86,6 +84,14 @@ class TextCorpus:
             "characters": len(self.text),
             "vocabulary": len(set(self.text)),
         }
+
+    def choose_tokenizer(self, data: DataConfig) -> Tokenizer:
+        return make_tokenizer(data, split_text(self.text, data.train_fraction))
+
+    def make_datasets(self, tokenizer: Tokenizer, config: Config) -> dict[str, Dataset]:
+        texts = split_text(self.text, config.data.train_fraction)
+        tokens = {split: tokenizer.encode(text) for split, text in texts.items()}
+        return datasets_of_arrays(tokens, tokenizer.token_bytes, config.model.block_size)
 
 
 def read_text(path: Path) -> str:
@@ -172,7 +178,7 @@ def load_named(name: str, progress: Callable[[int, int | None], None] | None) ->
 
 
 def _with_notes(name: str, text: str, source: str) -> TextCorpus:
-    corpus = TextCorpus(name, text, source)
+    corpus = TextCorpus(name, source, text)
     return dataclasses.replace(corpus, notes=DOWNLOADS[name].notes(corpus))
 
 
@@ -305,4 +311,4 @@ def load_python_manual() -> TextCorpus:
 
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))
     version = ".".join(map(str, sys.version_info[:3]))
-    return TextCorpus("python-manual", text, f"pydoc_data.topics of Python {version}")
+    return TextCorpus("python-manual", f"pydoc_data.topics of Python {version}", text)

@@ -34,15 +34,20 @@ class HostsConfig:
 
     coordinator: str | None = field(
         None,
-        "ADDRESS:PORT at which the others reach host 0; none is found on TPU pods, Slurm, Open MPI",
+        "ADDRESS:PORT of host 0",
         (lambda x: bool(re.fullmatch(r"\S+:\d+", x)), "ADDRESS:PORT"),
+        unset="detected on TPU pods, Slurm and Open MPI",
     )
-    count: int | None = field(None, "hosts that train together", POSITIVE_INT)
-    index: int | None = field(None, "which of them this one is, from 0", NOT_NEGATIVE_INT)
+    count: int | None = field(
+        None, "number of hosts (processes) of the run", POSITIVE_INT, unset="detected likewise"
+    )
+    index: int | None = field(
+        None, "index of this host, from 0", NOT_NEGATIVE_INT, unset="detected likewise"
+    )
     timeout: int = field(
         60,
-        "seconds to wait for the others at the start, and without a sign of life until a host "
-        "counts as gone",
+        "seconds to wait for other hosts at startup, and without a heartbeat before a host is "
+        "considered lost",
         POSITIVE_INT,
     )
 

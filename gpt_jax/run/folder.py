@@ -24,8 +24,7 @@ from typing import Any
 from gpt_jax import hf
 from gpt_jax.config import Config, from_dict, to_dict
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.input_pipeline.corpus import TokenCorpus
-from gpt_jax.input_pipeline.text_corpus import TextCorpus
+from gpt_jax.input_pipeline.dataset import Corpus
 from gpt_jax.storage import entries, is_remote, write_atomically
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
@@ -39,7 +38,7 @@ FORMAT = 1  # of a run folder; a reader refuses a newer one
 def create_run(
     run_dir: Path,
     config: Config,
-    corpus: TextCorpus | TokenCorpus,
+    corpus: Corpus,
     tokenizer: Tokenizer,
     origin: dict[str, Any] | None = None,
 ) -> None:

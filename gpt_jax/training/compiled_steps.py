@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from gpt_jax.config import Config
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
-from gpt_jax.input_pipeline.dataset import Mixture, Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.loader import BatchLoader
 from gpt_jax.input_pipeline.sampler import Sampler
 from gpt_jax.model import Params
@@ -114,7 +114,7 @@ class CompiledSteps:
       layouts: a context to trace in what computes the model on the mesh.
     """
 
-    def __init__(self, config: Config, splits: dict[str, Split] | dict[str, Mixture]):
+    def __init__(self, config: Config, splits: dict[str, Dataset]):
         """Works out shapes; `compile_ahead` begins to compile."""
         self._config = config
         self._memory = memory_limit(jax.local_devices()[0])

@@ -1,11 +1,11 @@
-"""How much memory a run needs at least, told before it starts.
+"""The memory that a run needs at least, estimated before it starts; the refusal of one too large.
 
-The state is exact, from its shapes. Activations are counted from the settings: what each block
-keeps for its gradient, the logits. XLA needs more, for what is alive for a moment only:
+The size of the state is exact, from its shapes. Activations are counted from the settings: what
+each block saves for its gradient, and the logits. XLA needs more, for temporary arrays:
 `tests/training/test_memory.py` holds the estimate between half and all of XLA's plan for float32 on
-a CPU. So a run that is refused would not have fitted; one that is started may still be too large:
-`check_program` compares what XLA plans, once a program is compiled, on a CPU. (A GPU says so itself
-when its memory is used up; a CPU's system ends the process without a word.)
+a CPU. So a run that is refused would not have fitted; one that starts may still be too large. On a
+CPU `check_program` therefore checks XLA's own plan of each compiled program: a GPU raises an error
+when it is out of memory, but a CPU's system kills the process without a message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gpt_jax.parallel.mesh import resolve_axis_sizes
 from gpt_jax.training.state import state_shapes
 
 FLOAT32 = INT32 = 4  # bytes
-MOST_AT_ONCE = 4096  # sequences: no more are suggested
+MOST_AT_ONCE = 4096  # sequences: the largest micro-batch that is suggested
 SUGGESTIONS = (
     "try --model.remat full or --train.loss-chunk 4096, or with another --run-dir a smaller "
     "--train.micro-batch or --model.dtype bfloat16"
@@ -45,8 +45,8 @@ class MemoryEstimate:
     """Bytes that training needs at least on one device.
 
     Attributes:
-      state: parameters, what the optimizer keeps, gradients.
-      activations: what the step computes beside them; or the batches of an evaluation, if more.
+      state: parameters, optimizer state, gradients.
+      activations: of the train step; or the batches of an evaluation, if these are larger.
     """
 
     state: int
@@ -60,12 +60,12 @@ class MemoryEstimate:
 def estimate_memory(
     config: Config, mesh: tuple[int, int, int, int], backend: str
 ) -> MemoryEstimate:
-    """Returns what a device needs at least.
+    """Returns the bytes that a device needs at least.
 
     Args:
       config: the settings, with the vocabulary's size and the schedule's length.
       mesh: devices on the axes data, fsdp, tensor and sequence.
-      backend: see `attention.find_backend`.
+      backend: as `target_backend` returns it.
     """
     model, train = config.model, config.train
     data, fsdp, tensor, sequence = mesh
@@ -125,9 +125,9 @@ def _block_bytes(model: ModelConfig, B: int, T: int, tensor: int, backend: str) 
 
 
 def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
-    """Returns the bytes that programs may take on a device; None where that can't be known.
+    """Returns the bytes that programs may use on a device; None if unknown.
 
-    A CPU's devices share the machine's memory: it is that of all of them together.
+    The devices of a CPU share the machine's memory: for them it is the limit of all together.
     """
     if device.platform == "cpu":
         return available_memory(root)
@@ -135,11 +135,11 @@ def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
 
 
 def check_memory(config: Config, *, resumes: bool = False) -> None:
-    """Raises UserError, with a way out, where this machine has less memory than the estimate.
+    """Raises UserError, with a suggestion, if this machine has less memory than the estimate.
 
     Args:
       config: the settings.
-      resumes: the run is there already, so that settings which change its course can't be advised.
+      resumes: the run exists, so that only settings which do not change its results are suggested.
     """
     devices, backend = jax.devices(), target_backend()
     limit = memory_limit(jax.local_devices()[0])
@@ -150,29 +150,30 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
         heads, tokens = config.model.kv_heads, config.model.block_size
         micro_batch = config.train.micro_batch_size
         mesh = resolve_axis_sizes(config.mesh, micro_batch, len(devices), heads, tokens)
-        need = estimate_memory(config, mesh, backend)
-        # A CPU's devices share the memory of their host.
-        here = -(-math.prod(mesh) // jax.process_count())
-        together = here if backend == "cpu" else 1
-        return MemoryEstimate(together * need.state, together * need.activations)
+        estimate = estimate_memory(config, mesh, backend)
+        # The devices of a CPU share the memory of their host.
+        local_devices = -(-math.prod(mesh) // jax.process_count())
+        n = local_devices if backend == "cpu" else 1
+        return MemoryEstimate(n * estimate.state, n * estimate.activations)
 
     asked = need(config)
     if asked.total <= limit:
         return
 
-    ways = []
+    candidates = []
     for smaller, text in _smaller_configs(config, resumes):
-        with contextlib.suppress(ConfigError):  # the mesh can't share a batch so small
-            ways.append((need(smaller), text))
-    # The estimate is a floor, so a way that leaves room for twice the activations comes first.
-    with_room = (text for n, text in ways if n.total + n.activations <= limit)
-    way_out = next(with_room, "") or next((text for n, text in ways if n.total <= limit), "")
+        with contextlib.suppress(ConfigError):  # too small a batch for the mesh
+            candidates.append((need(smaller), text))
+    # The estimate is a lower bound: prefer a suggestion with room for twice the activations.
+    with_room = (text for n, text in candidates if n.total + n.activations <= limit)
+    without = (text for n, text in candidates if n.total <= limit)
+    suggestion = next(with_room, "") or next(without, "")
     where = "this machine has" if backend == "cpu" else f"{devices[0].device_kind} has"
     raise UserError(
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
         f"for the model and its optimizer and {asked.activations / GIB:,.1f} for what a batch of "
         f"{config.train.micro_batch_size:,} at once computes, and {where} {limit / GIB:,.1f}; "
-        + (f"try {way_out}" if way_out else _last_resort(resumes))
+        + (f"try {suggestion}" if suggestion else _last_resort(resumes))
     )
 
 
@@ -183,26 +184,26 @@ def _last_resort(resumes: bool) -> str:
 
 
 def program_bytes(plan: Any) -> int:
-    """Returns what a program takes on a device with all it reads and writes.
+    """Returns the bytes of a program on a device: arguments, results and temporary arrays.
 
     Args:
-      plan: `jax.stages.Compiled.memory_analysis`'s.
+      plan: from `jax.stages.Compiled.memory_analysis`.
     """
     return (
         plan.argument_size_in_bytes
         + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes  # the results that take the arguments' place
+        - plan.alias_size_in_bytes  # results in donated arguments
         + plan.temp_size_in_bytes
     )
 
 
 def check_program(program: jax.stages.Compiled, limit: int | None, what: str) -> None:
-    """Raises UserError where a program with all it reads and writes takes more than there was.
+    """Raises UserError if a program needs more memory than this machine had.
 
     Args:
-      program: compiled; on another backend than a CPU nothing is judged.
-      limit: bytes that the machine had before anything of the run was in memory; None is unknown.
-      what: it computes, for the message.
+      program: compiled; checked on a CPU only.
+      limit: bytes available before the run allocated anything; None is unknown.
+      what: name of the program, for the message.
     """
     plan = program.memory_analysis()
     if jax.default_backend() != "cpu" or plan is None or limit is None:
@@ -217,22 +218,25 @@ def check_program(program: jax.stages.Compiled, limit: int | None, what: str) ->
 
 
 def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Config, str]]:
-    """Yields configs that need less, with their settings as text: the same batch, then smaller.
+    """Yields (config that needs less memory, its options as text): the same batch, then smaller.
 
-    Where a run resumes, only those that change nothing but rounding.
+    If a run resumes, only configs that change nothing but rounding.
     """
-    ways: list[tuple[str, str, Any]] = [("model", "remat", "full"), ("train", "loss_chunk", 4096)]
+    changes: list[tuple[str, str, Any]] = [
+        ("model", "remat", "full"),
+        ("train", "loss_chunk", 4096),
+    ]
     if not resumes:
-        ways.append(("model", "dtype", "bfloat16"))
+        changes.append(("model", "dtype", "bfloat16"))
     asked, texts = config, []
-    for way in [None, *ways]:
-        if way is not None:
-            group, name, value = way
+    for change in [None, *changes]:
+        if change is not None:
+            group, name, value = change
             now = getattr(getattr(config, group), name)
             if now == value or (name == "loss_chunk" and now is not None):
                 continue
-            part = dataclasses.replace(getattr(config, group), **{name: value})
-            config = dataclasses.replace(config, **{group: part})
+            changed = dataclasses.replace(getattr(config, group), **{name: value})
+            config = dataclasses.replace(config, **{group: changed})
             texts.append(f"--{group}.{name.replace('_', '-')} {value}")
         train = config.train
         if resumes:
@@ -240,9 +244,9 @@ def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Co
             continue
         for n in range(min(train.micro_batch_size, MOST_AT_ONCE), 0, -1):
             if train.batch_size % n == 0:
-                at_once = [] if n == train.micro_batch_size else [f"--train.micro-batch {n}"]
+                micro = [] if n == train.micro_batch_size else [f"--train.micro-batch {n}"]
                 smaller = dataclasses.replace(train, micro_batch=n)
-                yield dataclasses.replace(config, train=smaller), " ".join(at_once + texts)
+                yield dataclasses.replace(config, train=smaller), " ".join(micro + texts)
     for other, extra in [] if resumes else [(asked, []), (config, texts)]:
         for power in range(other.train.batch_size.bit_length() - 1, -1, -1):
             smaller = dataclasses.replace(other.train, batch_size=2**power, micro_batch=None)

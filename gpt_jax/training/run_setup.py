@@ -19,14 +19,12 @@ from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf import find
 from gpt_jax.inference.generation import check_top_k
 from gpt_jax.input_pipeline.corpus import (
-    TokenCorpus,
     check_same_corpus,
     check_same_tokenizer,
     load_corpus,
     parse_mixture,
 )
-from gpt_jax.input_pipeline.dataset import Mixture, Split, choose_tokenizer, tokenize_corpus
-from gpt_jax.input_pipeline.text_corpus import TextCorpus
+from gpt_jax.input_pipeline.dataset import Corpus, Dataset
 from gpt_jax.model import Params
 from gpt_jax.model.attention import choose_attention
 from gpt_jax.parallel.backend import target_backend
@@ -58,9 +56,9 @@ class RunSetup:
     """
 
     config: Config
-    corpus: TextCorpus | TokenCorpus
+    corpus: Corpus
     tokenizer: Tokenizer
-    splits: dict[str, Split] | dict[str, Mixture]
+    splits: dict[str, Dataset]
     resumes: bool
     params: Params | None = None
     origin: dict[str, Any] | None = None
@@ -88,7 +86,7 @@ def prepare_new(config: Config, progress: Progress | None) -> RunSetup:
     check_folder(to_folder(config.run_dir))
     data = config.data
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
-    tokenizer = choose_tokenizer(data, corpus)
+    tokenizer = corpus.choose_tokenizer(data)
     return _complete(_first_config(config, data, corpus, tokenizer), corpus, tokenizer)
 
 
@@ -101,7 +99,7 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
     tokenizer = source.tokenizer
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
     check_same_tokenizer(corpus, tokenizer, config.init_from or "")
-    if isinstance(corpus, TextCorpus):
+    if corpus.tokenizer is None:
         learned = isinstance(tokenizer, BpeTokenizer)
         data = dataclasses.replace(
             data,
@@ -151,9 +149,7 @@ def compared_on_hosts(setup: RunSetup) -> dict[str, Any]:
     return {**versions, **values, "the corpus's sha256": setup.corpus.sha256}
 
 
-def _first_config(
-    config: Config, data: DataConfig, corpus: TextCorpus | TokenCorpus, tokenizer: Tokenizer
-) -> Config:
+def _first_config(config: Config, data: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Config:
     """Returns the settings that a run keeps, with what was found: corpus and vocabulary."""
     return dataclasses.replace(
         fix_schedule(config),
@@ -164,7 +160,7 @@ def _first_config(
 
 def _complete(
     config: Config,
-    corpus: TextCorpus | TokenCorpus,
+    corpus: Corpus,
     tokenizer: Tokenizer,
     *,
     resumes: bool = False,
@@ -177,7 +173,7 @@ def _complete(
             "data.order=epochs is for one corpus, and a mixture is drawn at random; use "
             "data.order=random"
         )
-    splits = tokenize_corpus(corpus, tokenizer, config)
+    splits = corpus.make_datasets(tokenizer, config)
     prompt = config.sample.prompt
     if prompt is None:
         prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]
@@ -187,8 +183,7 @@ def _complete(
     return RunSetup(config, corpus, tokenizer, splits, resumes, params, origin)
 
 
-def _first_text(split: Split | Mixture, tokenizer: Tokenizer) -> str:
-    """Returns the first 200 characters of a split's first corpus, without special tokens."""
-    _, first = split.parts[0]
-    ids = np.array(first.shards[0][:800])  # a character takes 4 tokens at most
+def _first_text(dataset: Dataset, tokenizer: Tokenizer) -> str:
+    """Returns the first 200 characters of a dataset, without special tokens."""
+    ids = np.array(dataset.components[0].shards[0][:800])  # a character takes 4 tokens at most
     return tokenizer.make_decoder()(ids[tokenizer.token_bytes[ids] > 0])[:200]

@@ -134,7 +134,7 @@ def test_help_lists_verbs_configs_and_every_setting_with_its_default(capsys, arg
             assert name.replace("_", "-") not in text
             continue
         default = get_field(nano, name)
-        shown = "none" if default is None else default
+        shown = field.metadata["unset"] if default is None else default
         option = "--" + name.replace("_", "-")
         meaning = " ".join(field.metadata["help"].split())
         assert f"{option} X {meaning} (default: {shown}".rstrip() in text

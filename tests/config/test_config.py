@@ -285,7 +285,7 @@ def test_rates_are_finite_and_above_zero(name, value):
 
 
 def test_attention_scale_has_advice():
-    assert refusal("model.attention_scale", 0.0).endswith("; leave it at none for the standard")
+    assert refusal("model.attention_scale", 0.0).endswith("; use none for the default")
 
 
 @pytest.mark.parametrize("name", NOT_NEGATIVE_FLOATS)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt_jax.config import Config, ModelConfig
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline import text_corpus
 from gpt_jax.input_pipeline.corpus import load_corpus, parse_mixture
@@ -186,7 +187,7 @@ def test_an_edition_with_the_same_vocabulary_has_the_same_parameter_count(serve,
 
 
 def test_the_originals_edition_has_no_note(serve, monkeypatch):
-    monkeypatch.setattr(text_corpus, "OZ_SHA256", TextCorpus("", ORIGINAL_FORM, "").sha256)
+    monkeypatch.setattr(text_corpus, "OZ_SHA256", TextCorpus("", "", ORIGINAL_FORM).sha256)
     serve(PAGE)
     assert load_corpus("oz").notes == ()
 
@@ -315,7 +316,7 @@ PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 @pytest.fixture
 def serve_play(serve, monkeypatch):
     """Starts a server of the given answers where `shakespeare` is downloaded from."""
-    monkeypatch.setattr(text_corpus, "SHAKESPEARE_SHA256", TextCorpus("", PLAY, "").sha256)
+    monkeypatch.setattr(text_corpus, "SHAKESPEARE_SHA256", TextCorpus("", "", PLAY).sha256)
 
     def start(*answers):
         server = serve(*answers)
@@ -518,12 +519,12 @@ def test_the_originals_book(monkeypatch):
     assert len(set(corpus.text)) == 73
     assert corpus.text.startswith("\ufeff")
     assert original_form(PAGE.replace(BOOK_BYTES, _crlf(corpus.text[1:]))) == corpus.text
-    from gpt_jax.input_pipeline.dataset import make_datasets, split_text
+    from gpt_jax.input_pipeline.dataset import datasets_of_arrays, split_text
 
     tokenizer = CharTokenizer.train(corpus.text)
     texts = split_text(corpus.text, 0.8)
     tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
-    splits = make_datasets(tokens, tokenizer.token_bytes, 64)
+    splits = datasets_of_arrays(tokens, tokenizer.token_bytes, 64)
     assert [splits[name].n_tokens for name in ("train", "val")] == [166_239, 41_560]
 
 
@@ -661,9 +662,23 @@ def test_prepared_folders_are_corpora_of_their_own_tokens(tmp_path):
     assert one.tokenizer.to_json() == tokenizer.to_json()
     assert one.record()["sha256"] == one.sha256 == open_shards(a).record["sha256"]
     mixture = load_corpus(f"{a}:1,{b}:3")
-    assert [float(share) for share, _ in mixture.parts] == [0.25, 0.75]
+    assert [float(weight) for weight, _ in mixture.components] == [0.25, 0.75]
     assert mixture.record()["sha256"] == mixture.sha256 == load_corpus(f"{a}:2,{b}:6").sha256
     assert mixture.sha256 not in (one.sha256, load_corpus(f"{a}:1,{b}:2").sha256)
+
+
+def test_a_mixture_of_one_folder_is_that_folder(tmp_path):
+    """Its record too, but for the name: a run on one resumes on the other."""
+    folder = prepared(tmp_path / "a", CharTokenizer("abc"))
+    one, mixture = load_corpus(str(folder)), load_corpus(f"{folder}:3")
+    assert mixture.record() == {**one.record(), "name": f"{folder}:3", "requested": f"{folder}:3"}
+    config = Config(model=ModelConfig(block_size=4))
+    datasets = [corpus.make_datasets(one.tokenizer, config) for corpus in (one, mixture)]
+    for split in ("train", "val"):
+        (a,), (b,) = (dataset[split].components for dataset in datasets)
+        assert a.weight == b.weight == 1
+        assert a.n_bytes == b.n_bytes
+        np.testing.assert_array_equal(a.shards, b.shards)
 
 
 def test_corpora_of_different_tokenizers_are_not_mixed(tmp_path):

@@ -11,7 +11,7 @@ from conftest import TINY
 from gpt_jax.config import Config, DataConfig, TrainConfig
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline import loader as module
-from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.loader import BatchLoader, fits
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.training.compiled_steps import CompiledSteps
@@ -21,8 +21,8 @@ TRAIN = TrainConfig(
     batch_size=8, steps=12, log_interval=2, eval_interval=4, eval_batches=3, checkpoint_interval=4
 )
 SPLITS = {
-    "train": Split((TOKENS[:300], TOKENS[300:390], TOKENS[390:600]), None),
-    "val": Split((TOKENS[600:],), 100),
+    "train": Dataset.from_shards((TOKENS[:300], TOKENS[300:390], TOKENS[390:600]), None),
+    "val": Dataset.from_shards((TOKENS[600:],), 100),
 }
 
 
@@ -109,7 +109,7 @@ def test_programs_prepare_the_next_chunk_after_the_one_before(monkeypatch):
 def test_an_id_beyond_the_vocabulary_is_one_line(resident):
     damaged = TOKENS.copy()
     damaged[::10] = 11
-    splits = {**SPLITS, "train": Split((damaged[:300], damaged[300:600]), None)}
+    splits = {**SPLITS, "train": Dataset.from_shards((damaged[:300], damaged[300:600]), None)}
     small = config(resident=resident)
     with pytest.raises(UserError, match=r"has id 11, and its tokenizer 11 tokens: .* prepare it"):
         BatchLoader(small, splits, make_mesh(8)).train_batches(0, 2)

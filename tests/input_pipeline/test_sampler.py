@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from gpt_jax.errors import UserError
 from gpt_jax.inference.windows import count_windows, make_windows
 from gpt_jax.input_pipeline import sampler as module
-from gpt_jax.input_pipeline.dataset import Mixture, Split, count_bytes, make_datasets, split_text
+from gpt_jax.input_pipeline.dataset import (
+    Component,
+    Dataset,
+    count_bytes,
+    datasets_of_arrays,
+    split_text,
+)
 from gpt_jax.input_pipeline.gather import (
     ROW_TOKENS,
     gather_batch,
@@ -103,10 +109,10 @@ def test_a_text_is_cut_by_characters(text, fraction):
 
 def test_splits_know_their_bytes():
     tokens = {"train": np.array([0, 1, 1, 0, 2]), "val": np.array([2, 2, 2, 0, 0])}
-    splits = make_datasets(tokens, np.array([1, 2, 3], np.int32), block_size=4)
-    np.testing.assert_array_equal(splits["train"].shards[0], tokens["train"])
-    np.testing.assert_array_equal(splits["val"].shards[0], tokens["val"])
-    assert (splits["train"].n_bytes, splits["val"].n_bytes) == (9, 11)
+    splits = datasets_of_arrays(tokens, np.array([1, 2, 3], np.int32), block_size=4)
+    np.testing.assert_array_equal(splits["train"].components[0].shards[0], tokens["train"])
+    np.testing.assert_array_equal(splits["val"].components[0].shards[0], tokens["val"])
+    assert (splits["train"].components[0].n_bytes, splits["val"].components[0].n_bytes) == (9, 11)
     assert splits["val"].bytes_per_token == 11 / 5
 
 
@@ -114,7 +120,7 @@ def test_splits_know_their_bytes():
 def test_a_split_too_short_for_one_sequence_is_refused(cut, side):
     tokens = {"train": np.zeros(cut, np.int32), "val": np.zeros(50 - cut, np.int32)}
     with pytest.raises(UserError, match=rf"too short: 5 of its 50 tokens are for {side}.*needs 9"):
-        make_datasets(tokens, np.ones(1, np.int32), block_size=8)
+        datasets_of_arrays(tokens, np.ones(1, np.int32), block_size=8)
 
 
 # --- several pieces -------------------------------------------------------------------------------
@@ -141,7 +147,7 @@ def test_pieces_have_every_start_and_every_sequence_of_each_shard_once(sizes, bl
 
 def test_one_piece_is_drawn_from_as_a_text_is():
     """Bit for bit: nano's batches are those of `sample_offsets` and the step's key."""
-    sampler, pieces = make_sampler(Split((np.arange(500),), 500), 8, 32)
+    sampler, pieces = make_sampler(Dataset.from_shards((np.arange(500),), 500), 8, 32)
     assert len(pieces) == 1
     key = jax.random.key(7)
     which, starts = sampler.step_indices(key, np.int32(3))
@@ -151,7 +157,7 @@ def test_one_piece_is_drawn_from_as_a_text_is():
 
 def test_every_start_of_every_shard_is_equally_likely():
     sizes, draws = (9, 30, 8, 21), 40_000  # 1, 22, 0 and 13 starts of sequences of 8
-    sampler, _ = make_sampler(Split(tuple(map(np.arange, sizes)), 68), 8, draws)
+    sampler, _ = make_sampler(Dataset.from_shards(tuple(map(np.arange, sizes)), 68), 8, draws)
     which, starts = map(np.asarray, jax.jit(sampler.random_indices)(jax.random.key(0)))
     counts = np.bincount(100 * which + starts, minlength=300)
     assert (counts[:1].size, counts[100:122].size, counts[200:213].size) == (1, 22, 13)
@@ -164,20 +170,19 @@ def test_every_start_of_every_shard_is_equally_likely():
 def test_rows_come_from_the_corpora_of_a_mixture_by_their_shares():
     """Whatever the corpora's sizes; each count is binomial, so within 5 standard deviations."""
     draws, share = 20_000, Fraction("0.7")
-    small, large = Split((np.arange(20),), 20), Split((np.arange(300), np.arange(500)), 800)
-    sampler, _ = make_sampler(Mixture(((share, small), (1 - share, large))), 8, draws)
+    small = Component(share, (np.arange(20),), 20)
+    large = Component(1 - share, (np.arange(300), np.arange(500)), 800)
+    sampler, _ = make_sampler(Dataset((small, large)), 8, draws)
     which = np.asarray(jax.jit(sampler.random_indices)(jax.random.key(1))[0])
     for piece, p in enumerate((0.7, 0.3 * 292 / 784, 0.3 * 492 / 784)):
         assert abs((which == piece).sum() - draws * p) <= 5 * (draws * p * (1 - p)) ** 0.5
 
 
 def test_a_mixtures_bytes_are_those_of_the_tokens_drawn():
-    parts = (
-        (Fraction(1, 4), Split((np.arange(10),), 20)),
-        (Fraction(3, 4), Split((np.arange(6),), 24)),
-    )
-    assert Mixture(parts).bytes_per_token == 0.25 * 2 + 0.75 * 4
-    assert Mixture(parts).n_tokens == 16
+    first = Component(Fraction(1, 4), (np.arange(10),), 20)
+    second = Component(Fraction(3, 4), (np.arange(6),), 24)
+    assert Dataset((first, second)).bytes_per_token == 0.25 * 2 + 0.75 * 4
+    assert Dataset((first, second)).n_tokens == 16
 
 
 @pytest.mark.parametrize("order", ["random", "epochs"])
@@ -188,7 +193,7 @@ def test_a_file_of_nine_billion_tokens_is_drawn_from_to_its_end(tmp_path, order)
     with path.open("wb") as file:
         os.truncate(file.fileno(), 2 * n)
     tokens = np.memmap(path, "<u2", "r+")
-    sampler, pieces = make_sampler(Split((tokens,), None), block_size, draws, order)
+    sampler, pieces = make_sampler(Dataset.from_shards((tokens,), None), block_size, draws, order)
     assert sum(len(piece) - block_size for piece in pieces) == n - block_size
     assert sampler.n_sequences == (n - 1) // block_size
     which, starts = map(np.asarray, jax.jit(sampler.step_indices)(jax.random.key(0), np.int32(5)))
@@ -211,7 +216,7 @@ def test_a_file_of_nine_billion_tokens_is_drawn_from_to_its_end(tmp_path, order)
 def test_batches_from_several_pieces_are_the_same_from_the_devices_and_from_the_host():
     sizes = (70_000, 66_000, ROW_TOKENS)
     shards = [(np.arange(n) * (7 + i) % 50_000).astype(np.uint16) for i, n in enumerate(sizes)]
-    sampler, pieces = make_sampler(Split(tuple(shards), None), 8, 64)
+    sampler, pieces = make_sampler(Dataset.from_shards(tuple(shards), None), 8, 64)
     tokens = put_tokens_on_devices(pieces, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert tokens.shape == (2 + 2 + 1, ROW_TOKENS)
     assert tokens.dtype == np.uint16
@@ -262,7 +267,7 @@ def test_a_shuffle_of_the_most_sequences():
 @pytest.mark.parametrize(("sizes", "batch_size"), [((50,), 4), ((41, 8, 30, 9), 5), ((20,), 7)])
 def test_every_epoch_has_every_sequence_once_in_an_order_of_its_own(sizes, batch_size):
     shards = tuple(1000 * i + np.arange(n) for i, n in enumerate(sizes))
-    sampler, pieces = make_sampler(Split(shards, None), 8, batch_size, "epochs")
+    sampler, pieces = make_sampler(Dataset.from_shards(shards, None), 8, batch_size, "epochs")
     every = sorted(1000 * i + t for i, n in enumerate(sizes) for t in range(0, n - 8, 8))
     n, epochs = len(every), 6
     assert sampler.n_sequences == n
@@ -278,7 +283,9 @@ def test_every_epoch_has_every_sequence_once_in_an_order_of_its_own(sizes, batch
 def test_epochs_are_counted_beyond_32_bits():
     """Step 2^30 of batches of 1000: the sequences that Python's integers give."""
     step, batch_size, n = 2**30, 1000, 777
-    sampler, _ = make_sampler(Split((np.zeros(8 * n + 1),), None), 8, batch_size, "epochs")
+    sampler, _ = make_sampler(
+        Dataset.from_shards((np.zeros(8 * n + 1),), None), 8, batch_size, "epochs"
+    )
     key = jax.random.key(0)
     which, starts = jax.jit(sampler.step_indices)(key, np.int32(step))
     assert not which.any()
@@ -291,8 +298,10 @@ def test_epochs_are_counted_beyond_32_bits():
 def test_an_epoch_too_long_to_count_is_refused():
     tokens = np.broadcast_to(np.uint16(0), (2**31 + 1,))  # takes two bytes
     with pytest.raises(UserError, match=r"epoch of 2,147,483,648 sequences .*data.order=random"):
-        make_sampler(Split((tokens,), None), 1, 4, "epochs")
-    assert make_sampler(Split((tokens,), None), 2, 4, "epochs")[0].n_sequences == 2**30
+        make_sampler(Dataset.from_shards((tokens,), None), 1, 4, "epochs")
+    assert (
+        make_sampler(Dataset.from_shards((tokens,), None), 2, 4, "epochs")[0].n_sequences == 2**30
+    )
 
 
 # --- evaluation -----------------------------------------------------------------------------------

@@ -285,9 +285,9 @@ def test_more_shards_than_files_may_be_open(tmp_path, hard, message):
     pytest.importorskip("resource", reason="there is no such limit")
     folder = write(tmp_path / "c", ids_of(300), shard_tokens=1)
     code = (
-        "import resource, sys; from gpt_jax.input_pipeline.shards.reader import open_prepared; "
+        "import resource, sys; from gpt_jax.input_pipeline.shards.reader import open_shards; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard})); "
-        "print(open_prepared(sys.argv[1]).n_tokens)"
+        "print(open_shards(sys.argv[1]).n_tokens)"
     )
     words = [sys.executable, "-c", code, str(folder)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)

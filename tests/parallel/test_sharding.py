@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from gpt_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gpt_jax.errors import ConfigError
-from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.model import attention
 from gpt_jax.parallel.mesh import AXES, make_mesh, resolve_axis_sizes
 from gpt_jax.parallel.sharding import (
@@ -64,7 +64,7 @@ def several_blocks(monkeypatch):
 def programs_of(kind: str, mesh: MeshConfig) -> CompiledSteps:
     model, optim, train = KINDS[kind]
     train = dataclasses.replace(train, steps=STEPS)
-    split = Split((TOKENS,), len(TOKENS))
+    split = Dataset.from_shards((TOKENS,), len(TOKENS))
     config = Config(model=model, optim=optim, train=train, mesh=mesh)
     return CompiledSteps(config, {"train": split, "val": split})
 
@@ -312,6 +312,6 @@ def test_sequences_that_devices_can_t_share_are_refused_with_advice(model, sizes
 def test_a_width_that_devices_can_t_share_is_refused():
     model = dataclasses.replace(MODEL, n_embd=36)
     config = Config(model=model, train=TrainConfig(batch_size=16), mesh=LAYOUTS["8 fsdp"])
-    split = Split((TOKENS,), len(TOKENS))
+    split = Dataset.from_shards((TOKENS,), len(TOKENS))
     with pytest.raises(ConfigError, match=r"mesh\.fsdp=8.*8 devices can't share .* shape"):
         CompiledSteps(config, {"train": split, "val": split})

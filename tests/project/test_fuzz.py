@@ -118,7 +118,7 @@ def test_changes_change():
 @pytest.fixture
 def run_dir(tmp_path):
     model = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=4)
-    corpus = TextCorpus("text", "abcd" * 9, "nowhere")
+    corpus = TextCorpus("text", "nowhere", "abcd" * 9)
     create_run(tmp_path / "run", Config(model=model), corpus, CharTokenizer("abcd"))
     return tmp_path / "run"
 

@@ -13,7 +13,7 @@ from conftest import TINY
 
 from gpt_jax.config import OptimConfig, TrainConfig
 from gpt_jax.inference.evaluation import choose_batch, evaluate_split
-from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.gather import gather_batch
 from gpt_jax.input_pipeline.sampler import sample_offsets
 from gpt_jax.model import forward
@@ -307,7 +307,7 @@ def test_exact_evaluation_equals_one_window_at_a_time(stride):
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
     tokens = np.asarray(TOKENS[:83])
     token_bytes = np.arange(1, 12, dtype=np.int32)
-    split = Split((tokens,), int(token_bytes[tokens].sum()))
+    split = Dataset.from_shards((tokens,), int(token_bytes[tokens].sum()))
     found = evaluate_split(TINY, params, split, token_bytes, stride=stride)
 
     @jax.jit
@@ -382,7 +382,7 @@ def test_evaluations_take_the_loss_in_chunks():
         for train in (TRAIN, chunked)
     )
     np.testing.assert_allclose(parts, whole, rtol=64 * EPS)
-    split, token_bytes = Split((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
+    split, token_bytes = Dataset.from_shards((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
     whole, parts = (
         evaluate_split(TINY, params, split, token_bytes, train=train).nats_per_token
         for train in (TRAIN, dataclasses.replace(TRAIN, loss_chunk=600))
@@ -412,7 +412,7 @@ def test_the_exact_evaluation_computes_no_more_at_once_than_training(
 
 def test_the_exact_evaluation_in_small_batches_is_the_same():
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
-    split, token_bytes = Split((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
+    split, token_bytes = Dataset.from_shards((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)
     whole = evaluate_split(TINY, params, split, token_bytes, train=TRAIN)
     seen = []
     with pytest.MonkeyPatch.context() as patch:

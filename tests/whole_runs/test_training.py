@@ -20,7 +20,7 @@ from gpt_jax import storage
 from gpt_jax.config import override
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, UserError
 from gpt_jax.inference.evaluation import evaluate_split
-from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.shards.reader import open_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.run import checkpoints
@@ -670,7 +670,9 @@ def test_the_exact_evaluation_of_shards_is_that_of_each(tiny_config, tmp_path):
     both = gpt_jax.evaluate(run, split="train")
     token_bytes = run.tokenizer.token_bytes
     each = [
-        evaluate_split(run.config.model, run.params, Split((shard,), None), token_bytes)
+        evaluate_split(
+            run.config.model, run.params, Dataset.from_shards((shard,), None), token_bytes
+        )
         for shard in open_shards(folder).shards["train"]
     ]
     assert [part.tokens for part in each] == [199, 199]
