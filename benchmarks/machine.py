@@ -1,4 +1,4 @@
-"""What stands beside every figure: the machine and the versions."""
+"""The machine and the versions, which stand beside every figure."""
 
 from __future__ import annotations
 

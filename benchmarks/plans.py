@@ -1,4 +1,4 @@
-"""What layouts and numbers of devices cost, from compiled steps: memory, collectives, least times.
+"""The cost of meshes, from compiled steps: memory, collectives, lower bounds on time.
 
     pip install -r requirements-tpu.txt
     python benchmarks/plans.py          # half an hour; no TPU is needed

@@ -2,7 +2,7 @@
 
     python benchmarks/prepare.py --text FILE [FILE ...]
 
-The corpus is made from the files named: blocks of twelve lines at random places, with every eighth
+The corpus is made from the files named: blocks of twelve lines at random offsets, with every eighth
 word replaced by another of theirs, from a fixed seed, as documents of some kilobytes in JSON lines.
 So no document comes twice, but the words do, as in the files. Three programs encode it with GPT-2's
 vocabulary in two processes, one after the other, several rounds, each in a fresh process:
@@ -42,7 +42,7 @@ DOCUMENT_BYTES = 4_000
 
 
 def make_corpus(files: list[Path], path: Path, megabytes: int) -> int:
-    """Writes JSON lines with so many megabytes of text, and returns the bytes of the text."""
+    """Writes JSON lines with this many megabytes of text; returns the bytes of the text."""
     draw = random.Random(0)
     lines = [
         line for file in files for line in file.read_text("utf-8").splitlines() if line.strip()

@@ -80,7 +80,7 @@ def initial_losses(config: Config, n: int = 200) -> dict[str, float]:
 
 
 def train_seeds(name: str, seeds: int, prompt: str) -> tuple[list[Any], str]:
-    """Returns a config's runs with seeds 0 to seeds - 1, and a text by the last."""
+    """Returns a config's runs with seeds 0 to seeds - 1, and a sample from the last."""
     import gpt_jax
 
     runs, sample = [], ""

@@ -6,7 +6,7 @@
 
 Every variant is alive in its own process and does one job in turn, A B C C B A, so that whatever
 else the machine does hits all alike. Ratios are of medians. `--only` chooses parts. Writes a JSON;
-`python benchmarks/tables.py` makes the README's tables from it.
+`python benchmarks/tables.py` renders the tables from it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def compare(sides: dict[str, Any], rounds: int, unit: float) -> dict[str, Any]:
     """Runs each side in turn, A B C C B A; returns medians and minima.
 
     `gpt_jax_time_ratio` is the median of the rounds' own ratios, beside the ratio of the medians,
-    which is what the README shows.
+    which is what the tables show.
 
     Args:
       sides: {name: function that returns seconds}; "gpt_jax" first.

@@ -1,14 +1,19 @@
-"""Writes the tables of the README and of docs/scale.md from the result files.
+"""Renders the blocks of README.md and docs/ that a result file or the project's address determines.
 
-python benchmarks/tables.py            # rewrite both
+python benchmarks/tables.py            # rewrite the pages and the notebook
 python benchmarks/tables.py --check    # only say whether they are up to date
+
+A block stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`. The project's public address
+is `Repository` under `[project.urls]` in pyproject.toml; without it there is no Colab badge.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.worker import MODELS, VOCAB_SIZE  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+NOTEBOOK = ROOT / "notebooks" / "colab.ipynb"
+PYPROJECT = ROOT / "pyproject.toml"
 ORIGINAL = {  # the PyTorch original's own figures, 50 random batches, one run
     "train": {0: 4.264, 50: 2.765, 100: 2.524, 200: 2.369, 300: 2.288, 400: 2.220, 450: 2.175},
     "val": {0: 4.263, 50: 2.775, 100: 2.521, 200: 2.379, 300: 2.304, 400: 2.232, 450: 2.191},
@@ -30,7 +37,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def machine(result: dict[str, Any], part: str | None = None) -> str:
-    """Returns the line that stands below a table, of a part where they were made apart."""
+    """Returns the line below a table: the machine, versions, date and command, of one part."""
     m = (result[part] if part else result)["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items() if k in SHOWN)
     return (
@@ -45,7 +52,7 @@ NANOGPT_VAL = 1.88  # its README, 20 batches of 12 x 64 characters
 
 
 def losses() -> str:
-    """The original's losses beside both configs'."""
+    """The original's losses, beside those of both configs."""
     result = load("reproduce.json")
     configs = result["configs"]
     seeds = len(configs["nano"]["val"]["0"]["values"])
@@ -73,12 +80,12 @@ def losses() -> str:
         [
             *lines,
             "",
-            f"Nats a token, mean of {seeds} seeds and its 95% interval; 50 random batches, dropout "
-            f"off. Over {initial['initialisations']} initialisations the loss at step 0 is "
+            f"Nats per token, mean of {seeds} seeds and its 95% interval; 50 random batches, no "
+            f"dropout. Over {initial['initialisations']} initialisations the loss at step 0 is "
             f"{initial['mean']:.3f} with a standard deviation of "
             f"{initial['standard_deviation']:.3f}. On the whole validation split after 500 steps: "
-            f"`nano_original` {exact[0]} nats a token ({exact[1]} bits a byte), `nano` {exact[2]} "
-            f"({exact[3]}).",
+            f"`nano_original` {exact[0]} nats per token ({exact[1]} bits per byte), `nano` "
+            f"{exact[2]} ({exact[3]}).",
             "",
             verdict(configs, initial),
             "",
@@ -105,23 +112,22 @@ def verdict(configs: dict[str, Any], initial: dict[str, float]) -> str:
     return (
         f"From step 50 on `nano_original` is within {farthest:.3f} of the original's figures "
         f"everywhere ({at_450:+.3f} for val at 450); from step 200 on `nano` is at least "
-        f"{-max(distances('nano', 200)):.3f} below it. The original's loss at step 0 lies "
+        f"{-max(distances('nano', 200)):.3f} below it. The original's loss at step 0 is "
         f"{deviations:+.1f} standard deviations from the mean over initialisations."
     )
 
 
 def samples(configs: dict[str, Any]) -> list[str]:
-    """Returns the beginning of a text by each config, as Markdown."""
+    """Returns the beginning of a sample from each config, as Markdown."""
     lines = []
     for name, results in configs.items():
-        text = "".join(c for c in results["sample"] if c.isprintable() or c == "\n")
-        lines += ["", f"A text by `{name}`, its last seed, after 500 steps:", ""]
-        lines += ["```text", text[:SAMPLE_CHARACTERS].rstrip(), "```"]
+        lines += ["", f"A sample from `{name}`, its last seed, after 500 steps:", ""]
+        lines += sample_block(results["sample"], SAMPLE_CHARACTERS)
     return lines
 
 
 def shakespeare() -> str:
-    """nanoGPT's recipe for a CPU."""
+    """nanoGPT's recipe for a CPU, reproduced."""
     result = load("shakespeare_cpu.json")
     plus_minus = "{mean:.3f} ± {half_width:.3f}".format
     lines = ["| step | train | val |", "|---|---|---|"]
@@ -133,9 +139,9 @@ def shakespeare() -> str:
     seeds = len(seconds)
     lines += [
         "",
-        f"Nats a token, mean of {seeds} seeds and its 95% interval; 20 random batches, as in "
+        f"Nats per token, mean of {seeds} seeds and its 95% interval; 20 random batches, as in "
         f"nanoGPT, which gives {NANOGPT_VAL} for one seed. On the whole validation split "
-        f"{plus_minus(**exact['nats_per_token'])} ({plus_minus(**exact['bits_per_byte'])} bits a "
+        f"{plus_minus(**exact['nats_per_token'])} ({plus_minus(**exact['bits_per_byte'])} bits per "
         f"byte), after {seconds[0]:.0f} to {seconds[-1]:.0f} s of training beside other work.",
     ]
     if torch := result.get("torch"):
@@ -173,11 +179,11 @@ def sample_flop(context: str) -> float:
 
 
 def speed() -> str:
-    """This project beside PyTorch."""
+    """Training, sampling and the whole command, beside PyTorch."""
     result = load("speed_cpu.json")
     rate = result["matmul_gflops"] * 1e9
-    lines = ["| training, ms a step | gpt_jax | torch eager | torch compiled | gpt_jax / eager "
-             "| the floor |",
+    lines = ["| training, ms per step | gpt_jax | torch eager | torch compiled | gpt_jax / eager "
+             "| lower bound |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for model, table in result["training_ms_a_step"].items():
         cells = [
@@ -187,8 +193,9 @@ def speed() -> str:
         ratio = table["gpt_jax"]["median"] / table["torch eager"]["median"]
         floor = train_flop(model) / rate * 1000
         lines.append(f"| {model} | {' | '.join(cells)} | **{ratio:.2f}** | {floor:.1f} |")
-    lines += ["", "| sampling, tokens a second (nano) | gpt_jax | torch eager, as nanoGPT samples "
-              "| torch eager, with a cache | gpt_jax times as fast | the floor |",
+    lines += ["", "| nano: sampling, tokens per second | gpt_jax "
+              "| torch eager, as nanoGPT samples | torch eager, with a KV cache "
+              "| speedup of gpt_jax | upper bound |",
               "|---|---|---|---|---|---|"]  # fmt: skip
     plain, cached = "torch eager, as nanoGPT samples", "torch eager, with a cache"
     for name, table in result["sampling_seconds_a_token"].items():
@@ -216,8 +223,8 @@ def speed() -> str:
         "Medians of alternating rounds and the ratios of those medians; minima, and the medians of "
         "each round's ratio, are in the result file. "
         f"Large float32 matrix products ran at {result['matmul_gflops']:.0f} GFLOP/s in the same "
-        "run; the floor is what a row's products alone would take at that rate (for one stream "
-        "inside the context no bound in practice: a product with one vector waits for memory).",
+        "run; the bounds count a row's matrix products alone, at that rate (out of reach for one "
+        "stream inside the context: a product with one vector waits for memory).",
         "",
         machine(result),
     ]
@@ -225,42 +232,140 @@ def speed() -> str:
 
 
 def longer() -> str:
-    """How low nano gets with more steps."""
+    """The losses of nano over many more steps."""
     result = load("longer.json")
     rows = {row["step"]: row for row in result["rows"]}
     lowest = result["lowest"]
     step, exact = lowest["step"], lowest["exact"]
     shown = sorted({s for s in LONGER_STEPS if s in rows} | {step, max(rows)})
-    lines = ["| step | train | val | bits a byte |", "|---|---|---|---|"]
+    lines = ["| step | train | val | bits per byte |", "|---|---|---|---|"]
     for n in shown:
         train, val, bits = (rows[n][key] for key in ("train_loss", "val_loss", "val_bpb"))
         mark = "**" if n == step else ""
         lines.append(f"| {n:,} | {train:.3f} | {mark}{val:.3f}{mark} | {bits:.3f} |")
-    text = "".join(c for c in lowest["sample"] if c.isprintable() or c == "\n")
     return "\n".join(
         [
             *lines,
             "",
             f"Lowest of {len(rows)} evaluations at step {step:,}; there, on the whole validation "
-            f"split: {exact['nats_per_token']:.4f} nats a token, perplexity "
-            f"{exact['perplexity']:.3f}, {exact['bits_per_byte']:.4f} bits a byte. One seed.",
+            f"split: {exact['nats_per_token']:.4f} nats per token, perplexity "
+            f"{exact['perplexity']:.3f}, {exact['bits_per_byte']:.4f} bits per byte. One seed.",
             "",
             machine(result),
             "",
-            f"A text by nano after {step:,} steps:",
+            f"A sample from nano after {step:,} steps:",
             "",
-            "```text",
-            text[: 2 * SAMPLE_CHARACTERS].rstrip(),
-            "```",
+            *sample_block(lowest["sample"], 2 * SAMPLE_CHARACTERS),
         ]
     )
 
 
+def first_run() -> str:
+    """What the first command gives: losses, time and a sample after 500 steps."""
+    nano = load("reproduce.json")["configs"]["nano"]
+    commands = load("speed_cpu.json")
+    cold, warm = (commands["whole_command"][f"gpt_jax, {way}"] for way in ("cold", "warm"))
+    loss, m = nano["exact_val_at_500"]["nats_per_token"], commands["machine"]
+    seeds = len(loss["values"])
+    return "\n".join(
+        [
+            f"**After 500 steps**: validation loss {loss['mean']:.3f} nats per token (mean of "
+            f"{seeds} seeds). The whole command takes {cold['seconds']:.0f} s on {m['cores']} "
+            f"cores ({m['cpu']}), and {warm['seconds']:.0f} s once its programs are in the "
+            "compilation cache. A sample:",
+            "",
+            *sample_block(nano["sample"], SAMPLE_CHARACTERS),
+        ]
+    )
+
+
+def long_run() -> str:
+    """Ten times the steps: losses, time and a sample, once benchmarks/longer.py has measured it."""
+    if not (RESULTS / LONG_RUN).exists():
+        return (
+            "The losses of up to 14,000 steps, with a sample, are in "
+            "[reproduction and speed](docs/reproduction-and-speed.md#more-steps)."
+        )
+    result = load(LONG_RUN)
+    exact, seconds, m = result["exact"], result["seconds"], result["machine"]
+    return "\n".join(
+        [
+            f"**After {result['steps']:,} steps**: validation loss "
+            f"{exact['nats_per_token']:.3f} nats per token. Training takes "
+            f"{_duration(seconds['training'])}, the whole command "
+            f"{_duration(seconds['command'])}, on {m['cores']} cores ({m['cpu']}). A sample:",
+            "",
+            *sample_block(result["sample"], SAMPLE_CHARACTERS),
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def sample_block(sample: str, characters: int) -> list[str]:
+    """Returns the beginning of a sample as a block of Markdown, without control characters."""
+    text = "".join(c for c in sample if c.isprintable() or c == "\n")
+    return ["```text", text[:characters].rstrip(), "```"]
+
+
+def speed_short() -> str:
+    """The main rows of `speed`."""
+    result = load("speed_cpu.json")
+    lines = ["| | gpt_jax | PyTorch eager | PyTorch compiled |", "|---|---|---|---|"]
+
+    def add(what: str, ours: float, eager: float, compiled: float | None, form: str) -> None:
+        cells = ["-" if x is None else format(x, form) for x in (ours, eager, compiled)]
+        lines.append(f"| {what} | **{cells[0]}** | {cells[1]} | {cells[2]} |")
+
+    for model, table in result["training_ms_a_step"].items():
+        sides = (table[side]["median"] for side in ("gpt_jax", "torch eager", "torch compiled"))
+        n_layer, _, n_embd, block_size, _ = MODELS[model]
+        size = f"{n_layer} layers, {n_embd} wide, context {block_size}"
+        what = f"{model}, {size}" if model == "nano" else size
+        add(f"{what}: training, ms per step", *sides, ",.1f")
+    streams = result["sampling_seconds_a_token"]["one stream, inside the context"]
+    sides = (1 / streams[side]["median"] for side in ("gpt_jax", "torch eager, with a cache"))
+    add("nano: sampling with a KV cache, tokens per second", *sides, None, ",.0f")
+    whole = result["whole_command"]
+    sides = (whole[side]["seconds"] for side in ("gpt_jax, cold", "torch eager", "torch compiled"))
+    add("nano: the whole command, seconds", *sides, ".1f")
+    return "\n".join([*lines, "", machine(result)])
+
+
+def address() -> str:
+    """Returns the project's public address, or "" where pyproject.toml has none."""
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    return project.get("urls", {}).get("Repository", "").rstrip("/").removesuffix(".git")
+
+
+def clone() -> str:
+    """How to get the code."""
+    get = "In a clone of this repository, make an environment:"
+    lines = ["python3 -m venv .venv && source .venv/bin/activate"]
+    if url := address():
+        get = "Clone the repository and make an environment:"
+        lines = [f"git clone {url} && cd {url.rpartition('/')[2]}", *lines]
+    return "\n".join([get, "", "```", *lines, "```"])
+
+
+def colab() -> str:
+    """The badge that opens the notebook in Colab, which reads public repositories of GitHub."""
+    owner_and_name = address().removeprefix("https://github.com/")
+    if not owner_and_name or owner_and_name == address():
+        return "[notebooks/colab.ipynb](notebooks/colab.ipynb) does all of it in a notebook."
+    link = (
+        f"https://colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/colab.ipynb"
+    )
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+
+
 def directions() -> str:
-    """What the four directions do for nano."""
+    """The four directions against nano."""
     result = load("directions.json")
     lines = [
-        "| | parameters | bits a byte | beside nano | it |",
+        "| | parameters | bits per byte | against nano | verdict |",
         "|---|---|---|---|---|",
     ]
     for name, row in result["directions"].items():
@@ -293,9 +398,9 @@ LONGER_STEPS = (500, 1000, 2000, 3000, 4000, 5000, 6000, 8000, 10000, 12000)
 
 
 def chaos() -> str:
-    """What runs outlived that were killed at random."""
+    """Runs killed at random moments."""
     result = load("chaos.json")
-    lines = ["| devices | SIGKILLs outlived | what they left | different at the end |"]
+    lines = ["| devices | SIGKILLs survived | where each kill fell | differences at the end |"]
     lines.append("|---|---|---|---|")
     for devices, found in result["devices"].items():
         left = ", ".join(f"{n} {where}" for where, n in found["left"].items())
@@ -319,11 +424,11 @@ def _gib(n_bytes: float) -> str:
 
 
 def layouts() -> str:
-    """What the layouts of 16 TPU chips cost."""
+    """Memory and traffic of the meshes of 16 TPU chips."""
     result = load("plans.json")
     lines = [
-        "| model | mesh | GiB a chip | sent by a chip in a step, GB: all-gather | reduce-scatter | "
-        "all-reduce | other |",
+        "| model | mesh | GiB per chip | sent by one chip per step, GB: all-gather | "
+        "reduce-scatter | all-reduce | other |",
         "|---|---|---|---|---|---|---|",
     ]
     for plan in result["layouts"]["plans"]:
@@ -342,27 +447,27 @@ def layouts() -> str:
             *lines,
             "",
             f"A step of 524,288 tokens, compiled for 16 TPU {chip['name']} chips of "
-            f"{_gib(chip['memory'])} GiB, 2 sequences at once (xl: 1) for each chip on the axes "
-            "data and fsdp; nothing was run. " + machine(result, "layouts"),
+            f"{_gib(chip['memory'])} GiB, a micro-batch of 2 sequences (xl: 1) per "
+            "chip on the axes data and fsdp; nothing was run. " + machine(result, "layouts"),
         ]
     )
 
 
 def scale() -> str:
-    """What a step costs at best on more and more chips."""
+    """Lower bounds on a step as chips are added."""
     return _costs("scale")
 
 
 def long() -> str:
-    """What a step of long sequences costs at best, where chips share them and where not."""
+    """The same for long sequences, with and without sequence parallelism."""
     return _costs("long")
 
 
 def _costs(part: str) -> str:
     result = load("plans.json")
     lines = [
-        "| model | chips | mesh | sequences at once | GiB a chip | computing, ms | memory, ms | "
-        "network, ms | bound by | tokens/s at most | of the chips' peak |",
+        "| model | chips | mesh | micro-batch | GiB per chip | compute, ms | memory, ms | "
+        "network, ms | bound by | tokens/s, upper bound | of peak FLOP/s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for plan in result[part]["plans"]:
@@ -381,7 +486,11 @@ def _costs(part: str) -> str:
     return "\n".join([*lines, "", machine(result, part)])
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+LONG_RUN = "nano_5000.json"
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, its Markdown)
+    "first_run": ("reproduce.json", first_run),
+    "long_run": (LONG_RUN, long_run),
+    "speed_short": ("speed_cpu.json", speed_short),
     "losses": ("reproduce.json", losses),
     "longer": ("longer.json", longer),
     "directions": ("directions.json", directions),
@@ -392,29 +501,37 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "scale": ("plans.json", scale),
     "long": ("plans.json", long),
 }
-PAGES = (ROOT / "README.md", ROOT / "docs" / "scale.md")
+ADDRESSES: dict[str, Callable[[], str]] = {"clone": clone, "colab": colab}
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def render(text: str) -> str:
-    """Returns a page's text with every table between its markers made anew."""
-    for name, (_, table) in TABLES.items():
+    """Returns a page's text with every block between its markers made anew."""
+    blocks = {name: block for name, (_, block) in TABLES.items()} | ADDRESSES
+    for name, block in blocks.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in text:
             before, _, rest = text.partition(begin)
             _, _, after = rest.partition(end)
-            text = f"{before}{begin}\n{table()}\n{end}{after}"
+            text = f"{before}{begin}\n{block()}\n{end}{after}"
     return text
+
+
+def render_notebook(text: str) -> str:
+    """Returns the notebook's JSON with the project's address in its constant REPOSITORY."""
+    return re.sub(r'REPOSITORY = \\"[^"\\]*\\"', lambda _: f'REPOSITORY = \\"{address()}\\"', text)
 
 
 def main() -> int:
     differ = []
-    for page in PAGES:
+    for page in (*PAGES, NOTEBOOK):
         text = page.read_text(encoding="utf-8")
-        if render(text) == text:
+        rendered = render_notebook(text) if page == NOTEBOOK else render(text)
+        if rendered == text:
             continue
         differ.append(page.name)
         if "--check" not in sys.argv:
-            page.write_text(render(text), encoding="utf-8")
+            page.write_text(rendered, encoding="utf-8")
     if "--check" in sys.argv:
         print(f"differ: {', '.join(differ)}; run benchmarks/tables.py" if differ else "up to date")
         return 1 if differ else 0

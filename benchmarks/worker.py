@@ -1,4 +1,4 @@
-"""One side of the comparison, alive in a process of its own; `speed.py` drives it.
+"""One side of the comparison, alive in a separate process; `speed.py` drives it.
 
 Reads a JSON object a line ({"do": "train", "model": "nano", "steps": 10}), does that, and answers
 with {"seconds": ...}. Everything is compiled and warmed up before the first answer to a job.

@@ -29,85 +29,103 @@ class PrepareConfig:
 
     source: typing.Literal["text", "jsonl", "parquet", "hf", "wet"] = field(
         "text",
-        "text: UTF-8 files; jsonl: JSON lines, also .gz and .zst; parquet; hf: a data set of the "
-        "Hugging Face hub, streamed; wet: text of Common Crawl",
+        "text: UTF-8 files; jsonl: JSON lines, also .gz and .zst; parquet; hf: a data set on "
+        "Hugging Face's hub, streamed; wet: text of Common Crawl",
     )
     input: str = field(
-        "", "path or pattern such as 'dir/*.jsonl.gz'; for hf a name; for wet also a crawl's id"
+        "",
+        "path or pattern such as 'dir/*.jsonl.gz'; for hf, a name; for wet, also the id of a crawl",
     )
-    out: str = field("", "folder of the prepared corpus, made if missing")
+    out: str = field("", "folder of the prepared corpus, created if missing")
     tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = field(
-        "gpt2", "as data.tokenizer of training: char, bpe (learned), or a published one"
+        "gpt2",
+        "as data.tokenizer of training: char; bpe, trained on the documents; or a published one",
     )
     vocab_size: int | None = field(
         None,
-        "tokens that bpe learns; none for other tokenizers",
+        "vocabulary size of bpe",
         (lambda x: x >= 257, "a whole number of at least 257"),
+        unset="the tokenizer's own",
     )
-    sample_mb: int = field(64, "bpe learns from so much of the training side", POSITIVE_INT)
+    sample_mb: int = field(64, "megabytes of training text that bpe is trained on", POSITIVE_INT)
     val_fraction: float = field(
         0.1,
-        "share for validation: the end of a single text; of many documents, those whose hash says "
-        "so",
+        "fraction for validation: the end of a single text; of many documents, those that a "
+        "hash selects",
         FRACTION,
     )
-    text_field: str = field("text", "field or column that holds the text: jsonl, parquet, hf")
+    text_field: str = field("text", "field or column of the text; for jsonl, parquet, hf")
     shard_tokens: int = field(
         100_000_000,
-        "tokens in a shard",
+        "number of tokens per shard",
         (lambda x: 1 <= x <= MAX_SHARD_TOKENS, f"a whole number in [1, {MAX_SHARD_TOKENS}]"),
     )
     max_document_mb: int = field(
-        64, "a larger document counts as damage; bounds the memory", POSITIVE_INT
+        64, "a larger document counts as damaged; bounds the memory", POSITIVE_INT
     )
     on_damage: typing.Literal["stop", "skip"] = field(
-        "stop", "at a damaged file or record: stop, or leave it out and name it in the manifest"
+        "stop", "on a damaged file or record: stop; skip: leave it out and list it in the manifest"
     )
     min_characters: int | None = field(
-        None, "drop shorter documents; none is 200 for wet, else no limit", NOT_NEGATIVE_INT
+        None, "drop shorter documents", NOT_NEGATIVE_INT, unset="200 for wet, else no limit"
     )
-    max_characters: int | None = field(None, "drop longer documents; none is off", POSITIVE_INT)
+    max_characters: int | None = field(
+        None, "drop longer documents", POSITIVE_INT, unset="no limit"
+    )
     min_letters: float | None = field(
         None,
-        "drop documents with a smaller share of letters among what is no space; none is 0.6 for "
-        "wet, else no limit",
+        "drop documents with a smaller fraction of letters among their characters, spaces aside",
         SHARE,
+        unset="0.6 for wet, else no limit",
     )
     max_repetition: float | None = field(
         None,
-        "drop documents with a larger share of characters in repeated lines; none is 0.3 for wet, "
-        "else no limit",
+        "drop documents with a larger fraction of their characters in repeated lines",
         SHARE,
+        unset="0.3 for wet, else no limit",
     )
     deduplicate: bool | None = field(
-        None, "drop documents whose whole text was there before; none is true for wet, else false"
+        None,
+        "drop documents whose whole text has occurred before",
+        unset="true for wet, else false",
     )
     dedup_documents: int = field(
-        10_000_000, "how many documents are remembered for that, at 16 to 32 bytes each",
+        10_000_000,
+        "capacity of the deduplication table, in documents (16 to 32 bytes each)",
         (lambda x: 1 <= x <= 2**32, "a whole number in [1, 2**32]"),
     )  # fmt: skip
     language: str | None = field(
         None,
-        "keep this language only, by the tag in a wet file's records, such as eng; none is all",
+        "keep only this language, by the tag in a wet file's records, such as eng",
+        unset="all",
     )
     hf_config: str | None = field(
-        None, "configuration of the data set, such as sample-10BT; for hf"
+        None,
+        "configuration of the data set, such as sample-10BT; for hf",
+        unset="the data set's own",
     )
     hf_split: str = field("train", "split of the data set; for hf")
     hf_revision: str | None = field(
-        None, "branch, tag or commit of the data set, such as refs/convert/parquet; for hf"
+        None,
+        "branch, tag or commit of the data set, such as refs/convert/parquet; for hf",
+        unset="its main branch",
     )
     limit_files: int | None = field(
-        None, "only the first so many files of a crawl; for wet", POSITIVE_INT
+        None, "read only the first files of a crawl, this many; for wet", POSITIVE_INT, unset="all"
     )
-    base_url: str = field("https://data.commoncrawl.org/", "where crawls are had; for wet")
+    base_url: str = field(
+        "https://data.commoncrawl.org/", "where crawls are downloaded from; for wet"
+    )
     workers: int | None = field(
-        None, "processes; none is one a core; does not change the result", POSITIVE_INT
+        None,
+        "number of worker processes; does not affect the result",
+        POSITIVE_INT,
+        unset="one per core",
     )
     engine: typing.Literal["local", "datatrove", "plan"] = field(
         "local",
-        "what runs the processes: local; datatrove; plan makes none, for other machines to do it; "
-        "does not change the result (see data/README.md)",
+        "execution engine: local: processes of this machine; datatrove; plan: only write the "
+        "plan, for other machines to run. Does not affect the result (see data/README.md)",
     )
 
     def __post_init__(self):

@@ -1,6 +1,8 @@
 """Eight CPU devices for all tests in this process, and small settings to build on."""
 
 import atexit
+import ctypes
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -30,7 +32,34 @@ import pytest  # noqa: E402
 
 from gpt_jax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig  # noqa: E402
 
+# Past this much memory a test process drops its compiled programs: two processes stay below 5 GB.
+MEMORY_LIMIT_MIB = 1200
+
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.2, vocab_size=11)
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Drops all compiled programs after a test that leaves the process with too much memory.
+
+    jax keeps each program that it compiled as long as the process lives. What is needed again is
+    read from the cache on the disk.
+    """
+    yield
+    if "jax" in sys.modules and resident_mib() > MEMORY_LIMIT_MIB:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_mib() -> float:
+    """Returns the MiB of memory that this process holds; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @pytest.fixture(scope="session")

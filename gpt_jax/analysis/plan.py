@@ -22,6 +22,7 @@ from gpt_jax.analysis.chips import CHIPS, Chip
 from gpt_jax.analysis.hlo import Collective, HloProgram
 from gpt_jax.config import Config, ModelConfig, override
 from gpt_jax.config.fields import get_field
+from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB
 from gpt_jax.errors import ConfigError, UserError, is_out_of_memory
 from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
@@ -48,7 +49,7 @@ class Plan:
       mesh: sizes of its axes.
       n_params: parameters of the model.
       tokens: in a step, over all devices.
-      flops: of the model, over all devices; see `model_flops`.
+      flops: of the model, over all devices; see `model_flops`; None is unknown.
       attention: how it is computed, and why so.
       memory: what the step needs, of which arguments: the state, and a batch.
       arguments: likewise.
@@ -65,7 +66,7 @@ class Plan:
     mesh: dict[str, int]
     n_params: int
     tokens: int
-    flops: float
+    flops: float | None
     attention: str
     memory: float
     arguments: float
@@ -94,11 +95,14 @@ class Plan:
         if self.chip is None or self.memory_is_floor:
             return {}
         sent = sum(c.bytes_sent for c in self.collectives)
-        return {
-            "computing": self.flops / math.prod(self.mesh.values()) / self.chip.flops,
+        seconds = {
             "memory": self.traffic / self.chip.bandwidth,
             "network": sent / self.chip.network,
         }
+        if self.flops is None:
+            return seconds
+        n_devices = math.prod(self.mesh.values())
+        return {"computing": self.flops / n_devices / self.chip.flops, **seconds}
 
     def record(self) -> dict[str, Any]:
         """Returns all of it for JSON."""
@@ -108,11 +112,12 @@ class Plan:
         axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         at_least = "at least " if self.memory_is_floor else ""
         has = "" if self.limit is None else f", and there are {self.limit / GIB:.2f} GiB"
+        flops = "unknown" if self.flops is None else f"{self.flops:.3g}"
         facts = {
             "devices": f"{self.devices}, mesh {axes}",
             "parameters": f"{self.n_params:,}",
             "attention": self.attention,
-            "step": f"{self.tokens:,} tokens, {self.flops:.3g} floating point operations",
+            "step": f"{self.tokens:,} tokens, {flops} floating point operations",
             "memory": f"{at_least}{self.memory / GIB:.2f} GiB {self.where}, of it "
             f"{self.arguments / GIB:.2f} the state and a batch{has}: "
             f"{'fits' if self.fits else 'does NOT fit'}",
@@ -151,13 +156,15 @@ def _amount(n_bytes: float) -> str:
     return f"{n_bytes:.0f} bytes"
 
 
-def model_flops(config: ModelConfig, n_params: int, tokens: int) -> float:
+def model_flops(config: ModelConfig, n_params: int, tokens: int) -> float | None:
     """Returns the operations that a step's mathematics asks for: 6 N + 12 L T D a token.
 
     Forward and backward, attention as if it were not causal, nothing computed twice (Chowdhery et
     al. 2022, appendix B, https://arxiv.org/abs/2204.02311). Parameters that are only looked up, not
-    multiplied, are left out of N.
+    multiplied, are left out of N. None for a model with a setting that this count may not know.
     """
+    if unknown_settings(config):
+        return None
     looked_up = config.block_size * config.n_embd if config.positions == "learned" else 0
     looked_up += 0 if config.tied else config.vocab_size * config.n_embd
     attention = 12 * config.n_layer * config.block_size * config.n_head * config.head_size
@@ -285,7 +292,7 @@ def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
         (jax.eval_shape(unstack_blocks, params), jax.eval_shape(state)),
     )
     lowered = jit_decode(device.platform).lower(
-        model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, way="append"
+        model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, mode="cached"
     )
     try:
         return program_bytes(lowered.compile().memory_analysis())

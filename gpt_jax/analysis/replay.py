@@ -117,7 +117,7 @@ def replay(run_dir: Path, step: int) -> Replay:
         before = [at for at in checkpoints.steps(run_dir) if at < step]
         is_sound = lambda at: not checkpoints.problem(checkpoints.path_of(run_dir, at))
         newest = next(([at] for at in reversed(before) if is_sound(at)), [])
-        from_step, state, _ = checkpoints.restore(run_dir, programs.target, newest)
+        from_step, state, _ = checkpoints.restore(run_dir, programs.abstract_state, newest)
         if state is None and config.init_from is not None:
             state = programs.state_from_params(reload_initial_params(start.config)[0])
         elif state is None:
@@ -150,7 +150,7 @@ def _inspect_step(
     @jax.jit
     def look(params: Params):
         shown = place(jnp.asarray(batch if whole else parts))
-        loss, grads = loss_and_grads(model, params, shown, key, train.loss_chunk)
+        loss, grads = loss_and_grads(model, params, shown, key, train)
         keys_P = [key] if whole else [jax.random.fold_in(key, i) for i in range(len(parts))]
         losses = [
             batch_losses(model, params, place(jnp.asarray(part)), k, train.loss_chunk).mean(axis=1)

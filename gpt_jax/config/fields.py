@@ -22,19 +22,21 @@ def field(
     rule: tuple[Callable[[Any], bool], str] | None = None,
     *,
     advice: str = "",
+    unset: str = "",
     internal: bool = False,
 ) -> Any:
     """Declares a field of a config.
 
     Args:
       default: its default value.
-      help: what it means, with its unit.
+      help: what it does, with its unit.
       rule: (test, what the test asks for in words), for a value that is not None.
       advice: what to try when the rule is broken.
+      unset: what None stands for, shown as the default: "one per core".
       internal: found by the program, so not offered on the command line.
     """
-    metadata = {"help": help, "rule": rule, "advice": advice, "internal": internal}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"help": help, "rule": rule, "advice": advice, "unset": unset}
+    return dataclasses.field(default=default, metadata=metadata | {"internal": internal})
 
 
 POSITIVE_INT = (lambda x: x >= 1, "a whole number of at least 1")
@@ -60,6 +62,14 @@ def get_field(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)
     return config
+
+
+def default_text(config: Any, name: str, field: dataclasses.Field) -> str:
+    """Returns the value of a dotted setting as --help shows it."""
+    value = get_field(config, name)
+    if value is None:
+        return field.metadata["unset"]
+    return repr(value) if value == "" else str(value)
 
 
 def parse(text: str, hint: Any, name: str) -> Any:
@@ -118,6 +128,8 @@ def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) 
     accepted = (int, float) if hint is float else hint
     if isinstance(value, bool) or not isinstance(value, accepted):
         kind = {int: "a whole number", float: "a number", str: "a text"}[hint]
+        if hint is str and metadata["rule"]:
+            kind = metadata["rule"][1]
         raise ConfigError(f"{name}={value!r} must be {kind}")
     if metadata["rule"] and not metadata["rule"][0](value):
         advice = f"; {metadata['advice']}" if metadata["advice"] else ""

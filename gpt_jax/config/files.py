@@ -14,12 +14,33 @@ from gpt_jax.config.fields import iter_fields
 from gpt_jax.config.run_config import DEFAULT_RUN_DIR, Config
 from gpt_jax.errors import ConfigError, UserError, suggest
 
+OLD_MODULE = "gpt_jax.config_files"  # where load_config was once imported from
+
+
+def find_root(module: str = __file__) -> Path | None:
+    """Returns the nearest folder above a module that has `configs/`, if there is one.
+
+    That is the root of a checkout, or the package itself where it is installed.
+    """
+    return next((path for path in Path(module).parents if (path / "configs").is_dir()), None)
+
+
+def checkout_dir(module: str = __file__) -> Path | None:
+    """Returns the root of the checkout that a module of the package is in; None if installed."""
+    root = find_root(module)
+    return root if root and (root / "gpt_jax").is_dir() else None
+
 
 def config_dir() -> Path:
-    """Returns the folder of the named configs: the repository's, or the installed package's."""
-    package = Path(__file__).parent.parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+    """Returns the folder of the named configs.
+
+    Raises:
+      ConfigError: it is missing.
+    """
+    root = find_root()
+    if root is None:
+        raise ConfigError("the folder configs/ is missing beside gpt_jax; install gpt_jax again")
+    return root / "configs"
 
 
 def list_configs() -> dict[str, str]:
@@ -68,6 +89,11 @@ def load_config(name: str | os.PathLike[str]) -> Config:
     except UserError as error:
         raise ConfigError(f"config file {path}: {error}") from error
     except (Exception, SystemExit) as error:
+        if getattr(error, "name", "") == OLD_MODULE:  # a copy of an older config
+            raise ConfigError(
+                f"config file {path}: {OLD_MODULE} is now gpt_jax.config; write: "
+                "from gpt_jax.config import load_config"
+            ) from error
         detail = " ".join(str(error).split())
         if unknown := re.match(r"(\w+Config\.__init__.*? unexpected .*?'(\w+)')", detail):
             names = {part for setting, _, _ in iter_fields(Config) for part in setting.split(".")}

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from gpt_jax.config.activations import ACTIVATIONS
 from gpt_jax.config.fields import (
     BELOW_ONE,
     FRACTION,
@@ -34,62 +35,65 @@ DEFAULT_RUN_DIR = "runs/run"  # a config file that names none gets runs/ and its
 class ModelConfig:
     """The shape of the model; with its parameters, all that is needed to compute logits."""
 
-    n_layer: int = field(3, "transformer blocks", POSITIVE_INT)
-    n_head: int = field(4, "attention heads; must divide n_embd", POSITIVE_INT)
-    n_embd: int = field(128, "width of the embedding", POSITIVE_INT)
-    block_size: int = field(64, "longest context, in tokens", POSITIVE_INT)
-    dropout: float = field(0.2, "share of activations dropped in training, in [0, 1)", BELOW_ONE)
+    n_layer: int = field(3, "number of transformer blocks", POSITIVE_INT)
+    n_head: int = field(4, "number of attention heads; must divide n_embd", POSITIVE_INT)
+    n_embd: int = field(128, "width of the embeddings and of each block", POSITIVE_INT)
+    block_size: int = field(64, "context length, in tokens", POSITIVE_INT)
+    dropout: float = field(0.2, "dropout rate, in [0, 1)", BELOW_ONE)
     attention_scale: float | None = field(
         None,
-        "factor on attention scores; none is the standard 1/sqrt(n_embd / n_head)",
+        "multiplier of attention scores",
         POSITIVE,
-        advice="leave it at none for the standard",
+        advice="use none for the default",
+        unset="1/sqrt(n_embd / n_head)",
     )
-    activation: typing.Literal["relu", "gelu", "relu2", "swiglu"] = field(
+    activation: str = field(
         "relu",
-        "of the MLP: relu; gelu (its tanh form, GPT-2's); relu2, squared; swiglu, gated, with a "
-        "width of 8/3 n_embd rounded to a multiple of 8, not 4 n_embd, for as many parameters",
+        f"activation of the MLP: {', '.join(ACTIVATIONS)}. gelu is the tanh form, as in GPT-2; "
+        "relu2 is squared; swiglu is gated, with a width of 8/3 n_embd, rounded to a multiple of "
+        "8, not 4 n_embd, for as many parameters",
+        (lambda x: x in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     )
     norm: typing.Literal["layer", "rms"] = field(
         "layer", "layer: LayerNorm; rms: RMSNorm, without mean and bias"
     )
-    bias: bool = field(True, "biases in attention's output projection, the MLP and LayerNorm")
-    qkv_bias: bool = field(False, "biases on queries, keys and values")
-    head_bias: bool = field(True, "a bias on the logits")
-    tied: bool = field(False, "the output head is the token embedding, transposed")
+    bias: bool = field(True, "biases in the attention output projection, the MLP and LayerNorm")
+    qkv_bias: bool = field(False, "biases of queries, keys and values")
+    head_bias: bool = field(True, "bias of the output head")
+    tied: bool = field(False, "weight tying: the token embedding is also the output head")
     positions: typing.Literal["learned", "rotary"] = field(
-        "learned", "learned: an embedding each; rotary: queries and keys are turned by theirs"
+        "learned", "position encoding: learned embeddings, or rotary (RoPE) on queries and keys"
     )
-    qk_norm: bool = field(False, "RMSNorm of each head's queries and keys")
+    qk_norm: bool = field(False, "RMSNorm on each head's queries and keys")
     n_kv_head: int | None = field(
         None,
-        "heads of keys and values, each shared by n_head / n_kv_head query heads; none is n_head",
+        "number of key/value heads, for grouped-query attention (GQA); must divide n_head",
         POSITIVE_INT,
+        unset="n_head",
     )
-    embedding_dropout: float = field(
-        0.0, "share of the embeddings dropped in training, in [0, 1)", BELOW_ONE
-    )
+    embedding_dropout: float = field(0.0, "dropout rate of the embeddings, in [0, 1)", BELOW_ONE)
     residual_init_scale: bool = field(
-        False, "start the layers that end in a residual sum 1/sqrt(2 n_layer) times as large"
+        False, "scale the initial weights of residual projections by 1/sqrt(2 n_layer), as in GPT-2"
     )
     dtype: typing.Literal["float32", "bfloat16"] = field(
         "float32",
-        "of activations and matrix products; parameters, their gradients, norms, softmax and loss "
-        "are float32",
+        "dtype of activations and matrix products; bfloat16 is mixed precision: parameters, "
+        "their gradients, norms, softmax and loss stay float32",
     )
     remat: typing.Literal["none", "full", "dots"] = field(
         "none",
-        "what a block computes again for its gradient, to save memory: none; full, all from its "
-        "input; dots, all but products with parameters",
+        "activation checkpointing (rematerialisation) in each block, to save memory: none; "
+        "full: recompute everything; dots: keep the outputs of matrix products with parameters",
     )
     attention: typing.Literal["auto", "plain", "blockwise", "fused"] = field(
         "auto",
-        "how attention is computed: plain, with all scores in memory; blockwise, some queries at a "
-        "time; fused, cuDNN's or the TPU's kernel; auto, what the device and the settings allow",
+        "attention implementation: plain: all scores in memory; blockwise: a block of queries "
+        "at a time; fused: flash attention, by cuDNN or a TPU kernel; auto: chosen for the "
+        "device and settings",
     )
     vocab_size: int = field(
         0,
-        "different tokens; 0 until the tokenizer says",
+        "number of tokens in the vocabulary; 0 until the tokenizer is known",
         NOT_NEGATIVE_INT,
         internal=True,
     )
@@ -137,41 +141,40 @@ class DataConfig:
     corpus: str = field(
         "oz",
         "name of a corpus (oz, shakespeare, python-manual), path of a UTF-8 text file or of a "
-        "prepared folder; or prepared folders with their shares of the sequences, as "
-        "DIR1:0.7,DIR2:0.3 (a comma in a path does no harm)",
+        "prepared folder; or a mixture of prepared folders with their weights, as "
+        "DIR1:0.7,DIR2:0.3 (a path may contain commas)",
     )
     fallback_corpus: str | None = field(
-        None, "corpus to train on when `corpus` cannot be downloaded; none makes that an error"
+        None, "corpus to train on if `corpus` cannot be downloaded", unset="stop with an error"
     )
     train_fraction: float = field(
         0.8,
-        "first part of the text, for training; the rest is for validation. Prepared folders have "
-        "both parts already",
+        "fraction of the text for training, from its start; the rest is for validation. "
+        "Prepared folders are already split",
         FRACTION,
     )
     order: typing.Literal["random", "epochs"] = field(
         "random",
-        "random: each sequence starts anywhere; epochs: sequences of block_size tokens side by "
-        "side, each once in an epoch, in an order that is new in each",
+        "random: sequences at random offsets, with replacement; epochs: non-overlapping "
+        "sequences, each once per epoch, reshuffled every epoch",
     )
     resident: typing.Literal["auto", "device", "host"] = field(
         "auto",
-        "where tokens lie: device, on each; host, which gathers batches ahead of time; auto: on "
-        "the devices where they take at most a quarter of one's memory (on a CPU 1 GiB). The "
-        "batches are the same",
+        "where tokens are kept: device: a copy on each; host: batches are prefetched from host "
+        "memory; auto: on the devices if they fit a quarter of one's memory (CPU: 1 GiB). "
+        "Batches are identical",
     )
     tokenizer: typing.Literal["char", "bpe", "gpt2", "cl100k_base", "o200k_base"] = field(
         "char",
-        "char: a token for each character of the text; bpe: byte pairs learned from the training "
-        "text; gpt2, cl100k_base (GPT-4), o200k_base (GPT-4o): published ones, downloaded once, or "
-        "read from the folder that TIKTOKEN_CACHE_DIR names. Prepared folders have their own: "
-        "leave this out",
+        "char: one token per character; bpe: byte-pair encoding, trained on the training text; "
+        "gpt2, cl100k_base (GPT-4), o200k_base (GPT-4o): published, downloaded once or read "
+        "from the folder TIKTOKEN_CACHE_DIR. Prepared folders have their own: leave this out",
     )
     vocab_size: int | None = field(
         None,
-        "tokens that `bpe` learns, 256 bytes and <|endoftext|> among them; none for other "
-        "tokenizers, which have their own number",
+        "vocabulary size of `bpe`, with 256 bytes and <|endoftext|>",
         (lambda x: x >= 257, "a whole number of at least 257"),
+        unset="the tokenizer's own",
     )
 
     def __post_init__(self):
@@ -197,42 +200,43 @@ class OptimConfig:
 
     optimizer: typing.Literal["adamw", "muon"] = field(
         "adamw",
-        "adamw; muon: orthogonalised momentum for the matrices of blocks, AdamW for all else",
+        "adamw; muon: orthogonalised momentum for the weight matrices of blocks, AdamW for the "
+        "rest",
     )
-    learning_rate: float = field(3e-4, "step size, at its highest", POSITIVE)
+    learning_rate: float = field(3e-4, "peak learning rate", POSITIVE)
     schedule: typing.Literal["constant", "cosine", "wsd"] = field(
         "constant",
-        "of the learning rate after warmup: constant; cosine: falls to its floor by half a cosine; "
-        "wsd: stays, then falls to its floor by a line over the last decay_steps",
+        "learning-rate schedule after warmup: constant; cosine: cosine decay to the floor; "
+        "wsd: constant, then linear decay to the floor over the last decay_steps",
     )
-    warmup_steps: int = field(
-        0, "first steps, over which the learning rate rises by a line", NOT_NEGATIVE_INT
-    )
+    warmup_steps: int = field(0, "steps of linear warmup", NOT_NEGATIVE_INT)
     schedule_steps: int | None = field(
         None,
-        "step at which cosine or wsd reaches its floor, and stays there; none is train.steps",
+        "step at which cosine or wsd reaches its floor; the learning rate stays there",
         POSITIVE_INT,
+        unset="train.steps",
     )
     decay_steps: int | None = field(
-        None, "steps of wsd's decay; none is a fifth of schedule_steps", POSITIVE_INT
+        None, "steps of wsd's linear decay", POSITIVE_INT, unset="a fifth of schedule_steps"
     )
     floor: float = field(
         0.1,
-        "learning rate at the end of cosine or wsd, as a share of learning_rate, in [0, 1]",
+        "final learning rate of cosine or wsd, as a fraction of learning_rate, in [0, 1]",
         (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     )
-    weight_decay: float = field(
-        0.01, "decoupled decay: a step shrinks weights by learning_rate * this", NOT_NEGATIVE
-    )
+    weight_decay: float = field(0.01, "decoupled weight decay (AdamW)", NOT_NEGATIVE)
     decay: typing.Literal["all", "matrices"] = field(
-        "all", "what decays: all parameters; matrices: kernels and embeddings, no norms and biases"
+        "all",
+        "parameters with weight decay: all; matrices: kernels and embeddings, not norms and biases",
     )
-    beta1: float = field(0.9, "decay of the gradient's running mean, in [0, 1)", BELOW_ONE)
-    beta2: float = field(0.999, "decay of the squared gradient's mean, in [0, 1)", BELOW_ONE)
-    muon_beta: float = field(0.95, "decay of Muon's running mean, in [0, 1)", BELOW_ONE)
-    clip: float | None = field(
-        None, "largest global L2 norm of the gradient; a larger one is scaled to it", POSITIVE
+    beta1: float = field(
+        0.9, "AdamW's decay rate of the gradient's moving average, in [0, 1)", BELOW_ONE
     )
+    beta2: float = field(
+        0.999, "AdamW's decay rate of the squared gradient's moving average, in [0, 1)", BELOW_ONE
+    )
+    muon_beta: float = field(0.95, "Muon's momentum, in [0, 1)", BELOW_ONE)
+    clip: float | None = field(None, "clip gradients to this global L2 norm", POSITIVE, unset="off")
 
     def __post_init__(self):
         check_fields(self, "optim.")
@@ -274,62 +278,64 @@ class TrainConfig:
     """How long, how much at once, and what is recorded."""
 
     batch_size: int = field(
-        32, "sequences in an optimizer step, over all devices together", POSITIVE_INT
+        32, "global batch size: sequences per optimizer step, over all devices", POSITIVE_INT
     )
     micro_batch: int | None = field(
         None,
-        "sequences computed at once, over all devices together: saves memory, gradients are "
-        "averaged; must divide batch_size; none is all of them",
+        "micro-batch size for gradient accumulation, over all devices; must divide batch_size",
         POSITIVE_INT,
+        unset="the whole batch",
     )
     loss_chunk: int | None = field(
         None,
-        "tokens whose logits are in memory at once, over all devices together; none is all that "
-        "are computed at once",
+        "compute the loss in chunks of this many tokens, over all devices, to save memory",
         POSITIVE_INT,
+        unset="all at once",
     )
-    steps: int = field(500, "optimizer steps in all", POSITIVE_INT)
-    log_interval: int = field(10, "steps in one compiled call and one log row", POSITIVE_INT)
+    steps: int = field(500, "total number of optimizer steps", POSITIVE_INT)
+    log_interval: int = field(10, "steps per log row, and at most per compiled call", POSITIVE_INT)
     eval_interval: int = field(50, "steps between evaluations", POSITIVE_INT)
-    eval_batches: int = field(50, "random batches of each split in an evaluation", POSITIVE_INT)
+    eval_batches: int = field(50, "random batches of each split per evaluation", POSITIVE_INT)
     final_eval_tokens: int | None = field(
         None,
-        "the most tokens of the validation split, the first, that the exact evaluation at the end "
-        "predicts, of each corpus; none is all",
+        "evaluate at most this many validation tokens of each corpus after the last step",
         POSITIVE_INT,
+        unset="all",
     )
-    checkpoint_interval: int = field(100, "steps between checkpoints", POSITIVE_INT)
-    keep_checkpoints: int = field(2, "newest checkpoints kept", POSITIVE_INT)
+    checkpoint_interval: int = field(
+        100, "steps between checkpoints, from which a run resumes", POSITIVE_INT
+    )
+    keep_checkpoints: int = field(2, "number of newest checkpoints to keep", POSITIVE_INT)
     keep_interval: int | None = field(
         None,
-        "steps between checkpoints that are kept for good; a multiple of checkpoint_interval; none "
-        "keeps no others than keep_checkpoints and keep_best say",
+        "also keep, permanently, one checkpoint every this many steps; a multiple of "
+        "checkpoint_interval",
         POSITIVE_INT,
+        unset="off",
     )
-    keep_best: bool = field(
-        True, "keep the checkpoint with the lowest validation loss too, of those that have one"
-    )
+    keep_best: bool = field(True, "also keep the checkpoint with the lowest validation loss")
     on_divergence: typing.Literal["stop", "skip"] = field(
         "stop",
-        "what follows a step whose loss or gradient is not finite, or whose loss is a spike: stop, "
-        "with the checkpoints before it; skip: its update is left out, and counted",
+        "on a non-finite loss or gradient or a loss spike: stop, keeping earlier checkpoints; "
+        "skip: discard the update and count it",
     )
     spike: float | None = field(
         None,
-        "a loss of more than so many times the mean of log_interval steps before counts as a "
-        "spike; none looks for what is not finite only",
+        "a loss above this multiple of the mean of the previous log row counts as a spike",
         (lambda x: 1 < x <= sys.float_info.max, "a finite number above 1"),
+        unset="off",
     )
     deterministic: bool = field(
         False,
-        "on a GPU: the same bits from the same steps, so that a run that was killed ends as one "
-        "that was not; some kernels are slower. Other devices always do so",
+        "use deterministic GPU kernels, so that a resumed run is bitwise equal to an "
+        "uninterrupted one; may be slower. Always on elsewhere",
     )
     max_minutes: float | None = field(
         None,
-        "minutes of training after which the state is saved and the program ends, with exit status "
-        "75; the same command goes on; none is no limit",
+        "after this many minutes of training save a checkpoint and exit with status 75; the "
+        "same command resumes",
         POSITIVE,
+        unset="no limit",
     )
 
     def __post_init__(self):
@@ -363,7 +369,10 @@ class TrainConfig:
         return math.gcd(self.log_interval, self.eval_interval, self.checkpoint_interval)
 
 
-REST = (lambda x: x >= 1 or x == -1, "a whole number of at least 1, or -1 for what is left")
+REST = (
+    lambda x: x >= 1 or x == -1,
+    "a whole number of at least 1, or -1 for all remaining devices",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,18 +383,22 @@ class MeshConfig:
     """
 
     data: int = field(
-        -1,
-        "groups of devices that share the batch, each group with the whole state; -1: what is left",
-        REST,
+        -1, "data parallel: replicas, which split the batch (-1: all remaining devices)", REST
     )
     fsdp: int = field(
-        1, "devices that share the batch, and the parameters and the optimizer's state", REST
+        1,
+        "fully sharded data parallel: devices that shard the batch, the parameters and the "
+        "optimizer state",
+        REST,
     )
     tensor: int = field(
-        1, "devices that share the heads and the MLP's width, and so the parameters too", REST
+        1, "tensor parallel: devices that split attention heads and the width of the MLP", REST
     )
     sequence: int = field(
-        1, "devices that share the tokens of each sequence, and in attention its heads", REST
+        1,
+        "sequence parallel: devices that split the tokens of each sequence, and in attention "
+        "its heads",
+        REST,
     )
 
     def __post_init__(self):
@@ -402,66 +415,33 @@ class MeshConfig:
         """Devices that the sizes ask for, -1 aside."""
         return math.prod(size for size in vars(self).values() if size != -1)
 
-    def spread(
-        self, batch_at_once: int, n_devices: int, kv_heads: int = 1, block_size: int = 1
-    ) -> tuple[int, int, int, int]:
-        """Returns (data, fsdp, tensor, sequence), of at most `n_devices` devices, -1 worked out.
-
-        -1 takes as many as divide the batch, or on the axes tensor and sequence what these leave
-        each other of the heads of keys and values, and on sequence the block_size too; what is left
-        then stays idle.
-
-        Raises:
-          ConfigError: there are too few devices, or they can't share the batch.
-        """
-        sizes = dict(vars(self))
-        fixed = self.n_requested
-        if fixed > n_devices:
-            shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != -1)
-            raise ConfigError(
-                f"{shown} ask for {fixed} devices, and there are {n_devices}; try smaller ones"
-            )
-        sharers = math.prod(sizes[name] for name in ("data", "fsdp") if sizes[name] != -1)
-        if batch_at_once % sharers:
-            raise ConfigError(
-                f"{sharers} devices (mesh.data x mesh.fsdp) can't share {batch_at_once} sequences "
-                f"at once; try a train.batch_size or train.micro_batch divisible by {sharers}"
-            )
-        for name, size in sizes.items():
-            if size == -1:
-                room = n_devices // fixed
-                share = {
-                    "tensor": kv_heads // sizes["sequence"],
-                    "sequence": math.gcd(kv_heads // sizes["tensor"], block_size),
-                }.get(name, batch_at_once // sharers)
-                sizes[name] = next(n for n in range(room, 0, -1) if share % n == 0)
-        return sizes["data"], sizes["fsdp"], sizes["tensor"], sizes["sequence"]
-
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     """How text is written."""
 
     prompt: str | None = field(
-        None, "text to continue; none takes the first line of the validation text"
+        None, "text to continue", unset="the first line of the validation text"
     )
-    max_new_tokens: int = field(300, "tokens to write", POSITIVE_INT)
+    max_new_tokens: int = field(300, "number of tokens to generate", POSITIVE_INT)
     temperature: float = field(
-        1.0, "divides the logits; below 1 is safer, above wilder, 0 is greedy", NOT_NEGATIVE
+        1.0, "divides the logits; lower is more predictable, 0 is greedy decoding", NOT_NEGATIVE
     )
     top_k: int | None = field(
-        None, "choose among the k likeliest tokens only; none is all", POSITIVE_INT
+        None, "sample from the k most likely tokens only", POSITIVE_INT, unset="all"
     )
     top_p: float | None = field(
         None,
-        "choose among the likeliest tokens that hold this much probability, in (0, 1]; none is all",
+        "nucleus sampling: sample from the most likely tokens that hold this much probability, "
+        "in (0, 1]",
         (lambda x: 0 < x <= 1, "a number in (0, 1]"),
+        unset="all",
     )
-    num_samples: int = field(1, "texts to write from one prompt", POSITIVE_INT)
+    num_samples: int = field(1, "number of texts to generate from one prompt", POSITIVE_INT)
     window: typing.Literal["exact", "refill"] = field(
         "exact",
-        "past block_size: `exact` sees the last block_size tokens for every token; `refill` drops "
-        "half the context whenever it is full: an approximation, and several times as fast",
+        "when the context is full: exact: recompute the last block_size tokens for every new "
+        "one; refill: drop the older half, an approximation several times faster",
     )
 
     def __post_init__(self):
@@ -473,19 +453,22 @@ class Config:
     """All settings of a run."""
 
     run_dir: str = field(
-        DEFAULT_RUN_DIR, "folder of the run, made if missing; gs://BUCKET/FOLDER is one too"
+        DEFAULT_RUN_DIR,
+        "folder of the run, created if missing; one that holds a run resumes it. May be in a "
+        "bucket: gs://BUCKET/FOLDER",
     )
     seed: int = field(
         0,
-        "of initialisation, batches, dropout and samples",
+        "random seed of initialisation, batches, dropout and samples",
         (lambda x: 0 <= x < 2**32, "a whole number in [0, 2**32)"),
     )
     init_from: str | None = field(
         None,
-        "run or GPT-2 folder to start from, or a name on Hugging Face's hub "
-        "(openai-community/gpt2): its parameters, model settings and tokenizer. model.dtype, remat "
-        "and attention are this config's; model.dropout, embedding_dropout and residual_init_scale "
-        "may differ, model.block_size be smaller; none starts from random parameters",
+        "fine-tune: start from the parameters, model settings and tokenizer of a run, of a "
+        "GPT-2 folder or of a model on Hugging Face's hub (openai-community/gpt2). "
+        "model.dtype, remat and attention are this config's; model.dropout, embedding_dropout "
+        "and residual_init_scale may differ, model.block_size may be smaller",
+        unset="random parameters",
     )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -11,6 +11,7 @@ and neither jax nor torch. The tokenizer beside them is `hf_tokenizer.py`'s.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -45,7 +46,12 @@ GPT2 = {
     "qk_norm": False,
     "n_kv_head": None,
 }
-# What a config.json must say for that; one that says nothing means the first.
+# Settings that a GPT-2 folder can express at any value or that do not change the logits: biases are
+# written as zeros where the model has none, the last three say how the same logits are computed.
+# A setting that is named neither here nor in GPT2 and SIZES must be at its default.
+EXPRESSIBLE = {"attention_scale", "tied", "dropout", "embedding_dropout", "residual_init_scale"}
+EXPRESSIBLE |= {"bias", "qkv_bias", "head_bias", "dtype", "remat", "attention"}
+# What a config.json must say for GPT2; one that says nothing means the first.
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh form
     "layer_norm_epsilon": (1e-5,),
@@ -97,7 +103,7 @@ def save(
 ) -> None:
     """Writes a GPT-2 folder that transformers loads and computes the same logits from.
 
-    A bias that the model has not is written as zeros, and `load` brings it back as such.
+    A bias that the model does not have is written as zeros, and loaded as zeros.
 
     Args:
       folder: made if missing; must not hold a model yet.
@@ -106,7 +112,7 @@ def save(
       end_token: id at which a text ends; None for none.
 
     Raises:
-      ConfigError: GPT-2 has no place for a setting of the model.
+      ConfigError: GPT-2 does not support a setting of the model.
       UserError: params don't fit config, or the folder can't be written.
     """
     from safetensors import SafetensorError
@@ -273,10 +279,14 @@ def _read_tensor(
 
 
 def _check_is_gpt2(config: ModelConfig) -> None:
-    """Raises ConfigError where GPT-2's architecture has no place for a setting."""
+    """Raises ConfigError if GPT-2's architecture does not support a setting of the model."""
     if not config.vocab_size:
         raise ConfigError("model.vocab_size is 0; set it to the tokenizer's")
-    wanted = GPT2 | {"n_kv_head": None if config.n_kv_head != config.n_head else config.n_head}
+    named = {*GPT2, *SIZES, *EXPRESSIBLE}
+    others = {f.name: f.default for f in dataclasses.fields(config) if f.name not in named}
+    wanted = (
+        others | GPT2 | {"n_kv_head": None if config.n_kv_head != config.n_head else config.n_head}
+    )
     if config.attention_scale not in (None, 1.0, config.head_size**-0.5):
         wanted["attention_scale"] = None
     unlike = {name: value for name, value in wanted.items() if getattr(config, name) != value}
@@ -284,8 +294,8 @@ def _check_is_gpt2(config: ModelConfig) -> None:
         have = ", ".join(f"model.{name}={getattr(config, name)!r}" for name in unlike)
         need = ", ".join(f"model.{name}={value!r}" for name, value in unlike.items())
         raise ConfigError(
-            f"{have} {'has' if len(unlike) == 1 else 'have'} no place in a GPT-2 folder; train a "
-            f"model with {need} to save it"
+            f"{have} {'is' if len(unlike) == 1 else 'are'} not supported in a GPT-2 folder; "
+            f"train a model with {need} to save it"
         )
 
 
@@ -342,8 +352,8 @@ def _export_tensors(config: ModelConfig, params: Any) -> Iterator[tuple[str, np.
         yield HEAD, np.ascontiguousarray(take("head/kernel", (D, V)).T)
     if config.head_bias and take("head_bias" if config.tied else "head/bias", (V,)).any():
         raise ConfigError(
-            "model.head_bias=True has no place in a GPT-2 folder unless the bias is zero; train a "
-            "model with model.head_bias=False to save it"
+            "model.head_bias=True is not supported in a GPT-2 folder unless the bias is zero; "
+            "train a model with model.head_bias=False to save it"
         )
     if found:
         raise UserError(f"params don't fit the config, which has no {min(found)}")

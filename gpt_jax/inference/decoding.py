@@ -1,11 +1,11 @@
-"""Writing text: the prompt is read into a cache, then tokens are drawn inside `lax.scan`.
+"""Decoding: a prompt fills the key/value cache (prefill), then `lax.scan` samples token by token.
 
-The cache serves while the context fits `block_size`. Past that the model sees the last `block_size`
-tokens at positions from 0, and because learned positions shift with every token, nothing cached is
-valid any more: the exact way is a full forward pass for each token. `window="refill"` is the fast
-way that is not exact: when the cache is full it is refilled with the later half of the context.
+The cache is used while the context fits `block_size`. Past that the model sees the last
+`block_size` tokens at positions from 0. Every token then shifts all positions, so nothing cached
+stays valid: `window="exact"` computes a full forward pass per token. `window="refill"` is a faster
+approximation: whenever the cache is full it is refilled with the later half of the context.
 
-Token ids only; `run.py` turns them into text.
+Token ids only; `generation.py` turns them into text.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.devices import compiler_options
 from gpt_jax.model import Cache, Params, forward, init_cache, unstack_blocks
 
-STREAM_TOKENS = 32  # tokens drawn in one compiled call, and so shown at once
-PREFILL_PARTS = 8  # a full context is read in this many parts at most
-PREFILL_TOKENS = 16  # and no part has fewer tokens; a short prompt then costs little
+Mode = Literal["cached", "recompute", "refill"]
+STREAM_TOKENS = 32  # tokens sampled per compiled call, and so shown at once
+# sample.window -> how `decode` samples once the context is full.
+FULL_CONTEXT_MODES: dict[str, Mode] = {"exact": "recompute", "refill": "refill"}
+PREFILL_CHUNKS = 8  # a full context is prefilled in at most this many chunks
+PREFILL_TOKENS = 16  # the smallest chunk, so that a short prompt costs little
 
 
 class DecodeState(flax.struct.PyTreeNode):
@@ -35,9 +38,9 @@ class DecodeState(flax.struct.PyTreeNode):
       cache: keys and values of the context, while that is shorter than block_size.
       window_BS: int32 (B, block_size), the context; its tokens come first, the rest is padding.
       length: int32 scalar, tokens in the context, at most block_size.
-      logits_BV: float32, of the token to come.
-      keys_B: a PRNG key for each stream.
-      index: int32 scalar, tokens drawn so far.
+      logits_BV: float32, of the next token.
+      keys_B: a PRNG key per stream.
+      index: int32 scalar, tokens sampled so far.
     """
 
     cache: Cache
@@ -49,12 +52,12 @@ class DecodeState(flax.struct.PyTreeNode):
 
 
 class Filters(flax.struct.PyTreeNode):
-    """How a token is chosen. Values may change without recompiling; None leaves a filter out.
+    """How tokens are sampled. Values may change without recompiling; None turns a filter off.
 
     Attributes:
-      temperature: float; 0 takes the likeliest token.
-      top_k: None, or how many of the likeliest tokens remain.
-      top_p: None, or the probability that the likeliest tokens which remain hold at least.
+      temperature: float; 0 is greedy decoding, the likeliest token.
+      top_k: None, or how many of the likeliest tokens to keep.
+      top_p: None, or the least total probability of the likeliest tokens to keep.
     """
 
     temperature: float | jax.Array
@@ -63,12 +66,12 @@ class Filters(flax.struct.PyTreeNode):
 
 
 def filter_logits(logits_BV: jax.Array, filters: Filters) -> jax.Array:
-    """Returns logits divided by the temperature, with -inf for tokens that may not be chosen.
+    """Returns logits divided by the temperature, with -inf for tokens that are filtered out.
 
-    First the temperature, then top_k, then top_p on what top_k left (nucleus sampling, Holtzman et
-    al. 2019, https://arxiv.org/abs/1904.09751): the fewest likeliest tokens whose probabilities
-    sum to at least top_p. Among equals the smaller id goes first. A temperature of 0 is taken as 1
-    here; `sample_token` is greedy then.
+    First the temperature, then top_k, then top_p on the tokens that top_k kept (nucleus sampling,
+    Holtzman et al. 2019, https://arxiv.org/abs/1904.09751): the fewest likeliest tokens whose
+    probabilities sum to at least top_p. Of equal logits the smaller id comes first. A temperature
+    of 0 counts as 1 here; `sample_token` is greedy then.
     """
     temperature = jnp.where(filters.temperature == 0, 1.0, filters.temperature)
     logits_BV = logits_BV / temperature
@@ -87,10 +90,10 @@ def filter_logits(logits_BV: jax.Array, filters: Filters) -> jax.Array:
 
 
 def sample_token(keys_B: jax.Array, logits_BV: jax.Array, filters: Filters) -> jax.Array:
-    """Returns a token for each row, int32 (B,), drawn with a key of its own."""
-    drawn_B = jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, filters))
+    """Returns a token per row, int32 (B,), each sampled with its own key."""
+    sampled_B = jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, filters))
     greedy_B = jnp.argmax(logits_BV, axis=-1)
-    return jnp.where(filters.temperature == 0, greedy_B, drawn_B).astype(jnp.int32)
+    return jnp.where(filters.temperature == 0, greedy_B, sampled_B).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "batch_size"))
@@ -103,34 +106,36 @@ def prefill(
     *,
     batch_size: int,
 ) -> DecodeState:
-    """Reads a prompt and returns the state from which `batch_size` streams continue it.
+    """Returns the state after a prompt, from which `batch_size` streams continue it.
 
-    The prompt is read in parts of one size, as many as it has: one compiled program serves every
-    length, and a short prompt does not pay for a long one.
+    The prompt is computed in chunks of equal size, as many as its length needs: one compiled
+    program serves every length, and a short prompt does not cost as much as a long one.
 
     Args:
       config: the model's.
       params: the model's.
       window_S: int32 (block_size,), the prompt's last tokens, then padding of any id.
       length: how many of them are the prompt's, at least 1.
-      key: stream i draws from fold_in(key, i), whatever batch_size is.
+      key: stream i samples with fold_in(key, i), whatever batch_size is.
       batch_size: B.
     """
     S = config.block_size
-    T = min(S, max(PREFILL_TOKENS, S // PREFILL_PARTS))
+    T = min(S, max(PREFILL_TOKENS, S // PREFILL_CHUNKS))
     params = unstack_blocks(params)
 
-    def read(carry):
+    def prefill_chunk(carry):
         cache, _ = carry
-        start = jnp.minimum(cache.length, S - T)  # the last part may read some tokens again
-        part_1T = jax.lax.dynamic_slice_in_dim(window_S, start, T)[None]
-        logits_1TV, cache = forward(config, params, part_1T, cache=cache.replace(length=start))
+        start = jnp.minimum(cache.length, S - T)  # the last chunk may overlap the one before
+        chunk_1T = jax.lax.dynamic_slice_in_dim(window_S, start, T)[None]
+        logits_1TV, cache = forward(config, params, chunk_1T, cache=cache.replace(length=start))
         last = jnp.clip(length - 1 - start, 0, T - 1)
         return cache, jax.lax.dynamic_index_in_dim(logits_1TV, last, axis=1, keepdims=False)
 
-    # The padding's keys and values lie at positions >= length: masked, and overwritten in time.
+    # Keys and values of the padding are at positions >= length: masked, and overwritten later.
     empty = init_cache(config, 1), jnp.zeros((1, config.vocab_size))
-    cache, logits_1V = jax.lax.while_loop(lambda carry: carry[0].length < length, read, empty)
+    cache, logits_1V = jax.lax.while_loop(
+        lambda carry: carry[0].length < length, prefill_chunk, empty
+    )
     return DecodeState(
         cache=Cache(
             k_NSK=tuple(jnp.tile(k_HSK, (batch_size, 1, 1)) for k_HSK in cache.k_NSK),
@@ -152,43 +157,43 @@ def decode(
     filters: Filters,
     *,
     steps: int,
-    way: Literal["append", "slide", "refill"],
+    mode: Mode,
 ) -> tuple[DecodeState, jax.Array]:
-    """Draws tokens for every stream, all in one way. Compiled.
+    """Samples tokens for every stream, all in one mode. Compiled.
 
     Args:
       config: the model's.
       params: the model's.
-      state: where decoding stands; it is used up.
-      filters: how tokens are chosen.
+      state: from `prefill` or `decode`; its buffers are donated.
+      filters: how tokens are sampled.
       steps: how many tokens.
-      way: "append" while the context is shorter than block_size: one position more, through the
-        cache. Tokens past block_size are then void, and the state stays that of the full context.
-        "slide" or "refill" once it is full.
+      mode: "cached" while the context is shorter than block_size: each token adds a position to the
+        key/value cache. Tokens past block_size are then invalid, and the state stays that of the
+        full context. Once it is full, "recompute" (a full forward pass per token) or "refill".
 
     Returns:
       (the state after the tokens, int32 (B, steps)).
     """
     run = jit_decode(jax.default_backend())
-    return run(config, params, state, filters, steps=steps, way=way)
+    return run(config, params, state, filters, steps=steps, mode=mode)
 
 
 @functools.cache
 def jit_decode(platform: str):
-    """Returns what `decode` calls, for a platform such as "cpu" or "tpu"."""
+    """Returns the compiled function of `decode` for a platform such as "cpu" or "tpu"."""
     return jax.jit(
         _decode,
-        static_argnames=("config", "steps", "way"),
+        static_argnames=("config", "steps", "mode"),
         donate_argnames="state",
         compiler_options=compiler_options(platform, library_products=False),
     )
 
 
-def _decode(config, params, state, filters, *, steps, way):
+def _decode(config, params, state, filters, *, steps, mode):
     params = unstack_blocks(params)
     S = config.block_size
 
-    def append(state: DecodeState, token_B) -> DecodeState:
+    def cached(state: DecodeState, token_B) -> DecodeState:
         logits_B1V, cache = forward(config, params, token_B[:, None], cache=state.cache)
         at = (0, state.length)
         window_BS = jax.lax.dynamic_update_slice(state.window_BS, token_B[:, None], at)
@@ -196,14 +201,14 @@ def _decode(config, params, state, filters, *, steps, way):
             cache=cache, window_BS=window_BS, length=state.length + 1, logits_BV=logits_B1V[:, 0]
         )
 
-    def slide(state: DecodeState, token_B) -> DecodeState:
-        """All positions shift by one, so all are computed again."""
+    def recompute(state: DecodeState, token_B) -> DecodeState:
+        """All positions shift by one, so all of them are recomputed."""
         window_BS = jnp.concatenate([state.window_BS[:, 1:], token_B[:, None]], axis=1)
         logits_B1V = forward(config, params, window_BS, last_only=True)
         return state.replace(window_BS=window_BS, logits_BV=logits_B1V[:, 0])
 
     def refill(state: DecodeState, token_B) -> DecodeState:
-        """The later half of the context becomes the whole."""
+        """The later half of the context becomes the whole context."""
         kept = max(1, S // 2)
         window_BS = jnp.concatenate([state.window_BS[:, 1:], token_B[:, None]], axis=1)
         window_BS = jnp.roll(window_BS, kept, axis=1)
@@ -214,18 +219,18 @@ def _decode(config, params, state, filters, *, steps, way):
             cache=cache, window_BS=window_BS, length=length, logits_BV=logits_BTV[:, -1]
         )
 
-    advance = {"append": append, "slide": slide, "refill": refill}[way]
+    advance = {"cached": cached, "recompute": recompute, "refill": refill}[mode]
 
     def body(state: DecodeState, keys_B):
         token_B = sample_token(keys_B, state.logits_BV, filters)
         new = advance(state, token_B).replace(index=state.index + 1)
-        if way == "append":  # a full context stays as it is; its cache is not used again
+        if mode == "cached":  # a full context stays; its cache is not used again
             fits = state.length < S
             old = state.replace(cache=new.cache)
             new = jax.tree.map(lambda a, b: a if a is b else jnp.where(fits, a, b), new, old)
         return new, token_B
 
-    # The keys of all steps at once: a stream's are functions of its own and the token's index.
+    # The keys of all steps: each is a function of the stream's key and the token's index.
     keys_TB = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(
         state.keys_B, state.index + jnp.arange(steps, dtype=jnp.int32)
     )
@@ -250,9 +255,9 @@ def generate_tokens(
       config: the model's.
       params: the model's.
       prompt: int (P,), P >= 1; the model sees its last block_size tokens.
-      key: stream i draws from fold_in(key, i), whatever num_samples is.
-      filters: how tokens are chosen.
-      max_new_tokens: tokens for each stream.
+      key: stream i samples with fold_in(key, i), whatever num_samples is.
+      filters: how tokens are sampled.
+      max_new_tokens: tokens per stream.
       num_samples: B, streams.
       window: "exact" or "refill", see the top of this module.
 
@@ -265,16 +270,13 @@ def generate_tokens(
     state = prefill(config, params, padded_S, np.int32(len(context)), key, batch_size=num_samples)
     length, done = len(context), 0
     while done < max_new_tokens:
-        if length < config.block_size:
-            way, steps = "append", STREAM_TOKENS
+        mode = "cached" if length < config.block_size else FULL_CONTEXT_MODES[window]
+        n = steps = 1 if mode == "refill" else STREAM_TOKENS
+        if mode == "cached":
             n = min(steps, config.block_size - length)
             length += n
-        elif window == "exact":
-            way, steps = "slide", STREAM_TOKENS
-            n = steps
-        else:
-            way, steps = "refill", 1
-            n, length = 1, max(1, config.block_size // 2)
-        state, tokens_BT = decode(config, params, state, filters, steps=steps, way=way)
+        elif mode == "refill":
+            length = max(1, config.block_size // 2)
+        state, tokens_BT = decode(config, params, state, filters, steps=steps, mode=mode)
         yield np.asarray(tokens_BT)[:, : min(n, max_new_tokens - done)]
         done += n

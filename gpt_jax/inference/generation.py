@@ -1,4 +1,4 @@
-"""Text from a run: a prompt goes in, its continuation comes out as it is written."""
+"""Text generation from a run: a prompt in, its continuation out, streamed as it is sampled."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _keys = jax.jit(make_keys)
 def stream(
     run: Run, prompt: str, settings: SampleConfig | None = None, *, seed: int | None = None
 ) -> Iterator[list[str]]:
-    """Continues a prompt; yields the next piece of each text as it is written.
+    """Continues a prompt; yields the next characters of each text as they are sampled.
 
     An empty prompt starts from a line break (or token 0, in a vocabulary without one), which is
-    not part of the text. A character of several tokens comes with the last of them; one that the
-    end cuts off is U+FFFD.
+    not part of the text. A character of several tokens is yielded with the last of them; one that
+    the end cuts off is U+FFFD.
 
     Args:
       run: the run.
-      prompt: text that the tokenizer has tokens for.
-      settings: how; None is the run's own. Its prompt is not used.
-      seed: of the draws; None is the run's own.
+      prompt: text that the tokenizer can encode.
+      settings: of sampling; default: the run's. Its prompt is not used.
+      seed: of sampling; default: the run's.
 
     Yields:
-      num_samples texts, to be appended to what came before.
+      num_samples texts, each to be appended to those before.
 
     Raises:
       UserError: the tokenizer can't encode the prompt, or top_k is above the vocabulary.
@@ -67,10 +67,10 @@ def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any)
 
     Args:
       run: from `train` or `load_run`.
-      prompt: text that the tokenizer has tokens for; may be empty.
-      seed: of the draws; None is the run's own.
+      prompt: text that the tokenizer can encode; may be empty.
+      seed: of sampling; default: the run's.
       **settings: any field of SampleConfig (max_new_tokens, temperature, top_k, top_p, window) in
-        place of the run's own. For several texts at once, see `stream`.
+        place of the run's. For several texts at once, see `stream`.
 
     Raises:
       UserError: an unknown or invalid setting, or a prompt that the tokenizer can't encode.
@@ -79,11 +79,11 @@ def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any)
         chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
     except TypeError as error:
         raise ConfigError(f"generate: {error}") from None
-    return prompt + "".join(piece[0] for piece in stream(run, prompt, chosen, seed=seed))
+    return prompt + "".join(texts[0] for texts in stream(run, prompt, chosen, seed=seed))
 
 
 def check_top_k(settings: SampleConfig, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError where top_k asks for more tokens than there are."""
+    """Raises ConfigError if top_k is larger than the vocabulary."""
     if settings.top_k is not None and settings.top_k > tokenizer.vocab_size:
         raise ConfigError(
             f"top_k={settings.top_k} is above the vocabulary of {tokenizer.vocab_size} tokens; "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.config import Config, DataConfig
+from gpt_jax.config.files import checkout_dir
 from gpt_jax.errors import UserError, in_short
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset, datasets_of_arrays, split_text
 from gpt_jax.storage import write_atomically
@@ -132,12 +133,11 @@ def read_text(path: Path) -> str:
 
 
 def data_dir() -> Path:
-    """Returns the folder of texts: GPT_JAX_DATA, else the repository's data/, else a user cache."""
+    """Returns the folder of texts: GPT_JAX_DATA, else the checkout's data/, else a user cache."""
     if named := os.environ.get("GPT_JAX_DATA"):
         return Path(os.path.expanduser(named))
-    repository = Path(__file__).parent.parent.parent
-    if (repository / "configs").is_dir():
-        return repository / "data"
+    if checkout := checkout_dir():
+        return checkout / "data"
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "gpt_jax"
 
@@ -150,12 +150,11 @@ def load_named(name: str, progress: Callable[[int, int | None], None] | None) ->
       CorpusError: what lies in the folder can't be read.
     """
     download = DOWNLOADS[name]
-    repository = Path(__file__).parent.parent.parent / "data"
-    for path in dict.fromkeys((data_dir() / download.file, repository / download.file)):
-        if path.exists():
-            return _with_notes(name, read_text(path), str(path))
+    path, checkout = data_dir() / download.file, checkout_dir()
+    for stored in dict.fromkeys([path, *([checkout / "data" / download.file] if checkout else [])]):
+        if stored.exists():
+            return _with_notes(name, read_text(stored), str(stored))
     url = os.environ.get(f"GPT_JAX_{name.upper()}_URL", download.url)
-    path = data_dir() / download.file
     try:
         text = download.form(_download(url, progress, download.what))
     except (OSError, ValueError) as error:

@@ -1,8 +1,9 @@
-"""Attention: one function of queries, keys and values, with several ways to compute it.
+"""Attention as a function of queries, keys and values, in three implementations.
 
-`choose_attention` says which way a model takes on a device, and why. The projections around it and
-the cache are in `model.py`, whose letters name the shapes here. H' is H / G, heads of keys and
-values; leading axes may be (B, H) or one that holds both.
+Plain holds all scores in memory; blockwise computes a block of queries at a time; fused is flash
+attention (Dao et al. 2022, https://arxiv.org/abs/2205.14135) by cuDNN's or the TPU's kernel.
+`choose_attention` chooses among them. The projections and the cache are in `gpt.py`, whose letters
+name the shapes here. H' is H / G, key/value heads; leading axes may be (B, H) or one axis of both.
 """
 
 from __future__ import annotations
@@ -12,29 +13,34 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.parallel.backend import target_backend
-from gpt_jax.parallel.sharding import ACTIVATION_RULES
+from gpt_jax.parallel.sharding import activation_spec
 
 BLOCKWISE_MIN_LENGTH = 2048  # block_size from which all scores at once take too much memory
-QUERY_BLOCK = 512  # positions that `blockwise` looks at together
-SPLASH_BLOCKS = (512, 256, 128)  # positions that the TPU's kernel looks at together
+QUERY_BLOCK = 512  # query positions per block of `blockwise`
+SPLASH_BLOCKS = (512, 256, 128)  # positions per block of the TPU's kernel, the first that divides T
 
 
 def choose_attention(config: ModelConfig, backend: str) -> tuple[str, str]:
-    """Returns (how attention is computed without a cache, why it is not fused where it is not).
+    """Returns the implementation of attention without a cache, and why it is not fused.
 
     Args:
-      config: the model's; `config.attention` is obeyed where that can be, and `fused` that can't
-        be becomes what `auto` gives.
+      config: the model's; `config.attention` is followed where possible. Where `fused` is not
+        available the result is that of `auto`; of a model with a setting that kernels may not know
+        (`unknown_settings`) it is plain.
       backend: as `target_backend` returns it.
 
     Returns:
-      ("plain", "blockwise" or "fused", a reason in words or "").
+      ("plain", "blockwise" or "fused"; the reason, or "" where it is fused).
     """
-    if config.attention in ("plain", "blockwise"):
+    if config.attention == "plain":
+        return "plain", "asked for"
+    if unknown := unknown_settings(config):
+        return "plain", f"only plain attention is known to compute {', '.join(unknown)}"
+    if config.attention not in ("auto", "fused"):
         return config.attention, "asked for"
     obstacle = _fused_obstacle(config, backend)
     if not obstacle:
@@ -45,7 +51,7 @@ def choose_attention(config: ModelConfig, backend: str) -> tuple[str, str]:
 
 
 def _fused_obstacle(config: ModelConfig, backend: str) -> str:
-    """Returns what keeps a kernel, cuDNN's or the TPU's, from being used, or ""."""
+    """Returns why a kernel, cuDNN's or the TPU's, can't be used; "" if it can."""
     name, _, capability = backend.partition(" ")
     if name == "tpu":
         if config.dropout:
@@ -78,12 +84,12 @@ def attend(
 
     Args:
       name: "plain", "blockwise" or "fused"; the last two are for start = 0 and without dropout.
-        A fused one on several TPUs needs the mesh in force; see `needs_mesh`.
+        Fused attention on several TPUs needs the mesh to be set; see `needs_mesh`.
       q: queries (.., H, T, K), scaled.
-      k: keys (.., H', S, K). G = H / H' query heads in a row share one head of keys.
+      k: keys (.., H', S, K). G = H / H' consecutive query heads share one key/value head.
       v: values, likewise.
-      start: position of the first query; keys stand at positions from 0.
-      dropout: of the weights.
+      start: position of the first query; keys have the positions from 0.
+      dropout: of the attention weights.
 
     Returns:
       (.., H, T, K) of v's dtype. Scores and softmax are float32.
@@ -92,13 +98,15 @@ def attend(
         return _splash(q, k, v) if target_backend() == "tpu" else _cudnn(q, k, v)
     if name == "blockwise":
         return _blockwise(q, k, v)
+    if name != "plain":
+        raise ValueError(f"model.attention={name!r} has no implementation here")
     return _plain(q, k, v, start, dropout)
 
 
 def _plain(q, k, v, start, dropout=lambda weights: weights):
     T, K = q.shape[-2:]
     G = q.shape[-3] // k.shape[-3]
-    # Query heads that share a head of keys stand one after another along time, (.., H', G T, K).
+    # Query heads that share a key/value head are concatenated along time, (.., H', G T, K).
     rows = q.reshape(*k.shape[:-2], G * T, K)
     scores = jnp.einsum("...TK,...SK->...TS", rows, k, preferred_element_type=jnp.float32)
     position_T1 = start + jnp.tile(jnp.arange(T), G)[:, None]
@@ -109,29 +117,29 @@ def _plain(q, k, v, start, dropout=lambda weights: weights):
 
 
 def _blockwise(q, k, v):
-    """Plain attention of some queries at a time: memory grows with T, not with T^2.
+    """Plain attention of a block of queries at a time: memory grows with T, not with T^2.
 
-    The gradient computes each block's weights again. Those of keys and values are summed over the
-    blocks, so they pass in float32.
+    The backward pass recomputes the weights of each block. Gradients of keys and values are summed
+    over the blocks in float32, so these are passed as float32.
     """
     T, dtype = q.shape[-2], q.dtype
     size = min(QUERY_BLOCK, T)
     n = -(-T // size)
     q = jnp.pad(q, [(0, 0)] * (q.ndim - 2) + [(0, n * size - T), (0, 0)])
-    parts = jnp.moveaxis(q.reshape(*q.shape[:-2], n, size, q.shape[-1]), -3, 0)
+    blocks = jnp.moveaxis(q.reshape(*q.shape[:-2], n, size, q.shape[-1]), -3, 0)
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # in a loop there is nothing to merge
-    def one(part_and_start):
-        part, start = part_and_start
-        return _plain(part, k.astype(dtype), v.astype(dtype), start)
+    def attend_block(block_and_start):
+        block, start = block_and_start
+        return _plain(block, k.astype(dtype), v.astype(dtype), start)
 
-    y = jnp.moveaxis(jax.lax.map(one, (parts, size * jnp.arange(n))), 0, -3)
+    y = jnp.moveaxis(jax.lax.map(attend_block, (blocks, size * jnp.arange(n))), 0, -3)
     return y.reshape(q.shape)[..., :T, :]
 
 
 def needs_mesh(config: ModelConfig) -> bool:
-    """Says whether attention has a kernel that XLA can't split over devices by itself."""
+    """Returns whether attention uses a kernel that XLA can't split over devices by itself."""
     backend = target_backend()
     return backend == "tpu" and choose_attention(config, backend)[0] == "fused"
 
@@ -139,7 +147,7 @@ def needs_mesh(config: ModelConfig) -> bool:
 def _splash(q, k, v):
     """The TPU's flash attention, "splash", of jax's Pallas; q, k and v are (B, H or H', T, K).
 
-    Each device of the mesh in force computes its own sequences and heads.
+    Each device of the current mesh computes its part of the sequences and heads.
     """
     T = q.shape[-2]
     size = next((n for n in SPLASH_BLOCKS if T % n == 0), None)
@@ -160,15 +168,16 @@ def _splash(q, k, v):
         block_kv_dq=size,
     )
 
-    def here(q, k, v):
+    def local_attention(q, k, v):
         mask = splash.MultiHeadMask([splash.CausalMask((T, T))] * q.shape[1])
         kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
         return jax.vmap(kernel)(q, k, v)
 
     if jax.sharding.get_abstract_mesh().empty:
-        return here(q, k, v)
-    spec = PartitionSpec(ACTIVATION_RULES["batch"], ACTIVATION_RULES["heads"])
-    return jax.shard_map(here, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
+        return local_attention(q, k, v)
+    spec = activation_spec("batch", "heads")
+    mapped = jax.shard_map(local_attention, in_specs=spec, out_specs=spec, check_vma=False)
+    return mapped(q, k, v)
 
 
 def _cudnn(q, k, v):

@@ -1,23 +1,23 @@
 """The GPT: a decoder-only transformer as a flax.linen module.
 
 It maps tokens to logits and does nothing else: no loss, no sampling, no sharding rules, no files.
-How attention is computed is in `attention.py`, the other layers are in `layers.py`. Read `step.py`
-next for how it is trained, `sample.py` for how it writes text.
+Attention is in `attention.py`, the other layers are in `layers.py`. Read `loss.py` and
+`training/step.py` next for how it is trained, `inference/decoding.py` for how it generates.
 
 Letters in names give the shape of an array (`x_BTD` is batch, time, embedding):
 
-    B batch            T time: the tokens fed in now        S time held in the cache
-    D n_embd           H heads                              K head size, D / H
-    F MLP width        L layers                             V vocabulary
-    G query heads that share one of the heads of keys and values (1, unless n_kv_head is set)
-    N sequences times heads of keys and values, B H / G
+    B batch: sequences            T time: tokens of the input     S time: positions of the cache
+    D embedding width, n_embd     H attention heads               K head size, D / H
+    F width of the MLP            L layers                        V vocabulary size
+    G query heads per key/value head, H / n_kv_head (1 without grouped-query attention)
+    N sequences times key/value heads, B H / G
 
 Parameters of the blocks are stacked along a leading axis L, whatever the depth, so that one table
 of sharding rules and one checkpoint layout serve every size.
 
-With model.dtype=bfloat16 activations and matrix products are bfloat16. Parameters, their gradients
-as the optimizer sees them, and every sum over tokens, positions or entries (norms, softmax, the
-gradients of embeddings and biases) stay float32, and so do the logits.
+Mixed precision: with model.dtype=bfloat16 activations and matrix products are bfloat16. Parameters,
+their gradients as the optimizer gets them, and every sum over tokens, positions or entries (norms,
+softmax, the gradients of embeddings and biases) stay float32, and so do the logits.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ Params = Any  # the tree under "params": nested dicts of float32 arrays
 
 UNROLL = 6  # layers up to which the scan over blocks is unrolled, which trains a tenth faster
 
-# What a block keeps for its gradient; the rest is computed again (Chen et al. 2016,
-# https://arxiv.org/abs/1604.06174).
+# Activation checkpointing (rematerialisation; Chen et al. 2016, https://arxiv.org/abs/1604.06174):
+# what a block saves for its gradient; the backward pass recomputes the rest.
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with parameters
@@ -60,15 +60,14 @@ REMAT = {
 
 
 class Cache(flax.struct.PyTreeNode):
-    """Keys and values of the tokens seen so far: what decoding carries from one token to the next.
+    """The key/value cache: keys and values of the tokens so far, carried through decoding.
 
     Attributes:
       k_NSK: keys, of the model's dtype; S is block_size. Entries at positions >= length are not
-        valid yet. One array a layer, and sequences and heads in one axis: so XLA updates each in
-        place, where stacked layers, or a batch axis of 1, would cost a copy of all of it for every
-        token.
+        valid yet. One array per layer, with sequences and heads in one axis, so that XLA updates
+        each in place; stacked layers, or a batch axis of 1, would copy all of it for every token.
       v_NSK: values, likewise.
-      length: int32 scalar, how many positions are valid; the next token's position.
+      length: int32 scalar, how many positions are valid; the position of the next token.
     """
 
     k_NSK: tuple[jax.Array, ...]
@@ -84,7 +83,7 @@ def init_cache(config: ModelConfig, batch_size: int) -> Cache:
 
 
 def unstack_blocks(params: Params) -> Params:
-    """Returns params with a tuple of each block's own instead of stacked arrays.
+    """Returns params with a tuple of trees, one per block, in place of stacked arrays.
 
     Decoding does this once, before its loop: taking a block out of the stack costs a copy.
     """
@@ -99,24 +98,25 @@ def unstack_blocks(params: Params) -> Params:
 class Attention(nn.Module):
     """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2).
 
-    With n_kv_head, G = n_head / n_kv_head query heads in a row share one head of keys and values:
-    grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245). With qk_norm,
-    queries and keys are normalised (Henry et al. 2020, https://arxiv.org/abs/2010.04245; here by
-    RMSNorm with a learned scale for each entry of a head).
+    With n_kv_head it is grouped-query attention (GQA; Ainslie et al. 2023,
+    https://arxiv.org/abs/2305.13245): G = n_head / n_kv_head consecutive query heads share one
+    key/value head. With positions="rotary" queries and keys get rotary position embeddings (RoPE).
+    With qk_norm, queries and keys are normalised (Henry et al. 2020,
+    https://arxiv.org/abs/2010.04245; here by RMSNorm with a learned scale per entry of a head).
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x_BTD, cached, *, deterministic: bool, last_only: bool = False):
-        """Attends from x to itself, or to what is cached and itself.
+        """Attends from x to itself, or to the cache and itself.
 
         Args:
           x_BTD: of the model's dtype.
-          cached: None, or (k_NSK, v_NSK, length); the T tokens then stand at positions
+          cached: None, or (k_NSK, v_NSK, length); the T tokens then have the positions
             length .. length + T - 1.
           deterministic: no dropout.
-          last_only: compute the output of the last position alone (T is then 1 in the result).
+          last_only: compute the output of the last position only (T is then 1 in the result).
 
         Returns:
           ((B, T, D) of the model's dtype, None or the new (k_NSK, v_NSK)).
@@ -125,12 +125,12 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         H, K = c.n_head, c.head_size
         qkv_BTE = Dense((H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, name="qkv")(x_BTD)
-        parts = jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
-        parts = [constrain(part_BTE, "batch", "time", "width") for part_BTE in parts]
+        split = jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
+        split = [constrain(x_BTE, "batch", "time", "width") for x_BTE in split]
         q, k, v = (
             # (B, H or H / G, T, K)
-            constrain(jnp.moveaxis(part_BTE.reshape(B, T, -1, K), 1, 2), "batch", "heads")
-            for part_BTE in parts
+            constrain(jnp.moveaxis(x_BTE.reshape(B, T, -1, K), 1, 2), "batch", "heads")
+            for x_BTE in split
         )
         start = 0 if cached is None else cached[2]
         if c.qk_norm:
@@ -169,18 +169,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, kv, length):
+        c, deterministic = self.config, self.deterministic
         cached = None if kv is None else (*kv, length)
-        y_BTD, kv = Attention(self.config, name="attn")(
-            make_norm(self.config, "norm_1", x_BTD.dtype)(x_BTD),
-            cached,
-            deterministic=self.deterministic,
-            last_only=self.last_only,
+        h_BTD = make_norm(c, "norm_1", x_BTD.dtype)(x_BTD)
+        y_BTD, kv = Attention(c, name="attn")(
+            h_BTD, cached, deterministic=deterministic, last_only=self.last_only
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
         x_BTD = constrain(x_BTD, "batch", "time")
-        x_BTD += MLP(self.config, name="mlp")(
-            make_norm(self.config, "norm_2", x_BTD.dtype)(x_BTD), deterministic=self.deterministic
-        )
+        h_BTD = make_norm(c, "norm_2", x_BTD.dtype)(x_BTD)
+        x_BTD += MLP(c, name="mlp")(h_BTD, deterministic=deterministic)
         return constrain(x_BTD, "batch", "time"), kv
 
 
@@ -199,17 +197,19 @@ class OutputHead(nn.Module):
 
 
 def logits_from_hidden(x_BTD: jax.Array, head: tuple[jax.Array, jax.Array | None]) -> jax.Array:
-    """Returns the float32 logits (B, T, V) of the last states, for head = (kernel_DV, bias_V)."""
+    """Returns the float32 logits (B, T, V) of final hidden states; head is (kernel_DV, bias_V)."""
     kernel_DV, bias_V = head
     logits_BTV = matmul(x_BTD, kernel_DV, jnp.float32)
     return logits_BTV if bias_V is None else logits_BTV + bias_V
 
 
 class GPT(nn.Module):
-    """The whole model.
+    """The whole model: embeddings, blocks, final norm and output head.
 
     `model.apply({"params": params}, tokens_BT)` is deterministic and returns the logits. Training
-    passes `deterministic=False, rngs={"dropout": key}`.
+    passes `deterministic=False, rngs={"dropout": key}`. With model.tied the output head is the
+    token embedding, transposed: weight tying (Press and Wolf 2017,
+    https://arxiv.org/abs/1608.05859).
     """
 
     config: ModelConfig
@@ -222,23 +222,24 @@ class GPT(nn.Module):
         cache: Cache | None = None,
         deterministic: bool = True,
         last_only: bool = False,
-        hidden: bool = False,
+        return_hidden: bool = False,
     ):
         """Predicts the next token at every position.
 
         Args:
           tokens_BT: integers in [0, vocab_size); T is at most block_size.
-          cache: what came before tokens_BT; None for nothing. It is the caller's to see that
-            cache.length + T stays within block_size.
+          cache: of the tokens before tokens_BT; None if there are none. The caller ensures that
+            cache.length + T is at most block_size.
           deterministic: no dropout.
-          last_only: return the logits of the last position alone, (B, 1, V), without computing
-            the last block for the others. For decoding without a cache.
-          hidden: return what `logits_from_hidden` takes in place of the logits, to compute them in
-            chunks.
+          last_only: return the logits of the last position only, (B, 1, V), without computing the
+            last block for the others. For decoding without a cache.
+          return_hidden: return what `logits_from_hidden` takes in place of the logits, to compute
+            them in chunks.
 
         Returns:
-          float32 logits (B, T, V); with a cache, (logits, the cache with tokens_BT added); with
-          hidden, (x_BTD, head): the last block's states, normalised, and the head's parameters.
+          float32 logits (B, T, V). With a cache, (logits, the cache with tokens_BT added). With
+          return_hidden, (x_BTD, head): the normalised output of the last block, and the parameters
+          of the output head.
         """
         c = self.config
         if not c.vocab_size:
@@ -267,7 +268,7 @@ class GPT(nn.Module):
         else:
             block, unroll = Block, c.n_layer if c.n_layer <= UNROLL else 1
             if c.remat != "none":
-                # Only in a loop will XLA not merge what is computed again with the first time.
+                # Only in a loop does XLA not merge a recomputation with the first computation.
                 block, unroll = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=False), 1
             blocks = nn.scan(
                 block,
@@ -284,7 +285,7 @@ class GPT(nn.Module):
             head = embed.embedding.T, self.param(*bias) if c.head_bias else None
         else:
             head = OutputHead(c.vocab_size, use_bias=c.head_bias, name="head")(c.n_embd)
-        if hidden:
+        if return_hidden:
             return x_BTD, head
         logits_BTV = logits_from_hidden(x_BTD, head)
         if cache is None:
@@ -294,5 +295,5 @@ class GPT(nn.Module):
 
 
 def forward(config: ModelConfig, params: Params, tokens_BT, **kwargs) -> Any:
-    """Returns what a GPT of this config makes of tokens; see `GPT.__call__`."""
+    """Returns the output of a GPT of this config; see `GPT.__call__`."""
     return GPT(config).apply({"params": params}, tokens_BT, **kwargs)

@@ -1,7 +1,6 @@
-"""The model's layers that look at one position at a time: norms, MLP, rotation, dropout.
+"""The layers that compute each position by itself: dense, norms, MLP, RoPE, dropout.
 
-Each is a small function or module of its own, and none knows of the cache. Letters in names are
-those of `model.py`, which puts the layers together.
+None of them uses the cache. Letters in names are those of `gpt.py`, which combines the layers.
 """
 
 from __future__ import annotations
@@ -13,24 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.config.activations import ACTIVATIONS
 from gpt_jax.parallel.sharding import constrain
 
 WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
 NORM_EPSILON = 1e-5
 
-# Of the MLP; for swiglu, of its gate.
-ACTIVATIONS = {
-    "relu": nn.relu,
-    "gelu": lambda x: nn.gelu(x, approximate=True),  # Hendrycks and Gimpel 2016, section 2
-    "relu2": lambda x: jnp.square(nn.relu(x)),  # So et al. 2021, https://arxiv.org/abs/2109.08668
-    "swiglu": nn.silu,  # Shazeer 2020, https://arxiv.org/abs/2002.05202
-}
-
 
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
-    """Returns how the layers that end in a residual sum, proj and down, start.
+    """Returns the initialiser of the residual projections, proj and down.
 
-    GPT-2 divides by sqrt(2 n_layer), as many as there are sums (Radford et al. 2019, section 2.3).
+    GPT-2 divides by the square root of the number of residual sums, 2 n_layer (Radford et al. 2019,
+    section 2.3).
     """
     if not config.residual_init_scale:
         return WEIGHT_INIT
@@ -38,9 +31,9 @@ def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
 
 
 def matmul(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Returns x W of a float32 kernel, multiplied in x's dtype and given as `dtype`.
+    """Returns x W for a float32 kernel W, multiplied in x's dtype and returned as `dtype`.
 
-    The kernel's gradient is a sum over all tokens and all devices: float32 whatever x is.
+    For mixed precision: the kernel's gradient, a sum over all tokens and devices, is float32.
     """
     if x.dtype == jnp.float32:
         return x @ kernel
@@ -60,7 +53,7 @@ def _matmul_float32_grad_forward(dtype, x, kernel):
 def _matmul_float32_grad_backward(dtype, saved, gradient):
     x, kernel = saved
     tokens = tuple(range(x.ndim - 1))
-    # Of a product given as float32 the gradient is float32 too, and is not rounded first.
+    # Where the product is float32 so is its gradient, which is not rounded first.
     of_x = jax.lax.dot_general(
         gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype
     )
@@ -74,10 +67,10 @@ _matmul_float32_grad.defvjp(_matmul_float32_grad_forward, _matmul_float32_grad_b
 
 
 class Dense(nn.Module):
-    """x W + b, computed in x's dtype; the parameters are float32, and so are their gradients.
+    """x W + b, computed in x's dtype; the parameters and their gradients are float32.
 
-    The bias is added in float32, so that its gradient, a sum over all tokens, is one in float32:
-    linen's Dense would add up thousands of terms in bfloat16's 8 bits.
+    The bias is added in float32, so that its gradient is summed over all tokens in float32; linen's
+    Dense would sum thousands of terms in bfloat16, which has 8 bits.
     """
 
     features: int
@@ -108,40 +101,43 @@ def make_norm(
     """Returns the norm that the config asks for; RMSNorm never has a bias."""
     if config.norm == "rms":
         return rms_norm(name, dtype)
-    return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
+    if config.norm == "layer":
+        return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
+    raise ValueError(f"model.norm={config.norm!r} has no layer here")
 
 
 def apply_rope(x: jax.Array, position_T: jax.Array) -> jax.Array:
-    """Turns queries or keys by their positions (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+    """Rotary position embedding (RoPE; Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
-    Entry i is paired with entry i + K / 2, as in GPT-NeoX and Llama (the paper pairs neighbours:
-    the same up to the order of entries). At position t a pair turns by t * 10000^(-2 i / K)
-    radians, so the product of a query and a key depends on the distance of their positions alone.
+    Rotates queries or keys by their positions. Entry i is paired with entry i + K / 2, as in
+    GPT-NeoX and Llama (the paper pairs neighbours: the same up to the order of entries). At
+    position t a pair is rotated by t * 10000^(-2 i / K) radians, so the product of a query and a
+    key depends on the distance of their positions only.
 
     Args:
-      x: (..., T, K), K even; turned in float32, returned in its own dtype.
+      x: (..., T, K), K even; rotated in float32, returned in its dtype.
       position_T: integers.
     """
     half = x.shape[-1] // 2
     angle_TI = position_T[:, None] * 10_000.0 ** (-jnp.arange(half) / half)  # I = K / 2
     cos_TI, sin_TI = jnp.cos(angle_TI), jnp.sin(angle_TI)
     a, b = x[..., :half], x[..., half:]
-    turned = jnp.concatenate([a * cos_TI - b * sin_TI, b * cos_TI + a * sin_TI], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([a * cos_TI - b * sin_TI, b * cos_TI + a * sin_TI], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def mlp_width(config: ModelConfig) -> int:
-    """Returns F: 4 D; for swiglu's three matrices 8/3 D, rounded to a multiple of 8.
+    """Returns F: 4 D; of a gated MLP 8/3 D, rounded to a multiple of 8.
 
-    So three matrices of D x F hold about as many parameters as two of D x 4 D.
+    So its three matrices of D x F hold about as many parameters as two of D x 4 D.
     """
-    if config.activation == "swiglu":
+    if ACTIVATIONS[config.activation].gated:
         return 8 * max(1, round(config.n_embd / 3))
     return 4 * config.n_embd
 
 
 class MLP(nn.Module):
-    """down(f(up(x))), wider inside; with swiglu down(silu(gate(x)) * up(x))."""
+    """down(f(up(x))), wider inside; with a gated activation down(f(gate(x)) * up(x))."""
 
     config: ModelConfig
 
@@ -151,29 +147,29 @@ class MLP(nn.Module):
         D, F = x_BTD.shape[-1], mlp_width(c)
         activation = ACTIVATIONS[c.activation]
         h_BTF = Dense(F, use_bias=c.bias, name="up")(x_BTD)
-        if c.activation == "swiglu":
-            h_BTF *= activation(Dense(F, use_bias=c.bias, name="gate")(x_BTD))
+        if activation.gated:
+            h_BTF *= activation.function(jax, Dense(F, use_bias=c.bias, name="gate")(x_BTD))
         else:
-            h_BTF = activation(h_BTF)
+            h_BTF = activation.function(jax, h_BTF)
         h_BTF = constrain(h_BTF, "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic)
 
 
 def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.Array:
-    """Draws a dropout mask: True, with probability 1 - rate, where an entry is kept.
+    """Returns a dropout mask: True where an entry is kept, with probability 1 - rate.
 
-    The bits come from a counter-based hash rather than from threefry: each entry's index, times one
-    random word made odd, plus the other, goes through the 32-bit integer mixer "lowbias32"
-    (C. Wellons, https://nullprogram.com/blog/2018/07/31/). XLA fuses that into the multiplication
-    it feeds, so no mask is ever written to memory, and that makes training faster. It is not a
-    cryptographic generator. `tests/model/test_gpt.py` checks its keep rate, the correlation of
-    neighbours and that of masks under related words. Indices repeat after 2^32 entries.
+    The bits come from a counter-based hash, not from threefry: each entry's index, times one random
+    word made odd, plus the other, goes through the 32-bit integer mixer "lowbias32" (C. Wellons,
+    https://nullprogram.com/blog/2018/07/31/). XLA fuses it into the multiplication that uses it, so
+    no mask is written to memory, and training is faster. It is not a cryptographic generator.
+    `tests/model/test_layers.py` checks its keep rate, the correlation of neighbours and that of
+    masks under related words. Indices repeat after 2^32 entries.
 
     Args:
       shape: shape of the mask.
-      words: uint32 (2,), drawn by jax.random.bits; they and the shape alone decide the mask.
-      rate: share of entries to drop, in [0, 1).
+      words: uint32 (2,), from jax.random.bits; they and the shape determine the mask.
+      rate: probability to drop an entry, in [0, 1).
     """
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt_jax.config import ModelConfig
+from gpt_jax.config import ModelConfig, TrainConfig
 from gpt_jax.model.gpt import Params, forward, logits_from_hidden
 from gpt_jax.parallel.sharding import axis_size, constrain
 
@@ -22,14 +22,14 @@ def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
 def chunked_losses(
     x_BTD: jax.Array, head: Any, targets_BT: jax.Array, loss_chunk: int
 ) -> jax.Array:
-    """Returns `token_losses` of the states before the head, without all logits in memory at once.
+    """Returns `token_losses` of final hidden states, without all logits in memory at once.
 
-    Positions are taken in turn, `loss_chunk` tokens of the batch at a time and at least one of each
-    sequence (a chunk spans the batch, which devices share; where P of them share each sequence, one
-    of each one's part of it). The gradient computes the logits again.
+    Each chunk has `loss_chunk` tokens: the same few positions of every sequence, at least one, so
+    that the devices which split the batch all have work. Where P devices split each sequence, a
+    chunk takes positions from each device's part. The backward pass recomputes the logits.
 
     Args:
-      x_BTD: as `model.GPT` returns them with hidden=True.
+      x_BTD: as `model.GPT` returns them with return_hidden=True.
       head: likewise.
       targets_BT: integers.
       loss_chunk: tokens.
@@ -41,7 +41,7 @@ def chunked_losses(
     n = -(-own // t)
 
     def split(x):
-        """(B, T, ...) to (n, B, P t, ...): of each of P parts of T the next t."""
+        """(B, T, ...) to (n, B, P t, ...): the next t positions of each of the P parts of T."""
         x = x.reshape(B, P, own, *x.shape[2:])
         x = jnp.pad(x, [(0, 0), (0, 0), (0, n * t - own), *[(0, 0)] * (x.ndim - 3)])
         x = jnp.moveaxis(x.reshape(B, P, n, t, *x.shape[3:]), 2, 0)
@@ -64,16 +64,17 @@ def batch_losses(
     dropout_key: jax.Array | None = None,
     loss_chunk: int | None = None,
 ) -> jax.Array:
-    """Returns the loss of each token that a batch (B, T + 1) asks for, in nats: float32 (B, T).
+    """Returns the loss of predicting each next token of a batch (B, T + 1): nats, float32 (B, T).
 
-    No dropout without a key. For loss_chunk see `chunked_losses`; None takes the logits whole.
+    Without a key there is no dropout. For loss_chunk see `chunked_losses`; None computes all logits
+    at once.
     """
     inputs_BT, targets_BT = (constrain(x, "batch", "time") for x in (batch[:, :-1], batch[:, 1:]))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     kwargs = {"deterministic": dropout_key is None, "rngs": rngs}
     if loss_chunk is None:
         return token_losses(forward(model, params, inputs_BT, **kwargs), targets_BT)
-    x_BTD, head = forward(model, params, inputs_BT, hidden=True, **kwargs)
+    x_BTD, head = forward(model, params, inputs_BT, return_hidden=True, **kwargs)
     return chunked_losses(x_BTD, head, targets_BT, loss_chunk)
 
 
@@ -82,7 +83,7 @@ def loss_fn(
     params: Params,
     batch: jax.Array,
     dropout_key: jax.Array | None = None,
-    loss_chunk: int | None = None,
+    train: TrainConfig = TrainConfig(),  # noqa: B008, frozen
 ) -> jax.Array:
-    """Returns the mean of `batch_losses`, in nats a token."""
-    return batch_losses(model, params, batch, dropout_key, loss_chunk).mean()
+    """Returns the loss that training minimises: the mean of `batch_losses`, in nats per token."""
+    return batch_losses(model, params, batch, dropout_key, train.loss_chunk).mean()

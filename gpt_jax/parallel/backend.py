@@ -1,4 +1,4 @@
-"""The backend that a program is compiled for, which need not be the one at hand."""
+"""The backend that a program is compiled for: this machine's, or one that a plan describes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned",
 
 @contextlib.contextmanager
 def compiling_for(backend: str) -> Generator[None]:
-    """Makes `target_backend` name another one than jax runs on, for what is traced inside."""
+    """Makes `target_backend` return this backend, for what is traced inside the context."""
     token = _planned.set(backend)
     try:
         yield
@@ -22,7 +22,7 @@ def compiling_for(backend: str) -> Generator[None]:
 
 
 def target_backend() -> str:
-    """Returns "cpu", "tpu", "rocm" or "cuda" and the GPU's compute capability, as "cuda 9.0"."""
+    """Returns "cpu", "tpu", "rocm", or "cuda" with the GPU's compute capability: "cuda 9.0"."""
     if planned := _planned.get():
         return planned
     backend = jax.default_backend()

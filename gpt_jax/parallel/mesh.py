@@ -1,4 +1,7 @@
-"""The device mesh: the axes data, fsdp, tensor and sequence."""
+"""The device mesh: the axes data, fsdp, tensor and sequence, and how many devices each gets.
+
+What is split along which axis is in `sharding.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,57 @@ from gpt_jax.errors import ConfigError
 AXES = ("data", "fsdp", "tensor", "sequence")
 
 
+def resolve_axis_sizes(
+    requested: MeshConfig,
+    micro_batch_size: int,
+    n_devices: int,
+    kv_heads: int = 1,
+    block_size: int = 1,
+) -> tuple[int, int, int, int]:
+    """Returns the sizes of the axes (data, fsdp, tensor, sequence), with -1 replaced by a number.
+
+    -1 takes as many of the remaining devices as divide the micro-batch; on the axis tensor, as
+    divide the key/value heads that the axis sequence leaves; on sequence, as divide those that
+    tensor leaves, and block_size. Devices that no axis takes stay idle.
+
+    Args:
+      requested: the settings; at most one size is -1.
+      micro_batch_size: sequences that data x fsdp devices split evenly.
+      n_devices: how many there are; the product of the sizes is at most this.
+      kv_heads: key/value heads, that tensor x sequence devices split evenly.
+      block_size: tokens per sequence, that the devices of the axis sequence split evenly.
+
+    Raises:
+      ConfigError: there are too few devices, or they can't split the batch evenly.
+    """
+    sizes = {name: getattr(requested, name) for name in AXES}
+    fixed = requested.n_requested
+    if fixed > n_devices:
+        shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size != -1)
+        raise ConfigError(
+            f"{shown} ask for {fixed} devices, and there are {n_devices}; try smaller ones"
+        )
+    batch_devices = math.prod(sizes[name] for name in ("data", "fsdp") if sizes[name] != -1)
+    if micro_batch_size % batch_devices:
+        raise ConfigError(
+            f"{batch_devices} devices (mesh.data x mesh.fsdp) can't share {micro_batch_size} "
+            "sequences at once; try a train.batch_size or train.micro_batch divisible by "
+            f"{batch_devices}"
+        )
+    divisible = {  # what the size of an axis must divide, where it is -1
+        "data": micro_batch_size // batch_devices,
+        "fsdp": micro_batch_size // batch_devices,
+        "tensor": kv_heads // sizes["sequence"],
+        "sequence": math.gcd(kv_heads // sizes["tensor"], block_size),
+    }
+    most = n_devices // fixed
+    data, fsdp, tensor, sequence = (
+        next(n for n in range(most, 0, -1) if divisible[name] % n == 0) if size == -1 else size
+        for name, size in sizes.items()
+    )
+    return data, fsdp, tensor, sequence
+
+
 def make_mesh(
     batch_size: int,
     devices: Sequence[jax.Device] | None = None,
@@ -25,18 +79,19 @@ def make_mesh(
     """Returns a mesh of (data, fsdp, tensor, sequence) devices.
 
     Args:
-      batch_size: sequences that data x fsdp devices share evenly.
+      batch_size: sequences computed at once, that data x fsdp devices split evenly.
       devices: None is all there are.
-      sizes: of the axes; by default as many devices as divide the batch, all on the data axis.
-      kv_heads: that tensor x sequence devices share evenly.
-      block_size: tokens of a sequence, that devices on the sequence axis share evenly.
+      sizes: of the axes; by default as many devices as divide the batch, all on the axis data.
+      kv_heads: key/value heads, that tensor x sequence devices split evenly.
+      block_size: tokens per sequence, that the devices of the axis sequence split evenly.
 
     Raises:
-      ConfigError: there are too few devices, or they can't share the batch; or a host has none.
+      ConfigError: there are too few devices, or they can't split the batch evenly; or the mesh
+        uses no device of some host.
     """
     devices = jax.devices() if devices is None else devices
-    shape = sizes.spread(batch_size, len(devices), kv_heads, block_size)
-    # Auto: XLA places what is not said; Explicit, jax's default, is not for linen's layers.
+    shape = resolve_axis_sizes(sizes, batch_size, len(devices), kv_heads, block_size)
+    # Auto: XLA chooses shardings that are not given; Explicit, jax's default, does not suit linen.
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
     used = devices[: math.prod(shape)]
     if idle := {d.process_index for d in devices} - {d.process_index for d in used}:

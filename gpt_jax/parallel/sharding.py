@@ -1,13 +1,28 @@
-"""The mesh of devices, and how parameters and batches lie on it; the model knows nothing of either.
+"""Which array is split along which axis of the device mesh: two tables, and what applies them.
 
-There is one path for every machine: a laptop's single device is a 1x1x1x1 mesh. Along `data` and
-`fsdp` devices have sequences of their own, along `sequence` tokens of the same ones; along `fsdp`
-and `tensor` they have parts of the parameters and of what the optimizer keeps. XLA adds what they
-must tell one another: a layer's parameters are gathered over `fsdp` when it is computed
-(Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, stage 3), heads and the MLP's width stay
-apart over `tensor` (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053), and over `sequence` all
-tokens of some heads are exchanged for some tokens of all heads around attention, so that it sees
-whole sequences (Jacobs et al. 2023, https://arxiv.org/abs/2309.14509).
+Logical axes are what the axes of an array mean: "batch", "time", "heads", "width" of an activation,
+or the path and the position of a parameter's axis, as `blocks/mlp/up/kernel` (layer, in, out).
+Physical axes are those of the mesh (`mesh.py`): data, fsdp, tensor, sequence. The tables map the
+first to the second, and nothing else in the program does; the model names logical axes only.
+
+    ACTIVATION_RULES   logical axis of an activation -> axes of the mesh that split it
+    PARAMETER_RULES    path of a parameter -> a PartitionSpec: for each of its axes, those that
+                       split it, or None
+
+What results is, by axis of the mesh:
+
+    data      data parallel: a separate part of the batch on each device, a copy of the parameters
+    fsdp      fully sharded data parallel: the batch is split as over data, and parameters,
+              gradients and optimizer state are split too; a layer's parameters are all-gathered
+              when it is computed (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054,
+              stage 3)
+    tensor    tensor parallel: attention heads and the MLP's width (Shoeybi et al. 2019,
+              https://arxiv.org/abs/1909.08053)
+    sequence  sequence parallel: the tokens of each sequence; around attention an all-to-all
+              exchanges them for heads, so that attention sees whole sequences (Jacobs et al. 2023,
+              https://arxiv.org/abs/2309.14509)
+
+XLA inserts the collectives. Every machine takes the same path: one device is a 1x1x1x1 mesh.
 """
 
 from __future__ import annotations
@@ -19,35 +34,40 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt_jax.devices import largest_divisor
 from gpt_jax.errors import ConfigError
 
-BOTH = ("fsdp", "tensor")
+# Logical axis of an activation -> the axes of the mesh that split it. A logical axis that is not
+# here is not split. Heads take `sequence` too: where heads are split, time is whole.
+ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "time": ("sequence",),
+    "heads": ("tensor", "sequence"),
+    "width": ("tensor",),  # of the MLP, or of all heads together
+}
 
-# (parameter path, how it is laid out): the first match counts. Arrays of blocks begin with the
-# layer. Vocabularies are odd (73, 50,257), so tokens are split along their width.
+# Path of a parameter -> its PartitionSpec; the first match counts. The arrays of blocks begin with
+# the axis of layers. Vocabularies are odd (73, 50,257), so embeddings are split along their width.
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
-    (r"tokens/embedding|positions", P(None, BOTH)),
+    (r"tokens/embedding|positions", P(None, ("fsdp", "tensor"))),
     (r"blocks/attn/qkv/kernel|blocks/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
     (r"blocks/attn/qkv/bias|blocks/mlp/(gate|up)/bias", P(None, "tensor")),
     (r"blocks/(attn/proj|mlp/down)/kernel", P(None, "tensor", "fsdp")),
-    (r"head/kernel", P(BOTH, None)),
-    # Small ones are copied to every device.
+    (r"head/kernel", P(("fsdp", "tensor"), None)),
+    # Small ones are replicated.
     (r"blocks/(norm_1|norm_2)/(scale|bias)|norm_f/(scale|bias)", P()),
     (r"blocks/attn/(q_norm|k_norm)/scale", P()),
     (r"blocks/(attn/proj|mlp/down)/bias|head/bias|head_bias", P()),
     (r"ns_coeffs", P()),  # three numbers that optax keeps in Muon's state
 )
-# Which axes of the mesh share an axis of activations; see `sharding.py`.
-ACTIVATION_RULES = {
-    "batch": ("data", "fsdp"),
-    "time": ("sequence",),
-    "heads": ("tensor", "sequence"),
-    "width": ("tensor",),
-}
+
+
+def activation_spec(*axes: str) -> P:
+    """Returns the PartitionSpec of an activation whose first axes have these logical names."""
+    return P(*(ACTIVATION_RULES[axis] for axis in axes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -55,12 +75,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Returns how an array lies whose axis `axis` is the batch: split over the devices."""
-    return NamedSharding(mesh, P(*[None] * axis, ("data", "fsdp")))
+    """Returns the sharding of an array whose axis `axis` is the batch, and no other is split."""
+    return NamedSharding(mesh, P(*[None] * axis, *activation_spec("batch")))
 
 
 def to_global_array(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Puts an array that every host has on devices, of other hosts too."""
+    """Puts an array that every host has in full on the devices of all hosts."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     here = np.asarray(array)
@@ -68,11 +88,10 @@ def to_global_array(array: np.ndarray | jax.Array, sharding: jax.sharding.Shardi
 
 
 def mesh_context(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractContextManager:
-    """Returns the context in which to trace what computes the model on a mesh.
+    """Returns the context in which to trace a function that computes the model on a mesh.
 
-    Where parameters or sequences are split, the model pins some layouts (`layers.lay`), and for
-    that the mesh is in force. Kernels that XLA can't split (`attention.needs_mesh`) want it on any
-    several devices.
+    It sets the mesh where parameters or sequences are split, for `constrain`, and on more than one
+    device for kernels that XLA can't split by itself (`attention.needs_mesh`).
     """
     if mesh.size > mesh.shape["data"] or (kernels and mesh.size > 1):
         return jax.set_mesh(mesh)
@@ -80,9 +99,9 @@ def mesh_context(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractCon
 
 
 def make_constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """Returns a function that splits a batch (B, T + 1) over the devices, by its first axis.
+    """Returns a function that constrains a batch (B, T + 1) to be split over the devices.
 
-    A batch in parts, (parts, B / parts, T + 1), has each of its parts split so.
+    Of a batch in n micro-batches, (n, B / n, T + 1), each micro-batch is split.
     """
     return lambda batch: jax.lax.with_sharding_constraint(
         batch, batch_sharding(mesh, axis=batch.ndim - 2)
@@ -90,14 +109,14 @@ def make_constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def state_shardings(state, mesh: Mesh):
-    """Returns a tree like `state` of how each leaf lies on the mesh, by `PARAMETER_RULES`.
+    """Returns a tree like `state` with the sharding of each leaf, by `PARAMETER_RULES`.
 
-    The optimizer's moments carry their parameter's path as a suffix, and so its rule; scalars are
-    copied to every device.
+    The path of an optimizer's moment ends in that of its parameter, so one rule serves both.
+    Scalars are replicated.
 
     Raises:
       ValueError: no rule names a leaf; the message gives its path and shape.
-      ConfigError: a leaf's size is not divisible by the devices that are to share it.
+      ConfigError: the size of an axis is not divisible by the devices that split it.
     """
 
     def sharding(path, leaf):
@@ -126,23 +145,21 @@ def _check_divisible(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> 
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Returns x, laid out over the devices of the mesh in force; without one, x as it is.
+    """Returns x, constrained to the sharding of its logical axes; without a mesh, x itself.
 
-    XLA works out most layouts from those of the parameters. Left alone, it may gather the batch
-    where it should gather a layer's parameters, so the few arrays that decide are pinned.
+    XLA derives most shardings from those of the parameters. Alone, it may gather the batch where
+    it should gather a layer's parameters, so the model constrains the few arrays that decide.
 
     Args:
       x: any array.
-      *axes: for each of its axes "batch", "time", "heads" or "width" (of the MLP, or of all heads
-        together); the rest are not split. Where heads are split, time is whole: the devices that
-        share it elsewhere share the heads.
+      *axes: logical names of its first axes, keys of ACTIVATION_RULES; later axes are not split.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(ACTIVATION_RULES[a] for a in axes)))
+    return jax.lax.with_sharding_constraint(x, activation_spec(*axes))
 
 
 def axis_size(axis: str) -> int:
-    """Returns how many devices of the mesh in force share an axis that `constrain` knows."""
+    """Returns into how many parts the current mesh splits a logical axis; 1 without a mesh."""
     shape = jax.sharding.get_abstract_mesh().shape
     return math.prod(shape.get(name, 1) for name in ACTIVATION_RULES[axis])

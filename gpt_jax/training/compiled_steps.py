@@ -1,4 +1,4 @@
-"""The compiled programs of a run, laid out on its mesh.
+"""The compiled programs of a run, for its mesh.
 
 They are traced and compiled side by side, in threads, from shapes alone: XLA takes most of the time
 before the first step, and it can use more than one core.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -63,7 +62,7 @@ class AbstractInputs:
 
 
 def abstract_inputs(config: Config, mesh: Mesh) -> AbstractInputs:
-    """Returns how the state of a run and what it is given lie on a mesh of any devices."""
+    """Returns shapes, dtypes and shardings of a run's state and inputs on a mesh of any devices."""
 
     def placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -109,14 +108,14 @@ class CompiledSteps:
 
     Attributes:
       mesh: the devices.
-      target: the state's shapes, dtypes and shardings, as a tree of jax.ShapeDtypeStruct.
+      abstract_state: the state's shapes, dtypes and shardings, as a tree of jax.ShapeDtypeStruct.
       n_params: parameters of the model.
       feed: where batches come from.
-      layouts: a context to trace in what computes the model on the mesh.
+      layouts: a context in which what computes the model on the mesh is traced.
     """
 
     def __init__(self, config: Config, splits: dict[str, Dataset]):
-        """Works out shapes; `start` begins to compile."""
+        """Works out shapes; `compile_ahead` begins to compile."""
         self._config = config
         self._memory = memory_limit(jax.local_devices()[0])
         self.mesh = make_mesh(
@@ -133,8 +132,12 @@ class CompiledSteps:
 
         everywhere = replicated(self.mesh)
         layout = abstract_inputs(config, self.mesh)
-        self.target, self.n_params, self._keys_target = layout.state, layout.n_params, layout.keys
-        shardings = jax.tree.map(lambda x: x.sharding, self.target)
+        self.abstract_state, self.n_params, self._keys_target = (
+            layout.state,
+            layout.n_params,
+            layout.keys,
+        )
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         options = _options(config, self.mesh)
         self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
         self.feed = BatchLoader(config, splits, self.mesh)
@@ -160,16 +163,16 @@ class CompiledSteps:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="compile")
         self._compiled: dict[Any, Future] = {}
 
-    def start(self, step: int, *, initialises: bool = True) -> None:
-        """Begins to compile what a run that goes on from `step` needs first.
+    def compile_ahead(self, step: int, *, initializes: bool = True) -> None:
+        """Begins to compile what a run that starts at `step` needs first.
 
         A new run evaluates first; compiling its chunk meanwhile would only slow that down.
         """
-        if step == 0 and initialises:
-            self._initialise_program()
+        if step == 0 and initializes:
+            self.init_program()
         elif step:
-            self._chunk_program(self.chunk_length(step))
-        self._evaluate_program()
+            self.chunk_program(self.chunk_length(step))
+        self.evaluation_program()
         self.feed.prefetch(step, self.chunk_length(step))
 
     def chunk_length(self, step: int) -> int:
@@ -183,11 +186,11 @@ class CompiledSteps:
 
     def init_state(self, keys: Keys) -> TrainState:
         """Returns the state before the first step."""
-        return self._initialise_program().result()(keys)
+        return self.init_program().result()(keys)
 
     def state_from_params(self, params: Params) -> TrainState:
         """Returns the state before the first step with parameters from the host, NumPy's."""
-        target = self.target.params
+        target = self.abstract_state.params
 
         def place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
             return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
@@ -202,7 +205,7 @@ class CompiledSteps:
         Raises:
           UserError: the corpus has an id beyond the vocabulary.
         """
-        program = self._chunk_program(steps).result()
+        program = self.chunk_program(steps).result()
         tokens = self.feed.train_batches(step, steps)
         state, metrics = program(state, tokens, keys, np.float32(limit))
         step += steps
@@ -211,15 +214,9 @@ class CompiledSteps:
         self._metrics = metrics
         return state, metrics
 
-    def wait_for_chunk(self, steps: int) -> float:
-        """Returns once the program of a chunk is compiled: the seconds that took."""
-        before = time.perf_counter()
-        self._chunk_program(steps).result()
-        return time.perf_counter() - before
-
     def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
         """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""
-        return self._evaluate_program().result()(
+        return self.evaluation_program().result()(
             state.params, self.feed.eval_batches(step), keys.eval, np.int32(step)
         )
 
@@ -232,17 +229,20 @@ class CompiledSteps:
         self.feed.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _initialise_program(self) -> Future:
+    def init_program(self) -> Future:
+        """Returns the program that makes the state before the first step, compiled or soon."""
         return self._program("initialise", self._initialize, self._keys_target)
 
-    def _evaluate_program(self) -> Future:
+    def evaluation_program(self) -> Future:
+        """Returns the program that `evaluate` runs, compiled or soon."""
         step = jax.ShapeDtypeStruct((), np.int32)
-        args = (self.target.params, self.feed.eval_spec(), self._keys_target.eval, step)
+        args = (self.abstract_state.params, self.feed.eval_spec(), self._keys_target.eval, step)
         return self._program("evaluate", self._evaluate, *args)
 
-    def _chunk_program(self, steps: int) -> Future:
+    def chunk_program(self, steps: int) -> Future:
+        """Returns the program that `train_chunk` runs for so many steps, compiled or soon."""
         limit = jax.ShapeDtypeStruct((), np.float32)
-        args = (self.target, self.feed.train_spec(steps), self._keys_target, limit)
+        args = (self.abstract_state, self.feed.train_spec(steps), self._keys_target, limit)
         return self._program(steps, self._chunk, *args, steps=steps)
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:

@@ -1,11 +1,11 @@
-"""How much memory a run needs at least, told before it starts.
+"""The memory that a run needs at least, estimated before it starts; the refusal of one too large.
 
-The state is exact, from its shapes. Activations are counted from the settings: what each block
-keeps for its gradient, the logits. XLA needs more, for what is alive for a moment only:
+The size of the state is exact, from its shapes. Activations are counted from the settings: what
+each block saves for its gradient, and the logits. XLA needs more, for temporary arrays:
 `tests/training/test_memory.py` holds the estimate between half and all of XLA's plan for float32 on
-a CPU. So a run that is refused would not have fitted; one that is started may still be too large:
-`check_program` compares what XLA plans, once a program is compiled, on a CPU. (A GPU says so itself
-when its memory is used up; a CPU's system ends the process without a word.)
+a CPU. So a run that is refused would not have fitted; one that starts may still be too large. On a
+CPU `check_program` therefore checks XLA's own plan of each compiled program: a GPU raises an error
+when it is out of memory, but a CPU's system kills the process without a message.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, ModelConfig
+from gpt_jax.config.activations import ACTIVATIONS
+from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB, available_memory
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.model.attention import QUERY_BLOCK, choose_attention
 from gpt_jax.model.gpt import UNROLL
 from gpt_jax.model.layers import mlp_width
 from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.mesh import resolve_axis_sizes
 from gpt_jax.training.state import state_shapes
 
-FLOAT32 = 4  # bytes
-# Arrays as wide as the MLP that an activation's gradient takes beside its argument and result.
-FACTORS = {"relu": 0, "relu2": 1, "gelu": 3, "swiglu": 2}
-MOST_AT_ONCE = 4096  # sequences: no more are suggested
+FLOAT32 = INT32 = 4  # bytes
+MOST_AT_ONCE = 4096  # sequences: the largest micro-batch that is suggested
 SUGGESTIONS = (
     "try --model.remat full or --train.loss-chunk 4096, or with another --run-dir a smaller "
     "--train.micro-batch or --model.dtype bfloat16"
@@ -44,8 +45,8 @@ class MemoryEstimate:
     """Bytes that training needs at least on one device.
 
     Attributes:
-      state: parameters, what the optimizer keeps, gradients.
-      activations: what the step computes beside them; or the batches of an evaluation, if more.
+      state: parameters, optimizer state, gradients.
+      activations: of the train step; or the batches of an evaluation, if these are larger.
     """
 
     state: int
@@ -59,62 +60,74 @@ class MemoryEstimate:
 def estimate_memory(
     config: Config, mesh: tuple[int, int, int, int], backend: str
 ) -> MemoryEstimate:
-    """Returns what a device needs at least.
+    """Returns the bytes that a device needs at least.
 
     Args:
       config: the settings, with the vocabulary's size and the schedule's length.
       mesh: devices on the axes data, fsdp, tensor and sequence.
-      backend: see `attention.find_backend`.
+      backend: as `target_backend` returns it.
     """
     model, train = config.model, config.train
+    data, fsdp, tensor, sequence = mesh
     state = state_shapes(model, config.optim)
     gradients = _size(state.params)
     if train.micro_batch_size < train.batch_size:
-        gradients *= 2  # their sum, and those of one part
-    data, fsdp, tensor, sequence = mesh
+        gradients *= 2  # their sum, and those of one micro-batch
+    state_bytes = (_size(state) + gradients) // (fsdp * tensor)
     B = -(-train.micro_batch_size // (data * fsdp))
-    S, D, H = model.block_size, model.n_embd, model.n_head
-    T = S // sequence  # tokens on a device; in attention it has all S, and fewer heads
-    item = jnp.dtype(model.dtype).itemsize
-    qkv = (H + 2 * model.kv_heads) * model.head_size
-    up = mlp_width(model) * (2 if model.activation == "swiglu" else 1)
-    # Of a token with parameters, in a block; heads and the MLP's width are split over `tensor`.
-    products = qkv // tensor + D + up // tensor + D
-    # Two sums, two norms, attention's result, the MLP's middle after its activation.
-    kept = item * (products + 3 * D + mlp_width(model) // tensor)
-    factors = 0
-    if model.remat == "none":
-        kept += 4 * FLOAT32 * D  # two arrays of each norm, float32 whatever the dtype
-        # Unrolled, XLA computes what the activation's gradient takes again; a loop keeps it.
-        factors = FACTORS[model.activation] if model.n_layer > UNROLL else 0
-    kept += item * factors * mlp_width(model) // tensor
-    attention, _ = choose_attention(model, backend)
-    H //= tensor
-    block = B * T * (kept + (FLOAT32 * H * S if attention == "plain" else 0))
-    saved = {
-        "none": block,
-        "dots": item * B * T * (D + products),
-        "full": item * B * T * D,
-    }[model.remat]
-    moment = 0 if model.remat == "none" else block
-    if model.remat == "dots":
-        moment -= item * B * T * products  # which are saved
-    if attention == "blockwise":
-        moment += 2 * FLOAT32 * B * H * T * min(QUERY_BLOCK, S)
+    T = model.block_size // sequence  # tokens of a sequence on a device, but for attention
+    saved_activations, peak_transient = _block_bytes(model, B, T, tensor, backend)
     loss_tokens = B * T
     if train.loss_chunk is not None:
         loss_tokens = min(loss_tokens, max(B, train.loss_chunk // (data * fsdp * sequence)))
     logits = 2 * FLOAT32 * loss_tokens * model.vocab_size  # and their gradient
-    step = model.n_layer * saved + max(moment, logits)
-    batches = 2 * train.eval_batches * train.batch_size * (S + 1) * FLOAT32  # int32, of two splits
-    held = (_size(state) + gradients) // (fsdp * tensor)
-    return MemoryEstimate(state=held, activations=max(step, batches))
+    step = model.n_layer * saved_activations + max(peak_transient, logits)
+    tokens = 2 * train.eval_batches * train.batch_size * (model.block_size + 1)  # of two splits
+    return MemoryEstimate(state=state_bytes, activations=max(step, INT32 * tokens))
+
+
+def _block_bytes(model: ModelConfig, B: int, T: int, tensor: int, backend: str) -> tuple[int, int]:
+    """Returns the bytes of a block on one device: (saved for its gradient, alive during it only).
+
+    Args:
+      model: the model's settings. One that this estimate does not know counts as activation
+        checkpointing of whole blocks, the least that a block saves.
+      B: sequences.
+      T: tokens of each, but in attention, which sees whole sequences and fewer heads.
+      tensor: devices that split heads and the MLP's width.
+      backend: as `estimate_memory` takes it.
+    """
+    D, S, H = model.n_embd, model.block_size, model.n_head // tensor
+    item = jnp.dtype(model.dtype).itemsize
+    if unknown_settings(model):
+        return item * B * T * D, 0
+    activation, width = ACTIVATIONS[model.activation], mlp_width(model)
+    qkv = (model.n_head + 2 * model.kv_heads) * model.head_size
+    up = width * (2 if activation.gated else 1)
+    # Per token, of the products with parameters.
+    products = qkv // tensor + D + up // tensor + D
+    # Two residual sums, two norms, attention's result, the MLP's middle after its activation.
+    kept = item * (products + 3 * D + width // tensor)
+    if model.remat == "none":
+        kept += 4 * FLOAT32 * D  # two arrays of each norm, float32 whatever the dtype
+        if model.n_layer > UNROLL:  # in a loop; unrolled, XLA recomputes these
+            kept += item * activation.saved_arrays * width // tensor
+    attention, _ = choose_attention(model, backend)
+    block = B * T * (kept + (FLOAT32 * H * S if attention == "plain" else 0))
+    saved, transient = {
+        "none": (block, 0),
+        "dots": (item * B * T * (D + products), block - item * B * T * products),
+        "full": (item * B * T * D, block),
+    }[model.remat]
+    if attention == "blockwise":
+        transient += 2 * FLOAT32 * B * H * T * min(QUERY_BLOCK, S)
+    return saved, transient
 
 
 def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
-    """Returns the bytes that programs may take on a device; None where that can't be known.
+    """Returns the bytes that programs may use on a device; None if unknown.
 
-    A CPU's devices share the machine's memory: it is that of all of them together.
+    The devices of a CPU share the machine's memory: for them it is the limit of all together.
     """
     if device.platform == "cpu":
         return available_memory(root)
@@ -122,11 +135,11 @@ def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
 
 
 def check_memory(config: Config, *, resumes: bool = False) -> None:
-    """Raises UserError, with a way out, where this machine has less memory than the estimate.
+    """Raises UserError, with a suggestion, if this machine has less memory than the estimate.
 
     Args:
       config: the settings.
-      resumes: the run is there already, so that settings which change its course can't be advised.
+      resumes: the run exists, so that only settings which do not change its results are suggested.
     """
     devices, backend = jax.devices(), target_backend()
     limit = memory_limit(jax.local_devices()[0])
@@ -135,30 +148,32 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
 
     def need(config: Config) -> MemoryEstimate:
         heads, tokens = config.model.kv_heads, config.model.block_size
-        mesh = config.mesh.spread(config.train.micro_batch_size, len(devices), heads, tokens)
-        need = estimate_memory(config, mesh, backend)
-        # A CPU's devices share the memory of their host.
-        here = -(-math.prod(mesh) // jax.process_count())
-        together = here if backend == "cpu" else 1
-        return MemoryEstimate(together * need.state, together * need.activations)
+        micro_batch = config.train.micro_batch_size
+        mesh = resolve_axis_sizes(config.mesh, micro_batch, len(devices), heads, tokens)
+        estimate = estimate_memory(config, mesh, backend)
+        # The devices of a CPU share the memory of their host.
+        local_devices = -(-math.prod(mesh) // jax.process_count())
+        n = local_devices if backend == "cpu" else 1
+        return MemoryEstimate(n * estimate.state, n * estimate.activations)
 
     asked = need(config)
     if asked.total <= limit:
         return
 
-    ways = []
+    candidates = []
     for smaller, text in _smaller_configs(config, resumes):
-        with contextlib.suppress(ConfigError):  # the mesh can't share a batch so small
-            ways.append((need(smaller), text))
-    # The estimate is a floor, so a way that leaves room for twice the activations comes first.
-    with_room = (text for n, text in ways if n.total + n.activations <= limit)
-    way_out = next(with_room, "") or next((text for n, text in ways if n.total <= limit), "")
+        with contextlib.suppress(ConfigError):  # too small a batch for the mesh
+            candidates.append((need(smaller), text))
+    # The estimate is a lower bound: prefer a suggestion with room for twice the activations.
+    with_room = (text for n, text in candidates if n.total + n.activations <= limit)
+    without = (text for n, text in candidates if n.total <= limit)
+    suggestion = next(with_room, "") or next(without, "")
     where = "this machine has" if backend == "cpu" else f"{devices[0].device_kind} has"
     raise UserError(
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
         f"for the model and its optimizer and {asked.activations / GIB:,.1f} for what a batch of "
         f"{config.train.micro_batch_size:,} at once computes, and {where} {limit / GIB:,.1f}; "
-        + (f"try {way_out}" if way_out else _last_resort(resumes))
+        + (f"try {suggestion}" if suggestion else _last_resort(resumes))
     )
 
 
@@ -169,26 +184,26 @@ def _last_resort(resumes: bool) -> str:
 
 
 def program_bytes(plan: Any) -> int:
-    """Returns what a program takes on a device with all it reads and writes.
+    """Returns the bytes of a program on a device: arguments, results and temporary arrays.
 
     Args:
-      plan: `jax.stages.Compiled.memory_analysis`'s.
+      plan: from `jax.stages.Compiled.memory_analysis`.
     """
     return (
         plan.argument_size_in_bytes
         + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes  # the results that take the arguments' place
+        - plan.alias_size_in_bytes  # results in donated arguments
         + plan.temp_size_in_bytes
     )
 
 
 def check_program(program: jax.stages.Compiled, limit: int | None, what: str) -> None:
-    """Raises UserError where a program with all it reads and writes takes more than there was.
+    """Raises UserError if a program needs more memory than this machine had.
 
     Args:
-      program: compiled; on another backend than a CPU nothing is judged.
-      limit: bytes that the machine had before anything of the run was in memory; None is unknown.
-      what: it computes, for the message.
+      program: compiled; checked on a CPU only.
+      limit: bytes available before the run allocated anything; None is unknown.
+      what: name of the program, for the message.
     """
     plan = program.memory_analysis()
     if jax.default_backend() != "cpu" or plan is None or limit is None:
@@ -203,22 +218,25 @@ def check_program(program: jax.stages.Compiled, limit: int | None, what: str) ->
 
 
 def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Config, str]]:
-    """Yields configs that need less, with their settings as text: the same batch, then smaller.
+    """Yields (config that needs less memory, its options as text): the same batch, then smaller.
 
-    Where a run resumes, only those that change nothing but rounding.
+    If a run resumes, only configs that change nothing but rounding.
     """
-    ways: list[tuple[str, str, Any]] = [("model", "remat", "full"), ("train", "loss_chunk", 4096)]
+    changes: list[tuple[str, str, Any]] = [
+        ("model", "remat", "full"),
+        ("train", "loss_chunk", 4096),
+    ]
     if not resumes:
-        ways.append(("model", "dtype", "bfloat16"))
+        changes.append(("model", "dtype", "bfloat16"))
     asked, texts = config, []
-    for way in [None, *ways]:
-        if way is not None:
-            group, name, value = way
+    for change in [None, *changes]:
+        if change is not None:
+            group, name, value = change
             now = getattr(getattr(config, group), name)
             if now == value or (name == "loss_chunk" and now is not None):
                 continue
-            part = dataclasses.replace(getattr(config, group), **{name: value})
-            config = dataclasses.replace(config, **{group: part})
+            changed = dataclasses.replace(getattr(config, group), **{name: value})
+            config = dataclasses.replace(config, **{group: changed})
             texts.append(f"--{group}.{name.replace('_', '-')} {value}")
         train = config.train
         if resumes:
@@ -226,9 +244,9 @@ def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Co
             continue
         for n in range(min(train.micro_batch_size, MOST_AT_ONCE), 0, -1):
             if train.batch_size % n == 0:
-                at_once = [] if n == train.micro_batch_size else [f"--train.micro-batch {n}"]
+                micro = [] if n == train.micro_batch_size else [f"--train.micro-batch {n}"]
                 smaller = dataclasses.replace(train, micro_batch=n)
-                yield dataclasses.replace(config, train=smaller), " ".join(at_once + texts)
+                yield dataclasses.replace(config, train=smaller), " ".join(micro + texts)
     for other, extra in [] if resumes else [(asked, []), (config, texts)]:
         for power in range(other.train.batch_size.bit_length() - 1, -1, -1):
             smaller = dataclasses.replace(other.train, batch_size=2**power, micro_batch=None)

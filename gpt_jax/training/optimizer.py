@@ -1,12 +1,13 @@
 """The optimizer: an optax chain built from the settings, and the learning rate over the steps.
 
-Parameters are told apart by their paths, because those of blocks are stacked along a leading axis
-of layers: a bias is (L, D) there, and a kernel (L, D, F).
+Kernels and biases are told apart by path and rank: in blocks they are stacked along a leading axis
+of layers, so that a bias is (L, D) and a kernel (L, D, F).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,24 +19,40 @@ from gpt_jax.config import OptimConfig
 MUON_RMS = 0.2  # of Muon's updates before the learning rate: about AdamW's, so one rate serves both
 
 
+def _adam_direction(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.beta1, config.beta2)
+
+
+def _muon_direction(config: OptimConfig) -> optax.GradientTransformation:
+    muon, adam = _scale_by_muon(config.muon_beta), _adam_direction(config)
+    return optax.partition({"muon": muon, "adam": adam}, muon_labels)
+
+
+# optim.optimizer -> the direction of an update, before weight decay and the learning rate.
+OPTIMIZERS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+    "adamw": _adam_direction,
+    "muon": _muon_direction,
+}
+# optim.schedule -> the learning rate above its floor, from 1 at p = 0 to 0 at p = 1.
+DECAY_SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "cosine": lambda p: (1 + jnp.cos(math.pi * p)) / 2,
+    "wsd": lambda p: 1 - p,
+}
+
+
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Returns AdamW or Muon, with the settings' clipping, decay and learning rate.
+    """Returns AdamW or Muon, with gradient clipping, weight decay and learning rate.
 
     A step does p -= rate * (u + weight_decay * p), where u is the direction of `scale_by_adam`
     (Kingma and Ba 2015) or, for the matrices of blocks under Muon, of `_scale_by_muon`. The
-    gradient is clipped before either sees it; `decay` says which p decay. PyTorch's default is all.
+    gradient is clipped first; `decay` says which parameters decay (PyTorch's default is all).
 
     Raises:
-      ValueError: the schedule has no length; see `config.pin_schedule`.
+      ValueError: the schedule has no length; see `config.fix_schedule`.
     """
-    adam = optax.scale_by_adam(config.beta1, config.beta2)
-    scale = adam
-    if config.optimizer == "muon":
-        muon = _scale_by_muon(config.muon_beta)
-        scale = optax.partition({"muon": muon, "adam": adam}, muon_labels)
-    decays = None if config.decay == "all" else decay_mask
+    decays = {"all": None, "matrices": decay_mask}[config.decay]
     chain = [
-        scale,
+        OPTIMIZERS[config.optimizer](config),
         optax.add_decayed_weights(config.weight_decay, decays),
         optax.scale_by_learning_rate(make_learning_rate(config)),
     ]
@@ -47,14 +64,15 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 def make_learning_rate(config: OptimConfig) -> float | optax.Schedule:
     """Returns the learning rate: a number where it is constant, else a function of the step.
 
-    Step t, from 0 on, has learning_rate * warmup(t) * (floor + (1 - floor) * shape(t)):
+    Linear warmup, then a schedule. Step t, counted from 0, has the learning rate
+    learning_rate * warmup(t) * (floor + (1 - floor) * shape(t)):
 
         warmup(t) = min(1, (t + 1) / (warmup_steps + 1))
         shape(t) = (1 + cos(pi p)) / 2   for cosine, p from 0 after warmup to 1 at schedule_steps
         shape(t) = 1 - p                 for wsd, p from 0 to 1 over decay_steps before that
 
     Loshchilov and Hutter 2017 (https://arxiv.org/abs/1608.03983) without restarts; Hu et al. 2024
-    (https://arxiv.org/abs/2404.06395, section 4.2), here with a line.
+    (https://arxiv.org/abs/2404.06395, section 4.2), here with linear decay.
 
     Raises:
       ValueError: a schedule other than constant has no length.
@@ -68,28 +86,27 @@ def make_learning_rate(config: OptimConfig) -> float | optax.Schedule:
         share = jnp.minimum(1.0, (t + 1) / (config.warmup_steps + 1))
         if end is not None and config.schedule != "constant":
             p = jnp.clip((t - start) / (end - start), 0.0, 1.0)
-            shape = (1 + jnp.cos(math.pi * p)) / 2 if config.schedule == "cosine" else 1 - p
-            share *= config.floor + (1 - config.floor) * shape
+            share *= config.floor + (1 - config.floor) * DECAY_SHAPES[config.schedule](p)
         return config.learning_rate * share
 
     return rate
 
 
 def layer_ndim(path: tuple[Any, ...], leaf: Any) -> int:
-    """Returns a parameter's axes in one layer, not counting that of the layers."""
+    """Returns the rank of a parameter, not counting the axis of layers."""
     return leaf.ndim - (getattr(path[0], "key", None) == "blocks")
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns a tree like `params`: True for kernels and embeddings, two axes a layer."""
+    """Returns a tree like `params`: True for kernels and embeddings, of rank 2 per layer."""
     return jax.tree_util.tree_map_with_path(lambda path, x: layer_ndim(path, x) == 2, params)
 
 
 def muon_labels(params: Any) -> Any:
     """Returns a tree like `params`: "muon" for the kernels of blocks, "adam" for all else.
 
-    Embeddings, positions and the head are matrices too, but act on tokens one by one; Jordan et
-    al. 2024 (https://kellerjordan.github.io/posts/muon) leave them to AdamW.
+    Embeddings, positions and the output head are matrices too, but act on tokens one by one;
+    Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon) leave them to AdamW.
     """
 
     def label(path, leaf):
@@ -100,7 +117,7 @@ def muon_labels(params: Any) -> Any:
 
 
 def _scale_by_muon(beta: float) -> optax.GradientTransformation:
-    """Returns Muon's direction for stacked kernels (L, in, out), each layer's on its own.
+    """Returns Muon's direction for stacked kernels (L, in, out), each layer's separately.
 
     The momentum, Nesterov's, is orthogonalised by five Newton-Schulz steps (Jordan et al. 2024)
     and scaled by 0.2 sqrt(max(in, out)), so that its entries are about as large as AdamW's
@@ -110,7 +127,7 @@ def _scale_by_muon(beta: float) -> optax.GradientTransformation:
 
     from optax.contrib import MuonDimensionNumbers, scale_by_muon  # takes time to import
 
-    def axes(updates):  # leaves that are AdamW's are hidden from the tree
+    def axes(updates):  # of Muon's parameters; optax.partition masks AdamW's
         return jax.tree.map(lambda _: MuonDimensionNumbers(1, 2), updates)
 
     def match_adamw(updates, params=None):

@@ -1,6 +1,7 @@
 """What a run starts from: every setting, text and folder read and checked before computing.
 
-Nothing here writes, and nothing here touches a device.
+A run is new, resumed, or starts from other parameters: one function each. Nothing here writes, and
+nothing here touches a device.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from gpt_jax.config import Config, fix_schedule
+from gpt_jax.config import Config, DataConfig, fix_schedule
+from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf import find
 from gpt_jax.inference.generation import check_top_k
@@ -23,26 +26,32 @@ from gpt_jax.input_pipeline.corpus import (
 )
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset
 from gpt_jax.model import Params
+from gpt_jax.model.attention import choose_attention
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import check_folder, is_run, read_config
 from gpt_jax.run.load import load_run
 from gpt_jax.storage import to_folder
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
 from gpt_jax.training.init_from import initial_params, reload_initial_params
+from gpt_jax.training.memory import check_memory
 from gpt_jax.training.resume import resume_config
+from gpt_jax.version import __version__
+
+Progress = Callable[[int, int | None], None]  # of a download, see `corpus.load_corpus`
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSetup:
-    """All that a run starts from, read and checked; making it writes nothing.
+    """All that a run starts from, read and checked.
 
     Attributes:
       config: as it will be trained: with the corpus really used, the vocabulary's size, a prompt.
       corpus: the text, or the prepared folders, and its record.
       tokenizer: of the corpus.
       splits: "train" and "val".
-      resumes: the run's folder is there already.
-      params: what a run without a checkpoint starts from, NumPy's; None is random parameters.
+      resumes: the run's folder exists already.
+      params: the initial parameters of a run without a checkpoint, NumPy's; None for random ones.
       origin: the record of where `params` are from, for config.json.
     """
 
@@ -55,62 +64,110 @@ class RunSetup:
     origin: dict[str, Any] | None = None
 
 
-def prepare_run(
-    config: Config, progress: Callable[[int, int | None], None] | None = None
-) -> RunSetup:
+def prepare_run(config: Config, progress: Progress | None = None) -> RunSetup:
     """Reads the corpus and checks all that can be checked before computing.
 
     Args:
       config: the settings asked for.
-      progress: of a download, see `corpora.load_corpus`.
+      progress: of a download.
 
     Raises:
-      UserError: what is wrong, and a way out.
+      UserError: what is wrong, and what to do about it.
     """
-    run_dir = to_folder(config.run_dir)
-    resumes = is_run(run_dir)
-    params = origin = None
-    if resumes:
-        saved, record = read_config(run_dir)
-        if not record:
-            raise UserError(
-                f"run_dir {run_dir} is a GPT-2 folder; train on from it in a folder of its own: "
-                f"--init-from {run_dir} --run-dir {run_dir}-trained"
-            )
-        done = max(checkpoints.steps(run_dir), default=0)
-        config = resume_config(config, saved, record, done)
-        tokenizer = load_tokenizer(run_dir)
-        corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
-        check_same_corpus(corpus, record, run_dir)
-        if tokenizer.vocab_size != config.model.vocab_size:
-            raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
-        if config.init_from is not None and not done:  # killed before its first checkpoint
-            params, origin = reload_initial_params(config)
-    else:
-        check_folder(run_dir)
-        data = config.data
-        if config.init_from is None:
-            corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
-            tokenizer = corpus.choose_tokenizer(data)
-        else:
-            source = load_run(find(config.init_from))
-            params, origin = initial_params(source, config)
-            tokenizer = source.tokenizer
-            corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
-            check_same_tokenizer(corpus, tokenizer, config.init_from)
-            if corpus.tokenizer is None:
-                learned = isinstance(tokenizer, BpeTokenizer)
-                data = dataclasses.replace(
-                    data,
-                    tokenizer="bpe" if learned else "char",
-                    # 257 is the setting's least; a folder may have the bare 256 bytes
-                    vocab_size=max(tokenizer.vocab_size, 257) if learned else None,
-                )
-        config = dataclasses.replace(
-            fix_schedule(config),
-            data=dataclasses.replace(data, corpus=corpus.name),
-            model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
+    if is_run(to_folder(config.run_dir)):
+        return prepare_resumed(config, progress)
+    if config.init_from is not None:
+        return prepare_from_params(config, progress)
+    return prepare_new(config, progress)
+
+
+def prepare_new(config: Config, progress: Progress | None) -> RunSetup:
+    """Returns the setup of a run that starts from random parameters."""
+    check_folder(to_folder(config.run_dir))
+    data = config.data
+    corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
+    tokenizer = corpus.choose_tokenizer(data)
+    return _complete(_first_config(config, data, corpus, tokenizer), corpus, tokenizer)
+
+
+def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
+    """Returns the setup of a run that starts from the parameters that `config.init_from` names."""
+    check_folder(to_folder(config.run_dir))
+    data = config.data
+    source = load_run(find(config.init_from or ""))
+    params, origin = initial_params(source, config)
+    tokenizer = source.tokenizer
+    corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
+    check_same_tokenizer(corpus, tokenizer, config.init_from or "")
+    if corpus.tokenizer is None:
+        learned = isinstance(tokenizer, BpeTokenizer)
+        data = dataclasses.replace(
+            data,
+            tokenizer="bpe" if learned else "char",
+            # 257 is the setting's least; a folder may have the bare 256 bytes
+            vocab_size=max(tokenizer.vocab_size, 257) if learned else None,
         )
+    config = _first_config(config, data, corpus, tokenizer)
+    return _complete(config, corpus, tokenizer, params=params, origin=origin)
+
+
+def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
+    """Returns the setup of a run whose folder exists, checked against what is in it."""
+    run_dir = to_folder(config.run_dir)
+    saved, record = read_config(run_dir)
+    if not record:
+        raise UserError(
+            f"run_dir {run_dir} is a GPT-2 folder; fine-tune it in another folder: "
+            f"--init-from {run_dir} --run-dir {run_dir}-trained"
+        )
+    done = max(checkpoints.steps(run_dir), default=0)
+    config = resume_config(config, saved, record, done)
+    tokenizer = load_tokenizer(run_dir)
+    corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
+    check_same_corpus(corpus, record, run_dir)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
+    params = origin = None
+    if config.init_from is not None and not done:  # killed before its first checkpoint
+        params, origin = reload_initial_params(config)
+    return _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
+
+
+def check_machine(config: Config, *, resumes: bool = False) -> None:
+    """Raises UserError where this machine can't train as the settings say."""
+    name, reason = choose_attention(config.model, target_backend())
+    asked = config.model.attention
+    if asked not in ("auto", name):
+        raise ConfigError(f"model.attention={asked} can't be: {reason}; set model.attention=auto")
+    check_memory(config, resumes=resumes)
+
+
+def compared_on_hosts(setup: RunSetup) -> dict[str, Any]:
+    """Returns what the hosts of a run must have in common."""
+    values = {name: get_field(setup.config, name) for name, _, _ in iter_fields(Config)}
+    versions = {"gpt_jax": __version__, "jax": jax.__version__}
+    return {**versions, **values, "the corpus's sha256": setup.corpus.sha256}
+
+
+def _first_config(config: Config, data: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Config:
+    """Returns the settings that a run keeps, with what was found: corpus and vocabulary."""
+    return dataclasses.replace(
+        fix_schedule(config),
+        data=dataclasses.replace(data, corpus=corpus.name),
+        model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
+    )
+
+
+def _complete(
+    config: Config,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    resumes: bool = False,
+    params: Params | None = None,
+    origin: dict[str, Any] | None = None,
+) -> RunSetup:
+    """Tokenizes the corpus, finds a prompt, and checks what depends on both."""
     if config.data.order == "epochs" and parse_mixture(config.data.corpus):
         raise ConfigError(
             "data.order=epochs is for one corpus, and a mixture is drawn at random; use "

@@ -1,4 +1,4 @@
-"""TrainState: step, parameters and optimizer state, all that a checkpoint holds."""
+"""TrainState: step, parameters and optimizer state; a checkpoint holds exactly these."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gpt_jax.training.optimizer import make_optimizer
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that training carries from one step to the next, and all that a checkpoint holds.
+    """What training carries from one step to the next, and what a checkpoint holds.
 
     Attributes:
-      step: int32 scalar, optimizer steps done.
+      step: int32 scalar, optimizer steps taken.
       params: float32 tree of the model's parameters.
       opt_state: the state of the optax chain.
     """

@@ -1,7 +1,8 @@
-"""The training step: pure functions from a state, a batch and a key to the next state.
+"""The train step: pure functions from a state, a batch and a key to the next state.
 
-No clock, no printing, no files, no mesh: every side effect is in `loop.py`, which calls
-`make_train_chunk`'s function. `data.py` draws the batches, `model.py` computes the logits.
+No clock, no printing, no files, no mesh: every side effect is in `trainer.py`, which runs the
+function of `make_train_chunk`. `input_pipeline/` makes the batches, `model/` computes the loss,
+`optimizer.py` the update.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ from gpt_jax.training.state import TrainState
 
 
 def make_train_step(
-    model: ModelConfig, optimizer: optax.GradientTransformation, loss_chunk: int | None = None
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    train: TrainConfig = TrainConfig(),  # noqa: B008, frozen
 ) -> Callable:
     """Returns train_step(state, batch, key) -> (state, metrics), one optimizer step.
 
-    batch is (B, T + 1) token ids, key is the step's dropout key. Of a batch in micro-batches,
-    (n, B / n, T + 1), the gradients are accumulated; see `accumulate_gradients`. The metrics are
-    float32 scalars: `loss`, in nats per token, before the step and with dropout; `grad_norm`, the
-    global L2 norm, before clipping.
+    batch is (B, T + 1) token ids, key is the step's dropout key. Over a batch in micro-batches,
+    (n, B / n, T + 1), gradients are accumulated; see `accumulate_gradients`. The metrics are
+    float32 scalars: `loss`, in nats per token, before the update and with dropout; `grad_norm`, the
+    global L2 norm before clipping.
     """
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
-        loss, grads = loss_and_grads(model, state.params, batch, key, loss_chunk)
+        loss, grads = loss_and_grads(model, state.params, batch, key, train)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -55,36 +58,39 @@ def loss_and_grads(
     params: Params,
     batch: jax.Array,
     key: jax.Array,
-    loss_chunk: int | None = None,
+    train: TrainConfig,
 ) -> tuple[jax.Array, Params]:
-    """Returns the loss of a training step, in nats a token, and its gradient: float32, both.
+    """Returns the loss of a train step, in nats per token, and its gradient, both float32.
 
     batch and key are those of `make_train_step`.
     """
 
-    def of_part(batch: jax.Array, key: jax.Array):
-        loss = lambda params: loss_fn(model, params, batch, key, loss_chunk)
+    def micro_batch_loss(batch: jax.Array, key: jax.Array):
+        loss = lambda params: loss_fn(model, params, batch, key, train)
         return jax.value_and_grad(loss)(params)
 
-    return of_part(batch, key) if batch.ndim == 2 else accumulate_gradients(of_part, batch, key)
+    if batch.ndim == 2:
+        return micro_batch_loss(batch, key)
+    return accumulate_gradients(micro_batch_loss, batch, key)
 
 
-def accumulate_gradients(function: Callable, parts: jax.Array, key: jax.Array):
-    """Returns the mean of function(part, part's key) over the leading axis, summed in float32.
+def accumulate_gradients(function: Callable, micro_batches: jax.Array, key: jax.Array):
+    """Gradient accumulation: returns the mean of function(micro-batch, key), summed in float32.
 
-    Parts of equal size, so a mean of means is the mean over the whole batch. Part i has the key
-    `fold_in(key, i)`: its dropout masks are its own, and other than they were in a whole batch.
+    Micro-batches have equal sizes, so the mean of their means is the mean over the whole batch.
+    Micro-batch i has the key `fold_in(key, i)`: its dropout masks differ from those of the others
+    and from those of the whole batch.
     """
 
-    def body(total: Any, part: tuple[jax.Array, jax.Array]):
-        i, batch = part
+    def body(total: Any, numbered: tuple[jax.Array, jax.Array]):
+        i, batch = numbered
         value = function(batch, jax.random.fold_in(key, i))
         return jax.tree.map(lambda t, v: t + v.astype(jnp.float32), total, value), None
 
-    n = len(parts)
-    shapes = jax.eval_shape(function, parts[0], key)
+    n = len(micro_batches)
+    shapes = jax.eval_shape(function, micro_batches[0], key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-    total, _ = jax.lax.scan(body, zeros, (jnp.arange(n), parts))
+    total, _ = jax.lax.scan(body, zeros, (jnp.arange(n), micro_batches))
     return jax.tree.map(lambda t: t / n, total)
 
 
@@ -95,25 +101,23 @@ def make_train_chunk(
     place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
     sampler: Sampler | None = None,
 ) -> Callable:
-    """Returns train_chunk(state, tokens, keys, limit, *, steps) -> (state, metrics).
+    """Returns train_chunk(state, tokens, keys, loss_limit, *, steps) -> (state, metrics).
 
-    Many steps, one call.
-
-    tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several segments; each step draws its
-    batch from it by its own number and key. Where the host has drawn them, tokens is what it
-    gathered: (steps, B, T + 1). `place_batch` says how a batch is laid out over devices. The
-    metrics are those of `train_step`, each (steps,), and `learning_rate` where that is not
-    constant. Where `train.on_divergence` is "skip", a step whose loss is not below `limit` or whose
-    gradient is not finite changes counts of steps alone.
+    One call takes many steps. tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several
+    segments; each step samples its batch from it by the step's number and key. Where the host
+    prefetches, tokens is the batches themselves, (steps, B, T + 1). `place_batch` constrains a
+    batch to its sharding. The metrics are those of `train_step`, each (steps,), and `learning_rate`
+    where that is not constant. With `train.on_divergence` "skip", the update of a step whose loss
+    is not below `loss_limit` or whose gradient is not finite is skipped; the step still counts.
     """
-    train_step = make_train_step(model, make_optimizer(optim), train.loss_chunk)
+    train_step = make_train_step(model, make_optimizer(optim), train)
     learning_rate = make_learning_rate(optim)
 
     def train_chunk(
         state: TrainState,
         tokens: jax.Array,
         keys: Keys,
-        limit: jax.Array | float = jnp.inf,
+        loss_limit: jax.Array | float = jnp.inf,
         *,
         steps: int,
     ):
@@ -122,7 +126,7 @@ def make_train_chunk(
             draws = sampler or single_array_sampler(len(tokens), model.block_size, train.batch_size)
             indices = train_indices(draws, keys.data, state.step + jnp.arange(steps))
             batches = gather_on_device(tokens, indices, draws)
-        if train.micro_batch_size < train.batch_size:  # in parts
+        if train.micro_batch_size < train.batch_size:  # gradient accumulation
             batches = batches.reshape(steps, -1, train.micro_batch_size, model.block_size + 1)
 
         def body(state: TrainState, batch: jax.Array):
@@ -131,7 +135,7 @@ def make_train_chunk(
             if callable(learning_rate):
                 metrics["learning_rate"] = learning_rate(state.step)
             if train.on_divergence == "skip":
-                sound = (metrics["loss"] < limit) & jnp.isfinite(metrics["grad_norm"])
+                sound = (metrics["loss"] < loss_limit) & jnp.isfinite(metrics["grad_norm"])
                 after = jax.tree.map(functools.partial(_skip_update, sound), after, state)
             return after, metrics
 
@@ -141,7 +145,7 @@ def make_train_chunk(
 
 
 def _skip_update(sound: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
-    """Returns a leaf of the state after a step that may be unsound; counts of steps go on."""
+    """Returns a leaf of the next state: unchanged if the step is not sound, counters excepted."""
     is_count = jnp.issubdtype(after.dtype, jnp.integer)
     return after if is_count else jnp.where(sound, after, before)
 
@@ -152,11 +156,11 @@ def make_eval_step(
     place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
     samplers: Sequence[Sampler] | None = None,
 ) -> Callable:
-    """Returns eval_step(params, splits, key) -> mean losses, one for each split.
+    """Returns eval_step(params, splits, key) -> mean losses, one per split.
 
-    splits is a sequence of token arrays as `train_chunk` takes them, gathered ones being
+    splits is a sequence of token arrays as `train_chunk` takes them, prefetched ones being
     (eval_batches, B, T + 1); each loss is the mean over `eval_batches` random batches, float32, in
-    nats a token, without dropout.
+    nats per token, without dropout.
     """
 
     def eval_step(params: Params, splits: Sequence[jax.Array], key: jax.Array):
@@ -169,12 +173,12 @@ def make_eval_step(
             indices = eval_indices(draws, key, train.eval_batches)
             gathered = [gather_on_device(*x) for x in zip(splits, indices, draws, strict=True)]
         batches = jnp.concatenate(gathered)
-        if train.micro_batch_size < train.batch_size:  # a mean over equal parts is the same
+        if train.micro_batch_size < train.batch_size:  # of equal size: the same mean
             batches = batches.reshape(-1, train.micro_batch_size, model.block_size + 1)
 
         def body(_, batch):
             losses_BT = batch_losses(model, params, place_batch(batch), None, train.loss_chunk)
-            return None, losses_BT.mean(axis=1)  # devices meet once, after the last batch
+            return None, losses_BT.mean(axis=1)  # one collective, after the last batch
 
         losses = jax.lax.scan(body, None, batches)[1]
         return losses.reshape(len(splits), -1).mean(axis=1)

@@ -1,8 +1,8 @@
 """The training driver: every side effect of training is here.
 
-It checks everything before it computes anything, then alternates compiled chunks of steps with
-evaluations, rows and checkpoints, and reacts to signals. What a step does is in `step.py`; what a
-run's folder holds is in `run.py`.
+`train` checks everything before anything is computed; a `Trainer` then alternates compiled chunks
+of steps with evaluations, rows and checkpoints, and reacts to signals. What a step does is in
+`step.py`; what a run's folder holds is in `run/folder.py`.
 """
 
 from __future__ import annotations
@@ -11,41 +11,42 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import time
-from pathlib import Path
+from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
 import numpy as np
 
 from gpt_jax.config import Config, fix_schedule, to_dict
-from gpt_jax.config.fields import get_field, iter_fields
-from gpt_jax.console import Display
-from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, is_out_of_memory
-from gpt_jax.model.attention import choose_attention
+from gpt_jax.console import Display, TrainingProgress
+from gpt_jax.errors import Interrupted, OutOfTime, TrainingError
 from gpt_jax.parallel import multihost
-from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run import checkpoints as checkpoint
-from gpt_jax.run.folder import create_run, is_run, read_summary, update_config
+from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
-from gpt_jax.storage import lock, to_folder
+from gpt_jax.storage import to_folder
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.describe import describe_finished, describe_run
-from gpt_jax.training.divergence import divergence_error, spike_limit
+from gpt_jax.training.divergence import Divergence, divergence_error, find_divergence, spike_limit
 from gpt_jax.training.finalize import finalize
-from gpt_jax.training.memory import SUGGESTIONS, check_memory
-from gpt_jax.training.run_setup import RunSetup, prepare_run
-from gpt_jax.training.signals import defer_signals
+from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
+from gpt_jax.training.run_setup import (
+    RunSetup,
+    check_machine,
+    compared_on_hosts,
+    prepare_run,
+)
+from gpt_jax.training.signals import defer_signals, interruption, out_of_time
 from gpt_jax.training.state import TrainState
-from gpt_jax.version import __version__
+from gpt_jax.training.step_timer import StepTimer
 
 
 def train(config: Config, *, quiet: bool = False) -> Run:
-    """Trains a model as the settings say, or goes on where the folder's run stopped.
+    """Trains a model as the settings say, or resumes the run of the folder.
 
-    A run that is finished is left as it is and returned. With more `train.steps` it goes on.
+    A finished run is left as it is and returned. With more `train.steps` it is resumed.
 
     Args:
       config: the settings; `config.run_dir` is the run's folder.
@@ -55,246 +56,292 @@ def train(config: Config, *, quiet: bool = False) -> Run:
       The finished run.
 
     Raises:
-      UserError: a mistake to mend, before anything is computed.
-      TrainingError: the loss is not finite any more, the disk refuses a checkpoint, or a device
+      UserError: a usage error, found before anything is computed.
+      TrainingError: the loss is not finite any more, a checkpoint can't be written, or a device
         has no memory left.
-      Interrupted: Ctrl-C or SIGTERM; the state is saved, and the same call goes on from it.
+      Interrupted: Ctrl-C or SIGTERM; the state is saved, and the same call resumes from it.
       OutOfTime: `train.max_minutes` are over; likewise.
     """
     display = Display(quiet or not multihost.is_host0())
     config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
-    start = multihost.all_agree(lambda: _make_start(config, display), _must_be_alike)
-    config, run_dir = start.config, to_folder(start.config.run_dir)
-    if start.resumes and (run := _load_finished(start)):
+    setup = multihost.all_agree(lambda: _prepare(config, display), compared_on_hosts)
+    if setup.resumes and (run := _load_finished(setup)):
         describe_finished(run, display)
         return run
-    multihost.all_agree(lambda: _check_machine(start.config, resumes=start.resumes))
-    with contextlib.ExitStack() as held:
-        multihost.all_agree(lambda: _prepare_folder(start, held) if multihost.is_host0() else None)
-        multihost.all_agree(lambda: _check_folder(run_dir))
-        try:
-            _train(start, display)
-            return finalize(load_run(run_dir), start, display)
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write the run {run_dir}: {error.strerror or error}; its checkpoints stay, "
-                "and the same command goes on from them"
-            ) from error
-        except (jax.errors.JaxRuntimeError, checkpoint.CheckpointError, TrainingError) as error:
-            if problem := multihost.lost_host_message(error):
-                raise TrainingError(
-                    f"another host ended or can't be reached ({problem}); the checkpoints in "
-                    f"{run_dir} stay, and the same command on every host goes on from them"
-                ) from error
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                f"the memory is too small: {str(error).splitlines()[0]}; checkpoints stay; "
-                + SUGGESTIONS
-            ) from error
+    multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
+    run_dir = to_folder(setup.config.run_dir)
+    with one_line_errors(run_dir), open_for_training(setup):
+        trainer = Trainer(setup, display)
+        trainer.run()
+        return finalize(load_run(run_dir), setup, display, trainer.seconds_per_step)
 
 
-def _make_start(config: Config, display: Display) -> RunSetup:
+def _prepare(config: Config, display: Display) -> RunSetup:
     """Reads and checks all that a run starts from, on this host."""
-    if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
-        _check_machine(fix_schedule(config))  # before a large corpus is looked for
-    try:
+    with display:
+        display.doing("reading the corpus")
+        if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
+            check_machine(fix_schedule(config))  # before a large corpus is opened
         return prepare_run(config, display.download)
-    finally:
-        display.stop()
 
 
-def _load_finished(start: RunSetup) -> Run | None:
+def _load_finished(setup: RunSetup) -> Run | None:
     """Returns the run of the folder, if it has all its steps."""
-    run_dir, steps = to_folder(start.config.run_dir), start.config.train.steps
+    run_dir, steps = to_folder(setup.config.run_dir), setup.config.train.steps
     if read_summary(run_dir).get("step") != steps:
         return None
     run = load_run(run_dir)
     return run if run.step == steps else None  # else its last checkpoint is damaged
 
 
-def _must_be_alike(start: RunSetup) -> dict[str, Any]:
-    """Returns what the hosts of a run must have in common."""
-    values = {name: get_field(start.config, name) for name, _, _ in iter_fields(Config)}
-    versions = {"gpt_jax": __version__, "jax": jax.__version__}
-    return {**versions, **values, "the corpus's sha256": start.corpus.sha256}
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Steps that have been dispatched and whose metrics have not been read.
+
+    Attributes:
+      step: the number of steps before it.
+      loss_limit: see `divergence.spike_limit`.
+      metrics: see `step.make_train_chunk`, each (steps,), on the devices.
+    """
+
+    step: int
+    loss_limit: float
+    metrics: dict[str, jax.Array]
 
 
-def _prepare_folder(start: RunSetup, held: contextlib.ExitStack) -> None:
-    """Makes the run's folder, or brings its settings up to date, and locks it."""
-    run_dir = to_folder(start.config.run_dir)
-    if not start.resumes:
-        create_run(run_dir, start.config, start.corpus, start.tokenizer, start.origin)
-    held.enter_context(lock(run_dir))
-    if start.resumes:
-        update_config(run_dir, start.config)
+class Trainer:
+    """One run: its compiled steps, state, metrics, checkpoints and timer; every side effect.
 
+    Attributes:
+      step: optimizer steps dispatched so far; `state` is that after them.
+      pending: the chunk that ends at `step`, until its metrics are read.
+      seconds_per_step: of all steps taken here, once they are.
+      doing: what training waits for, such as "compiling the evaluation"; "" while it trains.
+    """
 
-def _check_folder(run_dir: Path) -> None:
-    if not is_run(run_dir):
-        raise ConfigError(
-            f"run_dir={run_dir} is not the folder that host 0 made: name one on a disk that all "
-            "hosts share"
+    state: TrainState
+    checkpoints: checkpoint.CheckpointWriter
+    metrics: MetricsWriter
+    signals: list[int]
+
+    def __init__(self, setup: RunSetup, display: Display):
+        self.setup, self.config, self.display = setup, setup.config, display
+        self.run_dir = to_folder(setup.config.run_dir)
+        minutes = setup.config.train.max_minutes
+        self.deadline = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
+        self.progress = TrainingProgress(display, setup.config.train.steps)
+        self.timer = StepTimer(setup.config.train.batch_size * setup.config.model.block_size)
+        self.seconds_per_step: float | None = None
+        self.step, self.doing, self.has_trained = 0, "", False
+        self.pending: Chunk | None = None
+        self.compiled = CompiledSteps(setup.config, setup.splits)
+        self.to_close = contextlib.ExitStack()  # what is opened last is closed first
+        self.to_close.callback(self.compiled.close)
+
+    def run(self) -> None:
+        """Trains until `train.steps`; leaves a checkpoint of the last step.
+
+        Raises:
+          TrainingError, Interrupted, OutOfTime: see `train`.
+        """
+        train = self.config.train
+        with defer_signals(self.say_when_it_stops) as self.signals, self.to_close, self.display:
+            self.restore_or_initialize()
+            if self.step == 0:
+                self.evaluate()
+            while not self.is_finished:
+                self.dispatch_chunk()
+                stop = self.agree_on_stopping()
+                if self.is_due(train.eval_interval):
+                    self.evaluate()
+                if stop or self.is_due(train.checkpoint_interval):
+                    self.save_checkpoint()
+                if stop and not self.is_finished:
+                    self.wait_for_checkpoint()
+                    raise stop
+            self.seconds_per_step = self.timer.seconds_per_step(self.step)
+            self.wait_for_checkpoint()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step >= self.config.train.steps
+
+    def is_due(self, interval: int) -> bool:
+        """Returns whether what happens every `interval` steps, and at the end, happens now."""
+        return self.is_finished or self.step % interval == 0
+
+    def restore_or_initialize(self) -> None:
+        """Loads the newest valid checkpoint or makes the first state, and opens the records."""
+        train = self.config.train
+        describe_run(self.setup, self.compiled, self.display)
+        newest = lambda: checkpoint.newest_valid(self.run_dir)
+        self.step, problems = multihost.broadcast_from_host0(newest)
+        if self.step:
+            self.show(f"loading the checkpoint of step {self.step}")
+            self.state = checkpoint.load(self.run_dir, self.step, self.compiled.abstract_state)
+        for problem in problems:
+            self.display.note(f"{problem}; resuming from step {self.step}")
+        if 0 < self.step < train.steps:
+            self.display.line(f"resuming from step {self.step}")
+        params = self.setup.params
+        if not self.is_finished:
+            self.compiled.compile_ahead(self.step, initializes=params is None)
+        self.keys = self.compiled.keys()
+        if self.step == 0 and params is not None:
+            self.state = self.compiled.state_from_params(params)
+        elif self.step == 0:
+            self.wait_for(self.compiled.init_program(), "the initialization")
+            self.state = self.compiled.init_state(self.keys)
+        self.checkpoints = checkpoint.CheckpointWriter(
+            self.run_dir, train.keep_checkpoints, train.keep_interval, train.keep_best
         )
+        self.to_close.callback(self.checkpoints.close)
+        self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
+        self.to_close.callback(self.metrics.close)
+        self.timer.start(self.step)
 
+    def dispatch_chunk(self) -> None:
+        """Dispatches the next steps, and then reads the metrics of those before them.
 
-def _check_machine(config: Config, *, resumes: bool = False) -> None:
-    """Raises UserError where this machine can't train as the settings say."""
-    name, reason = choose_attention(config.model, target_backend())
-    if config.model.attention == "fused" != name:
-        raise ConfigError(f"model.attention=fused can't be: {reason}; set model.attention=auto")
-    check_memory(config, resumes=resumes)
-
-
-def _train(start: RunSetup, display: Display) -> None:
-    """Trains until `train.steps`; leaves a checkpoint of the last step."""
-    config, train = start.config, start.config.train
-    run_dir = to_folder(config.run_dir)
-    minutes = math.inf if train.max_minutes is None else train.max_minutes
-    deadline = time.monotonic() + 60 * minutes
-    programs = CompiledSteps(config, start.splits)
-    describe_run(start, programs, display)
-    step, messages = multihost.broadcast_from_host0(lambda: checkpoint.newest_valid(run_dir))
-    state = checkpoint.load(run_dir, step, programs.target) if step else None
-    for message in messages:
-        display.note(f"{message}; going on from step {step}")
-    if 0 < step < train.steps:
-        display.line(f"going on from step {step}")
-    if step < train.steps:
-        programs.start(step, initialises=start.params is None)
-    keys = programs.keys()
-    if state is None:
-        state = (
-            programs.state_from_params(start.params) if start.params else programs.init_state(keys)
+        So the devices always have work: they never wait until this host has read a number.
+        """
+        steps = self.compiled.chunk_length(self.step)
+        self.wait_for(self.compiled.chunk_program(steps), "the training step")
+        limit = spike_limit(self.metrics.rows, self.step, self.config.train.spike)
+        self.state, metrics = self.compiled.train_chunk(
+            self.state, self.keys, self.step, steps, limit
         )
-    val_bytes_per_token = start.splits["val"].bytes_per_token
-    tokens_per_step = train.batch_size * config.model.block_size
+        before, self.pending = self.pending, Chunk(self.step, limit, metrics)
+        self.step, self.has_trained = self.step + steps, True
+        self.progress.doing("taking the first steps")
+        if before:
+            self.log(self.read_metrics(before))
 
-    def evaluate(state: TrainState, step: int) -> dict[str, float]:
-        losses = programs.evaluate(state, keys, step)
-        train_loss, val_loss = np.asarray(losses, np.float64).tolist()
-        val_bpb = bits_per_byte(val_loss, val_bytes_per_token)
-        return {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb}
+    def wait_for(self, program: Future, what: str) -> None:
+        """Waits until a program is compiled, which is not training.
 
-    writer = MetricsWriter(run_dir, step, multihost.is_host0())
-    checkpoints = checkpoint.CheckpointWriter(
-        run_dir, train.keep_checkpoints, train.keep_interval, train.keep_best
-    )
+        Raises:
+          Interrupted: before the first step, at once.
+        """
+        before = time.perf_counter()
+        if not program.done():
+            self.show(f"compiling {what}")
+        self.stop_if_told_early()
+        while not wait([program], timeout=0.1).done:
+            self.stop_if_told_early()
+        program.result()
+        self.timer.exclude(time.perf_counter() - before)
+        self.doing = ""
 
-    def read_chunk(step: int, metrics: dict[str, jax.Array]) -> dict[str, Any]:
-        """Waits for a chunk's numbers; returns its row, of the steps that were not skipped."""
-        values = {name: np.asarray(metric, np.float64) for name, metric in metrics.items()}
-        n = len(values["loss"])
-        limit = spike_limit(writer.rows, step - n, train.spike)
-        sound = (values["loss"] < np.float32(limit)) & np.isfinite(values["grad_norm"])
-        if not sound.all() and (train.on_divergence == "stop" or not sound.any()):
-            worst = int(np.argmin(sound))
-            where = f"at step {step - n + worst + 1}"
-            loss, grad_norm = values["loss"][worst], values["grad_norm"][worst]
-            raise divergence_error(
-                where, loss, run_dir, checkpoints, grad_norm=grad_norm, limit=limit
-            )
+    def read_metrics(self, chunk: Chunk) -> dict[str, Any]:
+        """Waits for a chunk's metrics; returns its row, the means of the steps not skipped."""
+        values = {name: np.asarray(metric, np.float64) for name, metric in chunk.metrics.items()}
+        losses, grad_norms = values["loss"], values["grad_norm"]
+        sound, skips = np.ones(len(losses), bool), self.config.train.on_divergence == "skip"
+        if diverged := find_divergence(losses, grad_norms, chunk.loss_limit):
+            sound = diverged.is_sound
+            if not skips or diverged.is_whole_chunk:
+                raise self.stop_diverged(diverged, f"at step {chunk.step + diverged.first + 1}")
+            skipped = ", ".join(str(chunk.step + i + 1) for i in np.flatnonzero(~sound))
+            self.display.note(f"skipped updates (non-finite or spiking): step {skipped}")
         row = {
-            "step": step,
-            "loss": values["loss"][sound].mean().item(),
-            "grad_norm": values["grad_norm"][sound].mean().item(),
+            "step": chunk.step + len(losses),
+            "loss": losses[sound].mean().item(),
+            "grad_norm": grad_norms[sound].mean().item(),
         }
         if "learning_rate" in values:
             row["learning_rate"] = values["learning_rate"][-1].item()
-        if train.on_divergence == "skip":
-            row["skipped"] = int(n - sound.sum())
-            if row["skipped"]:
-                which = ", ".join(str(step - n + i + 1) for i in np.flatnonzero(~sound))
-                display.note(f"left out, for their loss or gradient: step {which}")
+        if skips:
+            row["skipped"] = int(np.count_nonzero(~sound))
         return row
 
-    def check_evaluation(row: dict[str, Any]) -> None:
-        if not math.isfinite(row["train_loss"] + row["val_loss"]):
-            where = f"in the evaluation at step {row['step']}"
-            raise divergence_error(where, row["val_loss"], run_dir, checkpoints)
+    def log(self, row: dict[str, Any]) -> None:
+        """Writes the row of a chunk and moves the bar."""
+        speed = self.timer.tokens_per_second(row["step"])
+        self.metrics.write(row)
+        self.show_progress(row, speed)
 
-    with defer_signals(display.line) as caught, contextlib.ExitStack() as stack:
-        for close in (programs.close, checkpoints.close, writer.close, display.stop):
-            stack.callback(close)
-        if step == 0:
-            row = {"step": 0, **evaluate(state, 0), "tokens_per_second": None}
-            check_evaluation(row)
-            writer.write(row)
-            display.evaluation(writer.rows[-1])
-        display.start(step, train.steps)
-        pending: tuple[int, dict[str, jax.Array]] | None = None
-        mark, mark_step = time.perf_counter(), step
-        while step < train.steps:
-            n = programs.chunk_length(step)
-            mark += programs.wait_for_chunk(n)  # compiling is not training
-            limit = spike_limit(writer.rows, step, train.spike)
-            state, metrics = programs.train_chunk(state, keys, step, n, limit)
-            if pending:  # the numbers of one chunk are read while the next is computed
-                writer.write(read_chunk(*pending))
-                now = time.perf_counter()
-                speed = (pending[0] - mark_step) * tokens_per_step / (now - mark)
-                display.progress(pending[0], writer.rows[-1]["loss"], speed)
-            step += n
-            pending = (step, metrics)
-            last = step == train.steps
-            # What one host was told, all do.
-            out_of_time = time.monotonic() >= deadline
-            signum, out_of_time = multihost.all_reduce_max([max(caught, default=0), out_of_time])
-            evaluating = last or step % train.eval_interval == 0
-            saving = last or signum or out_of_time or step % train.checkpoint_interval == 0
-            if not (evaluating or saving):
-                continue
-            row, pending = read_chunk(*pending), None
-            seconds = time.perf_counter() - mark
-            speed = (step - mark_step) * tokens_per_step / seconds
-            if evaluating:
-                row |= evaluate(state, step)
-                row |= {"tokens_per_second": speed, "seconds": seconds}
-                check_evaluation(row)
-                mark_step = step
-            writer.write(row)
-            display.progress(step, row["loss"], speed)
-            if evaluating:
-                display.evaluation(row)
-            if saving:
-                if not programs.is_finite(state):
-                    where = f"in the parameters after step {step}"
-                    raise divergence_error(where, math.nan, run_dir, checkpoints)
-                writer.sync()
-                _save(checkpoints, step, state, config, row.get("val_loss"))
-            if signum and not last:
-                _save_last(checkpoints)
-                name = signal.Signals(signum).name
-                raise Interrupted(
-                    signum,
-                    f"{name}: saved at step {step} of {train.steps}; the same command goes on",
-                )
-            if out_of_time and not last:
-                _save_last(checkpoints)
-                raise OutOfTime(
-                    f"{train.max_minutes:g} minutes are over: saved at step {step} of "
-                    f"{train.steps}; the same command goes on"
-                )
-            if evaluating:
-                mark = time.perf_counter()
-        _save_last(checkpoints)
+    def evaluate(self) -> None:
+        """Evaluates the state on random batches; the result is in the row of its step."""
+        row: dict[str, Any] = {"step": self.step}
+        if self.pending:
+            row, self.pending = self.read_metrics(self.pending), None
+        timing: dict[str, Any] = {"tokens_per_second": None}
+        if "loss" in row:  # there is none before the first step
+            seconds = self.timer.seconds()
+            speed = self.timer.tokens_per_second(self.step)
+            timing = {"tokens_per_second": speed, "seconds": seconds}
+            self.show_progress(row, speed)
+        self.wait_for(self.compiled.evaluation_program(), "the evaluation")
+        self.show("evaluating")
+        losses = self.compiled.evaluate(self.state, self.keys, self.step)
+        train_loss, val_loss = np.asarray(losses, np.float64).tolist()
+        if not math.isfinite(train_loss + val_loss):
+            where = f"in the evaluation at step {self.step}"
+            raise self.stop_diverged(Divergence(train_loss + val_loss), where)
+        val_bpb = bits_per_byte(val_loss, self.setup.splits["val"].bytes_per_token)
+        row |= {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb, **timing}
+        self.metrics.write(row)
+        self.display.evaluation(row)
+        self.timer.restart(self.step)
 
+    def agree_on_stopping(self) -> Interrupted | OutOfTime | None:
+        """Returns why to stop after this chunk; what one host is told, all of them do."""
+        told = [max(self.signals, default=0), time.monotonic() >= self.deadline]
+        signum, is_out_of_time = multihost.all_reduce_max(told)
+        if signum:
+            return interruption(signum, self.step, self.config.train.steps)
+        return out_of_time(self.step, self.config.train) if is_out_of_time else None
 
-def _save(
-    checkpoints: checkpoint.CheckpointWriter,
-    step: int,
-    state: TrainState,
-    config: Config,
-    val_loss: float | None,
-) -> None:
-    try:
-        checkpoints.save(step, state, to_dict(config), val_loss)
-    except checkpoint.CheckpointError as error:
-        raise TrainingError(str(error)) from error
+    def save_checkpoint(self) -> None:
+        """Starts saving the state; its rows are on the disk first."""
+        if self.pending:
+            row, self.pending = self.read_metrics(self.pending), None
+            self.log(row)
+        if not self.compiled.is_finite(self.state):
+            where = f"in the parameters after step {self.step}"
+            raise self.stop_diverged(Divergence(math.nan), where)
+        self.metrics.sync()
+        val_loss = self.metrics.rows[-1].get("val_loss")
+        with failed_save():
+            self.checkpoints.save(self.step, self.state, to_dict(self.config), val_loss)
+        if val_loss is not None:  # a save right after an evaluation is left out with it
+            self.timer.restart(self.step)
 
+    def wait_for_checkpoint(self) -> None:
+        with failed_save():
+            self.checkpoints.wait()
 
-def _save_last(checkpoints: checkpoint.CheckpointWriter) -> None:
-    try:
-        checkpoints.wait()
-    except checkpoint.CheckpointError as error:
-        raise TrainingError(str(error)) from error
+    def stop_diverged(self, divergence: Divergence, where: str) -> TrainingError:
+        """Returns the error to raise, once the save under way is done."""
+        with contextlib.suppress(checkpoint.CheckpointError):
+            self.checkpoints.wait()
+        newest = max(checkpoint.steps(self.run_dir), default=None)
+        return divergence_error(divergence, where, str(self.run_dir), newest)
+
+    def show(self, what: str) -> None:
+        """Says what training waits for."""
+        self.doing = what
+        self.progress.doing(what)
+
+    def show_progress(self, row: dict[str, Any], speed: float) -> None:
+        """Moves the bar; the time remaining leaves out compiling, and counts evaluations."""
+        per_step = self.timer.seconds_per_step(row["step"])
+        left = None if per_step is None else per_step * (self.config.train.steps - row["step"])
+        self.progress.update(row["step"], row["loss"], speed, left)
+
+    @property
+    def may_stop_early(self) -> bool:
+        """Whether a signal ends the run before a chunk: nothing is lost, and no host waits."""
+        return not self.has_trained and multihost.host_count() == 1
+
+    def stop_if_told_early(self) -> None:
+        """Raises Interrupted where a signal came before this process has taken a step."""
+        if self.signals and self.may_stop_early:
+            raise interruption(max(self.signals), self.step, self.config.train.steps)
+
+    def say_when_it_stops(self) -> None:
+        """Answers the first signal."""
+        doing = f"{self.doing}: " if self.doing else ""
+        when = "before the first step" if self.may_stop_early else "after these steps"
+        self.display.line(f"{doing}stopping {when}; once more to stop at once")

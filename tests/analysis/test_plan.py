@@ -16,6 +16,7 @@ import main
 from gpt_jax.analysis import plan
 from gpt_jax.analysis.chips import CHIPS, Chip
 from gpt_jax.config import Config, ModelConfig, TrainConfig, override
+from gpt_jax.config.known_settings import KNOWN
 from gpt_jax.devices import GIB
 from gpt_jax.model.loss import loss_fn
 from gpt_jax.training.state import state_shapes
@@ -62,6 +63,19 @@ def test_flops_are_those_of_the_models_products(options):
     tokens = 3 * model.block_size
     flops = plan.model_flops(model, n_params, tokens)
     assert flops == product_flops(step.jaxpr) + 6 * tokens * vectors
+
+
+def test_the_operations_of_a_setting_that_the_count_may_not_know_are_not_counted(monkeypatch):
+    monkeypatch.delitem(KNOWN, "qk_norm")
+    model = dataclasses.replace(SMALL.model, qk_norm=True)
+    found = plan.make_plan(dataclasses.replace(SMALL, model=model))
+    assert found.flops is None
+    assert "unknown floating point operations" in str(found)
+    chip = Chip("toy", GIB, flops=1e12, bandwidth=1e9, network=1e8)
+    found = dataclasses.replace(found, chip=chip)
+    assert list(found.seconds) == ["memory", "network"]
+    assert "computing" not in str(found)
+    assert found.record()["flops"] is None
 
 
 def test_a_plan_for_this_machine():

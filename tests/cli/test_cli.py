@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import types
+import typing
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,7 @@ def place(tmp_path, monkeypatch):
     """An empty working folder, no server for oz, and the devices left as they are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "request_cpu_devices", lambda *args, **kwargs: None)
-    module = tmp_path / "elsewhere" / "gpt_jax" / "input_pipeline" / "text_corpus.py"
-    monkeypatch.setattr(text_corpus, "__file__", str(module))
+    monkeypatch.setattr(text_corpus, "checkout_dir", lambda: None)
     monkeypatch.setattr(text_corpus, "TRIES", 1)
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     with socket.socket() as free:
@@ -77,7 +77,7 @@ def no_training(monkeypatch):
     def fail(*args):
         raise AssertionError("training has begun")
 
-    monkeypatch.setattr(loop, "_train", fail)
+    monkeypatch.setattr(loop, "Trainer", fail)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_help_lists_verbs_configs_and_every_setting_with_its_default(capsys, arg
             assert name.replace("_", "-") not in text
             continue
         default = get_field(nano, name)
-        shown = "none" if default is None else default
+        shown = field.metadata["unset"] if default is None else default
         option = "--" + name.replace("_", "-")
         meaning = " ".join(field.metadata["help"].split())
         assert f"{option} X {meaning} (default: {shown}".rstrip() in text
@@ -196,11 +196,70 @@ def test_the_other_verbs_have_help_of_their_own(capsys, verb, options):
         assert f" {option} " in text
 
 
+@pytest.mark.parametrize("door", ["main.py", "gpt_jax/__main__.py"])
+@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_the_terminal_and_breaks_no_word(capsys, monkeypatch, verb, columns, door):
+    monkeypatch.setattr(sys, "argv", [door])
+    pages = []
+    for width in (columns, 10_000):
+        monkeypatch.setenv("COLUMNS", str(width))
+        with pytest.raises(SystemExit):
+            main.main([verb, "--help"])
+        pages.append(capsys.readouterr().out)
+    assert max(map(len, pages[0].splitlines())) <= columns
+    assert set(pages[0].split()) == set(pages[1].split())
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "RoPE",
+        "GQA",
+        "grouped-query attention",
+        "weight tying",
+        "gradient accumulation",
+        "mixed precision",
+        "activation checkpointing",
+        "flash attention",
+        "data parallel",
+        "fully sharded data parallel",
+        "tensor parallel",
+        "sequence parallel",
+        "resume",
+        "fine-tune",
+        "nucleus sampling",
+        "heartbeat",
+    ],
+)
+def test_a_newcomer_finds_the_fields_terms(capsys, term):
+    assert term in help_text(capsys, "--help")
+
+
+def test_every_setting_that_may_be_unset_says_what_that_means():
+    from data.config import PrepareConfig
+    from gpt_jax.parallel.multihost import Launch
+
+    for config_type in (Config, Launch, PrepareConfig):
+        for name, hint, field in iter_fields(config_type):
+            optional = type(None) in typing.get_args(hint)
+            assert bool(field.metadata["unset"]) == optional, name
+            assert "none is" not in field.metadata["help"], name
+
+
+def test_an_unset_default_is_shown_in_words(capsys):
+    text = help_text(capsys, "--help")
+    assert "must divide batch_size (default: the whole batch)" in text
+    assert "number of key/value heads" in text
+    assert "(default: none)" not in text.replace("parameters (default: none)", "")  # model.remat
+
+
 def test_help_and_mistakes_import_nothing_slow():
     program = """
 import contextlib, io, sys
 import main
-verbs = [verb for verb in main.VERBS if verb != "prepare"]  # whose settings need numpy
+from gpt_jax.cli import VERBS
+verbs = [verb for verb in VERBS if verb != "prepare"]  # whose settings need numpy
 for argv in (["--help"], *([verb, "--help"] for verb in verbs)):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
@@ -362,24 +421,27 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (
             ["--train.steps"],
             "argument --train.steps: expected one argument; a value that begins with - is written "
-            "as --setting=-value (see main.py train --help)",
+            "as --setting=-value (see python main.py train --help)",
         ),
         (
             ["--model.n-layers", "3"],
             "unknown setting '--model.n-layers'; did you mean --model.n-layer? "
-            "(see main.py train --help)",
+            "(see python main.py train --help)",
         ),
         (
             ["--model.n_layers=3"],
             "unknown setting '--model.n-layers'; did you mean --model.n-layer? "
-            "(see main.py train --help)",
+            "(see python main.py train --help)",
         ),
         (
             ["--model.vocab-size", "3"],
             "unknown setting '--model.vocab-size'; did you mean --model.block-size? "
-            "(see main.py train --help)",
+            "(see python main.py train --help)",
         ),
-        (["--zzzzzzzzzzzz", "3"], "unknown setting '--zzzzzzzzzzzz' (see main.py train --help)"),
+        (
+            ["--zzzzzzzzzzzz", "3"],
+            "unknown setting '--zzzzzzzzzzzz' (see python main.py train --help)",
+        ),
         (["train", "nano"], "unknown argument 'nano'; did you mean --config nano?"),
         (
             ["trian"],
@@ -404,7 +466,7 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (
             ["--config"],
             "argument --config: expected one argument; a value that begins with - is written as "
-            "--setting=-value (see main.py train --help)",
+            "--setting=-value (see python main.py train --help)",
         ),
     ],
 )
@@ -428,6 +490,11 @@ def test_a_setting_that_breaks_a_rule_is_one_line(mistake, argv, line):
             "from gpt_jax.config import *\ndef get_config(): return Config(seed=-1)",
             "seed=-1 must be a whole number",
         ),
+        (
+            "from gpt_jax.config_files import load_config",
+            "gpt_jax.config_files is now gpt_jax.config; write: "
+            "from gpt_jax.config import load_config",
+        ),
     ],
 )
 def test_a_config_file_that_fails_is_one_line(mistake, tmp_path, source, reason):
@@ -450,11 +517,14 @@ def test_a_config_file_that_fails_is_one_line(mistake, tmp_path, source, reason)
         (["--num-samples", "0"], "sample.num_samples=0 must be a whole number of at least 1"),
         (["--window", "no"], "sample.window='no' must be one of exact, refill"),
         (["--seed", "-1"], "seed=-1 must be a whole number in [0, 2**32)"),
-        (["--seed", "x"], "argument --seed: invalid int value: 'x' (see main.py sample --help)"),
+        (
+            ["--seed", "x"],
+            "argument --seed: invalid int value: 'x' (see python main.py sample --help)",
+        ),
         (
             ["--temprature", "1"],
             "unknown setting '--temprature'; did you mean --temperature? "
-            "(see main.py sample --help)",
+            "(see python main.py sample --help)",
         ),
     ],
 )
@@ -708,7 +778,10 @@ def test_eval_has_the_train_split_and_a_stride(capsys, trained):
             "argument --split: invalid choice: 'test' (choose from ",
         ),
         (["--data.corpus", "absent"], "corpus 'absent' is neither a file nor a name"),
-        (["--josn"], "unknown setting '--josn'; did you mean --json? (see main.py eval --help)"),
+        (
+            ["--josn"],
+            "unknown setting '--josn'; did you mean --json? (see python main.py eval --help)",
+        ),
     ],
 )
 def test_a_mistake_of_eval_is_one_line(mistake, trained, argv, line):
@@ -781,7 +854,7 @@ DAMAGES = {
     ),
     "config is a list": (
         lambda run: (run / "config.json").write_text("[]"),
-        "{run}/config.json is damaged: it holds no settings",
+        "{run}/config.json is damaged: it is not a JSON object",
     ),
     "config nested without end": (
         lambda run: (run / "config.json").write_text("[" * 100_000),
@@ -830,7 +903,7 @@ DAMAGES = {
     ),
     "summary damaged": (
         lambda run: (run / "summary.json").write_text("[]"),
-        "{run}/summary.json is damaged: it holds no settings",
+        "{run}/summary.json is damaged: it is not a JSON object",
     ),
     "checkpoint truncated": (
         truncate_checkpoint,

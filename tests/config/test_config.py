@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -284,7 +285,7 @@ def test_rates_are_finite_and_above_zero(name, value):
 
 
 def test_attention_scale_has_advice():
-    assert refusal("model.attention_scale", 0.0).endswith("; leave it at none for the standard")
+    assert refusal("model.attention_scale", 0.0).endswith("; use none for the default")
 
 
 @pytest.mark.parametrize("name", NOT_NEGATIVE_FLOATS)
@@ -767,6 +768,27 @@ def test_a_file_that_returns_something_else_is_refused(write, value):
     path = write(IMPORT, f"def get_config(): return {value}")
     message = load_error(path)
     assert message.startswith(f"config file {path}: get_config() must return a gpt_jax Config, not")
+
+
+def test_the_root_is_a_checkouts_or_an_installed_package(tmp_path):
+    module = "gpt_jax/config/files.py"
+    for folder in ("checkout/configs", "checkout/gpt_jax", "site/gpt_jax/configs", "lone/gpt_jax"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "site" / "configs").mkdir()  # another package's
+    checkout, site = tmp_path / "checkout", tmp_path / "site"
+    assert files.find_root(str(checkout / module)) == checkout
+    assert files.checkout_dir(str(checkout / module)) == checkout
+    assert files.find_root(str(site / module)) == site / "gpt_jax"
+    assert files.checkout_dir(str(site / module)) is None
+    assert files.find_root(str(tmp_path / "lone" / module)) is None
+    assert files.checkout_dir(str(tmp_path / "lone" / module)) is None
+    assert files.checkout_dir() == ROOT
+
+
+def test_a_package_without_its_configs_says_so(monkeypatch):
+    monkeypatch.setattr(files, "find_root", lambda: None)
+    with pytest.raises(ConfigError, match="configs/ is missing beside gpt_jax; install"):
+        load_config("nano")
 
 
 @pytest.fixture

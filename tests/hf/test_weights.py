@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import gpt_jax
 from gpt_jax import hf
 from gpt_jax.config import ModelConfig
+from gpt_jax.config.fields import field
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.decoding import Filters, generate_tokens
 from gpt_jax.model import GPT
@@ -416,7 +417,7 @@ def test_what_is_saved_loads_as_it_was(tmp_path, name):
 def test_a_head_bias_is_held_only_where_it_is_zero(tmp_path, tied):
     config = dataclasses.replace(OURS, tied=tied, head_bias=True)
     params = init_unlike(config)
-    with pytest.raises(ConfigError, match=r"model\.head_bias=True has no place .* zero"):
+    with pytest.raises(ConfigError, match=r"model\.head_bias=True is not supported .* zero"):
         hf.save(tmp_path / "new", config, params)
     assert not (tmp_path / "new").exists()
     if tied:
@@ -425,6 +426,23 @@ def test_a_head_bias_is_held_only_where_it_is_zero(tmp_path, tied):
         params["head"]["bias"] = jnp.zeros(17)
     hf.save(tmp_path / "new", config, params)
     np.testing.assert_array_equal(logits(config, params), logits(*hf.load(tmp_path / "new")))
+
+
+def test_a_setting_that_export_does_not_know_is_refused_unless_it_is_at_its_default(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class NewConfig(ModelConfig):
+        parallel_block: bool = field(False, "attention and MLP side by side")
+
+    values = {f.name: getattr(OURS, f.name) for f in dataclasses.fields(OURS)}
+    with pytest.raises(
+        ConfigError, match=r"^model\.parallel_block=True is not supported in a GPT-2"
+    ):
+        hf.save(tmp_path / "new", NewConfig(**values, parallel_block=True), {})
+    assert not (tmp_path / "new").exists()
+    hf.save(tmp_path / "new", NewConfig(**values), init_unlike(OURS))
+    np.testing.assert_array_equal(
+        logits(*hf.load(tmp_path / "new")), logits(OURS, init_unlike(OURS))
+    )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +463,7 @@ def test_what_gpt2_has_no_place_for_is_named(tmp_path, setting, value):
     with pytest.raises(ConfigError) as caught:
         hf.save(tmp_path / "new", config, {})
     assert str(caught.value).startswith(
-        f"model.{setting}={value!r} has no place in a GPT-2 folder; train a model with "
+        f"model.{setting}={value!r} is not supported in a GPT-2 folder; train a model with "
     )
     assert not (tmp_path / "new").exists()
 

@@ -155,8 +155,8 @@ def test_logits_stay_equal_to_the_full_forwards_across_the_border():
     for _ in range(12):
         expected = next_logits(text[-TINY.block_size :])
         np.testing.assert_allclose(state.logits_BV[0], expected, atol=2e-5)
-        way = "append" if len(text) < TINY.block_size else "slide"
-        state, token = decode(TINY, PARAMS, state, Filters(temperature=1.0), steps=1, way=way)
+        mode = "cached" if len(text) < TINY.block_size else "recompute"
+        state, token = decode(TINY, PARAMS, state, Filters(temperature=1.0), steps=1, mode=mode)
         text = [*text, int(token[0, 0])]
 
 
@@ -196,8 +196,10 @@ def test_other_models_decode_as_their_full_forward_does_across_the_border(option
     for _ in range(10):
         expected_BTV = forward(config, params, texts[:, -config.block_size :])
         np.testing.assert_allclose(state.logits_BV, expected_BTV[:, -1], atol=2e-5)
-        way = "append" if texts.shape[1] < config.block_size else "slide"
-        state, tokens_B1 = decode(config, params, state, Filters(temperature=1.0), steps=1, way=way)
+        mode = "cached" if texts.shape[1] < config.block_size else "recompute"
+        state, tokens_B1 = decode(
+            config, params, state, Filters(temperature=1.0), steps=1, mode=mode
+        )
         texts = np.concatenate([texts, tokens_B1], axis=1)
     assert (texts[0] != texts[1]).any()
 

@@ -97,9 +97,7 @@ class Gutenberg:
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path, monkeypatch):
     """No text of the user's in reach, no proxy, and no waiting; yields the pauses asked for."""
-    (tmp_path / "repository" / "configs").mkdir(parents=True)
-    module = tmp_path / "repository" / "gpt_jax" / "input_pipeline" / "text_corpus.py"
-    monkeypatch.setattr(text_corpus, "__file__", str(module))
+    monkeypatch.setattr(text_corpus, "checkout_dir", lambda: tmp_path / "repository")
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/unset-by-the-test")
     monkeypatch.setenv("NO_PROXY", "*")
@@ -444,7 +442,7 @@ def test_the_users_own_copy_wins_and_is_taken_as_it_is(serve, tmp_path):
 def test_a_copy_in_the_repositorys_data_folder_wins_too(serve, tmp_path):
     server = serve(PAGE)
     copy = tmp_path / "repository" / "data" / "wizard_of_oz.txt"
-    copy.parent.mkdir()
+    copy.parent.mkdir(parents=True)
     copy.write_text("from the repository")
     assert load_corpus("oz").text == "from the repository"
     cached(tmp_path).parent.mkdir()
@@ -472,7 +470,7 @@ def test_where_texts_are_kept(tmp_path, monkeypatch):
     assert text_corpus.data_dir() == tmp_path / "texts"
     monkeypatch.setenv("GPT_JAX_DATA", "")
     assert text_corpus.data_dir() == tmp_path / "repository" / "data"
-    (tmp_path / "repository" / "configs").rmdir()  # an installed package
+    monkeypatch.setattr(text_corpus, "checkout_dir", lambda: None)  # an installed package
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert text_corpus.data_dir() == tmp_path / "cache" / "gpt_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")

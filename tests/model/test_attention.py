@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY
 
 from gpt_jax.config import MeshConfig, ModelConfig
+from gpt_jax.config.known_settings import KNOWN, unknown_settings
 from gpt_jax.errors import ConfigError
 from gpt_jax.model import GPT, attention, forward
 from gpt_jax.model.attention import attend, choose_attention
@@ -75,6 +76,37 @@ FITS = ModelConfig(n_head=2, n_embd=128, dropout=0.0, dtype="bfloat16")
 )
 def test_the_choice_and_its_reason(options, backend, expected):
     assert choose_attention(dataclasses.replace(FITS, **options), backend) == expected
+
+
+@pytest.mark.parametrize("asked", ["auto", "fused", "blockwise", "plain"])
+def test_kernels_are_not_taken_for_a_setting_that_they_may_not_know(monkeypatch, asked):
+    """As if qk_norm and rotary positions were new."""
+    monkeypatch.delitem(KNOWN, "qk_norm")
+    monkeypatch.setitem(KNOWN, "positions", ("learned",))
+    config = dataclasses.replace(FITS, attention=asked, block_size=2048)
+    expected = {"auto": "fused"}.get(asked, asked)
+    assert choose_attention(config, "cuda 9.0")[0] == expected
+    for options, name in (
+        ({"qk_norm": True}, "model.qk_norm=True"),
+        ({"positions": "rotary"}, "model.positions=rotary"),
+    ):
+        new = dataclasses.replace(config, **options)
+        reason = f"only plain attention is known to compute {name}"
+        reason = "asked for" if asked == "plain" else reason
+        for backend in ("cuda 9.0", "tpu", "cpu"):
+            assert choose_attention(new, backend) == ("plain", reason)
+
+
+def test_an_attention_without_an_implementation_is_an_error():
+    x = jnp.zeros((1, 1, 2, 8))
+    with pytest.raises(ValueError, match=r"model\.attention='ring' has no implementation"):
+        attend("ring", x, x, x, 0, lambda w: w)
+
+
+def test_every_setting_of_the_model_is_known_today():
+    """To be known is the exception for a new one: whoever adds it checks what asks first."""
+    assert set(KNOWN) == {field.name for field in dataclasses.fields(ModelConfig)}
+    assert unknown_settings(ModelConfig()) == []
 
 
 @pytest.mark.parametrize("way", ["fused", "blockwise"])

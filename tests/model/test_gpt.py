@@ -35,7 +35,7 @@ def count(config: ModelConfig) -> int:
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
-README = (ROOT / "README.md").read_text("utf-8")
+MODELS_PAGE = (ROOT / "docs" / "models-and-options.md").read_text("utf-8")
 PARAMETERS = {  # (vocabulary of its corpus, parameters)
     "nano": (73, 620_873),
     "nano_original": (73, 620_873),
@@ -57,8 +57,8 @@ def test_every_config_has_the_parameter_count_it_states(name):
     stated = config_dir() / f"{name}.py"
     if name != "nano_original":
         assert f"{parameters:,}" in stated.read_text("utf-8").partition("\n")[0]
-    assert f"`{name}`" in README
-    assert f"{parameters:,}" in README
+    assert f"`{name}`" in MODELS_PAGE
+    assert f"{parameters:,}" in MODELS_PAGE
 
 
 def test_initial_weights_have_the_originals_distribution():

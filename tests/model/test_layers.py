@@ -10,8 +10,12 @@ from conftest import TINY
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from gpt_jax.config import Config, TrainConfig
+from gpt_jax.config.activations import ACTIVATIONS, Activation
+from gpt_jax.errors import ConfigError
+from gpt_jax.model import GPT, forward
+from gpt_jax.model.gpt import UNROLL
 from gpt_jax.model.layers import (
-    ACTIVATIONS,
     MLP,
     Dropout,
     apply_rope,
@@ -19,6 +23,7 @@ from gpt_jax.model.layers import (
     make_norm,
     mlp_width,
 )
+from gpt_jax.training.memory import estimate_memory
 
 
 @pytest.mark.parametrize(
@@ -32,7 +37,30 @@ from gpt_jax.model.layers import (
 )
 def test_activations_by_hand(name, values):
     x = jnp.array([-2, -0.5, 0, 0.5, 2])
-    np.testing.assert_allclose(ACTIVATIONS[name](x), values, atol=1e-6)
+    np.testing.assert_allclose(ACTIVATIONS[name].function(jax, x), values, atol=1e-6)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_new_activation_is_one_entry(monkeypatch, gated):
+    """The setting, the model and the estimate of memory of a deep model take it from the table."""
+    entry = Activation(lambda jax, x: jax.nn.softplus(x), gated=gated)
+    name = f"softplus, gated={gated}"  # shapes of states are cached by their settings
+    monkeypatch.setitem(ACTIVATIONS, name, entry)
+    config = dataclasses.replace(TINY, activation=name, dropout=0.0, n_layer=UNROLL + 1)
+    relu = dataclasses.replace(config, activation="swiglu" if gated else "relu")
+    params = GPT(relu).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    tokens_BT = jnp.arange(8)[None]
+    logits_BTV = forward(config, params, tokens_BT)
+    assert np.isfinite(logits_BTV).all()
+    assert np.abs(logits_BTV - forward(relu, params, tokens_BT)).max() > 1e-6
+    ours, known = (
+        estimate_memory(Config(model=m, train=TrainConfig(eval_batches=1)), (1, 1, 1, 1), "cpu")
+        for m in (config, relu)
+    )
+    assert ours.state == known.state
+    assert 0 < ours.activations <= known.activations
+    with pytest.raises(ConfigError, match=r"activation='sofplus' must be one of relu, gelu, "):
+        dataclasses.replace(TINY, activation="sofplus")
 
 
 def test_norms_by_hand():

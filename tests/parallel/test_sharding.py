@@ -8,12 +8,19 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY
+from jax.sharding import PartitionSpec
 
 from gpt_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gpt_jax.errors import ConfigError
 from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.model import attention
-from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.mesh import AXES, make_mesh, resolve_axis_sizes
+from gpt_jax.parallel.sharding import (
+    ACTIVATION_RULES,
+    PARAMETER_RULES,
+    activation_spec,
+    batch_sharding,
+)
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.trainer import train
 
@@ -159,6 +166,26 @@ def collectives(program) -> list[tuple[str, int]]:
     return found
 
 
+def test_every_rule_names_axes_of_the_mesh():
+    for axes in ACTIVATION_RULES.values():
+        assert set(axes) <= set(AXES)
+    for _, spec in PARAMETER_RULES:
+        for axes in spec:
+            assert {axes} - {None} <= set(AXES) or set(axes) <= set(AXES)
+
+
+def test_batches_and_activations_share_one_table(monkeypatch):
+    """What constrains a batch and what constrains activations read ACTIVATION_RULES."""
+    mesh = make_mesh(8, sizes=LAYOUTS["2 x 2 x 2"])
+    assert batch_sharding(mesh, axis=1).spec == PartitionSpec(None, ("data", "fsdp"))
+    assert activation_spec("batch", "heads") == PartitionSpec(
+        ("data", "fsdp"), ("tensor", "sequence")
+    )
+    monkeypatch.setitem(ACTIVATION_RULES, "batch", ("data",))
+    assert batch_sharding(mesh).spec == PartitionSpec(("data",))
+    assert activation_spec("batch") == PartitionSpec(("data",))
+
+
 def test_what_devices_tell_one_another():
     """Over fsdp a layer's parameters, over tensor its results for the device's own sequences, over
     sequence what attention reads and gives."""
@@ -212,14 +239,19 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
 
 def test_a_mesh_of_its_settings():
     assert make_mesh(8).shape == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
-    assert MeshConfig().spread(12, 8) == (6, 1, 1, 1)
-    assert MeshConfig(fsdp=2).spread(12, 8) == (3, 2, 1, 1)
-    assert MeshConfig(data=2, fsdp=-1).spread(12, 8) == (2, 3, 1, 1)
-    assert MeshConfig(data=1, tensor=-1).spread(12, 8, 6) == (1, 1, 6, 1)
-    assert MeshConfig(data=1, tensor=-1, sequence=2).spread(12, 8, 6) == (1, 1, 3, 2)
-    assert MeshConfig(data=1, sequence=-1).spread(12, 8, 12, 64) == (1, 1, 1, 4)
-    assert MeshConfig(data=1, tensor=3, sequence=-1).spread(12, 8, 12, 64) == (1, 1, 3, 2)
-    assert MeshConfig(data=1).spread(7, 8) == (1, 1, 1, 1)
+    assert resolve_axis_sizes(MeshConfig(), 12, 8) == (6, 1, 1, 1)
+    assert resolve_axis_sizes(MeshConfig(fsdp=2), 12, 8) == (3, 2, 1, 1)
+    assert resolve_axis_sizes(MeshConfig(data=2, fsdp=-1), 12, 8) == (2, 3, 1, 1)
+    assert resolve_axis_sizes(MeshConfig(data=1, tensor=-1), 12, 8, 6) == (1, 1, 6, 1)
+    assert resolve_axis_sizes(MeshConfig(data=1, tensor=-1, sequence=2), 12, 8, 6) == (1, 1, 3, 2)
+    assert resolve_axis_sizes(MeshConfig(data=1, sequence=-1), 12, 8, 12, 64) == (1, 1, 1, 4)
+    assert resolve_axis_sizes(MeshConfig(data=1, tensor=3, sequence=-1), 12, 8, 12, 64) == (
+        1,
+        1,
+        3,
+        2,
+    )
+    assert resolve_axis_sizes(MeshConfig(data=1), 7, 8) == (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(

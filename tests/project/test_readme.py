@@ -1,11 +1,13 @@
-"""The README's commands, code and tables are what it says they are."""
+"""The commands, code, tables and links of README.md and docs/ are what they say they are."""
 
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,28 +17,62 @@ from conftest import ROOT
 import main
 from benchmarks import tables
 from gpt_jax import hf
+from gpt_jax.cli import VERBS
 from gpt_jax.config import ModelConfig
 from gpt_jax.hf import tokenizer as hf_tokenizer
 from gpt_jax.model import GPT
 from gpt_jax.tokenizer import GPT2_PATTERN, BpeTokenizer
 
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.partition("   #")[0].strip()
-    for language, block in BLOCKS
-    if language != "python"
-    for line in block.splitlines()
-    if "python main.py" in line
-]
+README = ROOT / "README.md"
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, *GUIDES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
+TEXTS = {page: page.read_text("utf-8") for page in [*PAGES, ROOT / "data" / "README.md"]}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+# What a newcomer searches for, and the page that explains it.
+WORDS = {
+    "models-and-options": [
+        "RoPE", "rotary position embedding", "GQA", "grouped-query attention", "weight tying",
+        "gradient accumulation", "mixed precision", "activation checkpointing", "flash attention",
+        "gradient clipping", "learning-rate schedule", "SwiGLU", "RMSNorm",
+    ],
+    "devices-and-hosts": [
+        "data parallel", "fully sharded", "FSDP", "tensor parallel", "sequence parallel", "Slurm",
+    ],
+    "reliability": ["resume", "checkpoint", "divergence", "exit status"],
+    "gpt2": ["fine-tune", "safetensors", "transformers"],
+    "texts-and-tokenizers": ["byte-pair encoding", "bits per byte", "mixture", "token shards"],
+    "planning": ["all-gather", "reduce-scatter", "all-reduce", "lower bound"],
+    "python-api": ["logits"],
+}  # fmt: skip
 # fmt: off
 SMALL = [
     "--model.n-layer", "1", "--model.n-embd", "16", "--model.n-head", "2",
-    "--model.block-size", "8", "--train.batch-size", "4", "--train.steps", "4",
+    "--model.block-size", "8", "--train.batch-size", "8", "--train.steps", "4",
     "--train.eval-interval", "4",
     "--train.eval-batches", "1", "--train.checkpoint-interval", "4",
 ]
 # fmt: on
+
+
+def blocks(page: Path, python: bool) -> list[str]:
+    """The page's fenced blocks: of Python, or all others."""
+    found = BLOCK.findall(TEXTS[page])
+    return [text for language, text in found if (language == "python") == python]
+
+
+def commands(page: Path) -> list[str]:
+    """The page's lines that call main.py, in order, without their comments."""
+    return [
+        line.partition("   #")[0].strip()
+        for block in blocks(page, python=False)
+        for line in block.splitlines()
+        if "python main.py" in line
+    ]
+
+
+def words_of(command: str) -> list[str]:
+    """The arguments of a command."""
+    return shlex.split(command.rpartition("python main.py")[2])
 
 
 def save_tiny_gpt2(folder):
@@ -54,7 +90,7 @@ def save_tiny_gpt2(folder):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """An empty folder without a network, with a book where the README has one."""
+    """An empty folder without a network, with a book where the pages have one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
@@ -62,58 +98,132 @@ def elsewhere(tmp_path, monkeypatch):
     book = "The Great Wizard said to Dorothy and Toto: go on, Dorothy!\n" * 60
     (tmp_path / "texts" / "wizard_of_oz.txt").write_text(book, encoding="utf-8")
     (tmp_path / "my").mkdir()
-    (tmp_path / "my" / "book.txt").write_text(book, encoding="utf-8")
+    (tmp_path / "my" / "book.txt").write_text(book + TEXTS[README], encoding="utf-8")
     save_tiny_gpt2(tmp_path / "gpt2")
     return tmp_path
 
 
-def test_every_command_of_the_readme_does_its_job(elsewhere, monkeypatch):
-    """In the README's order; training is made small, the rest is as written."""
-    assert len(COMMANDS) >= 13
-    for command in COMMANDS:
-        words = shlex.split(command.rpartition("python main.py")[2])
-        words = words[: words.index("#")] if "#" in words else words
+def without(words: list[str], *options: str) -> list[str]:
+    """Returns the words without some options and their values."""
+    found = [i for i, word in enumerate(words) if word in options]
+    return [word for i, word in enumerate(words) if i not in found and i - 1 not in found]
+
+
+def made_small(words: list[str]) -> list[str] | None:
+    """Returns a command's arguments with less to compute; None where another test runs it."""
+    verb = words[0] if words[0] in VERBS else "train"
+    if verb == "verify" or "--topology" in words:  # tests/analysis and tests/tpu have these
+        return None
+    if verb == "replay":
+        return [*words[: words.index("--step") + 1], "3"]
+    if verb == "sample":
+        return [*words, "--max-new-tokens", "5"]
+    if verb == "train" and words != ["--help"]:
+        return [*words, *SMALL, "--sample.max-new-tokens", "5"]
+    return [*words, *SMALL] if verb == "plan" else words
+
+
+@pytest.mark.slow
+def test_every_command_of_the_pages_does_its_job(elsewhere, monkeypatch):
+    """In the pages' order, in one folder; training is made small, the rest is as written."""
+    done: list[list[str]] = []
+    for command in [command for page in PAGES for command in commands(page)]:
+        words = words_of(command)
+        small = made_small(words)
+        job = tuple(without(words, "--train.steps", "--train.eval-interval", "--run-dir"))
+        first_again = job == ("--config", "nano") and "runs" in os.listdir()
+        if small is None or words in done or first_again:
+            continue  # the same job again: on another page, on another device, with more steps
+        done.append(words)
         if command.startswith("echo"):
             text = shlex.split(command)[1] + "\n"
             stdin = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8")
             monkeypatch.setattr(sys, "stdin", stdin)
-        if words[0] == "verify":  # has a test of its own
-            continue
-        if words[0] == "replay":
-            words[words.index("--step") + 1] = "3"
-        if words[0] not in ("sample", "eval", "export", "replay", "--help"):
-            words += SMALL
-            folder = elsewhere / "runs"
-            if words[:2] == ["--config", "nano"] and "--run-dir" not in words and folder.exists():
-                continue  # the same job again, on another device
-        if words[0] == "sample":
-            words += ["--max-new-tokens", "5"]
         try:
-            status = main.main(words)
-        except SystemExit as done:
-            status = done.code
+            status = main.main(small)
+        except SystemExit as left:
+            status = left.code
         assert status == 0, command
+    assert len(done) >= 18
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs(elsewhere, capsys):
-    code = next(block for language, block in BLOCKS if language == "python")
+def test_the_python_of_the_pages_runs(elsewhere):
+    """The README's code is the beginning of that of the Python page, which is run."""
+    (code,) = blocks(ROOT / "docs" / "python-api.md", python=True)
+    (beginning,) = blocks(README, python=True)
+    assert code.startswith(beginning)
+    assert not [page for page in GUIDES if page.stem != "python-api" and blocks(page, python=True)]
     short = code.replace('"train.steps": 100', '"train.steps": 10, "train.eval_batches": 2')
     assert short != code
     values = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(short, values)
-    assert "Dorothy " in out.getvalue()
+    assert out.getvalue().count("Dorothy ") >= 1
     assert values["logits"].shape == (1, 4, values["run"].tokenizer.vocab_size)
+    assert values["evaluation"].is_whole
 
 
-def test_the_tables_are_made_from_the_result_files():
-    pages = [page.read_text("utf-8") for page in tables.PAGES]
-    for text in pages:
-        assert tables.render(text) == text, "run: python benchmarks/tables.py"
+def test_the_commands_beside_main_are_there():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for page in PAGES:
+        for script in re.findall(r"python (benchmarks/\S+\.py)", TEXTS[page]):
+            assert (ROOT / script).is_file(), f"{page}: {script}"
+        for name in re.findall(r"pip install -r ([\w./-]+\.txt)", TEXTS[page]):
+            assert (ROOT / name).is_file(), f"{page}: {name}"
+        for target in re.findall(r"[`|] ?`?make (?:PYTHON=\S+ )?([a-z-]+)", TEXTS[page]):
+            assert target in targets, f"{page}: make {target}"
+
+
+def test_every_option_that_the_pages_name_is_one_of_the_command_line(capsys):
+    known = {"--local-dir", "--device"}  # of hf, and of benchmarks/speed.py
+    for verb in VERBS:
+        with pytest.raises(SystemExit):
+            main.main([verb, "--help"])
+        known |= set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+    others = (
+        r"`(?:srun|gcloud|mpirun)[^`]*?python main.py|pip install[^`\n]*|python benchmarks[^`]*"
+    )
+    for page in [README, *GUIDES]:
+        if page.stem == "change-one-thing":  # its options are those that it adds
+            continue
+        named = re.findall(r"(?<![\w-])--[a-z][\w.-]*", re.sub(others, "", TEXTS[page]))
+        assert not {name.rstrip(".") for name in named} - known, page
+
+
+def test_the_blocks_are_made_from_the_result_files():
+    for page in tables.PAGES:
+        assert tables.render(TEXTS[page]) == TEXTS[page], "run: python benchmarks/tables.py"
+    notebook = tables.NOTEBOOK.read_text("utf-8")
+    assert tables.render_notebook(notebook) == notebook, "run: python benchmarks/tables.py"
     for name, (result, _) in tables.TABLES.items():
-        shown = any(f"<!-- {name}: begin -->" in text for text in pages)
-        assert shown == (tables.RESULTS / result).exists(), name
+        assert any(f"<!-- {name}: begin -->" in TEXTS[page] for page in tables.PAGES), name
+        assert (tables.RESULTS / result).exists() or result == tables.LONG_RUN
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_projects_address_is_one_setting(known, tmp_path, monkeypatch):
+    """Without it there is no badge, and a clone is the reader's affair."""
+    url = "https://github.com/somebody/gpt_jax"
+    text = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.urls]")[0]
+    text += f'[project.urls]\nRepository = "{url}.git"\n' if known else ""
+    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(tables, "PYPROJECT", tmp_path / "pyproject.toml")
+    readme = tables.render(TEXTS[README])
+    notebook = json.loads(tables.render_notebook(tables.NOTEBOOK.read_text("utf-8")))
+    source = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    badge = "colab.research.google.com/github/somebody/gpt_jax/blob/main/notebooks/colab.ipynb"
+    assert (badge in readme) == known
+    assert (f"git clone {url} && cd gpt_jax" in readme) == known
+    assert (f'REPOSITORY = "{url}"' in source) == known
+    assert ("badge" in readme) == known
+    assert ('REPOSITORY = ""' in source) == (not known)
+
+
+def test_the_badge_needs_an_address_at_github(monkeypatch):
+    monkeypatch.setattr(tables, "address", lambda: "https://example.org/gpt_jax")
+    assert "badge" not in tables.colab()
+    assert "git clone https://example.org/gpt_jax && cd gpt_jax" in tables.clone()
 
 
 def test_the_headers_of_nano_and_its_original_have_the_results():
@@ -129,6 +239,44 @@ def test_the_headers_of_nano_and_its_original_have_the_results():
         assert f"{seconds[f'gpt_jax, {way}']['seconds']:.0f} s" in nano
 
 
-def test_the_files_that_the_readme_names_exist():
-    for target in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (ROOT / target).exists(), target
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), flags=re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page}: {target}"
+        if anchor:
+            assert anchor in anchors(file.read_text("utf-8")), f"{page}: {target}"
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(TEXTS[README]) <= 12_000
+    for page in [*GUIDES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]:
+        assert f"]({page.relative_to(ROOT)})" in TEXTS[README], page
+
+
+def test_the_two_commands_are_at_the_top():
+    install = "pip install -r requirements.txt && python main.py --config nano\n"
+    test = "pip install -r requirements-test.txt && python -m pytest\n"
+    assert 0 < TEXTS[README].index(install) < TEXTS[README].index(test) < 2_000
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_every_page_opens_with_the_questions_it_answers(page):
+    title, _, rest = TEXTS[page].partition("\n\n")
+    assert re.fullmatch(r"# .+", title)
+    assert "?" in rest.partition("\n\n")[0]
+
+
+@pytest.mark.parametrize(("page", "word"), [(page, word) for page in WORDS for word in WORDS[page]])
+def test_a_newcomers_words_are_where_they_belong(page, word):
+    assert word.lower() in TEXTS[ROOT / "docs" / f"{page}.md"].lower()

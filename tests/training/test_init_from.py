@@ -102,7 +102,7 @@ def test_the_state_begins_with_the_folders_parameters_where_the_table_says(tiny_
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
     assert int(state.step) == 0
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == jax.tree.map(
-        lambda x: (x.shape, x.dtype, x.sharding), programs.target
+        lambda x: (x.shape, x.dtype, x.sharding), programs.abstract_state
     )
     programs.close()
 
@@ -140,7 +140,7 @@ def test_a_run_starts_from_a_run(command, tiny_config):
     assert start.origin["step"] == 12
     assert start.origin["sha256"] == digest(first.params).hexdigest()
     line = command("export --run-dir run --out out", status=2)
-    assert line.startswith("error: model.activation='relu' has no place in a GPT-2 folder")
+    assert line.startswith("error: model.activation='relu' is not supported in a GPT-2 folder")
     assert not os.path.exists("out")
 
 
@@ -172,7 +172,9 @@ def test_settings_that_never_met_the_folders_are_named_too(tiny_config, gpt2):
 
 def test_a_gpt2_folder_is_no_place_for_a_run(tiny_config, gpt2):
     config = override(tiny_config, {"run_dir": str(gpt2)})
-    with pytest.raises(UserError, match=r"is a GPT-2 folder; train on .* --init-from .*gpt2 --run"):
+    with pytest.raises(
+        UserError, match=r"is a GPT-2 folder; fine-tune it .* --init-from .*gpt2 --run"
+    ):
         gpt_jax.train(config, quiet=True)
     assert not (gpt2 / "checkpoints").exists()
 

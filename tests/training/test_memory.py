@@ -8,6 +8,7 @@ import pytest
 
 from gpt_jax.config import Config, ModelConfig, TrainConfig, fix_schedule, load_config, override
 from gpt_jax.config.fields import iter_fields, parse
+from gpt_jax.config.known_settings import KNOWN
 from gpt_jax.devices import available_memory, largest_divisor
 from gpt_jax.errors import UserError
 from gpt_jax.training import memory
@@ -27,7 +28,7 @@ SMALL = Config(
 def planned(config: Config) -> int:
     """Bytes that XLA plans for a step: arguments, results, all between."""
     model, train = config.model, config.train
-    step = make_train_step(model, make_optimizer(config.optim), train.loss_chunk)
+    step = make_train_step(model, make_optimizer(config.optim), train)
     shape = (train.micro_batch_size, model.block_size + 1)
     if train.micro_batch is not None:
         shape = (train.batch_size // train.micro_batch, *shape)
@@ -69,6 +70,22 @@ def test_the_estimate_is_between_half_and_all_of_what_xla_plans(model, train):
     )
     estimate, plan = estimate_memory(config, (1, 1, 1, 1), "cpu").total, planned(config)
     assert plan / 2 < estimate <= plan, estimate / plan
+
+
+def test_a_setting_that_the_estimate_does_not_know_makes_it_smaller_never_larger(monkeypatch):
+    """As if grouped queries and recomputing products were new."""
+    new = [{"n_kv_head": 1}, {"remat": "dots"}, {"n_kv_head": 1, "n_layer": 8}]
+    configs = [
+        dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, **values))
+        for values in new
+    ]
+    known = [estimate_memory(config, (1, 1, 1, 1), "cpu") for config in configs]
+    monkeypatch.delitem(KNOWN, "n_kv_head")
+    monkeypatch.setitem(KNOWN, "remat", ("none", "full"))
+    for config, before in zip(configs, known, strict=True):
+        after = estimate_memory(config, (1, 1, 1, 1), "cpu")
+        assert after.state == before.state
+        assert 0 < after.activations < before.activations
 
 
 def test_the_estimate_by_hand():
@@ -247,7 +264,7 @@ def test_training_asks_for_xlas_own_plan_before_its_first_step(monkeypatch, tmp_
     corpus = tmp_path / "text.txt"
     corpus.write_text("It was a dark and stormy night. " * 100, encoding="utf-8")
     config = override(config, {"data.corpus": str(corpus), "train.eval_batches": 1})
-    monkeypatch.setattr("gpt_jax.training.trainer.check_memory", lambda config, resumes: None)
+    monkeypatch.setattr("gpt_jax.training.run_setup.check_memory", lambda config, resumes: None)
     monkeypatch.setattr("gpt_jax.training.compiled_steps.memory_limit", lambda device: 2**20)
     with pytest.raises(UserError, match=r"the program '(initialise|evaluate|train)' would take"):
         train(config, quiet=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,37 @@ import pytest
 from conftest import TINY
 
 from gpt_jax.config import OptimConfig
+from gpt_jax.config.fields import iter_fields
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import state_shardings
 from gpt_jax.prng import make_keys
-from gpt_jax.training.optimizer import decay_mask, make_learning_rate, make_optimizer, muon_labels
+from gpt_jax.training.optimizer import (
+    DECAY_SHAPES,
+    OPTIMIZERS,
+    decay_mask,
+    make_learning_rate,
+    make_optimizer,
+    muon_labels,
+)
 from gpt_jax.training.state import init_state
 
 EPS = float(np.finfo(np.float32).eps)
 # With every parameter there can be.
 WHOLE = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, activation="swiglu", n_kv_head=1)
 TIED = dataclasses.replace(TINY, tied=True, bias=False)
+
+
+def test_every_choice_has_its_entry_and_an_unknown_one_is_an_error(monkeypatch):
+    """Not the last branch of an if: a choice without an entry would train with another's."""
+    choices = {name: typing.get_args(hint) for name, hint, _ in iter_fields(OptimConfig)}
+    assert set(choices["optimizer"]) == set(OPTIMIZERS)
+    assert set(choices["schedule"]) == {"constant", *DECAY_SHAPES}
+    monkeypatch.delitem(OPTIMIZERS, "muon")
+    with pytest.raises(KeyError, match="muon"):
+        make_optimizer(OptimConfig(optimizer="muon"))
+    monkeypatch.delitem(DECAY_SHAPES, "wsd")
+    with pytest.raises(KeyError, match="wsd"):
+        make_learning_rate(OptimConfig(schedule="wsd", schedule_steps=9, decay_steps=3))(0)
 
 
 def names(tree) -> dict:

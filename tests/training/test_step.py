@@ -361,9 +361,9 @@ def test_the_loss_in_chunks_is_the_loss_and_so_are_its_gradients(options):
 
     @functools.partial(jax.jit, static_argnums=1)
     def value_and_grad(params, loss_chunk):
-        return jax.value_and_grad(lambda p: loss_fn(model, p, batch, KEYS.dropout, loss_chunk))(
-            params
-        )
+        return jax.value_and_grad(
+            lambda p: loss_fn(model, p, batch, KEYS.dropout, TrainConfig(loss_chunk=loss_chunk))
+        )(params)
 
     loss, grads = value_and_grad(params, None)
     for loss_chunk in (1, 12):
@@ -434,7 +434,7 @@ def test_the_loss_in_chunks_never_has_all_logits_in_memory():
     logits = 2 * 256 * 50257 * 4
 
     def temporary_bytes(loss_chunk, differentiate):
-        loss = lambda p, batch: loss_fn(model, p, batch, None, loss_chunk)
+        loss = lambda p, batch: loss_fn(model, p, batch, None, TrainConfig(loss_chunk=loss_chunk))
         program = jax.jit(jax.grad(loss) if differentiate else loss).lower(params, batch).compile()
         return program.memory_analysis().temp_size_in_bytes
 
@@ -451,7 +451,9 @@ def test_chunks_of_the_loss_are_shared_by_all_devices():
     model = dataclasses.replace(TINY, dropout=0.0)
     params = jax.device_put(new_state().params, replicated(mesh))
     batch = jax.device_put(TOKENS[:72].reshape(8, 9), replicated(mesh))
-    grad = jax.jit(jax.grad(lambda p, batch: loss_fn(model, p, place(batch), None, 16)))
+    grad = jax.jit(
+        jax.grad(lambda p, batch: loss_fn(model, p, place(batch), None, TrainConfig(loss_chunk=16)))
+    )
     text = grad.lower(params, batch).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text

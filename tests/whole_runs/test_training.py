@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -147,7 +149,7 @@ def test_a_run_says_how_devices_share_its_batch(tiny_config, capsys):
 def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     whole = gpt_jax.train(override(tiny_config, SCHEDULED))
     # As many devices as divide a part, of the 8 there are.
-    assert "4 x cpu: batch 8 = 2 parts x 4 x 1 sequences" in capsys.readouterr().out
+    assert "4 x cpu: batch 8 = 2 micro-batches x 4 x 1 sequences" in capsys.readouterr().out
     other = {"run_dir": str(tmp_path / "other"), **SCHEDULED}
     with pytest.MonkeyPatch.context() as patch:
         write = trainer.MetricsWriter.write
@@ -257,10 +259,7 @@ def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp
 
 def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(
-        "gpt_jax.input_pipeline.text_corpus.__file__",
-        str(tmp_path / "gpt_jax" / "input_pipeline" / "text_corpus.py"),
-    )
+    monkeypatch.setattr("gpt_jax.input_pipeline.text_corpus.checkout_dir", lambda: None)
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
     monkeypatch.setattr("gpt_jax.input_pipeline.text_corpus.TRIES", 1)
     data = dataclasses.replace(
@@ -291,7 +290,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_config, t
     again = gpt_jax.train(override(tiny_config, {**other, "train.steps": 16}))
     out = capsys.readouterr().out
     assert "00000012 is damaged" in out
-    assert "going on from step 8" in out
+    assert "resuming from step 8" in out
     assert_same_run(whole, again)
 
 
@@ -332,7 +331,7 @@ def test_a_spike_stops_a_run_or_is_left_out_and_counted(tiny_config, tmp_path, c
     run = gpt_jax.train(override(tiny_config, SPIKES))
     counts = {row["step"]: row["skipped"] for row in run.rows if "skipped" in row}
     named = re.findall(
-        r"left out, for their loss or gradient: step ([\d, ]+)", capsys.readouterr().out
+        r"skipped updates \(non-finite or spiking\): step ([\d, ]+)", capsys.readouterr().out
     )
     steps = [int(step) for part in named for step in part.split(", ")]
     assert steps[0] == first
@@ -386,7 +385,7 @@ def test_a_kill_between_more_steps_and_the_first_of_them_loses_nothing(
     longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **{"train.steps": 20})
     train(tiny_config)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(trainer, "Trainer", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config, **{"train.steps": 20})
     with pytest.raises(ConfigError, match=r"train.steps is 20 there and 12 here"):
@@ -411,26 +410,6 @@ def test_the_picture_names_its_axes_and_units(tiny_config):
         "validation",
     ):
         assert f"<!-- {text}" in svg
-
-
-def test_the_bar_shows_step_loss_speed_and_time_left():
-    import io
-
-    from rich.console import Console
-
-    from gpt_jax.console import Display
-
-    out, terminal = io.StringIO(), {"TERM": "xterm"}
-    display = Display()
-    display._console = Console(file=out, force_terminal=True, width=120, _environ=terminal)
-    display._live = True
-    display.start(0, 500)
-    assert "compiling" in display._bar.tasks[0].fields["status"]
-    display.progress(120, 2.345, 25_000)
-    display._bar.refresh()
-    display.stop()
-    for text in ("step 120/500", "loss 2.345", "25,000 tokens/s", "left"):
-        assert text in out.getvalue()
 
 
 def test_training_works_inside_a_running_event_loop(tiny_config):
@@ -474,8 +453,6 @@ def test_steps_that_no_chunk_divides(tiny_config):
 
 
 def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
-    import threading
-
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=train, args=(tiny_config,))
     thread.start()
@@ -495,9 +472,42 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.MetricsWriter, "write", interrupting)
-        with pytest.raises(Interrupted, match=r"SIGINT: saved at step \d+ of 12; the same command"):
+        message = r"SIGINT: saved at step \d+ of 12; run the same command to resume"
+        with pytest.raises(Interrupted, match=message):
             train(tiny_config)
     assert checkpoints.steps(Path(tiny_config.run_dir))[-1] in (4, 6, 8)
+    assert train(tiny_config).step == 12
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_ctrl_c_while_compiling_says_so_and_ends_before_a_step(
+    tiny_config, monkeypatch, capsys, step
+):
+    """What is compiled here never is: a run that waits for it fails."""
+    if step:
+        train(tiny_config, **{"train.steps": step})
+    what = "chunk_program" if step else "evaluation_program"
+
+    def never(self, *args):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        program = Future()
+        late = threading.Timer(60, program.set_exception, (AssertionError("it was waited for"),))
+        late.daemon = True
+        late.start()
+        return program
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_steps.CompiledSteps, "compile_ahead", lambda *args, **kwargs: None)
+        patch.setattr(compiled_steps.CompiledSteps, what, never)
+        with pytest.raises(Interrupted) as ended:
+            gpt_jax.train(tiny_config)
+    said = "saved at step 4 of 12; run the same command to resume"
+    if step == 0:
+        said = "stopped before the first step; run the same command to start again"
+    assert str(ended.value) == f"SIGINT: {said}"
+    doing = "compiling the training step" if step else "compiling the evaluation"
+    out = capsys.readouterr().out
+    assert f"{doing}: stopping before the first step; once more to stop at once\n" in out
     assert train(tiny_config).step == 12
 
 

@@ -1,0 +1,258 @@
+"""The text of a compiled GPU program, read into instructions and kernels. No jax is needed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+
+BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
+    "u32": 4, "f64": 8, "s64": 8, "u64": 8,
+}  # fmt: skip
+ARRAY = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\]")
+NO_WORK = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "iota", "opt-barrier", "copy-done", "fusion-done", "async-done",
+    "all-reduce-done", "all-gather-done", "reduce-scatter-done", "all-to-all-done",
+    "collective-permute-done",
+}  # fmt: skip
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: name = type opcode(arguments), attributes."""
+
+    name: str
+    type: str
+    opcode: str
+    arguments: str
+    attributes: str
+    is_root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.arguments)
+
+    def attribute(self, pattern: str) -> str:
+        """Returns the first group of a pattern found in the attributes, or ''."""
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def calls(self) -> str:
+        return self.attribute(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
+
+
+Computation = dict[str, Instruction]
+
+
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """Returns {name: {instruction's name: instruction}} and the name of the entry computation."""
+    computations: dict[str, Computation] = {}
+    current: Computation | None = None
+    entry = ""
+    for line in text.split("\n"):
+        if head := COMPUTATION.match(line):
+            current = computations[head[2]] = {}
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (found := INSTRUCTION.match(line)):
+            current[found[2]] = _parse_instruction(*found.groups())
+    return computations, entry
+
+
+def _parse_instruction(root: str | None, name: str, rest: str) -> Instruction:
+    end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
+    type_, call = rest[:end], rest[end:].strip()
+    opcode, bracket, _ = call.partition("(")
+    call = call[len(opcode) :] if bracket else "()"
+    end = _closing(call)
+    return Instruction(name, type_, opcode, call[1:end], call[end + 1 :], bool(root))
+
+
+def _closing(text: str) -> int:
+    """Returns the position at which the bracket closes that `text` begins with."""
+    depth = 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return i
+    raise ValueError(f"no closing bracket: {text:.80}")
+
+
+def n_bytes(type_: str) -> int:
+    """Returns the bytes of all arrays in a type."""
+    return sum(BYTES[dtype] * _size(dims) for dtype, dims in ARRAY.findall(type_))
+
+
+def workspace_bytes(type_: str) -> int:
+    """Returns the bytes of the scratch arrays that library calls return beside their result."""
+    return sum(int(n) for n in re.findall(r"s8\[(\d+)\]", type_))
+
+
+def without_layout(type_: str) -> str:
+    """Returns a type for humans."""
+    return re.sub(r"\{[^}]*\}", "", type_).strip("(")
+
+
+def matmul(instruction: Instruction, computation: Computation) -> tuple[int, str, str]:
+    """Returns a matrix product's operations, the dtype it is multiplied in, and its shapes.
+
+    The dtype is "bf16", "tf32", or "f32" where the highest precision was asked for.
+    """
+    left, right = (computation[name].type for name in instruction.operands[:2])
+    gone = set()  # dimensions of the right side that the result does not add to the left's
+    for kind in ("contracting", "batch"):
+        if instruction.opcode == "dot":
+            found = instruction.attribute(rf"rhs_{kind}_dims=\{{([\d,]*)\}}")
+        else:
+            found = instruction.attribute(rf'"rhs_{kind}_dimensions":\[([^\]]*)\]')
+        gone |= {int(n) for n in re.findall(r"\d+", found)}
+    flops = 2 * math.prod(_shape(left))
+    flops *= math.prod(n for i, n in enumerate(_shape(right)) if i not in gone)
+    highest = "highest" in instruction.attributes.lower()
+    dtype = "bf16" if left.startswith(("bf16", "f16")) else "f32" if highest else "tf32"
+    result = "{}[{}]".format(*ARRAY.findall(instruction.type)[0])
+    return flops, dtype, f"{without_layout(left)} x {without_layout(right)} -> {result}"
+
+
+def _shape(type_: str) -> list[int]:
+    return [int(n) for n in ARRAY.findall(type_)[0][1].split(",") if n]
+
+
+def _size(dims: str) -> int:
+    return math.prod(int(n) for n in dims.split(",") if n)
+
+
+@dataclasses.dataclass
+class Kernel:
+    """One execution of an instruction.
+
+    Attributes:
+      name: the instruction's.
+      kind: custom call's target, fusion's kind or opcode.
+      times: executions in a call of the program.
+      bytes: read and written.
+      flops: of matrix products.
+      dtype: of the products: bf16, tf32 or f32; "" without.
+      group: "kernel", "async" or "collective".
+      shapes: of the products, or the result.
+      source: the operation in the traced program.
+      seconds: of all executions together, at least.
+    """
+
+    name: str
+    kind: str
+    times: int
+    bytes: int = 0
+    flops: int = 0
+    dtype: str = ""
+    group: str = "kernel"
+    shapes: str = ""
+    source: str = ""
+    seconds: float = 0
+
+
+def find_kernels(text: str) -> list[Kernel]:
+    """Returns the kernels of a program, each with how often it is executed."""
+    computations, entry = parse(text)
+    kernels: list[Kernel] = []
+    _walk(computations, entry, 1, kernels)
+    return kernels
+
+
+def _walk(
+    computations: dict[str, Computation], name: str, times: int, kernels: list[Kernel]
+) -> None:
+    for i in computations[name].values():
+        if i.opcode == "while":
+            iterations = i.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
+            _walk(computations, i.calls, times * int(iterations or 1), kernels)
+        elif i.opcode == "call":
+            _walk(computations, i.calls, times, kernels)
+        elif i.opcode == "conditional":
+            branches = i.attribute(r"branch_computations=\{([^}]*)\}")
+            for branch in re.findall(r"%([\w.\-]+)", branches):
+                _walk(computations, branch, times, kernels)
+        elif i.opcode not in NO_WORK:
+            kernels.append(_make_kernel(i, times, computations[name], computations))
+
+
+def _make_kernel(
+    i: Instruction, times: int, names: Computation, computations: dict[str, Computation]
+) -> Kernel:
+    kernel = Kernel(i.name, i.opcode, times, shapes=without_layout(i.type)[:90])
+    kernel.source = i.attribute(r'op_name="([^"]*)"')
+    read = sum(n_bytes(names[name].type) for name in i.operands if name in names)
+    if i.opcode == "custom-call":
+        kernel.kind = i.attribute(r'custom_call_target="([^"]*)"')
+        kernel.bytes = n_bytes(i.type) + read - workspace_bytes(i.type)
+        if "matmul" in kernel.kind or "gemm" in kernel.kind:
+            kernel.flops, kernel.dtype, kernel.shapes = matmul(i, names)
+    elif i.opcode in ("fusion", "fusion-start"):
+        _describe_fusion(kernel, i, names, computations[i.calls])
+    elif i.opcode.startswith(COLLECTIVES):
+        kernel.group, kernel.bytes = "collective", read
+    elif i.opcode.endswith("-start"):  # its type holds the argument again
+        kernel.group, kernel.bytes = "async", 2 * read
+    else:
+        kernel.bytes = n_bytes(i.type) + read
+    return kernel
+
+
+def _describe_fusion(kernel: Kernel, i: Instruction, names: Computation, body: Computation) -> None:
+    kernel.kind = f"fusion {i.attribute(r'kind=(k[A-Za-z]+)')}"
+    kernel.kind += " triton" if "__triton" in i.attributes else ""
+    kernel.group = "async" if i.opcode == "fusion-start" else "kernel"
+    kernel.bytes = fusion_bytes(i, names, body)
+    for inner in body.values():
+        library = 'custom_call_target="__cublas' in inner.attributes
+        if library or inner.opcode == "dot":
+            flops, kernel.dtype, kernel.shapes = matmul(inner, body)
+            kernel.flops += flops
+            kernel.kind = f"matmul, {'slices its arguments' if library else 'fused'}"
+
+
+def fusion_bytes(fusion: Instruction, names: Computation, body: Computation) -> int:
+    """Returns the bytes that a fusion moves; of arrays it only slices or updates, that part."""
+    users: dict[str, list[Instruction]] = collections.defaultdict(list)
+    for instruction in body.values():
+        for operand in instruction.operands:
+            users[operand].append(instruction)
+    parameters = {int(i.arguments): name for name, i in body.items() if i.opcode == "parameter"}
+    total = 0
+    for i, operand in enumerate(fusion.operands):
+        whole = n_bytes(names[operand].type) if operand in names else 0
+        total += int(min(whole, _bytes_read(parameters[i], users) if i in parameters else whole))
+    root = next(i for i in body.values() if i.is_root)
+    return total + _bytes_written(root, body) - workspace_bytes(fusion.type)
+
+
+def _bytes_read(name: str, users: dict[str, list[Instruction]]) -> float:
+    """Returns the bytes that users read of `name`: through views what is sliced; infinite: all."""
+    total = 0.0
+    for user in users[name]:
+        first = user.operands[0] == name
+        if user.opcode in ("bitcast", "slice", "dynamic-slice") and first:
+            total += min(n_bytes(user.type), _bytes_read(user.name, users))
+        elif user.opcode == "gather" and first:
+            total += n_bytes(user.type)
+        elif user.opcode != "dynamic-update-slice" or not first:
+            return math.inf
+    return total if users[name] else math.inf
+
+
+def _bytes_written(result: Instruction, body: Computation) -> int:
+    if result.opcode == "dynamic-update-slice":
+        return n_bytes(body[result.operands[1]].type)
+    if result.opcode == "bitcast":
+        return _bytes_written(body[result.operands[0]], body)
+    if result.opcode == "tuple":
+        return sum(_bytes_written(body[name], body) for name in result.operands)
+    return n_bytes(result.type)

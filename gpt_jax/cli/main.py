@@ -1,0 +1,120 @@
+"""The command line: finds the verb, runs its module, and turns an error into one line.
+
+Its three doors are alike: `python main.py` in a checkout, `python -m gpt_jax`, and the command
+`gpt_jax` once the package is installed. jax is imported only after the command line is parsed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import signal
+import sys
+from types import ModuleType
+from typing import Any, NoReturn
+
+from gpt_jax.cli import VERBS
+from gpt_jax.config import list_configs
+from gpt_jax.config.files import checkout_dir
+from gpt_jax.devices import keep_compiled_programs, retain_freed_memory
+from gpt_jax.errors import (
+    ConfigError,
+    OutOfTime,
+    TrainingError,
+    UserError,
+    is_out_of_memory,
+    suggest,
+)
+from gpt_jax.parallel.multihost import exit_process
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit status.
+
+    That is 0, 1 (it failed), 2 (a usage error), 75 (out of time; run it again) or 128 + a signal.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    try:
+        if argv[:1] == ["help"]:
+            argv = ["--help"]
+        verb, rest = "train", argv
+        if argv and not argv[0].startswith("-"):
+            verb, rest = argv[0], argv[1:]
+            if verb in list_configs():
+                raise ConfigError(f"unknown verb {verb!r}; did you mean --config {verb}?")
+            if verb not in VERBS:
+                raise ConfigError(
+                    f"unknown verb {verb!r}{suggest(verb, VERBS)}; there are {', '.join(VERBS)}"
+                )
+        keep_compiled_programs()
+        retain_freed_memory()
+        return _verb_module(verb).command(rest)
+    except (UserError, TrainingError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return exit_process(error, 2 if isinstance(error, UserError) else 1)
+    except RuntimeError as error:
+        if debug or not is_out_of_memory(error):
+            raise
+        print(
+            f"error: the memory is too small: {str(error).splitlines()[0]}; use a device with "
+            "more, or JAX_PLATFORMS=cpu for the machine's own memory",
+            file=sys.stderr,
+        )
+        return 1
+    except OutOfTime as error:
+        if debug:
+            raise
+        print(error, file=sys.stderr)
+        return 75
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        print(str(error) or "interrupted", file=sys.stderr)
+        return 128 + getattr(error, "signum", signal.SIGINT)
+    except BrokenPipeError:  # the reader went away, as in `| head`
+        sys.stdout = None
+        return 0
+
+
+def _verb_module(verb: str) -> ModuleType:
+    """Imports the module of a verb; that of `prepare` is `data/cli.py`, in a checkout alone.
+
+    Raises:
+      UserError: there is no checkout.
+    """
+    if verb != "prepare":
+        return importlib.import_module(f"gpt_jax.cli.{verb}")
+    root = checkout_dir()
+    if root is None:
+        raise UserError(
+            "prepare works in a checkout of the project only, because the installed package has "
+            "no folder data/; run there: python main.py prepare"
+        )
+    if sys.path[0] != str(root):  # where we are, another package may have the name `data`
+        sys.path.insert(0, str(root))
+    return importlib.import_module("data.cli")
+
+
+def run() -> None:
+    """Runs the command line of this process, and ends the process where it fails."""
+    if "--debug" not in sys.argv:  # training takes over while it has something to save
+        signal.signal(signal.SIGINT, _exit_at_once)
+        signal.signal(signal.SIGTERM, _exit_at_once)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if status := main():
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)  # at once: threads of a failed save may wait for ever
+
+
+def _exit_at_once(signum: int, frame: Any) -> NoReturn:
+    """Ends the program while there is nothing to save: an import swallows KeyboardInterrupt."""
+    os.write(2, b"\x1b[?25hinterrupted\n" if os.isatty(2) else b"interrupted\n")
+    os._exit(128 + signum)
