@@ -36,7 +36,7 @@ from data.sources.readers import make_plan
 from data.vocabulary import make_tokenizer
 from data.workers import WorkerPool
 from gpt_jax.console import Display, WorkProgress
-from gpt_jax.errors import ConfigError, TrainingError, UserError
+from gpt_jax.errors import ConfigError, TrainingError, UserError, differences
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
@@ -83,8 +83,8 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise TrainingError(
-            f"{out} can't be written{where}: {error.strerror or error}; the same command again "
-            "goes on from here"
+            f"{out} can't be written{where}: {error.strerror or error}; run the same command "
+            "again to resume"
         ) from error
 
 
@@ -159,9 +159,11 @@ def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
     open_shards(out)
     manifest = read_manifest(out)
     settings = manifest.get("settings")
-    if different := _differences(settings if isinstance(settings, dict) else {}, config.record()):
+    settings = settings if isinstance(settings, dict) else {}
+    if lines := differences(settings, config.record(), repr):
         raise UserError(
-            f"{out} holds a corpus prepared with other settings: {different}; choose another --out"
+            f"{out} holds a corpus prepared with other settings: {'; '.join(lines)}; choose "
+            "another --out"
         )
     if different := _source_difference(manifest.get("source"), config):
         raise UserError(
@@ -191,14 +193,6 @@ def _source_difference(there: Any, config: PrepareConfig) -> str:
     if os.path.lexists(old) or glob.glob(old, recursive=True):  # else it was moved
         return f"--input was {old} and is {here['input']}"
     return ""
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    return "; ".join(
-        f"{name} is {there.get(name)!r} there and {here[name]!r} here"
-        for name in here
-        if there.get(name) != here[name]
-    )
 
 
 def _check_folder(out: Path, work: Path) -> None:
@@ -240,10 +234,10 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
         return None
     values = _read_json(path)
     settings = values["settings"]
-    if different := _differences(settings, config.record()):
+    if lines := differences(settings, config.record(), repr):
         raise UserError(
-            f"{work.parent} was begun with other settings: {different}; use those, choose another "
-            "--out, or delete it"
+            f"{work.parent} was begun with other settings: {'; '.join(lines)}; use those, choose "
+            "another --out, or delete it"
         )
     there, here = values["plan"]["facts"].get("input"), local_path(config)
     if there and here and there != here:

@@ -107,6 +107,6 @@ def _tell_of_kills() -> Generator[None]:
         yield
     except BrokenProcessPool as error:
         raise TrainingError(
-            "a process was killed, perhaps for its memory (fewer --workers need less); the same "
-            "command again goes on from here"
+            "a process was killed, perhaps for its memory (fewer --workers need less); run the "
+            "same command again to resume"
         ) from error

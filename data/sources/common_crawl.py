@@ -26,11 +26,22 @@ from data.sources.documents import (
     Unit,
     too_large,
 )
-from data.sources.download import download
-from gpt_jax.errors import UserError
+from gpt_jax.download import (
+    FailedDownload,
+    Limits,
+    RefusedDownload,
+    TooLarge,
+    download,
+    unfinished_path,
+)
+from gpt_jax.errors import TrainingError, UserError
 
 MAX_LISTING_BYTES = 1 << 26
 MAX_HEADER_BYTES = 1 << 16
+TRIES = 6
+PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each next one
+TIMEOUT_SECONDS = (10, 60)  # to connect; between two packets
+DOWNLOAD_BYTES = 1 << 16  # written at once: what a broken connection loses
 CRAWL = re.compile(r"CC-MAIN-\d{4}(?:-\d{2}){1,3}")
 LISTED = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.warc\.wet\.gz")
 
@@ -50,7 +61,7 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
     url = f"{base}crawl-data/{config.input}/wet.paths.gz"
     saved = work / f"{config.input}.paths.gz"
     if not saved.exists():
-        download(url, saved, MAX_LISTING_BYTES)
+        download_file(url, saved, MAX_LISTING_BYTES)
     try:
         with gzip.open(saved) as file:
             raw = file.read(MAX_LISTING_BYTES + 1)
@@ -88,7 +99,7 @@ def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | B
         path = download_path(unit, work)
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            download(unit["url"], path)
+            download_file(unit["url"], path)
     try:
         with gzip.open(path) as stream:
             file = io.BufferedReader(stream, STREAM_BYTES)
@@ -99,6 +110,34 @@ def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | B
     except BadInput:
         discard(unit, work)
         raise
+
+
+def download_file(url: str, path: Path, max_bytes: int | None = None) -> None:
+    """Stores what a URL serves at `path`, whole; resumes an unfinished download.
+
+    Raises:
+      UserError: the server refuses, or sends more than `max_bytes`.
+      TrainingError: it is not available now, or can't be written.
+    """
+    limits = Limits(TRIES, PAUSE_SECONDS, TIMEOUT_SECONDS, DOWNLOAD_BYTES, max_bytes=max_bytes)
+    try:
+        download(url, path, limits)
+    except TooLarge as error:
+        raise UserError(f"{url} has {error}") from error
+    except RefusedDownload as error:
+        raise UserError(
+            f"{url}: {error}; check the crawl's id at https://commoncrawl.org/get-started, and "
+            "--base-url"
+        ) from error
+    except FailedDownload as error:
+        raise TrainingError(
+            f"{url} could not be downloaded ({error}, {TRIES} times); run the same command again "
+            "to resume"
+        ) from error
+    except OSError as error:
+        raise TrainingError(
+            f"{unfinished_path(path)} can't be written: {error.strerror}"
+        ) from error
 
 
 def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | BadInput]:

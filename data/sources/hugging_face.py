@@ -51,7 +51,7 @@ def _unopened(name: str, error: Exception) -> UserError | TrainingError:
     what = f"{type(error).__name__}: {one_line(error)}"
     if not os.path.isdir(name) and _network_error(error) and not _refused(error):
         return TrainingError(
-            f"data set {name} can't be had now ({what}); the same command again goes on from here"
+            f"data set {name} is not available: {what}; run the same command again to resume"
         )
     return UserError(
         f"data set {name} can't be opened: {what}; check --input, --hf-config, --hf-split and "

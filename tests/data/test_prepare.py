@@ -35,7 +35,7 @@ from data import workers as processes
 from data.config import PrepareConfig
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
-from data.sources import common_crawl, download, json_lines, parquet
+from data.sources import common_crawl, json_lines, parquet
 from data.sources.readers import make_plan, read_unit
 from data.sources.text import CUT, plan_text
 from gpt_jax.console import Display
@@ -454,7 +454,9 @@ def hub(monkeypatch):
 def test_a_hub_that_cant_be_reached_is_no_damage(tmp_path, hub, when, error):
     values = {"source": "hf", "input": "name/on_the_hub", "on_damage": "skip"}
     setattr(hub, when, error)
-    with pytest.raises(TrainingError, match=r"can't be had now .*; the same command again goes on"):
+    with pytest.raises(
+        TrainingError, match=r"is not available: .*; run the same command again to resume"
+    ):
         run(tmp_path, **values)
     setattr(hub, when, HubError(404))
     with pytest.raises(UserError, match=r"can't be opened: HubError: 404 .* check --input"):
@@ -1107,8 +1109,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
-    monkeypatch.setattr(download, "DOWNLOAD_BYTES", 256)
+    monkeypatch.setattr(common_crawl, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(common_crawl, "DOWNLOAD_BYTES", 256)
     monkeypatch.setenv("NO_PROXY", "*")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     paths = [f"crawl-data/CC-MAIN-2024-33/segments/1/wet/{i}.warc.wet.gz" for i in range(3)]
@@ -1164,7 +1166,7 @@ def test_a_download_with_troubles_is_whole(tmp_path, server, trouble, n_requests
     path = server.paths[0]
     server.troubles[path] = list(trouble)
     target = tmp_path / "file"
-    download.download(server.values["base_url"] + path[1:], target)
+    common_crawl.download_file(server.values["base_url"] + path[1:], target)
     assert target.read_bytes() == server.files[path]
     assert len(server.requests) == n_requests
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -1175,11 +1177,11 @@ def test_a_download_with_troubles_is_whole(tmp_path, server, trouble, n_requests
 def test_a_download_goes_on_in_another_process(tmp_path, server):
     path = server.paths[0]
     url, target = server.values["base_url"] + path[1:], tmp_path / "file"
-    server.troubles[path] = ["half", *[503] * download.TRIES]
-    with pytest.raises(TrainingError, match=r"could not be downloaded .503 .* goes on from here"):
-        download.download(url, target)
+    server.troubles[path] = ["half", *[503] * common_crawl.TRIES]
+    with pytest.raises(TrainingError, match=r"could not be downloaded .503 .* again to resume"):
+        common_crawl.download_file(url, target)
     server.troubles, server.requests = {}, []
-    download.download(url, target)
+    common_crawl.download_file(url, target)
     assert target.read_bytes() == server.files[path]
     assert server.requests == [(path, f"bytes={half_of(server, path)}-")]
 
@@ -1196,8 +1198,8 @@ def test_a_file_of_a_crawl_is_downloaded_once(tmp_path, server, monkeypatch, tok
     size = 300 if tokenizer == "bpe" else None
     values = server.values | {"tokenizer": tokenizer, "vocab_size": size}
     last = server.paths[-1]
-    server.troubles[last] = ["half", *[503] * download.TRIES]
-    with pytest.raises(TrainingError, match="the same command again goes on from here"):
+    server.troubles[last] = ["half", *[503] * common_crawl.TRIES]
+    with pytest.raises(TrainingError, match="run the same command again to resume"):
         run(tmp_path, **values)
     assert not (tmp_path / "out" / WORK_FOLDER / parts.PLAN_FILE).exists()
     with pytest.raises(UserError, match="404 Not Found; check the crawl's id"):
