@@ -1,9 +1,9 @@
-"""Common Crawl's WET files: the plain text of web pages, in records behind one another.
+"""Common Crawl's WET files: the plain text of web pages, as consecutive records.
 
 The format is WARC 1.0 (https://iipc.github.io/warc-specifications/): each record has a version
 line, headers, an empty line, as many bytes as its Content-Length says, and two line ends; each is a
-gzip member of its own. A file that breaks off anywhere but between two records raises `BadInput`;
-what breaks off there is noticed by its length, which a download is checked against.
+separate gzip member. A file that is truncated anywhere but between two records raises `BadInput`;
+a truncation there is noticed by the length that a download is checked against.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_HEADER_BYTES = 1 << 16
 TRIES = 6
 PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each next one
 TIMEOUT_SECONDS = (10, 60)  # to connect; between two packets
-DOWNLOAD_BYTES = 1 << 16  # written at once: what a broken connection loses
+DOWNLOAD_BYTES = 1 << 16  # written at once: what a lost connection costs
 CRAWL = re.compile(r"CC-MAIN-\d{4}(?:-\d{2}){1,3}")
 LISTED = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.warc\.wet\.gz")
 
@@ -55,7 +55,7 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
     """Returns a unit for each file of a crawl's listing, wet.paths.gz.
 
     Raises:
-      UserError, TrainingError: the listing can't be had, or is none.
+      UserError, TrainingError: the listing is not available, or is not one.
     """
     base = config.base_url.rstrip("/") + "/"
     url = f"{base}crawl-data/{config.input}/wet.paths.gz"
@@ -86,12 +86,12 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
 
 
 def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | BadInput]:
-    """Yields the documents of a WET file, downloaded first where its unit has an address.
+    """Yields the documents of a WET file, downloaded first if its unit has a URL.
 
-    The download stays, for it may be read again (see `discard`), unless it is damaged.
+    The download is kept, as it may be read again (see `discard`), unless it is damaged.
 
     Raises:
-      Damage: the file breaks off, or is no WET file.
+      BadInput: the file is truncated, or is not a WET file.
       UserError, TrainingError: it can't be downloaded.
     """
     path = unit["path"]
@@ -141,10 +141,10 @@ def download_file(url: str, path: Path, max_bytes: int | None = None) -> None:
 
 
 def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | BadInput]:
-    """Yields the documents of WET's records, one for each of type `conversion`.
+    """Yields the documents of WET records, one for each of type `conversion`.
 
     Raises:
-      Damage: there is something else than a record, or half of one.
+      BadInput: something is not a record, or is half of one.
     """
     number = 0
     while line := file.readline(MAX_HEADER_BYTES):

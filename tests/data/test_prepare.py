@@ -28,10 +28,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import main
-from data import encode as parts
-from data import merge
+from data import encode, merge, workers
 from data import prepare as module
-from data import workers as processes
 from data.config import PrepareConfig
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
@@ -837,7 +835,7 @@ def test_parts_made_elsewhere_are_taken(tmp_path, monkeypatch):
     assert prepare(config, Display(quiet=True)) == {}
     for rank in (1, 0):
         Parts.of(str(tmp_path / "apart"))(None, rank, 2)
-    monkeypatch.setattr(parts, "_write", None)  # there is nothing left to do
+    monkeypatch.setattr(encode, "_write", None)  # there is nothing left to do
     run(tmp_path, "apart", **values)
     assert contents(tmp_path / "local") == contents(tmp_path / "apart")
 
@@ -861,10 +859,10 @@ def test_a_part_that_a_power_cut_has_damaged_is_made_again(tmp_path, damage):
     config = PrepareConfig(out=str(tmp_path / "cut"), tokenizer="char", engine="plan", **values)
     prepare(config, Display(quiet=True))
     Parts.of(config.out)(None)
-    path = parts.part_path(tmp_path / "cut" / WORK_FOLDER, 1)
-    assert parts.load_encoded(path) is not None
+    path = encode.encoded_path(tmp_path / "cut" / WORK_FOLDER, 1)
+    assert encode.load_encoded(path) is not None
     path.write_bytes(damage(path.read_bytes()))
-    assert parts.load_encoded(path) is None
+    assert encode.load_encoded(path) is None
     run(tmp_path, "cut", **values)
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
 
@@ -926,7 +924,7 @@ def test_a_process_that_is_killed_is_one_line(tmp_path, monkeypatch, place):
         pool = concurrent.futures.ProcessPoolExecutor
         monkeypatch.setattr(pool, "submit", lambda *args: exec("raise broken", {"broken": broken}))
     else:
-        monkeypatch.setattr(processes, "prepare_and_count", die)
+        monkeypatch.setattr(workers, "encode_and_count", die)
     with pytest.raises(TrainingError, match="a process was killed, perhaps for its memory"):
         run(tmp_path, **many_files(tmp_path, 4), workers=2)
 
@@ -1201,17 +1199,17 @@ def test_a_file_of_a_crawl_is_downloaded_once(tmp_path, server, monkeypatch, tok
     server.troubles[last] = ["half", *[503] * common_crawl.TRIES]
     with pytest.raises(TrainingError, match="run the same command again to resume"):
         run(tmp_path, **values)
-    assert not (tmp_path / "out" / WORK_FOLDER / parts.PLAN_FILE).exists()
+    assert not (tmp_path / "out" / WORK_FOLDER / encode.PLAN_FILE).exists()
     with pytest.raises(UserError, match="404 Not Found; check the crawl's id"):
         run(tmp_path, **values | {"input": "CC-MAIN-2019-01"})  # not the first one's listing
     server.troubles, server.requests = {}, []
-    left, discard = [], parts.discard
+    left, discard = [], encode.discard
 
     def spy(unit, work):
         discard(unit, work)
         left.append(len(list((work / "downloads").iterdir())))
 
-    monkeypatch.setattr(parts, "discard", spy)
+    monkeypatch.setattr(encode, "discard", spy)
     prepared = run(tmp_path, **values)
     assert server.requests == [(last, f"bytes={half_of(server, last)}-")]
     assert left == [2, 1, 0]
