@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -450,6 +451,23 @@ def test_steps_that_no_chunk_divides(tiny_config):
     run = train(tiny_config, **values)
     assert [row["step"] for row in read_rows(run.run_dir)] == [0, 4, 7]
     assert run.step == 7
+
+
+def test_the_state_is_freed_before_the_exact_evaluation(tiny_config, monkeypatch):
+    """The parameters are loaded again for it: beside them no others may be in memory."""
+    made, of_state = [], trainer.Trainer.restore_or_initialize
+
+    def restore_or_initialize(self):
+        of_state(self)
+        made.append(weakref.ref(self))
+
+    def finalize(*args):
+        made.append(made[0]())
+
+    monkeypatch.setattr(trainer.Trainer, "restore_or_initialize", restore_or_initialize)
+    monkeypatch.setattr(trainer, "finalize", finalize)
+    train(tiny_config)
+    assert made[1] is None
 
 
 def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
