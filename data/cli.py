@@ -1,4 +1,4 @@
-"""`python main.py prepare`: texts of any size as token shards on disk, or a check of such."""
+"""`python main.py prepare`: tokenizes texts of any size into token shards, or verifies some."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gpt_jax.errors import ConfigError
 def command(argv: list[str]) -> int:
     parser = Parser(
         prog=f"{program()} prepare",
-        usage=f"{program()} prepare --source S --input PATTERN --tokenizer T --out FOLDER [...]",
-        description="Turns a source of text into token shards on disk, which --data.corpus FOLDER "
-        "trains on.\nThe same command again goes on with a preparation that was interrupted. "
-        "data/README.md has\nrecipes.",
+        usage=f"{program()} prepare --source S --input PATTERN --out FOLDER [...]",
+        description="Tokenize a source of text into token shards on disk, on which --data.corpus "
+        "FOLDER trains. Run the same command again to resume an interrupted preparation. "
+        "data/README.md has recipes.",
     )
-    add_settings(parser, PrepareConfig(input="-", out="-"))
+    add_settings(parser, PrepareConfig(input="required", out="required"))
     parser.add_argument("--verify", metavar="FOLDER",
-                        help="only check every byte of a corpus that is prepared")  # fmt: skip
+                        help="only verify every byte of a prepared corpus")  # fmt: skip
     add_debug(parser)
     values = vars(parser.parse(argv))
     folder = values.pop("verify")

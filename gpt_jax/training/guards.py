@@ -12,7 +12,7 @@ from gpt_jax.errors import ConfigError, TrainingError, is_out_of_memory
 from gpt_jax.parallel import multihost
 from gpt_jax.run.checkpoints import CheckpointError
 from gpt_jax.run.folder import create_run, is_run, update_config
-from gpt_jax.storage import lock, to_folder
+from gpt_jax.storage import open_folder, to_folder
 from gpt_jax.training.memory import SUGGESTIONS
 from gpt_jax.training.run_setup import RunSetup
 
@@ -27,14 +27,14 @@ def open_for_training(setup: RunSetup) -> Generator[None]:
     run_dir = to_folder(setup.config.run_dir)
     with contextlib.ExitStack() as held:
 
-        def open_folder() -> None:
+        def create_or_update() -> None:
             if not setup.resumes:
                 create_run(run_dir, setup.config, setup.corpus, setup.tokenizer, setup.origin)
-            held.enter_context(lock(run_dir))
+            held.enter_context(open_folder(run_dir).lock())
             if setup.resumes:
                 update_config(run_dir, setup.config)
 
-        multihost.all_agree(open_folder if multihost.is_host0() else lambda: None)
+        multihost.all_agree(create_or_update if multihost.is_host0() else lambda: None)
         multihost.all_agree(lambda: _check_shared(run_dir))
         yield
 

@@ -18,7 +18,7 @@ from gpt_jax.hf import find
 from gpt_jax.model import Params
 from gpt_jax.run.folder import is_run, read_config, read_init_from
 from gpt_jax.run.load import Run, load_run
-from gpt_jax.storage import to_absolute, to_folder
+from gpt_jax.storage import open_folder, to_folder
 
 # Settings of a model that do not depend on its parameters: how it is computed.
 COMPUTE_SETTINGS = ("model.dtype", "model.remat", "model.attention")
@@ -96,7 +96,7 @@ def initial_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]
         digest.update(np.ascontiguousarray(leaf).data)
     origin = {
         "source": config.init_from,
-        "path": str(to_absolute(source.run_dir)),
+        "path": str(open_folder(source.run_dir).absolute()),
         "step": source.step,
         "block_size": theirs.block_size,
         "sha256": digest.hexdigest(),
