@@ -52,16 +52,16 @@ def command(argv: list[str]) -> int:
 
 
 def _verify(folder: str) -> int:
-    from gpt_jax.console import Display
+    from gpt_jax.console import Display, WorkProgress
     from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
 
     display = Display()
     prepared = open_shards(folder)
     for note in prepared.notes:
         display.note(note)
-    display.start_work(0, sum(prepared.n_tokens.values()))
+    progress = WorkProgress(display, 0, sum(prepared.n_tokens.values()))
     try:
-        tokens = verify_shards(prepared, lambda done, total: display.work(done, f"{done:,} tokens"))
+        tokens = verify_shards(prepared, lambda done, _: progress.update(done, f"{done:,} tokens"))
     finally:
         display.stop()
     what = "sums, ids and bytes" if prepared.manifest else "ids"

@@ -34,7 +34,11 @@ def command(argv: list[str]) -> int:
     if config.train.deterministic:
         devices.request_determinism()
     connect(hosts, has_tpu=devices.has_tpu())
-    from gpt_jax.training.trainer import train
+    from gpt_jax.console import Display
+
+    with Display() as display:
+        display.doing("loading jax")  # which takes a second or two
+        from gpt_jax.training.trainer import train
 
     if config.init_from is not None:
         from gpt_jax.training.init_from import start_from

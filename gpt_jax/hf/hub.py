@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt_jax.errors import UserError
 from gpt_jax.hf.safetensors_io import INDEX_FILE
 from gpt_jax.hf.weights import CONFIG_FILE
-from gpt_jax.storage import is_remote, to_folder
+from gpt_jax.storage import open_folder
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = [CONFIG_FILE, "*.safetensors", INDEX_FILE, "tokenizer.json", "vocab.json", "merges.txt"]
@@ -24,10 +24,10 @@ def find(source: str | os.PathLike[str]) -> Path:
     Raises:
       UserError: there is no such folder, or it can't be downloaded, and why.
     """
-    folder = to_folder(source)
+    folder = open_folder(source)
     name = os.fspath(source)
-    if is_remote(folder) or os.path.lexists(folder):
-        return folder
+    if folder.kind():
+        return folder.path
     if not HUB_NAME.fullmatch(name):
         raise UserError(
             f"{name} does not exist; give a run, a GPT-2 folder, or a name on Hugging Face's hub "

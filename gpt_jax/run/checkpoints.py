@@ -21,14 +21,7 @@ import jax
 
 from gpt_jax.errors import UserError, is_out_of_memory
 from gpt_jax.run.folder import FORMAT
-from gpt_jax.storage import (
-    entries,
-    files_below,
-    remote_errors,
-    remove_folder,
-    to_absolute,
-    write_atomically,
-)
+from gpt_jax.storage import files_below, open_folder, read_json
 
 FOLDER = "checkpoints"
 
@@ -40,29 +33,37 @@ class CheckpointError(UserError):
 class CheckpointWriter:
     """Writes the checkpoints of one run, one at a time, and removes those that need not stay."""
 
-    def __init__(self, run_dir: Path, keep: int, every: int | None = None, best: bool = False):
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        keep_newest: int,
+        keep_interval: int | None = None,
+        keep_best: bool = False,
+    ):
         """Clears what a kill left behind.
 
         Args:
           run_dir: the run's folder.
-          keep: how many of the newest checkpoints stay.
-          every: those of the multiples of so many steps stay too.
-          best: the one with the lowest validation loss stays too.
+          keep_newest: how many of the newest checkpoints stay.
+          keep_interval: those at the multiples of this many steps stay too.
+          keep_best: the one with the lowest validation loss stays too.
         """
-        self._folder = path_of(run_dir, 0).parent
-        self._keep, self._every, self._best = keep, every, best
+        self._run = open_folder(open_folder(run_dir).absolute())
+        self._keep_newest = keep_newest
+        self._keep_interval, self._keep_best = keep_interval, keep_best
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
         self._is_first = jax.process_index() == 0  # which alone clears, and writes manifests
         if not self._is_first:
             return
-        self._folder.mkdir(exist_ok=True)
-        whole = set(steps(run_dir))
-        for path in entries(self._folder):
+        with self._run.errors():
+            (self._run.path / FOLDER).mkdir(exist_ok=True)
+        whole = set(steps(self._run))
+        for path in self._run.entries(FOLDER):
             step = int(path.name) if path.name.isdigit() else None
             ours = step is not None or ".orbax-checkpoint-tmp" in path.name
             if ours and path.is_dir() and step not in whole:
-                remove_folder(path)
+                self._run.remove(f"{FOLDER}/{path.name}")
 
     def save(
         self, step: int, state: Any, config: dict[str, Any], val_loss: float | None = None
@@ -80,17 +81,15 @@ class CheckpointWriter:
         """
         ocp = _import_orbax()
         self.wait()
-        path = path_of(self._folder.parent, step)
+        path = path_of(self._run, step)
         try:
             # A checkpoint of this step that failed its manifest may still lie there.
             if self._is_first:  # orbax's hosts wait for it
-                with remote_errors(path):
-                    manifest_path(path).unlink(missing_ok=True)
-                    remove_folder(path)
-            # One whole copy: slicing every array among the devices costs a program for each.
+                self._remove(step)
+            # One whole copy: slicing every array candidates the devices costs a program for each.
             context = ocp.Context()
             context.array_options.saving.use_replica_parallel = False
-            with context, remote_errors(path):
+            with context, self._run.errors():
                 response = ocp.save_async(str(path), state, custom_metadata={"config": config})
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
@@ -102,19 +101,23 @@ class CheckpointWriter:
             return
         manifest = {"format": FORMAT, "step": step, "val_loss": val_loss}
         manifest["files"] = describe_files(path)
-        write_atomically(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
-        run_dir = self._folder.parent
-        older = [other for other in steps(run_dir) if other < step]
-        stay: set[int | None] = set(older[max(0, len(older) - self._keep + 1) :])
-        if self._every:
-            stay |= {other for other in older if other % self._every == 0}
-        if self._best:
-            stay |= {best_step(run_dir)}
+        name = f"{FOLDER}/{manifest_path(path).name}"
+        self._run.write(name, json.dumps(manifest, indent=1) + "\n")
+        older = [other for other in steps(self._run) if other < step]
+        stay: set[int | None] = set(older[max(0, len(older) - self._keep_newest + 1) :])
+        if self._keep_interval:
+            stay |= {other for other in older if other % self._keep_interval == 0}
+        if self._keep_best:
+            stay |= {best_step(self._run)}
         for old in older:
             if old not in stay:
-                old_path = path_of(run_dir, old)
-                manifest_path(old_path).unlink()
-                remove_folder(old_path)
+                self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        path = path_of(self._run, step)
+        with self._run.errors():
+            manifest_path(path).unlink(missing_ok=True)
+        self._run.remove(f"{FOLDER}/{path.name}")
 
     def wait(self) -> None:
         """Waits until the save under way is whole on the disk.
@@ -131,8 +134,8 @@ class CheckpointWriter:
 
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"cannot save a checkpoint in {self._folder}: {error}; the last sound one is "
-            f"{max(steps(self._folder.parent), default='none')}"
+            f"cannot save a checkpoint in {self._run.path / FOLDER}: {error}; the last sound one "
+            f"is {max(steps(self._run), default='none')}"
         )
 
     def close(self) -> None:
@@ -155,9 +158,9 @@ def _is_not_orbaxs(record: logging.LogRecord) -> bool:
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
-def path_of(run_dir: Path, step: int) -> Path:
+def path_of(run_dir: str | os.PathLike[str], step: int) -> Path:
     """Returns the absolute path of a step's checkpoint."""
-    return to_absolute(run_dir / FOLDER / f"{step:08d}")
+    return open_folder(run_dir).absolute() / FOLDER / f"{step:08d}"
 
 
 def manifest_path(path: Path) -> Path:
@@ -176,13 +179,13 @@ def describe_files(path: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def steps(run_dir: Path) -> list[int]:
+def steps(run_dir: str | os.PathLike[str]) -> list[int]:
     """Returns the steps of a run's checkpoints, ascending, sound or not."""
-    names = (path.stem for path in (run_dir / FOLDER).glob("*.json"))
+    names = (path.stem for path in open_folder(run_dir).entries(FOLDER) if path.suffix == ".json")
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def best_step(run_dir: Path) -> int | None:
+def best_step(run_dir: str | os.PathLike[str]) -> int | None:
     """Returns the step of the checkpoint with the lowest validation loss; None where none has one.
 
     Of equal ones it is the first.
@@ -190,9 +193,9 @@ def best_step(run_dir: Path) -> int | None:
     losses = {}
     for step in steps(run_dir):
         try:
-            manifest = json.loads(manifest_path(path_of(run_dir, step)).read_text("utf-8"))
+            manifest = read_json(manifest_path(path_of(run_dir, step)))
             losses[step] = float(manifest["val_loss"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # without one, or damaged
     return min(losses, key=lambda step: losses[step], default=None)
 
@@ -200,7 +203,7 @@ def best_step(run_dir: Path) -> int | None:
 def problem(path: Path) -> str:
     """Returns what is wrong with a checkpoint, by its manifest; "" where it is sound."""
     try:
-        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+        manifest = read_json(manifest_path(path))
         written, expected = manifest["format"], manifest["files"]
         if written > FORMAT:
             return f"written by a newer gpt_jax (format {written}; this one reads {FORMAT})"
@@ -214,20 +217,20 @@ def problem(path: Path) -> str:
                 return f"{name} does not belong to it"
             if found[name] != expected[name]:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest can't be read ({error})"
     return ""
 
 
 def restore(
-    run_dir: Path, target: Any, among: Sequence[int] | None = None
+    run_dir: str | os.PathLike[str], target: Any, candidates: Sequence[int] | None = None
 ) -> tuple[int, Any, list[str]]:
     """Loads the newest sound checkpoint of a run.
 
     Args:
       run_dir: the run's folder.
       target: a tree of jax.ShapeDtypeStruct with shardings: what to load, and onto which devices.
-      among: the steps, ascending, of those that will do; None for all.
+      candidates: the steps, ascending, of those that will do; None for all.
 
     Returns:
       (its step, the state, one message for each newer checkpoint that is damaged); step 0 and None
@@ -237,18 +240,20 @@ def restore(
       CheckpointError: there are checkpoints and none is sound, or the sound one does not fit.
       JaxRuntimeError: the memory is too small for it.
     """
-    step, messages = newest_valid(run_dir, among)
+    step, messages = newest_valid(run_dir, candidates)
     return step, load(run_dir, step, target) if step else None, messages
 
 
-def newest_valid(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int, list[str]]:
+def newest_valid(
+    run_dir: str | os.PathLike[str], candidates: Sequence[int] | None = None
+) -> tuple[int, list[str]]:
     """Returns the step of the newest sound checkpoint, 0 without any, and messages; see `restore`.
 
     Raises:
       CheckpointError: there are checkpoints and none is sound.
     """
     messages = []
-    for step in reversed(steps(run_dir) if among is None else among):
+    for step in reversed(steps(run_dir) if candidates is None else candidates):
         if found := problem(path_of(run_dir, step)):
             messages.append(f"checkpoint {path_of(run_dir, step)} is damaged: {found}")
         else:
@@ -258,24 +263,50 @@ def newest_valid(run_dir: Path, among: Sequence[int] | None = None) -> tuple[int
     return 0, []
 
 
-def load(run_dir: Path, step: int, target: Any) -> Any:
-    """Returns the state of a sound checkpoint; see `restore`."""
-    ocp = _import_orbax()
+def load(run_dir: str | os.PathLike[str], step: int, target: Any) -> Any:
+    """Returns the whole state of a sound checkpoint; see `restore`."""
+    return _load(run_dir, step, target)
 
+
+def load_params(run_dir: str | os.PathLike[str], step: int, target: Any) -> Any:
+    """Returns the parameters of a sound checkpoint; reads nothing else of the state.
+
+    Args:
+      run_dir: the run's folder.
+      step: of the checkpoint.
+      target: tree of jax.ShapeDtypeStruct with shardings, as the model's parameters.
+
+    Raises:
+      CheckpointError: the parameters do not fit.
+      JaxRuntimeError: the memory is too small for them.
+    """
+    return _load(run_dir, step, {"params": target}, partial=True)["params"]
+
+
+def _load(run_dir: str | os.PathLike[str], step: int, target: Any, partial: bool = False) -> Any:
+    """Loads a checkpoint's tree or, where `partial`, the subtrees that target has of it."""
+    ocp = _import_orbax()
     path = path_of(run_dir, step)
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = partial
     try:
-        # A load that fails halfway leaves orbax's tasks behind, which complain at exit.
-        if _shapes(ocp.metadata(str(path)).metadata) != _shapes(target):
-            raise ValueError("its arrays have other shapes")
-        saved = ocp.load(str(path), target)
+        # A load that fails halfway leaves orbax's tasks behind, which complain at exit. A partial
+        # one does not fail where a name is missing: it returns what it was given.
+        saved = ocp.metadata(str(path)).metadata
+        if partial:
+            saved = {name: saved[name] for name in target}
+        if _shapes(saved) != _shapes(target):
+            raise ValueError("its arrays have other names or shapes")
+        with context:
+            loaded = ocp.load(str(path), target)
     except Exception as error:  # orbax raises many kinds; all mean the same to a user
         if is_out_of_memory(error):
             raise
         detail = " ".join(str(error).split())[:300]
         raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
     # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
-    leaves, tree = jax.tree.flatten(saved)
-    del saved
+    leaves, tree = jax.tree.flatten(loaded)
+    del loaded
     for i, leaf in enumerate(leaves):  # one by one, so that two states never lie side by side
         leaves[i] = _copy_out_of_shared_memory(leaf)
     return jax.tree.unflatten(tree, leaves)
@@ -285,5 +316,9 @@ def _copy_out_of_shared_memory(array: jax.Array) -> jax.Array:
     return jax.block_until_ready(jax.device_put(array, array.sharding, may_alias=False))
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array by its path, whatever nodes the tree is made of."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }

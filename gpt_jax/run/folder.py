@@ -17,26 +17,26 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-from pathlib import Path
 from typing import Any
 
 from gpt_jax import hf
 from gpt_jax.config import Config, from_dict, to_dict
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.input_pipeline.dataset import Corpus
-from gpt_jax.storage import entries, is_remote, write_atomically
+from gpt_jax.storage import open_folder
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
+SAMPLES_FILE = "samples.txt"
+FIRST_FILES = (TOKENIZER_FILE, CONFIG_FILE)  # with the last it is a run
 REPAIR = "; restore the file, or choose another --run-dir"
 FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
 def create_run(
-    run_dir: Path,
+    run_dir: str | os.PathLike[str],
     config: Config,
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -55,19 +55,9 @@ def create_run(
         "origin": origin,
         "versions": {"python": platform.python_version(), **versions},
     }
+    contents = (tokenizer.to_json(), _to_text(values))
     try:
-        if is_remote(run_dir):
-            _write_start(run_dir, values, tokenizer)
-        else:
-            temporary = run_dir.with_name(f".{run_dir.name}.{os.getpid()}")
-            try:
-                temporary.mkdir(parents=True)
-                _write_start(temporary, values, tokenizer)
-                if os.path.isdir(run_dir):
-                    run_dir.rmdir()  # only ever an empty one: check_folder has seen to that
-                temporary.rename(run_dir)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        open_folder(run_dir).create(dict(zip(FIRST_FILES, contents, strict=True)))
     except OSError as error:
         raise UserError(
             f"cannot make the run folder {run_dir}: {error.strerror or error}; choose another "
@@ -75,43 +65,39 @@ def create_run(
         ) from error
 
 
-def _write_start(folder: Path, values: dict[str, Any], tokenizer: Tokenizer) -> None:
-    write_atomically(folder / TOKENIZER_FILE, tokenizer.to_json())
-    write_atomically(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")  # makes it a run
+def _to_text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
 
 
-def update_config(run_dir: Path, config: Config) -> None:
+def update_config(run_dir: str | os.PathLike[str], config: Config) -> None:
     """Changes what may change when a run goes on, in its config.json; see `start`."""
-    values, now = _read_json(run_dir / CONFIG_FILE), to_dict(config)
+    values, now = _read_json(run_dir, CONFIG_FILE), to_dict(config)
     values["model"], values["train"] = now["model"], now["train"]
     if config.optim.schedule != "constant":
         values["optim"] = now["optim"]
-    write_atomically(run_dir / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
+    open_folder(run_dir).write(CONFIG_FILE, _to_text(values))
 
 
-def is_run(run_dir: Path) -> bool:
-    path = run_dir / CONFIG_FILE
-    # Path.is_file raises on too long a name
-    return path.is_file() if is_remote(path) else os.path.isfile(path)
+def is_run(run_dir: str | os.PathLike[str]) -> bool:
+    return open_folder(run_dir).has(CONFIG_FILE)
 
 
-def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
+def read_config(run_dir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
     """Returns a run's settings and the record of its corpus; {} for a GPT-2 folder, which has none.
 
     Raises:
       UserError: the folder is no run, its config is damaged, or a newer program wrote it.
     """
-    path = run_dir / CONFIG_FILE
-    if not is_run(run_dir):
-        what = "does not exist"
-        if os.path.lexists(run_dir):
-            what = "has no config.json" if os.path.isdir(run_dir) else "is a file"
+    folder = open_folder(run_dir)
+    path = folder.path / CONFIG_FILE
+    if not is_run(folder):
+        whats = {"": "does not exist", "folder": "has no config.json", "file": "is a file"}
+        what = whats[folder.kind()]
         raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
-    values = _read_json(path)
+    values = _read_json(folder, CONFIG_FILE)
     if "model_type" in values:  # transformers wrote it
-        if is_remote(run_dir):
-            raise UserError(f"{run_dir} is a GPT-2 folder; copy it to this machine")
-        return Config(run_dir=str(run_dir), model=hf.load_config(run_dir)), {}
+        model = hf.load_config(folder.local_path("a GPT-2 folder"))
+        return Config(run_dir=str(run_dir), model=model), {}
     written = values.pop("format", None)
     if not isinstance(written, int) or isinstance(written, bool) or written < 1:
         raise UserError(f"{path} is damaged: its format is {written!r}{REPAIR}")
@@ -133,50 +119,47 @@ def read_config(run_dir: Path) -> tuple[Config, dict[str, Any]]:
     return config, corpus
 
 
-def read_init_from(run_dir: Path) -> dict[str, Any]:
+def read_init_from(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the record of what a run started from; {} where that was random parameters."""
-    origin = _read_json(run_dir / CONFIG_FILE).get("origin")
+    origin = _read_json(run_dir, CONFIG_FILE).get("origin")
     return origin if isinstance(origin, dict) else {}
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
+def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns a finished run's summary; {} for a run that is not finished."""
-    path = run_dir / SUMMARY_FILE
-    if not path.exists():
+    folder = open_folder(run_dir)
+    if not folder.has(SUMMARY_FILE):
         return {}
-    values = _read_json(path)
+    values = _read_json(folder, SUMMARY_FILE)
     try:
         float(values["val"]["nats_per_token"]), int(values["step"])
     except (KeyError, TypeError, ValueError):
+        path = folder.path / SUMMARY_FILE
         raise UserError(f"{path} is damaged: it has no evaluation of a step{REPAIR}") from None
     return values
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(run_dir: str | os.PathLike[str], name: str) -> dict[str, Any]:
+    folder = open_folder(run_dir)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no settings{REPAIR}")
-    return values
+        return folder.read_json(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.path / name} is damaged: {error}{REPAIR}") from error
 
 
-def check_folder(run_dir: Path) -> None:
+def check_folder(run_dir: str | os.PathLike[str]) -> None:
     """Raises UserError where a folder that is no run can't become one."""
-    if not run_dir.name:
+    folder = open_folder(run_dir)
+    if not folder.path.name:
         raise UserError(f"run_dir {run_dir} has no name of its own; choose another --run-dir")
-    remote = is_remote(run_dir)
-    if not remote and os.path.exists(run_dir) and not run_dir.is_dir():
+    if folder.kind() == "file":
         raise UserError(f"run_dir {run_dir} is a file; choose another --run-dir")
     try:
-        there = entries(run_dir) if remote or os.path.isdir(run_dir) else []
+        there = folder.obstacles(FIRST_FILES)
     except OSError as error:
-        raise UserError(f"run_dir {run_dir} can't be read: {error.strerror}") from error
-    if remote:  # where a kill may have come before config.json
-        there = [path for path in there if path.name != TOKENIZER_FILE]
+        raise UserError(f"run_dir {run_dir} can't be read: {error.strerror or error}") from error
     if there:
         raise UserError(
-            f"run_dir {run_dir} holds other files ({there[0].name}) and no config.json; choose "
+            f"run_dir {run_dir} holds other files ({there[0]}) and no config.json; choose "
             "another --run-dir"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gpt_jax import hf
 from gpt_jax.config import Config
@@ -22,9 +23,8 @@ from gpt_jax.model import GPT, Params, unstack_blocks
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, read_summary
 from gpt_jax.run.metrics import read_rows
-from gpt_jax.storage import to_folder
+from gpt_jax.storage import open_folder
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
-from gpt_jax.training.state import state_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
     Raises:
       UserError: the folder is no run, has no such checkpoint, or is damaged.
     """
-    run_dir = to_folder(run_dir)
+    run_dir = open_folder(run_dir).path
     config, corpus = read_config(run_dir)
     if not corpus:
         if which != "newest":
@@ -88,17 +88,12 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
             f"{config.model.vocab_size}"
         )
     model = GPT(config.model)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        state_shapes(config.model, config.optim),
-    )
-    among = _find_checkpoints(run_dir, which)
-    step, state, messages = checkpoints.restore(run_dir, target, among)
+    step, messages = checkpoints.newest_valid(run_dir, _find_checkpoints(run_dir, which))
+    if not step:
+        raise UserError(f"{run_dir} has no checkpoint yet; train it on with the same command")
+    params = checkpoints.load_params(run_dir, step, _params_target(model))
     for message in messages:
         print(f"note: {message}; using step {step}", file=sys.stderr)
-    if state is None:
-        raise UserError(f"{run_dir} has no checkpoint yet; train it on with the same command")
     summary = read_summary(run_dir)
     return Run(
         run_dir=run_dir,
@@ -106,10 +101,19 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
         corpus=corpus,
         tokenizer=tokenizer,
         model=model,
-        params=state.params,
+        params=params,
         step=step,
         rows=read_rows(run_dir),
         summary=summary if summary.get("step") == step else {},
+    )
+
+
+def _params_target(model: GPT) -> Params:
+    """Returns the parameters' shapes and dtypes, on the first device of this process."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), variables["params"]
     )
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.storage import is_remote, write_atomically
+from gpt_jax.storage import Folder, open_folder
 
 FILE, EVENTS = "metrics.jsonl", "tensorboard"
 TIMING_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
@@ -27,15 +26,16 @@ def bits_per_byte(nats: float, n_bytes: float) -> float:
     return nats / math.log(2) / n_bytes
 
 
-def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Returns a run's rows in order; a last line cut short by a kill is left out.
 
     Raises:
       UserError: a line other than the last is damaged.
     """
-    path = run_dir / FILE
+    folder = open_folder(run_dir)
+    path = folder.path / FILE
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = folder.read_text(FILE).split("\n")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
@@ -53,59 +53,67 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
 class MetricsWriter:
     """Appends rows to a run's metrics.jsonl and to its TensorBoard events."""
 
-    def __init__(self, run_dir: Path, step: int, writes: bool = True):
+    def __init__(self, run_dir: str | os.PathLike[str], step: int, writes: bool = True):
         """Opens a run's records to go on after `step`; rows of later steps are dropped.
 
         Without `writes` it only keeps the rows, as the hosts after the first do.
         """
-        self.rows = [row for row in read_rows(run_dir) if row["step"] <= step] if step else []
-        self._writes = writes
-        if not writes:
-            return
-        from tensorboardX import SummaryWriter
-
-        self._run_dir = run_dir
-        write_atomically(run_dir / FILE, "".join(map(_line, self.rows)))
-        folder, self._file, self._events_here = str(run_dir / EVENTS), None, None
-        if is_remote(run_dir):  # nothing can be appended there: each `sync` writes all anew
-            self._events_here = tempfile.TemporaryDirectory(prefix="gpt_jax_events_")
-            folder = self._events_here.name
-        else:
-            self._file = (run_dir / FILE).open("a", encoding="utf-8")
-        self._events = SummaryWriter(folder, purge_step=step + 1 if step else 0)
+        folder = open_folder(run_dir)
+        self.rows = [row for row in read_rows(folder) if row["step"] <= step] if step else []
+        self._logs: list[_RowLog | _EventLog] = []
+        if writes:
+            self._logs = [_RowLog(folder, self.rows), _EventLog(folder, step)]
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row; on a disk it is in the operating system's hands when this returns."""
         self.rows.append(row)
-        if not self._writes:
-            return
-        if self._file:
-            self._file.write(_line(row))
-            self._file.flush()
-        for name, value in row.items():
-            if name != "step" and isinstance(value, float):
-                self._events.add_scalar(name, value, row["step"])
+        for log in self._logs:
+            log.write(row)
 
     def sync(self) -> None:
         """Puts the rows on the disk, so that no checkpoint is ever ahead of them."""
-        if not self._writes:
-            return
-        self._events.flush()
-        if self._file:
-            os.fsync(self._file.fileno())
-        if self._events_here:
-            write_atomically(self._run_dir / FILE, "".join(map(_line, self.rows)))
-            for path in Path(self._events_here.name).iterdir():
-                write_atomically(self._run_dir / EVENTS / path.name, path.read_bytes())
+        for log in self._logs:
+            log.sync()
 
     def close(self) -> None:
         self.sync()
-        if self._writes:
-            self._events.close()
-            if self._file:
-                self._file.close()
-            if self._events_here:
-                self._events_here.cleanup()
+        for log in self._logs:
+            log.close()
+
+
+class _RowLog:
+    """Rows as JSON lines."""
+
+    def __init__(self, folder: Folder, rows: Iterable[dict[str, Any]]):
+        self._log = folder.append_log(FILE, "".join(map(_line, rows)))
+        self.sync, self.close = self._log.sync, self._log.close
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._log.write(_line(row))
+
+
+class _EventLog:
+    """The numbers of rows as TensorBoard events."""
+
+    def __init__(self, folder: Folder, step: int):
+        from tensorboardX import SummaryWriter
+
+        self._files = folder.append_files(EVENTS)
+        path = str(self._files.path)
+        self._writer = SummaryWriter(path, purge_step=step + 1 if step else 0)
+
+    def write(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, float):
+                self._writer.add_scalar(name, value, row["step"])
+
+    def sync(self) -> None:
+        self._writer.flush()
+        self._files.sync()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._files.close()
 
 
 def _line(row: dict[str, Any]) -> str:

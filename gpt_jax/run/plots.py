@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.storage import write_atomically
+from gpt_jax.storage import open_folder
 
 TRAIN_COLOUR, VAL_COLOUR = "#4269d0", "#d1495b"
 
@@ -61,5 +61,5 @@ def plot_losses(rows: list[dict[str, Any]], run_dir: Path, title: str) -> Path:
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in Chinese
             metadata = {"Date": None} if suffix == "svg" else {}
             figure.savefig(picture, format=suffix, dpi=144, metadata=metadata)
-        write_atomically(run_dir / f"loss.{suffix}", picture.getvalue())
+        open_folder(run_dir).write(f"loss.{suffix}", picture.getvalue())
     return run_dir / "loss.png"

@@ -1,4 +1,4 @@
-"""What comes after the last step: the exact evaluation, a text, the picture, the summary."""
+"""After the last step: the exact evaluation, a sample, the loss curves, the summary."""
 
 from __future__ import annotations
 
@@ -13,29 +13,42 @@ from gpt_jax.inference.evaluation import evaluate_split
 from gpt_jax.inference.generation import stream
 from gpt_jax.parallel import multihost
 from gpt_jax.run import plots
-from gpt_jax.run.folder import SUMMARY_FILE
+from gpt_jax.run.folder import SAMPLES_FILE, SUMMARY_FILE
 from gpt_jax.run.load import Run
-from gpt_jax.storage import to_absolute, write_atomically
+from gpt_jax.storage import open_folder
+from gpt_jax.training.advice import advise
 from gpt_jax.training.run_setup import RunSetup
 
 
-def finalize(run: Run, start: RunSetup, display: Display) -> Run:
-    """Evaluates exactly, writes text, draws the picture; the summary comes last."""
+def finalize(
+    run: Run, setup: RunSetup, display: Display, seconds_per_step: float | None = None
+) -> Run:
+    """Evaluates exactly, writes a sample, draws the loss curves; the summary is written last.
+
+    Args:
+      run: with all its steps.
+      setup: what it was trained from.
+      display: where to show it.
+      seconds_per_step: see `advice.advise`.
+    """
     prompt = run.config.sample.prompt or ""
-    evaluation = evaluate_split(
-        run.config.model,
-        run.params,
-        start.splits["val"],
-        run.tokenizer.token_bytes,
-        train=run.config.train,
-        max_tokens=run.config.train.final_eval_tokens,
-    )
+    with display:
+        display.doing("evaluating on the validation split")
+        evaluation = evaluate_split(
+            run.config.model,
+            run.params,
+            setup.splits["val"],
+            run.tokenizer.token_bytes,
+            train=run.config.train,
+            max_tokens=run.config.train.final_eval_tokens,
+        )
     what = "whole validation split" if evaluation.is_whole else "part of the validation split"
     display.line(f"\n{what}: {evaluation}")
     if not multihost.is_host0():
         return run
     corpus = Path(run.config.data.corpus).name
-    title = f"{to_absolute(run.run_dir).name}: {corpus}, {run.step:,} steps"
+    folder = open_folder(run.run_dir)
+    title = f"{folder.absolute().name}: {corpus}, {run.step:,} steps"
     picture = plots.plot_losses(run.rows, run.run_dir, title)
     display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
     display.write(prompt)
@@ -44,19 +57,19 @@ def finalize(run: Run, start: RunSetup, display: Display) -> Run:
         display.write(pieces[0])
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     display.line("\n")
-    samples = run.run_dir / "samples.txt"
-    before = samples.read_text(encoding="utf-8") if samples.exists() else ""
+    before = folder.read_text(SAMPLES_FILE) if folder.has(SAMPLES_FILE) else ""
     heading = f"=== step {run.step}, prompt {prompt!r}, corpus {run.corpus['name']} ===\n"
     parts = [part for part in before.split("=== step ") if part]
     kept = [f"=== step {p}" for p in parts if not p.startswith(f"{run.step},")]
-    write_atomically(samples, "".join(kept) + "".join(f"{heading}{t}\n\n" for t in texts))
+    folder.write(SAMPLES_FILE, "".join(kept) + "".join(f"{heading}{t}\n\n" for t in texts))
     summary = {
         "step": run.step,
         "corpus": run.corpus,
         "parameters": sum(x.size for x in jax.tree.leaves(run.params)),
         "val": evaluation.record(),
     }
-    write_atomically(run.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    folder.write(SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     display.line(f"losses over the steps: {picture}")
-    display.line(f"more text: python main.py sample --run-dir {run.run_dir}")
+    display.command("more text", f"python main.py sample --run-dir {run.run_dir}")
+    advise(run, display, seconds_per_step)
     return dataclasses.replace(run, summary=summary)

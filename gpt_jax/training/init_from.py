@@ -18,9 +18,9 @@ from gpt_jax.hf import find
 from gpt_jax.model import Params
 from gpt_jax.run.folder import is_run, read_config, read_init_from
 from gpt_jax.run.load import Run, load_run
-from gpt_jax.storage import to_absolute, to_folder
+from gpt_jax.storage import open_folder, to_folder
 
-# Settings of a model that any parameters can be computed with.
+# Settings of a model that do not depend on its parameters: how it is computed.
 COMPUTE_SETTINGS = ("model.dtype", "model.remat", "model.attention")
 
 
@@ -96,7 +96,7 @@ def initial_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]
         digest.update(np.ascontiguousarray(leaf).data)
     origin = {
         "source": config.init_from,
-        "path": str(to_absolute(source.run_dir)),
+        "path": str(open_folder(source.run_dir).absolute()),
         "step": source.step,
         "block_size": theirs.block_size,
         "sha256": digest.hexdigest(),
@@ -110,7 +110,7 @@ def reload_initial_params(config: Config) -> tuple[Params, dict[str, Any]]:
     """Returns what the run of `config` started from, as `initial_params` does.
 
     Raises:
-      UserError: it can't be had any more, or is not the same.
+      UserError: it is not available any more, or has changed.
     """
     recorded = read_init_from(to_folder(config.run_dir))
     params, origin = initial_params(load_run(find(config.init_from or "")), config)

@@ -854,7 +854,7 @@ DAMAGES = {
     ),
     "config is a list": (
         lambda run: (run / "config.json").write_text("[]"),
-        "{run}/config.json is damaged: it holds no settings",
+        "{run}/config.json is damaged: it is not a JSON object",
     ),
     "config nested without end": (
         lambda run: (run / "config.json").write_text("[" * 100_000),
@@ -903,7 +903,7 @@ DAMAGES = {
     ),
     "summary damaged": (
         lambda run: (run / "summary.json").write_text("[]"),
-        "{run}/summary.json is damaged: it holds no settings",
+        "{run}/summary.json is damaged: it is not a JSON object",
     ),
     "checkpoint truncated": (
         truncate_checkpoint,

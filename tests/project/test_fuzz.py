@@ -157,7 +157,7 @@ def test_a_runs_rows_and_summary(tmp_path):
 
 
 def test_a_checkpoints_manifest_and_files(tmp_path):
-    writer = checkpoints.CheckpointWriter(tmp_path, keep=1)
+    writer = checkpoints.CheckpointWriter(tmp_path, keep_newest=1)
     writer.save(3, {"kernel": np.arange(40.0, dtype=np.float32)}, {}, 1.5)
     writer.close()
     path = checkpoints.path_of(tmp_path, 3)

@@ -147,7 +147,7 @@ def test_programs_lower_for_devices_that_are_described(one_device):
     assert "func" in lowered.as_text()
     assert (facts["tokens"], facts["steps"]) == (2 * 8 * 8, 2)  # steps, sequences, positions
     assert set(facts["mesh"].values()) == {1}
-    for mode in ("append", "slide", "refill"):
+    for mode in ("cached", "recompute", "refill"):
         lowered, facts = internals.lower_decoder(one_device, devices[0], mode)
         assert "func" in lowered.as_text()
         assert facts == {"tokens": 32, "steps": 32}

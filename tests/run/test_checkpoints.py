@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import replicated
 from gpt_jax.run import checkpoints
 from gpt_jax.run.checkpoints import CheckpointError, CheckpointWriter, best_step, restore, steps
+from gpt_jax.storage import Folder
 
 
 def state(value: float):
@@ -27,7 +29,7 @@ def target(sharding=None):
 @pytest.fixture
 def saved(tmp_path):
     """A run folder with checkpoints of steps 2 and 3."""
-    writer = CheckpointWriter(tmp_path, keep=2)
+    writer = CheckpointWriter(tmp_path, keep_newest=2)
     for step in (1, 2, 3):
         writer.save(step, state(step), {"seed": 0})
     writer.close()
@@ -43,7 +45,7 @@ def test_the_newest_are_kept_and_the_last_one_loads(saved):
 
 
 @pytest.mark.parametrize(
-    ("keep", "every", "best", "left"),
+    ("keep_newest", "keep_interval", "keep_best", "left"),
     [
         (1, None, False, [8]),
         (3, None, False, [6, 7, 8]),
@@ -53,8 +55,8 @@ def test_the_newest_are_kept_and_the_last_one_loads(saved):
         (2, 5, True, [2, 5, 7, 8]),
     ],
 )
-def test_which_checkpoints_stay(tmp_path, keep, every, best, left):
-    writer = CheckpointWriter(tmp_path, keep, every, best)
+def test_which_checkpoints_stay(tmp_path, keep_newest, keep_interval, keep_best, left):
+    writer = CheckpointWriter(tmp_path, keep_newest, keep_interval, keep_best)
     losses = [3.0, 2.0, 2.5, None, 2.0, 2.25, None, 4.0]  # the lowest twice: the first counts
     for step, loss in enumerate(losses, 1):
         writer.save(step, state(step), {}, loss)
@@ -160,7 +162,7 @@ def test_a_folder_without_manifest_is_what_a_kill_left_and_is_cleared(saved):
     (saved / "checkpoints" / "00000003.json").unlink()
     (saved / "checkpoints" / "00000004.orbax-checkpoint-tmp").mkdir()
     assert restore(saved, target())[0] == 2
-    CheckpointWriter(saved, keep=2).close()
+    CheckpointWriter(saved, keep_newest=2).close()
     assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == [
         "00000002",
         "00000002.json",
@@ -169,7 +171,7 @@ def test_a_folder_without_manifest_is_what_a_kill_left_and_is_cleared(saved):
 
 def test_a_damaged_checkpoint_is_replaced_by_saving_its_step_again(saved):
     flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
-    writer = CheckpointWriter(saved, keep=2)
+    writer = CheckpointWriter(saved, keep_newest=2)
     writer.save(3, state(33), {})
     writer.close()
     step, loaded, messages = restore(saved, target())
@@ -183,9 +185,73 @@ def test_a_state_of_another_shape_is_refused(saved):
         restore(saved, wrong)
 
 
+def bytes_read():
+    """How many bytes of files tensorstore, under orbax, has read in this process."""
+    metrics = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/")
+    return next(m["values"][0]["value"] for m in metrics if m["name"].endswith("/bytes_read"))
+
+
+def train_state(seed: int):
+    """Parameters with two moments, of random numbers: nothing of it can be compressed."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params, mu, nu = ({"kernel": jax.random.normal(key, (256, 1024))} for key in keys)
+    return {"step": jnp.int32(seed), "params": params, "opt_state": {"mu": mu, "nu": nu}}
+
+
+def on_one_device(tree):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run folder with a checkpoint of `train_state(1)`."""
+    writer = CheckpointWriter(tmp_path, keep_newest=1)
+    writer.save(1, train_state(1), {})
+    writer.close()
+    return tmp_path
+
+
+def test_only_the_parameters_are_read_for_a_model(trained, monkeypatch):
+    made, copy = [], checkpoints._copy_out_of_shared_memory
+    record = lambda array: made.append(array.nbytes) or copy(array)  # every array that was loaded
+    monkeypatch.setattr(checkpoints, "_copy_out_of_shared_memory", record)
+    whole, size = on_one_device(train_state(1)), 256 * 1024 * 4
+    before = bytes_read()
+    loaded = checkpoints.load(trained, 1, whole)
+    all_bytes, before = bytes_read() - before, bytes_read()
+    assert sorted(made) == [4, size, size, size]
+    made.clear()
+    params = checkpoints.load_params(trained, 1, whole["params"])
+    np.testing.assert_array_equal(params["kernel"], train_state(1)["params"]["kernel"])
+    np.testing.assert_array_equal(params["kernel"], loaded["params"]["kernel"])
+    assert made == [size]
+    assert bytes_read() - before < 0.4 * all_bytes
+    assert all_bytes > 2.7 * size  # of that kind were these
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"kernel": jax.ShapeDtypeStruct((256, 7), jnp.float32)},
+        {"kernel": jax.ShapeDtypeStruct((256, 1024), jnp.float32)} | {"bias": jnp.zeros(7)},
+        {"weight": jax.ShapeDtypeStruct((256, 1024), jnp.float32)},
+        {},
+    ],
+)
+def test_parameters_of_another_model_are_refused(trained, target):
+    with pytest.raises(CheckpointError, match="00000001 does not fit its config: "):
+        checkpoints.load_params(trained, 1, on_one_device(target))
+
+
+def test_a_checkpoint_without_parameters_is_refused(saved):
+    with pytest.raises(CheckpointError, match="00000003 does not fit its config: 'params'"):
+        checkpoints.load_params(saved, 3, target())
+
+
 def test_a_state_is_copied_array_by_array(tmp_path, monkeypatch):
     """What is read lies beside its copy for one array at a time, of four here."""
-    writer = CheckpointWriter(tmp_path, keep=1)
+    writer = CheckpointWriter(tmp_path, keep_newest=1)
     one = {f"kernel {i}": jnp.full((512, 512), i, jnp.float32) for i in range(4)}
     writer.save(1, one, {})
     writer.close()
@@ -217,7 +283,7 @@ def test_without_memory_for_a_state_that_is_what_is_said(saved, monkeypatch):
 
 def test_saving_is_safe_against_donation(tmp_path):
     """The arrays may be overwritten as soon as save returns, while the files are still written."""
-    writer = CheckpointWriter(tmp_path, keep=1)
+    writer = CheckpointWriter(tmp_path, keep_newest=1)
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     now = {"kernel": jnp.zeros((3000, 100)), "step": jnp.int32(0)}
     writer.save(5, now, {})
@@ -232,12 +298,12 @@ def test_saving_is_safe_against_donation(tmp_path):
 
 
 def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
-    writer = CheckpointWriter(saved, keep=2)
+    writer = CheckpointWriter(saved, keep_newest=2)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    monkeypatch.setattr(Folder, "write", full)
     writer.save(4, state(4), {})
     with pytest.raises(CheckpointError, match=r"No space left on device.*the last sound one is 3"):
         writer.wait()
@@ -248,14 +314,14 @@ def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
 def test_a_users_own_folder_among_the_checkpoints_stays(saved):
     (saved / "checkpoints" / "best").mkdir()
     (saved / "checkpoints" / "best" / "notes.txt").write_text("precious")
-    CheckpointWriter(saved, keep=2).close()
+    CheckpointWriter(saved, keep_newest=2).close()
     assert (saved / "checkpoints" / "best" / "notes.txt").read_text() == "precious"
 
 
 def test_a_checkpoint_just_saved_is_never_the_one_that_goes(saved):
     flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
     (saved / "checkpoints" / "00000002.json").unlink()
-    writer = CheckpointWriter(saved, keep=1)
+    writer = CheckpointWriter(saved, keep_newest=1)
     writer.save(2, state(22), {})
     writer.close()
     step, loaded, _ = restore(saved, target())

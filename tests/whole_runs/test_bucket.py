@@ -156,7 +156,7 @@ def test_a_bucket_that_cannot_be_had_is_one_line(tiny_config, monkeypatch):
         def exists(self):
             raise RuntimeError("no\ncredentials")
 
-    monkeypatch.setattr(storage, "_bucket_path", lambda text: Unreachable())
+    monkeypatch.setattr(storage.folders, "_bucket_path", lambda text: Unreachable())
     message = r"gs://a/b can't be had \(RuntimeError: no credentials\); see that the bucket"
     with pytest.raises(UserError, match=message):
         train(tiny_config, run_dir="gs://a/b")
@@ -183,14 +183,15 @@ def test_a_bucket_that_refuses_a_write_ends_training_and_keeps_what_is_there(
 ):
     run_dir = f"{bucket}/refuses"
     train(tiny_config, run_dir=run_dir, **{"train.steps": 4})
-    write = type(storage.to_folder(run_dir)).write_bytes
+    path = type(storage.to_folder(run_dir))
+    write = path.write_bytes
 
     def refuse(path, raw):
         if path.name == "00000008.json":
             raise RuntimeError("403")
         return write(path, raw)
 
-    monkeypatch.setattr(type(storage.to_folder(run_dir)), "write_bytes", refuse)
+    monkeypatch.setattr(path, "write_bytes", refuse)
     with pytest.raises(gpt_jax.TrainingError, match="RuntimeError: 403; the last sound one is 4"):
         train(tiny_config, run_dir=run_dir)
     monkeypatch.undo()
