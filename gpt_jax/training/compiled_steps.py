@@ -173,7 +173,7 @@ class CompiledSteps:
         elif step:
             self.chunk_program(self.chunk_length(step))
         self.evaluation_program()
-        self.feed.prepare(step, self.chunk_length(step))
+        self.feed.prefetch(step, self.chunk_length(step))
 
     def chunk_length(self, step: int) -> int:
         """Returns how many steps the chunk that begins at `step` takes."""
@@ -210,14 +210,14 @@ class CompiledSteps:
         state, metrics = program(state, tokens, keys, np.float32(limit))
         step += steps
         if step < self._config.train.steps:
-            self.feed.prepare(step, self.chunk_length(step), after=self._metrics)
+            self.feed.prefetch(step, self.chunk_length(step), after=self._metrics)
         self._metrics = metrics
         return state, metrics
 
     def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
         """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""
         return self.evaluation_program().result()(
-            state.params, self.feed.eval_batches_of_step(step), keys.eval, np.int32(step)
+            state.params, self.feed.eval_batches(step), keys.eval, np.int32(step)
         )
 
     def is_finite(self, state: TrainState) -> bool:
