@@ -1,7 +1,8 @@
-"""One step of a run, looked at: what it was shown, and the gradient that came of it.
+"""One training step of a run, recomputed: its batch, the loss of each sequence, the gradient.
 
-The state before the step is computed again from the checkpoint before it. All is a function of the
-run's folder and its corpus, so nothing of this had to be recorded.
+The state before the step is recomputed from the last checkpoint before it. Everything is a function
+of the run's folder and its corpus, so nothing had to be recorded for this. It must not change the
+run's folder.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from gpt_jax.training.step import loss_and_grads
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """A training step, computed again.
+    """A recomputed training step.
 
     Attributes:
       step: its number, from 1.
       from_step: of the checkpoint that it was computed from; 0 is the run's beginning.
-      pieces: which piece of the training tokens each sequence is of, (B,).
-      starts: where in it the sequence begins, (B,).
+      segments: which segment of the training tokens each sequence is from, (B,).
+      offsets: where in it the sequence begins, (B,).
       batch: its tokens, int32 (B, T + 1).
       losses: of each sequence, with the step's dropout, nats a token, (B,).
       loss: of the step, nats a token.
@@ -51,8 +52,8 @@ class Replay:
 
     step: int
     from_step: int
-    pieces: np.ndarray
-    starts: np.ndarray
+    segments: np.ndarray
+    offsets: np.ndarray
     batch: np.ndarray
     losses: np.ndarray
     loss: float
@@ -61,11 +62,11 @@ class Replay:
     tokenizer: Tokenizer
 
     def record(self) -> dict[str, Any]:
-        """Returns it as JSON holds it."""
+        """Returns the result for JSON; a piece is a segment, a start an offset."""
         sequences = [
             {
-                "piece": int(self.pieces[i]),
-                "start": int(self.starts[i]),
+                "piece": int(self.segments[i]),
+                "start": int(self.offsets[i]),
                 "loss": float(self.losses[i]),
                 "tokens": self.batch[i].tolist(),
                 "text": self.tokenizer.decode(self.batch[i]),
@@ -79,14 +80,14 @@ class Replay:
     def __str__(self) -> str:
         width = max(map(len, self.norms))
         lines = [
-            f"step {self.step}, computed again from step {self.from_step}: loss {self.loss:.6f} "
-            f"nats a token, gradient norm {self.grad_norm:.6g}",
+            f"step {self.step}, recomputed from step {self.from_step}: loss {self.loss:.6f} "
+            f"nats per token, gradient norm {self.grad_norm:.6g}",
             "",
-            "  loss  piece       start  text",
+            "  loss  segment      offset  text",
         ]
-        for i in np.argsort(-self.losses):  # one that is not a number comes last
+        for i in np.argsort(-self.losses):  # nan is last
             text = repr(self.tokenizer.decode(self.batch[i])[:60])
-            place = f"{self.pieces[i]:>5} {self.starts[i]:>11,}"
+            place = f"{self.segments[i]:>7} {self.offsets[i]:>11,}"
             lines.append(f"{self.losses[i]:>6.3f}  {place}  {text}")
         lines += ["", f"{'parameter':<{width}}  gradient's norm   its own"]
         for path, (gradient, parameter) in self.norms.items():
@@ -95,18 +96,20 @@ class Replay:
 
 
 def replay(run_dir: Path, step: int) -> Replay:
-    """Computes a training step of a run again, from the newest sound checkpoint before it.
+    """Recomputes a training step of a run, from the newest valid checkpoint before it.
 
     Args:
       run_dir: the run's folder; it is not changed.
-      step: from 1 to the run's `train.steps`, taken or still to come.
+      step: from 1 to the run's `train.steps`; it need not have been trained yet.
 
     Raises:
-      UserError: the folder is no run, its corpus is not there, or it has no such step.
+      UserError: the folder is not a run, its corpus is not found, or it has no such step.
     """
     config, corpus = read_config(run_dir)
     if not corpus:
-        raise UserError(f"{run_dir} is a GPT-2 folder, which has no steps; name a run's")
+        raise UserError(
+            f"{run_dir} is a GPT-2 folder, which has no steps; give the folder of a run"
+        )
     if not 1 <= step <= config.train.steps:
         raise UserError(f"{run_dir} has no step {step}; its steps are 1 to {config.train.steps:,}")
     rows, spike = read_rows(run_dir), config.train.spike
@@ -141,7 +144,7 @@ def _inspect_step(
     step: int,
 ) -> Replay:
     model, train = start.config.model, start.config.train
-    pieces, starts, batch = programs.feed.batch_of_step(keys, step - 1)
+    segments, offsets, batch = programs.feed.batch_of_step(keys, step - 1)
     place = make_constrain_batch(programs.mesh)
     key = jax.random.fold_in(keys.dropout, step - 1)
     parts = batch.reshape(-1, train.micro_batch_size, batch.shape[1])
@@ -165,8 +168,8 @@ def _inspect_step(
     return Replay(
         step=step,
         from_step=from_step,
-        pieces=pieces,
-        starts=starts,
+        segments=segments,
+        offsets=offsets,
         batch=batch,
         losses=losses,
         loss=float(loss),
