@@ -1,4 +1,4 @@
-"""`python main.py prepare`: texts of any size as token shards on disk, or a check of such."""
+"""`python main.py prepare`: tokenizes texts of any size into token shards, or verifies some."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gpt_jax.errors import ConfigError
 def command(argv: list[str]) -> int:
     parser = Parser(
         prog=f"{program()} prepare",
-        usage=f"{program()} prepare --source S --input PATTERN --tokenizer T --out FOLDER [...]",
-        description="Turns a source of text into token shards on disk, which --data.corpus FOLDER "
-        "trains on.\nThe same command again goes on with a preparation that was interrupted. "
-        "data/README.md has\nrecipes.",
+        usage=f"{program()} prepare --source S --input PATTERN --out FOLDER [...]",
+        description="Tokenize a source of text into token shards on disk, on which --data.corpus "
+        "FOLDER trains. Run the same command again to resume an interrupted preparation. "
+        "data/README.md has recipes.",
     )
-    add_settings(parser, PrepareConfig(input="-", out="-"))
+    add_settings(parser, PrepareConfig(input="required", out="required"))
     parser.add_argument("--verify", metavar="FOLDER",
-                        help="only check every byte of a corpus that is prepared")  # fmt: skip
+                        help="only verify every byte of a prepared corpus")  # fmt: skip
     add_debug(parser)
     values = vars(parser.parse(argv))
     folder = values.pop("verify")
@@ -52,16 +52,16 @@ def command(argv: list[str]) -> int:
 
 
 def _verify(folder: str) -> int:
-    from gpt_jax.console import Display
+    from gpt_jax.console import Display, WorkProgress
     from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
 
     display = Display()
     prepared = open_shards(folder)
     for note in prepared.notes:
         display.note(note)
-    display.start_work(0, sum(prepared.n_tokens.values()))
+    progress = WorkProgress(display, 0, sum(prepared.n_tokens.values()))
     try:
-        tokens = verify_shards(prepared, lambda done, total: display.work(done, f"{done:,} tokens"))
+        tokens = verify_shards(prepared, lambda done, _: progress.update(done, f"{done:,} tokens"))
     finally:
         display.stop()
     what = "sums, ids and bytes" if prepared.manifest else "ids"

@@ -35,7 +35,7 @@ from data.sources.local_files import local_files, local_path
 from data.sources.readers import make_plan
 from data.vocabulary import make_tokenizer
 from data.workers import WorkerPool
-from gpt_jax.console import Display
+from gpt_jax.console import Display, WorkProgress
 from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
@@ -139,8 +139,7 @@ class _Progress:
         self._sizes = [unit["size"] or 1 for unit in plan.units]
         self._done = sum(self._sizes[:first])
         self._start = time.monotonic()
-        self._display = display
-        display.start_work(self._done, sum(self._sizes))
+        self._bar = WorkProgress(display, self._done, sum(self._sizes))
 
     def part(self, number: int) -> None:
         self._done += self._sizes[number]
@@ -148,7 +147,7 @@ class _Progress:
     def show(self, n_tokens: int) -> None:
         """Shows where things stand, `n_tokens` after the start."""
         seconds = max(time.monotonic() - self._start, 1e-9)
-        self._display.work(self._done, f"{n_tokens / seconds:,.0f} tokens/s")
+        self._bar.update(self._done, f"{n_tokens / seconds:,.0f} tokens/s")
 
 
 # --- what is there already ------------------------------------------------------------------------

@@ -1,104 +1,127 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+"""Progress bars and lines on the terminal; plain lines, each whole, where there is none."""
 
 from __future__ import annotations
 
+import datetime
 import sys
+import textwrap
 import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 LINE_SECONDS = 30
+BAR_WIDTH, TEXT_WIDTH = 40, 62  # of a bar, at most, and of what stands beside it
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        self.quiet = True  # the reader went away, as in `| head`; training goes on
+        self.quiet = True  # the reader went away, as in `| head`; training continues
 
 
 class Display:
-    """Prints a run to standard output; `quiet` prints nothing."""
+    """Prints a run to standard output; `quiet` prints nothing.
+
+    On a terminal lines are wrapped at words, and the last one may move: one at a time.
+    """
 
     def __init__(self, quiet: bool = False):
         self._console = _Console(quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
         self._live = self._console.is_terminal and not quiet
-        self._bar: Progress | None = None
+        self._moving: Progress | None = None
         self._headed = False
-        self._work_total = 1
-        self._work_begun = (0, 0.0)  # how much was done, and when that was
-        self._work_shown = 0.0
 
-    def line(self, text: str = "") -> None:
-        """Prints one line as it is."""
-        self._console.print(text, markup=False)
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def line(self, text: str = "", indent: int = 0, style: str | None = None) -> None:
+        """Prints text; where a terminal is too narrow, its further lines are indented."""
+        if self._live:
+            text = wrap(text, self._console.width, " " * indent)
+        self._console.print(text, style=style, markup=False)
 
     def note(self, text: str) -> None:
         """Prints a line that asks for attention."""
-        self._console.print(f"note: {text}", style="yellow", markup=False)
+        self.line(f"note: {text}", indent=6, style="yellow")
 
     def facts(self, facts: dict[str, str]) -> None:
         """Prints names and what they stand for, in two columns."""
         width = max(map(len, facts))
         for name, text in facts.items():
-            self.line(f"{name:<{width}}  {text}")
+            self.line(f"{name:<{width}}  {text}", indent=width + 2)
+
+    def command(self, what: str, command: str) -> None:
+        """Prints what a command is for, and the command: one that can be copied, however long."""
+        if self._live and len(f"{what}: {command}") > self._console.width:
+            self.line(f"{what}:")
+            lines = wrap(command, self._console.width - 4).split("\n")
+            self._console.print("  " + " \\\n    ".join(lines), markup=False)
+        else:
+            self.line(f"{what}: {command}")
+
+    def doing(self, what: str) -> None:
+        """Shows what is being done and for how long, until something else is shown or `stop`."""
+        self.open(
+            SpinnerColumn("line"),
+            TextColumn("{task.description}, {task.elapsed:.0f} s", markup=False),
+            description=what,
+            total=None,
+        )
 
     def download(self, done: int, total: int | None) -> None:
         """Shows how much of a download is there; closes the bar at its end."""
-        if self._live and self._bar is None:
-            self._bar = Progress(
-                TextColumn("downloading"), BarColumn(), DownloadColumn(), console=self._console
+        is_new = self._moving is None or self._moving.tasks[0].description != "download"
+        if is_new:
+            self.open(
+                TextColumn("downloading"),
+                BarColumn(self.bar_width()),
+                DownloadColumn(),
+                transient=False,
+                description="download",
+                total=total,
             )
-            self._bar.add_task("download", total=total)
-            self._bar.start()
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done)
+        self.move(completed=done)
         if done == total:
             self.stop()
 
-    def start(self, step: int, steps: int) -> None:
-        """Opens the training bar."""
-        self._open_bar("step {task.completed:.0f}/{task.total:.0f}", step, steps, "compiling")
-
-    def _open_bar(self, place: str, done: int, total: int, status: str) -> None:
+    def open(self, *columns: ProgressColumn, transient: bool = True, **task: Any) -> None:
+        """Shows a line that moves, in place of the one before; only on a terminal."""
+        self.stop()
         if self._live:
-            self._bar = Progress(
-                TextColumn(place),
-                BarColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.add_task(place, total=total, completed=done, status=status)
-            self._bar.start()
+            self._moving = Progress(*columns, console=self._console, transient=transient)
+            self._moving.add_task(**task)
+            self._moving.start()
 
-    def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Moves the training bar."""
-        if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=step,
-                status=f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s",
-            )
+    def move(self, **task: Any) -> None:
+        """Changes the line that moves, if there is one."""
+        if self._moving is not None:
+            self._moving.update(self._moving.task_ids[0], **task)
 
-    def start_work(self, done: int, total: int) -> None:
-        """Opens the bar of a preparation, for `work`."""
-        self._work_total, self._work_begun = total, (done, time.monotonic())
-        self._work_shown = time.monotonic()
-        self._open_bar("{task.percentage:>3.0f}%", done, total, "starting")
+    def stop(self) -> None:
+        """Closes the line that moves, if there is one."""
+        if self._moving is not None:
+            self._moving.stop()
+            self._moving = None
 
-    def work(self, done: int, speed: str) -> None:
-        """Moves the bar; where there is no terminal, a line every LINE_SECONDS."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, status=speed)
-        elif time.monotonic() - self._work_shown > LINE_SECONDS:
-            self._work_shown = time.monotonic()
-            before, begun = self._work_begun
-            rate = (done - before) / (self._work_shown - begun)
-            left = f"{(self._work_total - done) / rate / 60:,.0f} min left" if rate else ""
-            self.line(f"{100 * done / self._work_total:3.0f}%  {speed}  {left}".rstrip())
+    def bar_width(self) -> int:
+        return max(8, min(BAR_WIDTH, self._console.width - TEXT_WIDTH))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this is a terminal that shows something."""
+        return self._live
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Prints the row of an evaluation, under a heading the first time."""
@@ -111,12 +134,6 @@ class Display:
             f"{row['val_bpb']:>10.4f} {'-' if speed is None else format(speed, ',.0f'):>10}"
         )
 
-    def stop(self) -> None:
-        """Closes a bar that is open."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
     def write(self, text: str) -> None:
         """Writes text as it comes, without a line break."""
         if not self._console.quiet:
@@ -125,3 +142,103 @@ class Display:
                 sys.stdout.flush()
             except BrokenPipeError:
                 self._console.quiet = True
+
+
+class TrainingProgress:
+    """What is compiled until the first steps are done, then a bar with the time remaining."""
+
+    def __init__(self, display: Display, steps: int):
+        self._display, self._steps = display, steps
+        self._has_bar = False
+
+    def doing(self, what: str) -> None:
+        """Shows what the first steps wait for; the bar stays."""
+        if not self._has_bar:
+            self._display.doing(what)
+
+    def update(
+        self, step: int, loss: float, tokens_per_second: float, seconds_left: float | None
+    ) -> None:
+        """Moves the bar; the first time it opens it."""
+        left = "" if seconds_left is None else f"{format_clock(seconds_left)} left"
+        values: dict[str, Any] = {
+            "completed": step,
+            "status": f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {left}",
+        }
+        if self._has_bar:
+            self._display.move(**values)
+            return
+        self._has_bar = True
+        self._display.open(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(self._display.bar_width()),
+            TextColumn("{task.fields[status]}"),
+            description="train",
+            total=self._steps,
+            **values,
+        )
+
+
+class WorkProgress:
+    """The bar of a preparation; where there is no terminal, a line every LINE_SECONDS."""
+
+    def __init__(self, display: Display, done: int, total: int):
+        self._display, self._total = display, total
+        self._start = (done, time.monotonic())  # how much was done, and when that was
+        self._shown = time.monotonic()
+        display.open(
+            TextColumn("{task.percentage:>3.0f}%"),
+            BarColumn(display.bar_width()),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            description="work",
+            total=total,
+            completed=done,
+            status="starting",
+        )
+
+    def update(self, done: int, speed: str) -> None:
+        """Shows that `done` of the total is done, at this speed."""
+        if self._display.is_live:
+            self._display.move(completed=done, status=speed)
+        elif time.monotonic() - self._shown > LINE_SECONDS:
+            self._shown = time.monotonic()
+            before, start = self._start
+            rate = (done - before) / (self._shown - start)
+            left = f"{(self._total - done) / rate / 60:,.0f} min left" if rate else ""
+            self._display.line(f"{100 * done / self._total:3.0f}%  {speed}  {left}".rstrip())
+
+
+def wrap(text: str, width: int, indent: str = "") -> str:
+    """Returns text with its lines broken between words, where they are wider than `width`.
+
+    A word that is wider itself stays whole. All further lines begin with `indent`.
+    """
+    lines = []
+    for line in text.split("\n"):
+        lines += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+        ) or [""]
+    return "\n".join(lines)
+
+
+def format_clock(seconds: float) -> str:
+    """Returns seconds as H:MM:SS."""
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def format_duration(seconds: float) -> str:
+    """Returns seconds in the unit that a reader would choose: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

@@ -6,7 +6,7 @@
         --set model.vocab_size=50304 train.loss_chunk=None train.micro_batch=16
     python benchmarks/gpu/compile_for_gpu.py base --devices 8
     python benchmarks/gpu/compile_for_gpu.py nano --steps 50 --graphs chunk
-    python benchmarks/gpu/compile_for_gpu.py base --program append --set sample.num_samples=1
+    python benchmarks/gpu/compile_for_gpu.py base --program cached --set sample.num_samples=1
     python benchmarks/gpu/compile_for_gpu.py base --program plan --devices 8
     python benchmarks/gpu/compile_for_gpu.py base --program check --chip t4
 
@@ -36,7 +36,7 @@ from benchmarks.gpu.chips import CHIPS
 # Matrix products appear in the text as calls of cuBLAS with their shapes, and XLA does not time
 # kernels to choose among them (there is nothing to run them on).
 READABLE = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-DECODERS = ("append", "slide", "refill")
+DECODERS = ("cached", "recompute", "refill")
 GIB = 2**30
 VOCABULARY = 73  # the book's characters: for configs that take it from the corpus
 
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
         "--program",
         default="chunk",
         choices=("chunk", *DECODERS, "plan", "check"),
-        help="chunk: train steps; append, slide, refill: decoding within the context, past it, "
+        help="chunk: train steps; cached, recompute, refill: decoding within the context, past it, "
         "past it with a refilled cache; plan: the project's plan; check: attention alone",
     )
     add("--steps", type=int, default=1, help="train steps in a chunk")

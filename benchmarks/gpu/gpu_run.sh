@@ -33,6 +33,7 @@ skip() {  # skip NAME REASON
 step() {  # step NAME SECONDS COMMAND...
   local name=$1 limit=$2; shift 2
   echo "$name" | grep -qE "$ONLY" || return 0
+  [[ $name == torch_* && -z $TORCH ]] && { skip "$name" "PyTorch is not installed"; return 0; }
   [ "$(remaining)" -lt 12 ] && { skip "$name" "no time left"; return 0; }
   [ -n "$TINY" ] && limit=$((3 * limit))  # other work may share the CPU
   [ "$limit" -gt "$(remaining)" ] && limit=$(remaining)
@@ -45,16 +46,12 @@ step() {  # step NAME SECONDS COMMAND...
   return 0
 }
 
-has() { "$PY" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
-
 bench() {  # bench SECONDS STEP KEY=VALUE...
-  local limit=$1 name; shift
-  name=$(echo "$*" | tr ' ' _)
-  [[ $1 == torch_* && -z $TORCH ]] && { skip "$name" "PyTorch is not installed"; return 0; }
-  step "$name" "$limit" "$PY" benchmarks/gpu/gpu_bench.py "$@"
+  local limit=$1; shift
+  step "$(echo "$*" | tr ' ' _)" "$limit" "$PY" benchmarks/gpu/gpu_bench.py "$@"
 }
 
-TORCH=$(has torch && echo yes)
+TORCH=$("$PY" -c "import importlib.util as u; print('yes' if u.find_spec('torch') else '')")
 layers=12; small=()
 if [ -n "$TINY" ]; then
   layers=2
@@ -89,7 +86,7 @@ bench 30 profile model=nano
 step whole_nano 60 "$PY" main.py --config nano --run-dir "$W/nano" "${small[@]}"
 step deterministic 45 "$PY" main.py --config nano --run-dir "$W/det" \
   --train.deterministic true --train.steps 100 --train.eval-batches 5 "${small[@]}"
-step tests 60 "$PY" -m pytest -q -x -n 0 -p no:cacheprovider \
+step tests 60 "$PY" -m pytest -q -n 0 -p no:cacheprovider \
   tests/model/test_attention.py tests/model/test_layers.py
 RESERVE=0
 ONLY=.

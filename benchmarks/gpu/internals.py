@@ -19,7 +19,7 @@ from gpt_jax.analysis.plan import model_flops
 from gpt_jax.config import Config, ModelConfig, fix_schedule, load_config, override
 from gpt_jax.inference import decoding
 from gpt_jax.inference.decoding import STREAM_TOKENS
-from gpt_jax.input_pipeline.dataset import Split
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.model import GPT, gpt, init_cache, layers, loss, unstack_blocks
 from gpt_jax.model.attention import attend, choose_attention, needs_mesh
 from gpt_jax.parallel.backend import compiling_for, target_backend
@@ -193,7 +193,7 @@ def lower_decoder(
         (params, jax.eval_shape(state)),
     )
     lowered = decoding.jit_decode(device.platform).lower(
-        model, *shapes, decoding.Filters(temperature=1.0), steps=STREAM_TOKENS, way=mode
+        model, *shapes, decoding.Filters(temperature=1.0), steps=STREAM_TOKENS, mode=mode
     )
     return lowered, {"tokens": STREAM_TOKENS * B, "steps": STREAM_TOKENS}
 
@@ -217,7 +217,7 @@ class Training:
     def __init__(self, config: Config, steps: int):
         config = fix_schedule(config)
         ids = np.random.default_rng(0).integers(0, config.model.vocab_size, 400_000)
-        tokens = Split((ids.astype(np.int32),), len(ids))
+        tokens = Dataset.from_shards([ids.astype(np.int32)], len(ids))
         self.config, self.steps = config, steps
         self.tokens = steps * config.train.batch_size * config.model.block_size
         self._steps = compiled_steps.CompiledSteps(config, {"train": tokens, "val": tokens})

@@ -39,8 +39,8 @@ class Replay:
     Attributes:
       step: its number, from 1.
       from_step: of the checkpoint that it was computed from; 0 is the run's beginning.
-      pieces: which piece of the training tokens each sequence is of, (B,).
-      starts: where in it the sequence begins, (B,).
+      segments: which segment of the training tokens each sequence is from, (B,).
+      offsets: where in it the sequence begins, (B,).
       batch: its tokens, int32 (B, T + 1).
       losses: of each sequence, with the step's dropout, nats a token, (B,).
       loss: of the step, nats a token.
@@ -51,8 +51,8 @@ class Replay:
 
     step: int
     from_step: int
-    pieces: np.ndarray
-    starts: np.ndarray
+    segments: np.ndarray
+    offsets: np.ndarray
     batch: np.ndarray
     losses: np.ndarray
     loss: float
@@ -64,8 +64,8 @@ class Replay:
         """Returns it as JSON holds it."""
         sequences = [
             {
-                "piece": int(self.pieces[i]),
-                "start": int(self.starts[i]),
+                "piece": int(self.segments[i]),
+                "start": int(self.offsets[i]),
                 "loss": float(self.losses[i]),
                 "tokens": self.batch[i].tolist(),
                 "text": self.tokenizer.decode(self.batch[i]),
@@ -86,7 +86,7 @@ class Replay:
         ]
         for i in np.argsort(-self.losses):  # one that is not a number comes last
             text = repr(self.tokenizer.decode(self.batch[i])[:60])
-            place = f"{self.pieces[i]:>5} {self.starts[i]:>11,}"
+            place = f"{self.segments[i]:>5} {self.offsets[i]:>11,}"
             lines.append(f"{self.losses[i]:>6.3f}  {place}  {text}")
         lines += ["", f"{'parameter':<{width}}  gradient's norm   its own"]
         for path, (gradient, parameter) in self.norms.items():
@@ -141,7 +141,7 @@ def _inspect_step(
     step: int,
 ) -> Replay:
     model, train = start.config.model, start.config.train
-    pieces, starts, batch = programs.feed.batch_of_step(keys, step - 1)
+    segments, offsets, batch = programs.feed.batch_of_step(keys, step - 1)
     place = make_constrain_batch(programs.mesh)
     key = jax.random.fold_in(keys.dropout, step - 1)
     parts = batch.reshape(-1, train.micro_batch_size, batch.shape[1])
@@ -165,8 +165,8 @@ def _inspect_step(
     return Replay(
         step=step,
         from_step=from_step,
-        pieces=pieces,
-        starts=starts,
+        segments=segments,
+        offsets=offsets,
         batch=batch,
         losses=losses,
         loss=float(loss),

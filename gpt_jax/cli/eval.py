@@ -1,4 +1,4 @@
-"""`python main.py eval`: a trained model on a whole split of a corpus, exactly."""
+"""`python main.py eval`: evaluates a trained model on a whole split, each token once."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ def command(argv: list[str]) -> int:
     parser = run_parser("eval")
     # fmt: off
     parser.add_argument("--split", choices=("val", "train"), default="val",
-                        help="which part of the corpus (default: val)")
+                        help="split of the corpus: val or train (default: val)")
     parser.add_argument("--stride", type=int, metavar="X",
-                        help="tokens from one window's start to the next; smaller gives each "
+                        help="tokens between the starts of windows; a smaller stride gives each "
                         "prediction more context (default: block_size)")
     parser.add_argument("--data.corpus", dest="corpus", metavar="X",
-                        help="where the run's corpus is now (default: where it was)")
+                        help="where the run's corpus is now (default: where it was in training)")
     parser.add_argument("--max-tokens", type=int, metavar="X",
-                        help="the most tokens to predict, the first of the split, of each corpus "
-                        "(default: all)")
+                        help="evaluate at most this many tokens of each corpus, the first of the "
+                        "split (default: all)")
     # fmt: on
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse(argv)
 
     devices.request_cpu_devices(8)

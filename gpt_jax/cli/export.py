@@ -1,4 +1,4 @@
-"""`python main.py export`: a run as a GPT-2 folder."""
+"""`python main.py export`: writes a run as a GPT-2 folder of Hugging Face."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt_jax.storage import to_local
 def command(argv: list[str]) -> int:
     parser = run_parser("export")
     parser.add_argument("--out", type=to_local, metavar="FOLDER", required=True,
-                        help="folder to write, made if missing; never written over")  # fmt: skip
+                        help="folder to write, created if missing; never overwritten")  # fmt: skip
     args = parser.parse(argv)
 
     devices.request_cpu_devices(1)

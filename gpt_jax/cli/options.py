@@ -10,7 +10,7 @@ from gpt_jax.config import list_configs
 from gpt_jax.config.fields import default_text, iter_fields, parse
 from gpt_jax.errors import ConfigError, suggest
 
-TABLE_INDENT = 17  # of the second column in a list of verbs or configs
+TABLE_INDENT = 20  # of the second column in the lists of verbs and configs
 
 
 class Formatter(argparse.HelpFormatter):
@@ -23,15 +23,16 @@ class Formatter(argparse.HelpFormatter):
         lines: list[str] = []
         for line in text.splitlines():
             rest = TABLE_INDENT if line.startswith("  ") else 0
-            lines += _wrap(line, width - len(indent), subsequent_indent=" " * rest) or [""]
+            lines += _wrap(line, width - len(indent), rest) or [""]
         return "\n".join((indent + line).rstrip() for line in lines)
 
 
-def _wrap(text: str, width: int, subsequent_indent: str = "") -> list[str]:
+def _wrap(text: str, width: int, indent: int = 0) -> list[str]:
+    """Returns lines of at most `width` characters, all but the first of them indented."""
     return textwrap.wrap(
         text,
         width,
-        subsequent_indent=subsequent_indent,
+        subsequent_indent=" " * indent,
         break_on_hyphens=False,
         break_long_words=False,
     )
@@ -97,7 +98,7 @@ def add_settings(parser: Parser, config: Any, default: str = "") -> None:
     for name, hint, field in iter_fields(type(config)):
         if field.metadata["internal"]:
             continue
-        title = name.rpartition(".")[0] or "run"
+        title = name.rpartition(".")[0] or "settings"
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         option = "--" + name.replace("_", "-")

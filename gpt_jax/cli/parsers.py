@@ -1,4 +1,4 @@
-"""What the parsers of several verbs have in common."""
+"""What the parsers of several verbs share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def program() -> str:
 
 
 def verb_parser(verb: str, options: str, more: str = "") -> Parser:
-    """Returns a verb's parser, which shows its options in short, its line in VERBS and `more`."""
+    """Returns a verb's parser, with a usage line, its line in VERBS and `more` as its help."""
     return Parser(
         prog=f"{program()} {verb}",
         usage=f"{program()} {verb} {options}",
@@ -30,16 +30,16 @@ def verb_parser(verb: str, options: str, more: str = "") -> Parser:
 
 
 def run_parser(verb: str, more: str = "") -> Parser:
-    """Returns the parser of a verb that loads a run, to be found by `run_folder`, or its like."""
+    """Returns the parser of a verb that loads a run or a GPT-2 folder; see `run_folder`."""
     parser = verb_parser(verb, "--run-dir FOLDER [...]", "." + more)
     folder = parser.add_mutually_exclusive_group()
     add_run_dir(folder, "the run's folder, or a GPT-2 folder")
     # fmt: off
-    folder.add_argument("--init-from", metavar="X", help="in place of --run-dir: also a name on "
-                        "Hugging Face's hub, such as openai-community/gpt2")
+    folder.add_argument("--init-from", metavar="X", help="instead of --run-dir: a folder, or a "
+                        "model on Hugging Face's hub, such as openai-community/gpt2")
     parser.add_argument("--checkpoint", type=_checkpoint, default="newest", metavar="X",
-                        help="newest, best (the lowest validation loss) or a step (default: "
-                        "newest)")
+                        help="newest, best (lowest validation loss) or a "
+                        "step (default: newest)")
     # fmt: on
     add_debug(parser)
     return parser
@@ -68,12 +68,12 @@ def add_debug(parser: Parser) -> None:
 
 
 def add_config(parser: Parser) -> None:
-    parser.add_argument("--config", metavar="NAME",
-                        help="name from configs/, or path of a Python file (nano)")  # fmt: skip
+    what = "name from configs/, or path of a Python file (default: nano)"
+    parser.add_argument("--config", metavar="NAME", help=what)
 
 
 def named_config(verb: str, argv: list[str]) -> str:
-    """Returns the --config of a command line, to be read first: it has the options' defaults."""
+    """Returns the --config of a command line, which is read first: it has the options' defaults."""
     parser = Parser(add_help=False, prog=f"{program()} {verb}")
     parser.add_argument("--config", default="nano")
     return parser.parse_known_args(argv)[0].config

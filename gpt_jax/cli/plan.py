@@ -1,4 +1,4 @@
-"""`python main.py plan`: what a run would take, on this machine or a TPU slice; trains nothing."""
+"""`python main.py plan`: the memory and time a run would need; trains nothing."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def command(argv: list[str]) -> int:
     config = load_config(named_config("plan", argv))
     parser = verb_parser(
         "plan",
-        "--config NAME [--topology v5e:4x4] [--GROUP.SETTING X ...]",
-        ".\n\nNothing is allocated, so a model may be larger than this machine. The exit status is "
-        "1 where it\ndoes not fit.",
+        "[--config NAME] [--topology X] [...]",
+        ".\n\nThe step is compiled, but nothing is allocated or trained, so the model may be "
+        "larger than this machine's memory. The exit status is 1 if it does not fit.",
     )
     add_config(parser)
     parser.add_argument("--topology", metavar="X",
-                        help="a TPU slice to compile for, such as v5e:4x4, v5p:2x2x2 or v6e:8x8; "
+                        help="TPU slice to compile for, such as v5e:4x4, v5p:2x2x2 or v6e:8x8; "
                         "needs libtpu, but no TPU (default: this machine)")  # fmt: skip
-    parser.add_argument("--sampling", action="store_true", help="compile the decoder too")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    parser.add_argument("--sampling", action="store_true", help="also compile the decoder")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_debug(parser)
     add_settings(parser, config)
     values = vars(parser.parse(argv))

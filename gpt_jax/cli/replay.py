@@ -1,4 +1,4 @@
-"""`python main.py replay`: one step of a run, computed again to be looked at."""
+"""`python main.py replay`: recomputes one training step of a run, to inspect it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def command(argv: list[str]) -> int:
     parser = verb_parser(
         "replay",
         "--run-dir FOLDER --step N [--json]",
-        ".\n\nThe steps from the checkpoint before it are taken again, so one that is near helps\n"
-        "(--train.keep-interval). Nothing is written.",
+        ".\n\nTraining is repeated from the last checkpoint before that step; "
+        "--train.keep-interval keeps more of them. Nothing is written.",
     )
     add_run_dir(parser, "the run's folder")
     parser.add_argument("--step", type=lambda text: parse(text, int, "--step"), required=True,
-                        metavar="X", help="the step, from 1")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+                        metavar="X", help="number of the step, from 1")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_debug(parser)
     args = parser.parse(argv)
 

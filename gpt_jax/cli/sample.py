@@ -1,4 +1,4 @@
-"""`python main.py sample`: text from a trained model, as it is written."""
+"""`python main.py sample`: generates text with a trained model, and streams it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from gpt_jax.errors import ConfigError, UserError
 def command(argv: list[str]) -> int:
     parser = run_parser(
         "sample",
-        "\n\nText appears as it is written. `--prompt -` takes the prompt from "
-        "standard input\n(a line break at its end is dropped). An empty prompt starts from a line "
-        "break.\nDefaults not given here are those the run was trained with.",
+        "\n\nText appears as it is generated. `--prompt -` reads the prompt from standard input "
+        "(a line break at its end is dropped). An empty prompt starts from a line break.",
     )
-    add_settings(parser, SampleConfig())
-    parser.add_argument("--seed", type=int, metavar="X", help="of the draws (default: the run's)")
+    add_settings(parser, SampleConfig(), default="the run's")
+    parser.add_argument(
+        "--seed", type=int, metavar="X", help="random seed of the samples (default: the run's)"
+    )
     values = vars(parser.parse(argv))
     folder, seed = [values.pop(name) for name in ("run_dir", "init_from")], values.pop("seed")
     which = values.pop("checkpoint")
     del values["debug"]
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed} must be a whole number in [0, 2**32)")
-    SampleConfig(**values)  # mistakes are found before jax is imported
+    SampleConfig(**values)  # a value that breaks a rule is found before jax is imported
 
     devices.request_cpu_devices(1)
     from gpt_jax.inference.generation import stream

@@ -1,12 +1,13 @@
-"""`python main.py train`, or no verb: a run from its config to its last step."""
+"""`python main.py train`, or no verb: trains a model, or resumes a run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gpt_jax import devices
 from gpt_jax.cli import VERBS
-from gpt_jax.cli.options import Parser, add_settings
+from gpt_jax.cli.options import TABLE_INDENT, Parser, add_settings
 from gpt_jax.cli.parsers import add_config, add_debug, named_config, program
 from gpt_jax.config import Config, list_configs, load_config, override
 from gpt_jax.config.fields import get_field, iter_fields
@@ -33,7 +34,11 @@ def command(argv: list[str]) -> int:
     if config.train.deterministic:
         devices.request_determinism()
     connect(hosts, has_tpu=devices.has_tpu())
-    from gpt_jax.training.trainer import train
+    from gpt_jax.console import Display
+
+    with Display() as display:
+        display.doing("loading jax")  # which takes a second or two
+        from gpt_jax.training.trainer import train
 
     if config.init_from is not None:
         from gpt_jax.training.init_from import start_from
@@ -44,15 +49,14 @@ def command(argv: list[str]) -> int:
 
 
 def _parser(config: Config) -> Parser:
-    configs = "\n".join(f"  {name:<14} {line}" for name, line in list_configs().items())
-    verbs = "\n".join(f"  {verb:<14} {line}" for verb, line in VERBS.items())
+    configs, verbs = _table(list_configs()), _table(VERBS)
     parser = Parser(
         prog=f"{program()} train",
         usage=f"{program()} [train] [--config NAME] [--GROUP.SETTING X ...]",
-        description=f"Trains a GPT, shows how its loss falls, and writes text.\n\n"
+        description="Train a GPT, show its loss, and generate text.\n\n"
         f"verbs (each has its own --help):\n{verbs}\n\nconfigs:\n{configs}",
-        epilog="The same command again goes on with an interrupted run. Defaults shown are those "
-        "of the config named.",
+        epilog="Run the same command again to resume an interrupted run. The defaults shown are "
+        "those of --config.",
     )
     add_config(parser)
     add_debug(parser)
@@ -62,11 +66,14 @@ def _parser(config: Config) -> Parser:
     return parser
 
 
-def _take_source_settings(config: Config, values: dict[str, Any]) -> dict[str, Any]:
-    """Takes out of `values` the settings to hold against those of init_from, once it is read.
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:<{TABLE_INDENT - 3}} {line}" for name, line in rows.items())
 
-    Returns:
-      These, and those of a config file that has an init_from of its own.
+
+def _take_source_settings(config: Config, values: dict[str, Any]) -> dict[str, Any]:
+    """Removes from `values` the settings that init_from decides, and returns them.
+
+    They are compared with its own once it is read, as are those of a config file with init_from.
     """
     of_source = [name for name, _, _ in iter_fields(Config) if name.startswith("model.")]
     of_source += ["data.tokenizer", "data.vocab_size"]

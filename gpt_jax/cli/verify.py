@@ -1,4 +1,4 @@
-"""`python main.py verify`: what the project promises, tried on this machine."""
+"""`python main.py verify`: checks the project's guarantees on this machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def command(argv: list[str]) -> int:
     parser = verb_parser(
         "verify",
         "[--json]",
-        ": a minute or two, in a temporary\nfolder. The exit status is 1 where a promise is not "
-        "kept.",
+        ", with small models in a temporary folder; takes a minute or two. The exit status is 1 "
+        "if a check fails.",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_debug(parser)

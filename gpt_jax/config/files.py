@@ -14,6 +14,8 @@ from gpt_jax.config.fields import iter_fields
 from gpt_jax.config.run_config import DEFAULT_RUN_DIR, Config
 from gpt_jax.errors import ConfigError, UserError, suggest
 
+OLD_MODULE = "gpt_jax.config_files"  # where load_config was once imported from
+
 
 def find_root(module: str = __file__) -> Path | None:
     """Returns the nearest folder above a module that has `configs/`, if there is one.
@@ -87,6 +89,11 @@ def load_config(name: str | os.PathLike[str]) -> Config:
     except UserError as error:
         raise ConfigError(f"config file {path}: {error}") from error
     except (Exception, SystemExit) as error:
+        if getattr(error, "name", "") == OLD_MODULE:  # a copy of an older config
+            raise ConfigError(
+                f"config file {path}: {OLD_MODULE} is now gpt_jax.config; write: "
+                "from gpt_jax.config import load_config"
+            ) from error
         detail = " ".join(str(error).split())
         if unknown := re.match(r"(\w+Config\.__init__.*? unexpected .*?'(\w+)')", detail):
             names = {part for setting, _, _ in iter_fields(Config) for part in setting.split(".")}

@@ -11,88 +11,93 @@ import numpy as np
 from gpt_jax.input_pipeline.sampler import SampleIndices, Sampler
 from gpt_jax.parallel.sharding import to_global_array
 
-BLOCK_ROWS = 256  # 16.8 million tokens on their way to a device at once
-ROW_TOKENS = 2**16  # of the two-axis array that several pieces are laid out in on a device
+BLOCK_ROWS = 256  # 16.8 million tokens are copied to a device at once
+ROW_TOKENS = 2**16  # per row of the two-axis array that holds several segments on a device
 
 
-def gather_batch(tokens, starts_B, block_size: int):
-    """Cuts the sequences of a batch out of tokens (N,): on the device, or on the host.
+def gather_batch(tokens, offsets_B, block_size: int):
+    """Gathers the sequences of a batch from tokens (N,): on the device, or on the host.
 
     Returns:
-      (B, T + 1), of the same kind as tokens, jax or NumPy: T inputs, and the same one further on
-      as targets. Starts in parts, (parts, B / parts), give a batch in parts.
+      (B, T + 1), of the same kind as tokens, jax or NumPy: T inputs, and the same shifted by one
+      as targets. Offsets of micro-batches, (M, B / M), give (M, B / M, T + 1).
     """
     xp = np if isinstance(tokens, np.ndarray) else jnp
-    return tokens[starts_B[..., None] + xp.arange(block_size + 1)]
+    return tokens[offsets_B[..., None] + xp.arange(block_size + 1)]
 
 
 def put_tokens_on_devices(
-    pieces: Sequence[np.ndarray],
+    segments: Sequence[np.ndarray],
     sharding: jax.sharding.Sharding,
     check: Callable[[np.ndarray], None] = lambda ids: None,
 ) -> jax.Array:
-    """Puts pieces on devices as `data.gather_places` takes them: (N,), or (R, ROW_TOKENS).
+    """Puts segments on devices in the form that `gather_on_device` takes.
 
     Args:
-      pieces: ids, int (N,) each.
-      sharding: how they lie.
-      check: is called with all ids, some at a time.
+      segments: ids, int (N,) each.
+      sharding: of the result.
+      check: called with all ids, a block at a time.
+
+    Returns:
+      (N,) for one segment, else (R, ROW_TOKENS); see `segment_rows`.
     """
-    if len(pieces) == 1:
-        check(pieces[0])
-        return to_global_array(pieces[0], sharding)
+    if len(segments) == 1:
+        check(segments[0])
+        return to_global_array(segments[0], sharding)
 
     write = jax.jit(
         lambda tokens, block, row: jax.lax.dynamic_update_slice(tokens, block, (row, 0)),
         donate_argnums=0,
         out_shardings=sharding,
     )
-    rows = segment_rows([len(piece) for piece in pieces])
-    tokens = jnp.zeros((int(rows[-1]), ROW_TOKENS), np.result_type(*pieces), device=sharding)
-    for piece, row in zip(pieces, rows[:-1].tolist(), strict=True):
-        for at in range(0, len(piece), BLOCK_ROWS * ROW_TOKENS):
-            part = piece[at : at + BLOCK_ROWS * ROW_TOKENS]
-            check(part)
-            block = np.zeros((-(-len(part) // ROW_TOKENS), ROW_TOKENS), tokens.dtype)
-            block.reshape(-1)[: len(part)] = part
+    rows = segment_rows([len(segment) for segment in segments])
+    tokens = jnp.zeros((int(rows[-1]), ROW_TOKENS), np.result_type(*segments), device=sharding)
+    for segment, row in zip(segments, rows[:-1].tolist(), strict=True):
+        for at in range(0, len(segment), BLOCK_ROWS * ROW_TOKENS):
+            ids = segment[at : at + BLOCK_ROWS * ROW_TOKENS]
+            check(ids)
+            block = np.zeros((-(-len(ids) // ROW_TOKENS), ROW_TOKENS), tokens.dtype)
+            block.reshape(-1)[: len(ids)] = ids
             first = np.int32(row + at // ROW_TOKENS)
             tokens = write(tokens, to_global_array(block, sharding), first)
     return tokens
 
 
 def segment_rows(lengths: Sequence[int]) -> np.ndarray:
-    """Returns the row that each piece begins in where pieces are laid out in rows, and their sum.
+    """Returns the first row of each segment in an array of rows, and the number of rows.
+
+    Each segment begins a new row of ROW_TOKENS; its last row may be partly empty.
 
     Returns:
-      int64 (pieces + 1,); a piece fills rows of ROW_TOKENS, its last one in part.
+      int64 (segments + 1,).
     """
     return np.concatenate([[0], np.cumsum([-(-length // ROW_TOKENS) for length in lengths])])
 
 
-def gather_on_device(tokens: jax.Array, places: SampleIndices, sampler: Sampler) -> jax.Array:
-    """Cuts sequences out of tokens on the device: int32 (..., T + 1).
+def gather_on_device(tokens: jax.Array, indices: SampleIndices, sampler: Sampler) -> jax.Array:
+    """Gathers sequences from tokens on the device: int32 (..., T + 1).
 
-    tokens are one piece (N,), or several in rows (R, ROW_TOKENS) as `segment_rows` says.
+    tokens is one segment (N,), or several in rows (R, ROW_TOKENS) as `segment_rows` says.
     """
-    pieces, starts = places
-    starts_P = starts.reshape(-1)
+    segments, offsets = indices
+    offsets_B = offsets.reshape(-1)
     if tokens.ndim == 1:
-        batch = gather_batch(tokens, starts_P, sampler.block_size)
+        batch = gather_batch(tokens, offsets_B, sampler.block_size)
     else:
-        offsets = starts_P[:, None] + jnp.arange(sampler.block_size + 1)
+        positions_BT = offsets_B[:, None] + jnp.arange(sampler.block_size + 1)
         firsts = jnp.asarray(segment_rows(sampler.lengths)[:-1], jnp.int32)
-        rows = firsts[pieces.reshape(-1)][:, None] + offsets // ROW_TOKENS
-        batch = tokens[rows, offsets % ROW_TOKENS]
-    return batch.reshape(*starts.shape, -1).astype(jnp.int32)
+        rows_BT = firsts[segments.reshape(-1)][:, None] + positions_BT // ROW_TOKENS
+        batch = tokens[rows_BT, positions_BT % ROW_TOKENS]
+    return batch.reshape(*offsets.shape, -1).astype(jnp.int32)
 
 
 def gather_on_host(
-    pieces: Sequence[np.ndarray], places: SampleIndices, block_size: int
+    segments: Sequence[np.ndarray], indices: SampleIndices, block_size: int
 ) -> np.ndarray:
-    """Cuts sequences out of pieces on the host: int32 (..., T + 1), equal to `gather_on_device`."""
-    shape = places[0].shape
-    which, starts = (np.asarray(part).reshape(-1).tolist() for part in places)
-    batch = np.empty((len(starts), block_size + 1), np.int32)
-    for row, piece, start in zip(batch, which, starts, strict=True):
-        row[:] = pieces[piece][start : start + block_size + 1]
+    """Gathers sequences from segments on the host: int32 (..., T + 1), as `gather_on_device`."""
+    shape = indices[0].shape
+    numbers, offsets = (np.asarray(array).reshape(-1).tolist() for array in indices)
+    batch = np.empty((len(offsets), block_size + 1), np.int32)
+    for row, number, offset in zip(batch, numbers, offsets, strict=True):
+        row[:] = segments[number][offset : offset + block_size + 1]
     return batch.reshape(*shape, block_size + 1)

@@ -1,7 +1,7 @@
-"""How batches come to the devices: from tokens that lie there, or gathered by the host meanwhile.
+"""The batch loader: tokens kept on the devices, or batches prefetched from host memory.
 
-Both take the places that the sampler draws, by the same function, so the batches are the same.
-`programs.py` gives what a feed returns to the compiled programs.
+Both use the sampler's indices, so the batches are identical. `compiled_steps.py` passes what the
+loader returns to the compiled programs; `training/step.py` is next on the way to the model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from gpt_jax.input_pipeline.sampler import SampleIndices, eval_indices, make_sam
 from gpt_jax.parallel.sharding import batch_sharding, replicated
 from gpt_jax.prng import Keys, make_keys
 
-RESIDENT_SHARE = 1 / 4  # of an accelerator's memory, at most, for tokens
-CPU_RESIDENT_BYTES = 2**30  # on a CPU, the copies of all its devices together
+RESIDENT_SHARE = 1 / 4  # of an accelerator's memory that tokens may take
+CPU_RESIDENT_BYTES = 2**30  # that the copies of all devices of a CPU may take together
 
 
 class BatchLoader:
@@ -33,26 +33,28 @@ class BatchLoader:
 
     Attributes:
       samplers: of "train" and "val".
-      is_resident: tokens lie on the devices, and the compiled programs draw from them.
-      token_bytes: of all tokens; on each device, where they are resident.
+      is_resident: the tokens are on the devices, and the compiled programs gather batches there.
+      token_bytes: bytes of all tokens; on each device, if they are resident.
     """
 
-    def __init__(self, config: Config, splits: dict[str, Dataset], mesh: Mesh):
+    def __init__(self, config: Config, datasets: dict[str, Dataset], mesh: Mesh):
         """Puts the tokens on the devices, or prepares to gather on the host.
 
         Raises:
-          UserError: a split is too short, or resident tokens have ids beyond the vocabulary.
+          UserError: a dataset is too short, or resident tokens have ids beyond the vocabulary.
         """
         self._config = config
         sizes = config.model.block_size, config.train.batch_size
         orders = {"train": config.data.order, "val": "random"}
-        made = [make_sampler(splits[name], *sizes, orders[name]) for name in ("train", "val")]
+        made = [make_sampler(datasets[name], *sizes, orders[name]) for name in ("train", "val")]
         self.samplers = [sampler for sampler, _ in made]
-        self._pieces = [pieces for _, pieces in made]
+        self._segments = [segments for _, segments in made]
         self._sharding = batch_sharding(mesh, axis=1)
         self._prefetched: tuple[tuple[int, int], Future] | None = None
         self._pool = ThreadPoolExecutor(1, "gather")
-        self.token_bytes = sum(piece.nbytes for pieces in self._pieces for piece in pieces)
+        self.token_bytes = sum(
+            segment.nbytes for segments in self._segments for segment in segments
+        )
         where = config.data.resident
         if where == "auto":
             where = "device" if fits(self.token_bytes, mesh) else "host"
@@ -60,10 +62,11 @@ class BatchLoader:
         if self.is_resident:
             check = self._check
             self._tokens = [
-                put_tokens_on_devices(pieces, replicated(mesh), check) for pieces in self._pieces
+                put_tokens_on_devices(segments, replicated(mesh), check)
+                for segments in self._segments
             ]
             return
-        _expect_random_reads(self._pieces[0])
+        _expect_random_reads(self._segments[0])
         cpu = _host_device()
         with jax.default_device(cpu):
             self._keys = jax.device_put(jax.jit(make_keys, static_argnums=0)(config.seed), cpu)
@@ -77,7 +80,7 @@ class BatchLoader:
         )
 
     def describe(self) -> str:
-        """Returns where batches come from and the bytes that takes, for people."""
+        """Returns where batches come from and the memory that takes, as a line to print."""
         if self.is_resident:
             return f"cut from tokens on each device, {self.token_bytes / 2**20:,.1f} MiB"
         train = self._config.train
@@ -88,16 +91,16 @@ class BatchLoader:
         )
 
     def train_spec(self, steps: int) -> Any:
-        """Returns the shape of what `train_batches` returns for so many steps."""
+        """Returns the shape, dtype and sharding of what `train_batches` returns."""
         if self.is_resident:
             return self._tokens[0]
-        return self._target(steps)
+        return self._spec(steps)
 
     def eval_spec(self) -> list[Any]:
-        """Returns the shapes of what `eval_batches_of_step` returns."""
+        """Returns the shapes, dtypes and shardings of what `eval_batches` returns."""
         if self.is_resident:
             return self._tokens
-        return [self._target(self._config.train.eval_batches)] * 2
+        return [self._spec(self._config.train.eval_batches)] * 2
 
     def train_batches(self, step: int, steps: int) -> jax.Array:
         """Returns what `step.make_train_chunk`'s function takes for `steps` steps after `step`.
@@ -108,15 +111,15 @@ class BatchLoader:
         if self.is_resident:
             return self._tokens[0]
         if self._prefetched is None or self._prefetched[0] != (step, steps):
-            self.prepare(step, steps)
+            self.prefetch(step, steps)
         assert self._prefetched is not None
         (_, batches), self._prefetched = self._prefetched, None
         return batches.result()
 
-    def prepare(self, step: int, steps: int, after: Any = None) -> None:
-        """Begins to gather for `train_batches(step, steps)`, once the arrays `after` are computed.
+    def prefetch(self, step: int, steps: int, after: Any = None) -> None:
+        """Starts to gather for `train_batches(step, steps)` once the arrays `after` are computed.
 
-        That wait is the bound: while a chunk is computed, only the next one lies ready.
+        Waiting for them bounds the memory: at most one chunk is held beside the one in use.
         """
         if self.is_resident:
             return
@@ -124,19 +127,19 @@ class BatchLoader:
         def gather() -> jax.Array:
             jax.block_until_ready(after)
             steps_S = np.arange(step, step + steps, dtype=np.int32)
-            return self._put(self._pieces[0], self._train_indices(self._keys.data, steps_S))
+            return self._put(self._segments[0], self._train_indices(self._keys.data, steps_S))
 
         self._prefetched = (step, steps), self._pool.submit(gather)
 
-    def eval_batches_of_step(self, step: int) -> list[jax.Array]:
+    def eval_batches(self, step: int) -> list[jax.Array]:
         """Returns what `step.make_eval_step`'s function takes for the evaluation after `step`."""
         if self.is_resident:
             return self._tokens
-        places = self._eval_indices(self._keys.eval, np.int32(step))
-        return [self._put(*x) for x in zip(self._pieces, places, strict=True)]
+        indices = self._eval_indices(self._keys.eval, np.int32(step))
+        return [self._put(*x) for x in zip(self._segments, indices, strict=True)]
 
     def batch_of_step(self, keys: Keys, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns what the training step after `step` draws: of which pieces, where, the tokens.
+        """Returns the segments, offsets and tokens of the training step after `step`.
 
         Args:
           keys: the run's.
@@ -145,36 +148,37 @@ class BatchLoader:
         Returns:
           int32 (B,), (B,) and (B, T + 1), on the host.
         """
-        places = train_indices(self.samplers[0], keys.data, jnp.full(1, step, jnp.int32))
-        pieces, starts = (np.asarray(part)[0] for part in places)
-        return pieces, starts, gather_on_host(self._pieces[0], (pieces, starts), self._block_size)
+        indices = train_indices(self.samplers[0], keys.data, jnp.full(1, step, jnp.int32))
+        numbers, offsets = (np.asarray(array)[0] for array in indices)
+        batch = gather_on_host(self._segments[0], (numbers, offsets), self._block_size)
+        return numbers, offsets, batch
 
     def close(self) -> None:
-        """Lets go of what nobody waits for."""
+        """Cancels prefetching."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def _block_size(self) -> int:
         return self._config.model.block_size
 
-    def _target(self, n: int) -> jax.ShapeDtypeStruct:
+    def _spec(self, n: int) -> jax.ShapeDtypeStruct:
         shape = (n, self._config.train.batch_size, self._block_size + 1)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._sharding)
 
-    def _put(self, pieces: Sequence[np.ndarray], places: SampleIndices) -> jax.Array:
-        """Gathers batches (n, B, T + 1): of the rows, those of this host's devices."""
-        which, starts = (np.asarray(part) for part in places)
+    def _put(self, segments: Sequence[np.ndarray], indices: SampleIndices) -> jax.Array:
+        """Gathers batches (n, B, T + 1); each host only the sequences of its own devices."""
+        numbers, offsets = (np.asarray(array) for array in indices)
         gathered: dict[tuple, np.ndarray] = {}
 
         def rows(index: Any) -> np.ndarray:
-            key = index[1].start, index[1].stop  # devices may have the same
+            key = index[1].start, index[1].stop  # several devices may need the same
             if key not in gathered:
-                here = which[index[:2]], starts[index[:2]]
-                gathered[key] = gather_on_host(pieces, here, self._block_size)
+                here = numbers[index[:2]], offsets[index[:2]]
+                gathered[key] = gather_on_host(segments, here, self._block_size)
                 self._check(gathered[key])
             return gathered[key]
 
-        shape = (*which.shape, self._block_size + 1)
+        shape = (*numbers.shape, self._block_size + 1)
         return jax.make_array_from_callback(shape, self._sharding, rows)
 
     def _check(self, ids: np.ndarray) -> None:
@@ -188,7 +192,7 @@ class BatchLoader:
 
 
 def fits(n_bytes: int, mesh: Mesh) -> bool:
-    """Says whether tokens of so many bytes may lie on every device of a mesh."""
+    """Returns whether tokens of this size may be copied to every device of a mesh."""
     device = mesh.local_devices[0]
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if limit:
@@ -196,19 +200,19 @@ def fits(n_bytes: int, mesh: Mesh) -> bool:
     return n_bytes * mesh.size <= CPU_RESIDENT_BYTES
 
 
-def _expect_random_reads(pieces: Sequence[np.ndarray]) -> None:
-    """Tells the system not to read ahead in mapped files: rows are a page or two, here and there.
+def _expect_random_reads(segments: Sequence[np.ndarray]) -> None:
+    """Tells the system not to read ahead in mapped files: a sequence is a page or two.
 
-    Otherwise each row of a file that memory does not hold costs a hundred times its size.
+    Otherwise each sequence of a file that is not in memory costs a hundred times its size.
     """
-    for piece in pieces:
-        mapped = getattr(piece, "_mmap", None)
+    for segment in segments:
+        mapped = getattr(segment, "_mmap", None)
         if mapped is not None and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
 
 
 def _host_device() -> jax.Device:
-    """The CPU beside an accelerator; where jax was told to do without, what there is."""
+    """Returns the CPU beside an accelerator; if jax has no CPU backend, any local device."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

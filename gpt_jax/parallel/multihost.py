@@ -1,8 +1,9 @@
-"""Several processes that train one run: how they meet, agree, and notice that one is gone.
+"""Several processes that train one run: connecting, collectives between them, lost hosts.
 
-Each is a host, on a machine of its own or not. All take every step together, each on its own rows
-of the batch; host 0 alone prints and writes, checkpoints aside, which all write together into the
-run's folder, so it must be one that all of them see. With one host nothing here does anything.
+Each process is a host, whether or not it has a machine to itself. All hosts execute every step
+together, each on its own rows of the batch. Host 0 alone prints and writes files, except for
+checkpoints: all hosts write those together, so the run's folder must be visible to all of them.
+With one host every function here returns at once.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from typing import Any
 from gpt_jax.config.fields import NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, field
 from gpt_jax.errors import ConfigError, TrainingError, UserError, is_out_of_memory
 
-# What the libraries beneath jax say of a host that does not answer; they raise many kinds.
+# Messages of the libraries below jax about a host that does not answer; the types differ.
 LOST_HOST = re.compile(
     "gloo|nccl|coordination|heartbeat|connection reset"
     "|^(unavailable|deadline_exceeded|aborted|cancelled):",
     re.IGNORECASE,
 )
-SHUTDOWN_SECONDS = 3600  # that a host which is done waits for those that are not
+SHUTDOWN_SECONDS = 3600  # for which a host that has finished waits for the others
 
 
 @dataclasses.dataclass(frozen=True)
 class HostsConfig:
-    """Where the hosts of a run meet; with none of the first three, as their launcher says."""
+    """How the hosts of a run connect; without the first three settings the launcher decides."""
 
     coordinator: str | None = field(
         None,
@@ -65,17 +66,17 @@ class HostsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What belongs to a process, not to its run: the command line's names begin with `hosts.`."""
+    """The settings of a process, not of its run: options whose names begin with `hosts.`."""
 
     hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
 
 
 def has_launcher(environment: Mapping[str, str], has_tpu: bool = False) -> bool:
-    """Says whether a launcher that jax knows has started this process, perhaps among others.
+    """Returns whether a launcher that jax supports has started this process.
 
     Args:
-      environment: of the process.
-      has_tpu: a TPU is in the machine; whether there are more such machines, its launcher knows.
+      environment: the environment variables of the process.
+      has_tpu: whether the machine has a TPU; its launcher knows of other such machines.
     """
     slurm = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"}
     several = [environment.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
@@ -87,27 +88,27 @@ def has_launcher(environment: Mapping[str, str], has_tpu: bool = False) -> bool:
 
 
 def cluster_detection_method(environment: Mapping[str, str]) -> str | None:
-    """Returns the name of the way in which jax finds the other processes; None for its own choice.
+    """Returns the method by which jax detects the other processes; None lets jax choose.
 
     Raises:
-      ConfigError: Open MPI from 5 on has started this process, and a package to ask it is missing.
+      ConfigError: Open MPI 5 or later has started this process, and mpi4py is missing.
     """
     if "OMPI_COMM_WORLD_SIZE" not in environment or "OMPI_MCA_orte_hnp_uri" in environment:
         return None
     if importlib.util.find_spec("mpi4py") is None:
         raise ConfigError(
-            "Open MPI from 5 on tells its processes where they are by another package only: pip "
-            "install mpi4py, or give --hosts.coordinator, --hosts.count and --hosts.index"
+            "Open MPI 5 or later has started this process, and its hosts are detected with mpi4py: "
+            "pip install mpi4py, or give --hosts.coordinator, --hosts.count and --hosts.index"
         )
     return "mpi4py"
 
 
 def connect(config: HostsConfig, has_tpu: bool = False) -> None:
-    """Meets the other hosts, if there are any; before jax's first computation.
+    """Connects to the other hosts, if there are any; call it before jax's first computation.
 
     Raises:
-      ConfigError: the launcher can't be asked, see `cluster_detection_method`.
-      TrainingError: they could not be met in time.
+      ConfigError: see `cluster_detection_method`.
+      TrainingError: the hosts did not connect in time.
     """
     is_given = config.coordinator is not None
     if not is_given and not has_launcher(os.environ, has_tpu):
@@ -117,11 +118,11 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
     if jax.distributed.is_initialized():
         return
     method = "deactivate" if is_given else cluster_detection_method(os.environ)
-    where = config.coordinator or "the place that the launcher names"
-    if is_given:  # jax may end the process where nobody comes, with words of its own
+    where = config.coordinator or "the address that the launcher gives"
+    if is_given:  # jax may end the process after the timeout, with another message
         who = f"host {config.index} of {config.count}"
-        within = f"within {config.timeout} s"
-        print(f"{who} meets the others at {where}, {within}", file=sys.stderr, flush=True)
+        line = f"{who}: connecting at {where}, timeout {config.timeout} s"
+        print(line, file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -136,26 +137,26 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
         if not is_given and has_tpu and "coordinator_address" in str(error):
             return  # a single machine with a TPU, as on Colab
         raise TrainingError(
-            f"the hosts did not meet at {where} within {config.timeout} s: "
+            f"the hosts did not connect at {where} within {config.timeout} s: "
             f"{' '.join(str(error).split()):.300}"
         ) from error
 
 
 def host_count() -> int:
-    """Returns how many hosts have met."""
+    """Returns the number of hosts that are connected."""
     jax = sys.modules.get("jax")
     return jax.process_count() if jax and jax.distributed.is_initialized() else 1
 
 
 def is_host0() -> bool:
-    """Says whether this is the host that prints and writes."""
+    """Returns whether this is the host that prints and writes files."""
     return host_count() == 1 or sys.modules["jax"].process_index() == 0
 
 
 def exit_process(error: Exception, status: int) -> int:
-    """Returns the exit status, where the hosts end together; else ends this one at once.
+    """Returns the exit status if all hosts end; otherwise exits this process at once.
 
-    The others notice, and end too: at the end of a program jax waits for them.
+    A normal exit would wait for the other hosts; this way they notice that one is lost, and end.
     """
     if host_count() > 1 and not getattr(error, "on_all_hosts", False):
         sys.stdout.flush()
@@ -165,13 +166,14 @@ def exit_process(error: Exception, status: int) -> int:
 
 
 def lost_host_message(error: BaseException) -> str:
-    """Returns the words of jax in an error that a host which is gone may cause, or ''.
+    """Returns jax's message if an error may come from a lost host, else "".
 
-    They are in what came first: what is cleaned up after it, such as a checkpoint, fails too.
+    The first error in the chain of causes counts: clean-up after it, such as of a checkpoint, may
+    fail too.
     """
     at: BaseException | None = error if host_count() > 1 else None
     found = ""
-    for _ in range(20):  # causes may be a ring
+    for _ in range(20):  # causes may form a cycle
         if at is None or is_out_of_memory(at):
             break
         if LOST_HOST.search(str(at)):
@@ -181,7 +183,7 @@ def lost_host_message(error: BaseException) -> str:
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """Returns what each host gave, in their order; values that JSON can hold."""
+    """Returns the value of each host, in the order of their indices; values must suit JSON."""
     if host_count() == 1:
         return [value]
     import numpy as np
@@ -196,29 +198,29 @@ def all_gather_json(value: Any) -> list[Any]:
 
 
 def broadcast_from_host0(make: Callable[[], Any]) -> Any:
-    """Returns what `make` returns on host 0, which alone calls it: what JSON can hold.
+    """Returns on every host what `make` returns on host 0, which alone calls it: a JSON value.
 
     Raises:
-      UserError, TrainingError: what it raised there.
+      UserError, TrainingError: what `make` raised there.
     """
     return all_gather_json(all_agree(make if is_host0() else lambda: None))[0]
 
 
 def all_reduce_max(values: Sequence[int]) -> list[int]:
-    """Returns the largest of each of the integers over the hosts."""
+    """Returns the elementwise maximum of the integers over the hosts."""
     return [max(of_hosts) for of_hosts in zip(*all_gather_json(list(values)), strict=True)]
 
 
 def all_agree(make: Callable[[], Any], describe: Callable[[Any], Any] = lambda made: None) -> Any:
-    """Returns what `make` returns, once it has on all hosts, and alike.
+    """Returns what `make` returns here, after all hosts have made equal values: a barrier.
 
     Args:
-      make: may fail on some of them.
-      describe: what must be the same everywhere, of what was made: {name: value} for JSON.
+      make: may fail on some of the hosts.
+      describe: returns the properties of the value that must be equal: {name: value} for JSON.
 
     Raises:
-      UserError, TrainingError: what `make` raised here, or that it did so elsewhere.
-      ConfigError: what was made differs; the message names it.
+      UserError, TrainingError: `make` raised it here, or failed on another host.
+      ConfigError: the values differ; the message names the differences.
     """
     if host_count() == 1:
         return make()
@@ -237,7 +239,7 @@ def all_agree(make: Callable[[], Any], describe: Callable[[Any], Any] = lambda m
 
 
 def _problem(answers: Sequence[Mapping[str, Any]]) -> UserError | TrainingError | None:
-    """Returns what is wrong with what the hosts said, if anything is."""
+    """Returns the first error or difference in the answers of the hosts, if there is one."""
     for host, answer in enumerate(answers):
         if "error" in answer:
             kind = UserError if answer["mistake"] else TrainingError
@@ -246,7 +248,7 @@ def _problem(answers: Sequence[Mapping[str, Any]]) -> UserError | TrainingError 
     for host, answer in enumerate(answers):
         if answer["made"] != ours:
             differences = _difference(answer["made"], ours)
-            return ConfigError(f"host {host} is not like host 0: {differences}")
+            return ConfigError(f"host {host} differs from host 0: {differences}")
     return None
 
 

@@ -1,4 +1,4 @@
-"""The compiled programs of a run, laid out on its mesh.
+"""The compiled programs of a run, for its mesh.
 
 They are traced and compiled side by side, in threads, from shapes alone: XLA takes most of the time
 before the first step, and it can use more than one core.
@@ -62,7 +62,7 @@ class AbstractInputs:
 
 
 def abstract_inputs(config: Config, mesh: Mesh) -> AbstractInputs:
-    """Returns how the state of a run and what it is given lie on a mesh of any devices."""
+    """Returns shapes, dtypes and shardings of a run's state and inputs on a mesh of any devices."""
 
     def placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -111,7 +111,7 @@ class CompiledSteps:
       abstract_state: the state's shapes, dtypes and shardings, as a tree of jax.ShapeDtypeStruct.
       n_params: parameters of the model.
       feed: where batches come from.
-      layouts: a context to trace in what computes the model on the mesh.
+      layouts: a context in which what computes the model on the mesh is traced.
     """
 
     def __init__(self, config: Config, splits: dict[str, Dataset]):
@@ -164,7 +164,7 @@ class CompiledSteps:
         self._compiled: dict[Any, Future] = {}
 
     def compile_ahead(self, step: int, *, initializes: bool = True) -> None:
-        """Begins to compile what a run that goes on from `step` needs first.
+        """Begins to compile what a run that starts at `step` needs first.
 
         A new run evaluates first; compiling its chunk meanwhile would only slow that down.
         """
@@ -173,7 +173,7 @@ class CompiledSteps:
         elif step:
             self.chunk_program(self.chunk_length(step))
         self.evaluation_program()
-        self.feed.prepare(step, self.chunk_length(step))
+        self.feed.prefetch(step, self.chunk_length(step))
 
     def chunk_length(self, step: int) -> int:
         """Returns how many steps the chunk that begins at `step` takes."""
@@ -210,14 +210,14 @@ class CompiledSteps:
         state, metrics = program(state, tokens, keys, np.float32(limit))
         step += steps
         if step < self._config.train.steps:
-            self.feed.prepare(step, self.chunk_length(step), after=self._metrics)
+            self.feed.prefetch(step, self.chunk_length(step), after=self._metrics)
         self._metrics = metrics
         return state, metrics
 
     def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
         """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""
         return self.evaluation_program().result()(
-            state.params, self.feed.eval_batches_of_step(step), keys.eval, np.int32(step)
+            state.params, self.feed.eval_batches(step), keys.eval, np.int32(step)
         )
 
     def is_finite(self, state: TrainState) -> bool:

@@ -1,4 +1,4 @@
-"""What a run says of itself before it computes."""
+"""What is printed before the first step, and for a run that is finished."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.run_setup import RunSetup
 
 
-def describe_run(start: RunSetup, programs: CompiledSteps, display: Display) -> None:
-    """Says what is about to happen."""
-    mesh, n_params = programs.mesh, programs.n_params
-    config, corpus = start.config, start.corpus
-    model, batch_size, at_once = (
-        config.model,
-        config.train.batch_size,
-        config.train.micro_batch_size,
-    )
+def describe_run(setup: RunSetup, compiled: CompiledSteps, display: Display) -> None:
+    """Prints what is about to be trained, on what, and how."""
+    mesh, n_params = compiled.mesh, compiled.n_params
+    config, corpus = setup.config, setup.corpus
+    model, batch_size = config.model, config.train.batch_size
+    micro_batch = config.train.micro_batch_size
     attention, reason = choose_attention(model, target_backend())
-    origin = start.origin
+    origin = setup.origin
     for note in corpus.notes:
         display.note(note)
     device = mesh.devices.flat[0]
@@ -36,10 +33,10 @@ def describe_run(start: RunSetup, programs: CompiledSteps, display: Display) -> 
     spare = f" ({unused} more left idle: the mesh does not use them)" if unused else ""
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     layout = f" ({axes})" if mesh.shape["data"] < mesh.size else ""
-    parts = f"{batch_size // at_once} parts x " if at_once < batch_size else ""
+    batches = f"{batch_size // micro_batch} micro-batches x " if micro_batch < batch_size else ""
     tokens_per_step = batch_size * model.block_size
     total = tokens_per_step * config.train.steps
-    n_train, n_val = (start.splits[name].n_tokens for name in ("train", "val"))
+    n_train, n_val = (setup.splits[name].n_tokens for name in ("train", "val"))
     display.facts(
         {
             "corpus": f"{corpus.name}, {corpus.size}, from {corpus.source}",
@@ -49,12 +46,12 @@ def describe_run(start: RunSetup, programs: CompiledSteps, display: Display) -> 
             f"{model.n_embd} wide, context {model.block_size}, {model.vocab_size} tokens",
             **({"from": _describe_origin(origin, model.block_size)} if origin else {}),
             "attention": f"{attention} ({reason})" if reason else attention,
-            "devices": f"{mesh.size} x {device.device_kind}{layout}: batch {batch_size} = {parts}"
-            f"{n} x {at_once // n} sequences{spare}",
+            "devices": f"{mesh.size} x {device.device_kind}{layout}: batch {batch_size} = {batches}"
+            f"{n} x {micro_batch // n} sequences{spare}",
             "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
             f"{total / n_train:.1f} times the training text",
-            "batches": f"{config.data.order}, {programs.feed.describe()}",
-            "run": f"{config.run_dir} ({'continued' if start.resumes else 'new'})",
+            "batches": f"{config.data.order}, {compiled.feed.describe()}",
+            "run": f"{config.run_dir} ({'resumed' if setup.resumes else 'new'})",
         }
     )
     display.line()
@@ -70,7 +67,7 @@ def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
 
 
 def describe_finished(run: Run, display: Display) -> None:
-    """Says what a run that needs no more steps has reached, and how to go on."""
+    """Prints what a run that needs no more steps has reached, and what can be done next."""
     run_dir = run.run_dir
     display.line(
         f"{run_dir} is finished: {run.step} steps on {run.corpus['name']}, validation loss "
@@ -79,6 +76,6 @@ def describe_finished(run: Run, display: Display) -> None:
     more = f"add --train.steps {2 * run.step}"
     if (end := run.config.optim.schedule_steps) is not None:
         more += f" --optim.schedule-steps {end}"
-    display.line(f"  go on with it:    {more}")
+    display.line(f"  resume it:        {more}")
     display.line(f"  write more text:  python main.py sample --run-dir {run_dir}")
     display.line(f"  train a new one:  add --run-dir {run_dir}-2")

@@ -1,4 +1,4 @@
-"""What comes after the last step: the exact evaluation, a text, the picture, the summary."""
+"""After the last step: the exact evaluation, a sample, the loss curves, the summary."""
 
 from __future__ import annotations
 
@@ -16,20 +16,32 @@ from gpt_jax.run import plots
 from gpt_jax.run.folder import SAMPLES_FILE, SUMMARY_FILE
 from gpt_jax.run.load import Run
 from gpt_jax.storage import open_folder
+from gpt_jax.training.advice import advise
 from gpt_jax.training.run_setup import RunSetup
 
 
-def finalize(run: Run, start: RunSetup, display: Display) -> Run:
-    """Evaluates exactly, writes text, draws the picture; the summary comes last."""
+def finalize(
+    run: Run, setup: RunSetup, display: Display, seconds_per_step: float | None = None
+) -> Run:
+    """Evaluates exactly, writes a sample, draws the loss curves; the summary is written last.
+
+    Args:
+      run: with all its steps.
+      setup: what it was trained from.
+      display: where to show it.
+      seconds_per_step: see `advice.advise`.
+    """
     prompt = run.config.sample.prompt or ""
-    evaluation = evaluate_split(
-        run.config.model,
-        run.params,
-        start.splits["val"],
-        run.tokenizer.token_bytes,
-        train=run.config.train,
-        max_tokens=run.config.train.final_eval_tokens,
-    )
+    with display:
+        display.doing("evaluating on the validation split")
+        evaluation = evaluate_split(
+            run.config.model,
+            run.params,
+            setup.splits["val"],
+            run.tokenizer.token_bytes,
+            train=run.config.train,
+            max_tokens=run.config.train.final_eval_tokens,
+        )
     what = "whole validation split" if evaluation.is_whole else "part of the validation split"
     display.line(f"\n{what}: {evaluation}")
     if not multihost.is_host0():
@@ -58,5 +70,6 @@ def finalize(run: Run, start: RunSetup, display: Display) -> Run:
     }
     folder.write(SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     display.line(f"losses over the steps: {picture}")
-    display.line(f"more text: python main.py sample --run-dir {run.run_dir}")
+    display.command("more text", f"python main.py sample --run-dir {run.run_dir}")
+    advise(run, display, seconds_per_step)
     return dataclasses.replace(run, summary=summary)

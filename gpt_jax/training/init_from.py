@@ -20,7 +20,7 @@ from gpt_jax.run.folder import is_run, read_config, read_init_from
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.storage import open_folder, to_folder
 
-# Settings of a model that any parameters can be computed with.
+# Settings of a model that do not depend on its parameters: how it is computed.
 COMPUTE_SETTINGS = ("model.dtype", "model.remat", "model.attention")
 
 
@@ -110,7 +110,7 @@ def reload_initial_params(config: Config) -> tuple[Params, dict[str, Any]]:
     """Returns what the run of `config` started from, as `initial_params` does.
 
     Raises:
-      UserError: it can't be had any more, or is not the same.
+      UserError: it is not available any more, or has changed.
     """
     recorded = read_init_from(to_folder(config.run_dir))
     params, origin = initial_params(load_run(find(config.init_from or "")), config)

@@ -11,12 +11,12 @@ from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError
 from gpt_jax.input_pipeline.corpus import parse_mixture, with_absolute_paths
 
-# What says how a schedule ends.
+# How a schedule ends.
 SCHEDULE_END = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
-# What suits the machine that a run goes on on. train.micro_batch is not among them: each part has
-# dropout masks of its own.
+# What suits the machine that resumes a run. Not train.micro_batch: each micro-batch has its own
+# dropout masks.
 MACHINE_SETTINGS = ("model.attention", "model.remat", "train.loss_chunk", "train.deterministic")
-# What says when training ends and what is kept of it; train.steps only grows.
+# When training ends and which checkpoints are kept; train.steps can only grow.
 RUN_LENGTH = (
     "train.steps",
     "train.max_minutes",
@@ -27,11 +27,11 @@ RUN_LENGTH = (
 
 
 def resume_config(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
-    """Returns the settings to train a run on with.
+    """Returns the settings to resume a run with.
 
-    `train.steps` may differ, and only grow; when to stop and what to keep (`RUN_LENGTH`); how the
-    schedule ends, where none of the `done` steps has felt it; and what another machine may need,
-    which changes rounding only (`MACHINE_SETTINGS`).
+    Three groups may differ: `RUN_LENGTH` (`train.steps` can only grow); `SCHEDULE_END`, if it
+    changes the learning rate of none of the `done` steps; `MACHINE_SETTINGS`, which change
+    rounding only.
 
     Raises:
       ConfigError: another setting differs; the message names each.
@@ -66,17 +66,17 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
         differences.append(
             f"train.steps is {saved.train.steps} there and {config.train.steps} here (it can grow)"
         )
-    way_on = ""
+    way_out = ""
     end = saved.optim.schedule_steps
     if not ends_may_move and end not in (None, config.optim.schedule_steps):
-        way_on = (
+        way_out = (
             f"; --optim.schedule-steps {end} keeps the learning rate of the {done} steps taken, "
             "and later steps stay at its floor"
         )
     if differences:
         raise ConfigError(
             f"{config.run_dir} is a run with other settings: {'; '.join(differences)}. Choose "
-            f"another --run-dir, or its own settings{way_on}"
+            f"another --run-dir, or its own settings{way_out}"
         )
     kept = dataclasses.replace(
         saved,

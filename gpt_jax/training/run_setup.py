@@ -117,7 +117,7 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     saved, record = read_config(run_dir)
     if not record:
         raise UserError(
-            f"run_dir {run_dir} is a GPT-2 folder; train on from it in a folder of its own: "
+            f"run_dir {run_dir} is a GPT-2 folder; fine-tune it in another folder: "
             f"--init-from {run_dir} --run-dir {run_dir}-trained"
         )
     done = max(checkpoints.steps(run_dir), default=0)

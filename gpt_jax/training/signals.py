@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a run has something to save: kept until a chunk of steps ends."""
+"""Why training stops before its last step: SIGINT, SIGTERM, or no time; and the words for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
+
+from gpt_jax.config import TrainConfig
+from gpt_jax.errors import Interrupted, OutOfTime
 
 
 @contextlib.contextmanager
@@ -39,3 +42,19 @@ def defer_signals(notify: Callable[[], None]) -> Generator[list[int]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def interruption(signum: int, step: int, steps: int) -> Interrupted:
+    """Returns what a signal raises, `step` of `steps` being saved."""
+    return Interrupted(signum, f"{signal.Signals(signum).name}: {_how_to_resume(step, steps)}")
+
+
+def out_of_time(step: int, train: TrainConfig) -> OutOfTime:
+    """Returns what the end of `max_minutes` raises, `step` being saved."""
+    return OutOfTime(f"{train.max_minutes:g} minutes are over: {_how_to_resume(step, train.steps)}")
+
+
+def _how_to_resume(step: int, steps: int) -> str:
+    if step == 0:
+        return "stopped before the first step; run the same command to start again"
+    return f"saved at step {step} of {steps}; run the same command to resume"

@@ -13,14 +13,15 @@ class StepTimer:
     `seconds_per_step` is of the whole loop, with its evaluations and checkpoints.
     """
 
-    def __init__(
-        self, step: int, tokens_per_step: int, clock: Callable[[], float] = time.perf_counter
-    ):
-        """Starts at `step`, now."""
+    def __init__(self, tokens_per_step: int, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._tokens_per_step = tokens_per_step
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Begins to measure at `step`."""
         self._start_step = self._mark_step = step
-        self._start = self._mark = clock()
+        self._start = self._mark = self._clock()
 
     def exclude(self, seconds: float) -> None:
         """Leaves out seconds that have just passed in compiling."""
@@ -31,7 +32,7 @@ class StepTimer:
         """Begins anew after an evaluation at `step`."""
         self._mark, self._mark_step = self._clock(), step
         if step == self._start_step:  # an evaluation before the first step
-            self._start = self._mark
+            self.start(step)
 
     def seconds(self) -> float:
         """Returns seconds of training since the last evaluation."""

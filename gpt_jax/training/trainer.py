@@ -11,37 +11,34 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import time
-from collections.abc import Generator
-from concurrent.futures import Future
-from pathlib import Path
+from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
 import numpy as np
 
 from gpt_jax.config import Config, fix_schedule, to_dict
-from gpt_jax.console import Display
-from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError
+from gpt_jax.console import Display, TrainingProgress
+from gpt_jax.errors import Interrupted, OutOfTime, TrainingError
 from gpt_jax.parallel import multihost
 from gpt_jax.run import checkpoints as checkpoint
-from gpt_jax.run.folder import create_run, is_run, read_summary, update_config
+from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
-from gpt_jax.storage import open_folder, to_folder
+from gpt_jax.storage import to_folder
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.describe import describe_finished, describe_run
 from gpt_jax.training.divergence import Divergence, divergence_error, find_divergence, spike_limit
-from gpt_jax.training.failures import failed_save, one_line_errors
 from gpt_jax.training.finalize import finalize
+from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
 from gpt_jax.training.run_setup import (
     RunSetup,
     check_machine,
     compared_on_hosts,
     prepare_run,
 )
-from gpt_jax.training.signals import defer_signals
+from gpt_jax.training.signals import defer_signals, interruption, out_of_time
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step_timer import StepTimer
 
@@ -73,19 +70,18 @@ def train(config: Config, *, quiet: bool = False) -> Run:
         return run
     multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
     run_dir = to_folder(setup.config.run_dir)
-    with one_line_errors(run_dir), open_for_training(setup, run_dir):
-        Trainer(setup, display).run()
-        return finalize(load_run(run_dir), setup, display)
+    with one_line_errors(run_dir), open_for_training(setup):
+        seconds_per_step = Trainer(setup, display).run()  # which frees its state
+        return finalize(load_run(run_dir), setup, display, seconds_per_step)
 
 
 def _prepare(config: Config, display: Display) -> RunSetup:
     """Reads and checks all that a run starts from, on this host."""
-    if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
-        check_machine(fix_schedule(config))  # before a large corpus is opened
-    try:
+    with display:
+        display.doing("reading the corpus")
+        if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
+            check_machine(fix_schedule(config))  # before a large corpus is opened
         return prepare_run(config, display.download)
-    finally:
-        display.stop()
 
 
 def _load_finished(setup: RunSetup) -> Run | None:
@@ -95,30 +91,6 @@ def _load_finished(setup: RunSetup) -> Run | None:
         return None
     run = load_run(run_dir)
     return run if run.step == steps else None  # else its last checkpoint is damaged
-
-
-@contextlib.contextmanager
-def open_for_training(setup: RunSetup, run_dir: Path) -> Generator[None]:
-    """Creates or updates the run's folder, on host 0, and keeps it locked."""
-    with contextlib.ExitStack() as held:
-
-        def create_or_update() -> None:
-            if not setup.resumes:
-                create_run(run_dir, setup.config, setup.corpus, setup.tokenizer, setup.origin)
-            held.enter_context(open_folder(run_dir).lock())
-            if setup.resumes:
-                update_config(run_dir, setup.config)
-
-        def check_folder() -> None:
-            if not is_run(run_dir):
-                raise ConfigError(
-                    f"run_dir={run_dir} is not the folder that host 0 made: name one on a disk "
-                    "that all hosts share"
-                )
-
-        multihost.all_agree(create_or_update if multihost.is_host0() else lambda: None)
-        multihost.all_agree(check_folder)
-        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +114,12 @@ class Trainer:
     Attributes:
       step: optimizer steps dispatched so far; `state` is that after them.
       pending: the chunk that ends at `step`, until its metrics are read.
+      doing: what training waits for, such as "compiling the evaluation"; "" while it trains.
     """
 
     state: TrainState
     checkpoints: checkpoint.CheckpointWriter
     metrics: MetricsWriter
-    timer: StepTimer
     signals: list[int]
 
     def __init__(self, setup: RunSetup, display: Display):
@@ -155,24 +127,28 @@ class Trainer:
         self.run_dir = to_folder(setup.config.run_dir)
         minutes = setup.config.train.max_minutes
         self.deadline = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
-        self.step = 0
+        self.progress = TrainingProgress(display, setup.config.train.steps)
+        self.timer = StepTimer(setup.config.train.batch_size * setup.config.model.block_size)
+        self.step, self.doing, self.has_trained = 0, "", False
         self.pending: Chunk | None = None
         self.compiled = CompiledSteps(setup.config, setup.splits)
         self.to_close = contextlib.ExitStack()  # what is opened last is closed first
         self.to_close.callback(self.compiled.close)
 
-    def run(self) -> None:
+    def run(self) -> float | None:
         """Trains until `train.steps`; leaves a checkpoint of the last step.
+
+        Returns:
+          Seconds per step, compiling left out; None where no step was taken.
 
         Raises:
           TrainingError, Interrupted, OutOfTime: see `train`.
         """
         train = self.config.train
-        with defer_signals(self.say_when_it_stops) as self.signals, self.to_close:
+        with defer_signals(self.say_when_it_stops) as self.signals, self.to_close, self.display:
             self.restore_or_initialize()
             if self.step == 0:
                 self.evaluate()
-            self.display.start(self.step, train.steps)
             while not self.is_finished:
                 self.dispatch_chunk()
                 stop = self.agree_on_stopping()
@@ -183,7 +159,9 @@ class Trainer:
                 if stop and not self.is_finished:
                     self.wait_for_checkpoint()
                     raise stop
+            seconds_per_step = self.timer.seconds_per_step(self.step)
             self.wait_for_checkpoint()
+        return seconds_per_step
 
     @property
     def is_finished(self) -> bool:
@@ -200,6 +178,7 @@ class Trainer:
         newest = lambda: checkpoint.newest_valid(self.run_dir)
         self.step, problems = multihost.broadcast_from_host0(newest)
         if self.step:
+            self.show(f"loading the checkpoint of step {self.step}")
             self.state = checkpoint.load(self.run_dir, self.step, self.compiled.abstract_state)
         for problem in problems:
             self.display.note(f"{problem}; resuming from step {self.step}")
@@ -212,6 +191,7 @@ class Trainer:
         if self.step == 0 and params is not None:
             self.state = self.compiled.state_from_params(params)
         elif self.step == 0:
+            self.wait_for(self.compiled.init_program(), "the initialization")
             self.state = self.compiled.init_state(self.keys)
         self.checkpoints = checkpoint.CheckpointWriter(
             self.run_dir, train.keep_checkpoints, train.keep_interval, train.keep_best
@@ -219,8 +199,7 @@ class Trainer:
         self.to_close.callback(self.checkpoints.close)
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
-        self.to_close.callback(self.display.stop)
-        self.timer = StepTimer(self.step, train.batch_size * self.config.model.block_size)
+        self.timer.start(self.step)
 
     def dispatch_chunk(self) -> None:
         """Dispatches the next steps, and then reads the metrics of those before them.
@@ -228,21 +207,32 @@ class Trainer:
         So the devices always have work: they never wait until this host has read a number.
         """
         steps = self.compiled.chunk_length(self.step)
-        self.wait_for(self.compiled.chunk_program(steps))
+        self.wait_for(self.compiled.chunk_program(steps), "the training step")
         limit = spike_limit(self.metrics.rows, self.step, self.config.train.spike)
         self.state, metrics = self.compiled.train_chunk(
             self.state, self.keys, self.step, steps, limit
         )
         before, self.pending = self.pending, Chunk(self.step, limit, metrics)
-        self.step += steps
+        self.step, self.has_trained = self.step + steps, True
+        self.progress.doing("taking the first steps")
         if before:
             self.log(self.read_metrics(before))
 
-    def wait_for(self, program: Future) -> None:
-        """Waits until a program is compiled, which is not training."""
+    def wait_for(self, program: Future, what: str) -> None:
+        """Waits until a program is compiled, which is not training.
+
+        Raises:
+          Interrupted: before the first step, at once.
+        """
         before = time.perf_counter()
+        if not program.done():
+            self.show(f"compiling {what}")
+        self.stop_if_told_early()
+        while not wait([program], timeout=0.1).done:
+            self.stop_if_told_early()
         program.result()
         self.timer.exclude(time.perf_counter() - before)
+        self.doing = ""
 
     def read_metrics(self, chunk: Chunk) -> dict[str, Any]:
         """Waits for a chunk's metrics; returns its row, the means of the steps not skipped."""
@@ -270,7 +260,7 @@ class Trainer:
         """Writes the row of a chunk and moves the bar."""
         speed = self.timer.tokens_per_second(row["step"])
         self.metrics.write(row)
-        self.display.progress(row["step"], row["loss"], speed)
+        self.show_progress(row, speed)
 
     def evaluate(self) -> None:
         """Evaluates the state on random batches; the result is in the row of its step."""
@@ -282,8 +272,9 @@ class Trainer:
             seconds = self.timer.seconds()
             speed = self.timer.tokens_per_second(self.step)
             timing = {"tokens_per_second": speed, "seconds": seconds}
-            self.display.progress(self.step, row["loss"], speed)
-        self.wait_for(self.compiled.evaluation_program())
+            self.show_progress(row, speed)
+        self.wait_for(self.compiled.evaluation_program(), "the evaluation")
+        self.show("evaluating")
         losses = self.compiled.evaluate(self.state, self.keys, self.step)
         train_loss, val_loss = np.asarray(losses, np.float64).tolist()
         if not math.isfinite(train_loss + val_loss):
@@ -299,13 +290,9 @@ class Trainer:
         """Returns why to stop after this chunk; what one host is told, all of them do."""
         told = [max(self.signals, default=0), time.monotonic() >= self.deadline]
         signum, is_out_of_time = multihost.all_reduce_max(told)
-        steps = self.config.train.steps
-        saved = f"saved at step {self.step} of {steps}; run the same command to resume"
         if signum:
-            return Interrupted(signum, f"{signal.Signals(signum).name}: {saved}")
-        if is_out_of_time:
-            return OutOfTime(f"{self.config.train.max_minutes:g} minutes are over: {saved}")
-        return None
+            return interruption(signum, self.step, self.config.train.steps)
+        return out_of_time(self.step, self.config.train) if is_out_of_time else None
 
     def save_checkpoint(self) -> None:
         """Starts saving the state; its rows are on the disk first."""
@@ -333,6 +320,29 @@ class Trainer:
         newest = max(checkpoint.steps(self.run_dir), default=None)
         return divergence_error(divergence, where, str(self.run_dir), newest)
 
+    def show(self, what: str) -> None:
+        """Says what training waits for."""
+        self.doing = what
+        self.progress.doing(what)
+
+    def show_progress(self, row: dict[str, Any], speed: float) -> None:
+        """Moves the bar; the time remaining leaves out compiling, and counts evaluations."""
+        per_step = self.timer.seconds_per_step(row["step"])
+        left = None if per_step is None else per_step * (self.config.train.steps - row["step"])
+        self.progress.update(row["step"], row["loss"], speed, left)
+
+    @property
+    def may_stop_early(self) -> bool:
+        """Whether a signal ends the run before a chunk: nothing is lost, and no host waits."""
+        return not self.has_trained and multihost.host_count() == 1
+
+    def stop_if_told_early(self) -> None:
+        """Raises Interrupted where a signal came before this process has taken a step."""
+        if self.signals and self.may_stop_early:
+            raise interruption(max(self.signals), self.step, self.config.train.steps)
+
     def say_when_it_stops(self) -> None:
         """Answers the first signal."""
-        self.display.line("stopping after these steps; once more to stop at once")
+        doing = f"{self.doing}: " if self.doing else ""
+        when = "before the first step" if self.may_stop_early else "after these steps"
+        self.display.line(f"{doing}stopping {when}; once more to stop at once")

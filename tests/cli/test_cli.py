@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import types
+import typing
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,64 @@ def test_the_other_verbs_have_help_of_their_own(capsys, verb, options):
     assert "(default: runs/nano)" in text
     for option in options.split():
         assert f" {option} " in text
+
+
+@pytest.mark.parametrize("door", ["main.py", "gpt_jax/__main__.py"])
+@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_the_terminal_and_breaks_no_word(capsys, monkeypatch, verb, columns, door):
+    monkeypatch.setattr(sys, "argv", [door])
+    pages = []
+    for width in (columns, 10_000):
+        monkeypatch.setenv("COLUMNS", str(width))
+        with pytest.raises(SystemExit):
+            main.main([verb, "--help"])
+        pages.append(capsys.readouterr().out)
+    assert max(map(len, pages[0].splitlines())) <= columns
+    assert set(pages[0].split()) == set(pages[1].split())
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "RoPE",
+        "GQA",
+        "grouped-query attention",
+        "weight tying",
+        "gradient accumulation",
+        "mixed precision",
+        "activation checkpointing",
+        "flash attention",
+        "data parallel",
+        "fully sharded data parallel",
+        "tensor parallel",
+        "sequence parallel",
+        "resume",
+        "fine-tune",
+        "nucleus sampling",
+        "heartbeat",
+    ],
+)
+def test_a_newcomer_finds_the_fields_terms(capsys, term):
+    assert term in help_text(capsys, "--help")
+
+
+def test_every_setting_that_may_be_unset_says_what_that_means():
+    from data.config import PrepareConfig
+    from gpt_jax.parallel.multihost import Launch
+
+    for config_type in (Config, Launch, PrepareConfig):
+        for name, hint, field in iter_fields(config_type):
+            optional = type(None) in typing.get_args(hint)
+            assert bool(field.metadata["unset"]) == optional, name
+            assert "none is" not in field.metadata["help"], name
+
+
+def test_an_unset_default_is_shown_in_words(capsys):
+    text = help_text(capsys, "--help")
+    assert "must divide batch_size (default: the whole batch)" in text
+    assert "number of key/value heads" in text
+    assert "(default: none)" not in text.replace("parameters (default: none)", "")  # model.remat
 
 
 def test_help_and_mistakes_import_nothing_slow():
@@ -430,6 +489,11 @@ def test_a_setting_that_breaks_a_rule_is_one_line(mistake, argv, line):
         (
             "from gpt_jax.config import *\ndef get_config(): return Config(seed=-1)",
             "seed=-1 must be a whole number",
+        ),
+        (
+            "from gpt_jax.config_files import load_config",
+            "gpt_jax.config_files is now gpt_jax.config; write: "
+            "from gpt_jax.config import load_config",
         ),
     ],
 )

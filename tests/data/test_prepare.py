@@ -894,14 +894,22 @@ def test_a_finished_corpus_is_not_made_again(tmp_path, book, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_bar_comes_to_its_end(tmp_path, workers):
+def test_the_bar_comes_to_its_end(tmp_path, workers, monkeypatch):
     shown = []
-    display = Display(quiet=True)
-    display.start_work = lambda done, total: shown.append(total)
-    display.work = lambda done, speed: shown.append(done)
+
+    class Bar:
+        def __init__(self, display, done, total):
+            shown.append(total)
+
+        def update(self, done, speed):
+            shown.append(done)
+
+    monkeypatch.setattr(module, "WorkProgress", Bar)
     out = str(tmp_path / "out")
     values = many_files(tmp_path, 4)
-    prepare(PrepareConfig(**values, tokenizer="char", workers=workers, out=out), display)
+    prepare(
+        PrepareConfig(**values, tokenizer="char", workers=workers, out=out), Display(quiet=True)
+    )
     assert shown[0] == shown[-1] == sum(p.stat().st_size for p in tmp_path.glob("*.gz"))
 
 

@@ -57,10 +57,10 @@ def host_feed(**data):
 def test_batches_are_a_function_of_the_step_alone():
     """However one came to it: with what was prepared, without, or with what was for other steps."""
     first = host_feed()
-    first.prepare(0, 2)
+    first.prefetch(0, 2)
     ahead = [np.asarray(first.train_batches(step, 2)) for step in (0, 2, 4)]
     other = host_feed()
-    other.prepare(8, 2)
+    other.prefetch(8, 2)
     np.testing.assert_array_equal(ahead[2], other.train_batches(4, 2))
     assert ahead[0].shape == (2, 8, 9)
     assert ahead[0].dtype == np.int32
@@ -79,7 +79,7 @@ def test_no_chunk_is_gathered_before_the_one_two_before_it_is_computed(monkeypat
     monkeypatch.setattr(module.jax, "block_until_ready", lambda x: x and computed.wait(60))
     gather = module.gather_on_host
     monkeypatch.setattr(module, "gather_on_host", lambda *a: gathered.set() or gather(*a))
-    feed.prepare(2, 2, after="a chunk")
+    feed.prefetch(2, 2, after="a chunk")
     assert not gathered.wait(0.2)
     computed.set()
     assert feed.train_batches(2, 2).shape == (2, 8, 9)
@@ -90,11 +90,11 @@ def test_no_chunk_is_gathered_before_the_one_two_before_it_is_computed(monkeypat
 def test_programs_prepare_the_next_chunk_after_the_one_before(monkeypatch):
     programs = CompiledSteps(config(resident="host"), SPLITS)
     keys, asked = programs.keys(), []
-    prepare = programs.feed.prepare
+    prefetch = programs.feed.prefetch
     monkeypatch.setattr(
         programs.feed,
-        "prepare",
-        lambda step, steps, after=None: asked.append((step, after)) or prepare(step, steps, after),
+        "prefetch",
+        lambda step, steps, after=None: asked.append((step, after)) or prefetch(step, steps, after),
     )
     state, of_chunks = programs.init_state(keys), []
     for step in range(0, 12, 2):
@@ -122,7 +122,7 @@ def test_an_error_in_the_thread_comes_to_who_waits(monkeypatch):
         raise MemoryError("no room for a batch")
 
     monkeypatch.setattr(module, "gather_on_host", fail)
-    feed.prepare(0, 2)
+    feed.prefetch(0, 2)
     with pytest.raises(MemoryError, match="no room"):
         feed.train_batches(0, 2)
     feed.close()

@@ -123,21 +123,21 @@ def test_a_split_too_short_for_one_sequence_is_refused(cut, side):
         datasets_of_arrays(tokens, np.ones(1, np.int32), block_size=8)
 
 
-# --- several pieces -------------------------------------------------------------------------------
+# --- several segments -----------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=4), st.integers(1, 7), st.integers(7, 20))
 @checked
-def test_pieces_have_every_start_and_every_sequence_of_each_shard_once(sizes, block_size, most):
+def test_segments_have_every_offset_and_every_sequence_of_each_shard_once(sizes, block_size, most):
     shards = [1000 * i + np.arange(n) for i, n in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SEGMENT_STARTS", most)
-        pieces = address_segments(shards, block_size)
-    starts = [int(t) for piece in pieces for t in piece[: len(piece) - block_size]]
-    assert starts == [int(t) for shard in shards for t in shard[: max(0, len(shard) - block_size)]]
-    assert all(len(piece) - block_size <= most for piece in pieces)
+        segments = address_segments(shards, block_size)
+    offsets = [int(t) for segment in segments for t in segment[: len(segment) - block_size]]
+    assert offsets == [int(t) for shard in shards for t in shard[: max(0, len(shard) - block_size)]]
+    assert all(len(segment) - block_size <= most for segment in segments)
     firsts = [
-        int(t) for p in pieces for t in p[: len(p) - 1 : block_size][: (len(p) - 1) // block_size]
+        int(t) for p in segments for t in p[: len(p) - 1 : block_size][: (len(p) - 1) // block_size]
     ]
     by_hand = [
         1000 * i + t for i, n in enumerate(sizes) for t in range(0, n - block_size, block_size)
@@ -145,21 +145,21 @@ def test_pieces_have_every_start_and_every_sequence_of_each_shard_once(sizes, bl
     assert firsts == by_hand
 
 
-def test_one_piece_is_drawn_from_as_a_text_is():
+def test_one_segment_is_sampled_as_a_text_is():
     """Bit for bit: nano's batches are those of `sample_offsets` and the step's key."""
-    sampler, pieces = make_sampler(Dataset.from_shards((np.arange(500),), 500), 8, 32)
-    assert len(pieces) == 1
+    sampler, segments = make_sampler(Dataset.from_shards((np.arange(500),), 500), 8, 32)
+    assert len(segments) == 1
     key = jax.random.key(7)
-    which, starts = sampler.step_indices(key, np.int32(3))
-    assert not which.any()
-    np.testing.assert_array_equal(starts, sample_offsets(jax.random.fold_in(key, 3), 500, 8, 32))
+    numbers, offsets = sampler.step_indices(key, np.int32(3))
+    assert not numbers.any()
+    np.testing.assert_array_equal(offsets, sample_offsets(jax.random.fold_in(key, 3), 500, 8, 32))
 
 
-def test_every_start_of_every_shard_is_equally_likely():
-    sizes, draws = (9, 30, 8, 21), 40_000  # 1, 22, 0 and 13 starts of sequences of 8
+def test_every_offset_of_every_shard_is_equally_likely():
+    sizes, draws = (9, 30, 8, 21), 40_000  # 1, 22, 0 and 13 offsets of sequences of 8
     sampler, _ = make_sampler(Dataset.from_shards(tuple(map(np.arange, sizes)), 68), 8, draws)
-    which, starts = map(np.asarray, jax.jit(sampler.random_indices)(jax.random.key(0)))
-    counts = np.bincount(100 * which + starts, minlength=300)
+    numbers, offsets = map(np.asarray, jax.jit(sampler.random_indices)(jax.random.key(0)))
+    counts = np.bincount(100 * numbers + offsets, minlength=300)
     assert (counts[:1].size, counts[100:122].size, counts[200:213].size) == (1, 22, 13)
     found = np.concatenate([counts[:1], counts[100:122], counts[200:213]])
     assert found.sum() == draws
@@ -167,15 +167,15 @@ def test_every_start_of_every_shard_is_equally_likely():
     assert abs(found - draws * p).max() <= 5 * (draws * p * (1 - p)) ** 0.5
 
 
-def test_rows_come_from_the_corpora_of_a_mixture_by_their_shares():
+def test_rows_come_from_the_corpora_of_a_mixture_by_their_weights():
     """Whatever the corpora's sizes; each count is binomial, so within 5 standard deviations."""
-    draws, share = 20_000, Fraction("0.7")
-    small = Component(share, (np.arange(20),), 20)
-    large = Component(1 - share, (np.arange(300), np.arange(500)), 800)
+    draws, weight = 20_000, Fraction("0.7")
+    small = Component(weight, (np.arange(20),), 20)
+    large = Component(1 - weight, (np.arange(300), np.arange(500)), 800)
     sampler, _ = make_sampler(Dataset((small, large)), 8, draws)
-    which = np.asarray(jax.jit(sampler.random_indices)(jax.random.key(1))[0])
-    for piece, p in enumerate((0.7, 0.3 * 292 / 784, 0.3 * 492 / 784)):
-        assert abs((which == piece).sum() - draws * p) <= 5 * (draws * p * (1 - p)) ** 0.5
+    numbers = np.asarray(jax.jit(sampler.random_indices)(jax.random.key(1))[0])
+    for number, p in enumerate((0.7, 0.3 * 292 / 784, 0.3 * 492 / 784)):
+        assert abs((numbers == number).sum() - draws * p) <= 5 * (draws * p * (1 - p)) ** 0.5
 
 
 def test_a_mixtures_bytes_are_those_of_the_tokens_drawn():
@@ -186,48 +186,50 @@ def test_a_mixtures_bytes_are_those_of_the_tokens_drawn():
 
 
 @pytest.mark.parametrize("order", ["random", "epochs"])
-def test_a_file_of_nine_billion_tokens_is_drawn_from_to_its_end(tmp_path, order):
+def test_a_file_of_nine_billion_tokens_is_sampled_to_its_end(tmp_path, order):
     """OpenWebText in one sparse file: 18 GB long, a few bytes on disk."""
     n, block_size, draws = 9_035_582_198, 1024, 4096
     path = tmp_path / "train.bin"
     with path.open("wb") as file:
         os.truncate(file.fileno(), 2 * n)
     tokens = np.memmap(path, "<u2", "r+")
-    sampler, pieces = make_sampler(Dataset.from_shards((tokens,), None), block_size, draws, order)
-    assert sum(len(piece) - block_size for piece in pieces) == n - block_size
+    sampler, segments = make_sampler(Dataset.from_shards((tokens,), None), block_size, draws, order)
+    assert sum(len(segment) - block_size for segment in segments) == n - block_size
     assert sampler.n_sequences == (n - 1) // block_size
-    which, starts = map(np.asarray, jax.jit(sampler.step_indices)(jax.random.key(0), np.int32(5)))
-    assert which.dtype == starts.dtype == np.int32
+    numbers, offsets = map(
+        np.asarray, jax.jit(sampler.step_indices)(jax.random.key(0), np.int32(5))
+    )
+    assert numbers.dtype == offsets.dtype == np.int32
     stride = 2**30 // block_size * block_size
-    offsets = which.astype(np.int64) * stride + starts
-    assert offsets.max() + block_size < n
+    positions = numbers.astype(np.int64) * stride + offsets
+    assert positions.max() + block_size < n
     # The share of draws in the last tenth is a tenth, within 5 standard deviations; so the last
     # thousandth is there too, but for a probability of (1 - 0.001)^4096 = 1.7%.
     p = 0.1
-    late = (offsets > 0.9 * (n - block_size)).sum()
+    late = (positions > 0.9 * (n - block_size)).sum()
     assert abs(late - draws * p) <= 5 * (draws * p * (1 - p)) ** 0.5
-    assert offsets.max() > 0.999 * n
-    row = int(offsets.argmax())
-    tokens[offsets[row] : offsets[row] + block_size + 1] = 1 + np.arange(block_size + 1)
-    batch = gather_on_host(pieces, (which[[row]], starts[[row]]), block_size)
+    assert positions.max() > 0.999 * n
+    row = int(positions.argmax())
+    tokens[positions[row] : positions[row] + block_size + 1] = 1 + np.arange(block_size + 1)
+    batch = gather_on_host(segments, (numbers[[row]], offsets[[row]]), block_size)
     np.testing.assert_array_equal(batch, [1 + np.arange(block_size + 1)])
 
 
-def test_batches_from_several_pieces_are_the_same_from_the_devices_and_from_the_host():
+def test_batches_from_several_segments_are_the_same_from_the_devices_and_from_the_host():
     sizes = (70_000, 66_000, ROW_TOKENS)
     shards = [(np.arange(n) * (7 + i) % 50_000).astype(np.uint16) for i, n in enumerate(sizes)]
-    sampler, pieces = make_sampler(Dataset.from_shards(tuple(shards), None), 8, 64)
-    tokens = put_tokens_on_devices(pieces, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    sampler, segments = make_sampler(Dataset.from_shards(tuple(shards), None), 8, 64)
+    tokens = put_tokens_on_devices(segments, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     assert tokens.shape == (2 + 2 + 1, ROW_TOKENS)
     assert tokens.dtype == np.uint16
     steps = np.arange(5, dtype=np.int32)
-    places = jax.jit(lambda key: train_indices(sampler, key, steps))(jax.random.key(0))
-    which, starts = map(np.asarray, places)
-    assert set(which.reshape(-1).tolist()) == {0, 1, 2}
-    assert (starts // ROW_TOKENS).any()  # also beyond a row's end
-    on_host = gather_on_host(pieces, places, 8)
-    np.testing.assert_array_equal(on_host, gather_on_device(tokens, places, sampler))
-    by_hand = shards[which[2, 3]][starts[2, 3] : starts[2, 3] + 9]
+    indices = jax.jit(lambda key: train_indices(sampler, key, steps))(jax.random.key(0))
+    numbers, offsets = map(np.asarray, indices)
+    assert set(numbers.reshape(-1).tolist()) == {0, 1, 2}
+    assert (offsets // ROW_TOKENS).any()  # also beyond a row's end
+    on_host = gather_on_host(segments, indices, 8)
+    np.testing.assert_array_equal(on_host, gather_on_device(tokens, indices, sampler))
+    by_hand = shards[numbers[2, 3]][offsets[2, 3] : offsets[2, 3] + 9]
     np.testing.assert_array_equal(on_host[2, 3], by_hand)
 
 
@@ -243,14 +245,14 @@ def test_a_product_of_64_bits_is_divided_exactly(a, b, n):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 64, 65, 1000])
-def test_a_shuffle_puts_each_index_in_a_place_of_its_own(n):
+def test_a_shuffle_is_a_permutation(n):
     shuffle = jax.jit(jax.vmap(lambda key, i: permute(key, i, n), (None, 0)))
     index = np.arange(n, dtype=np.uint32)
     shuffles = np.array([shuffle(jax.random.key(s), index) for s in range(20)])
     np.testing.assert_array_equal(np.sort(shuffles), np.tile(index, (20, 1)))
     if n >= 64:
         assert len({tuple(s) for s in shuffles}) == 20
-        # Places are uniform: each shuffle's rank correlation with the order has mean 0 and
+        # The order is uniform: each shuffle's rank correlation with the order has mean 0 and
         # standard deviation 1 / sqrt(n - 1), so the mean of 20 is within 5 / sqrt(20 (n - 1)).
         correlations = [np.corrcoef(index, s)[0, 1] for s in shuffles]
         assert abs(np.mean(correlations)) < 5 / (20 * (n - 1)) ** 0.5
@@ -259,21 +261,23 @@ def test_a_shuffle_puts_each_index_in_a_place_of_its_own(n):
 def test_a_shuffle_of_the_most_sequences():
     n = 2**31 - 1
     index = n - 1 - np.arange(1000, dtype=np.uint32)
-    places = jax.jit(jax.vmap(lambda i: permute(jax.random.key(0), i, n)))(index)
-    assert int(places.max()) < n
-    assert len(set(np.asarray(places).tolist())) == 1000
+    shuffled = jax.jit(jax.vmap(lambda i: permute(jax.random.key(0), i, n)))(index)
+    assert int(shuffled.max()) < n
+    assert len(set(np.asarray(shuffled).tolist())) == 1000
 
 
 @pytest.mark.parametrize(("sizes", "batch_size"), [((50,), 4), ((41, 8, 30, 9), 5), ((20,), 7)])
-def test_every_epoch_has_every_sequence_once_in_an_order_of_its_own(sizes, batch_size):
+def test_every_epoch_has_every_sequence_once_reshuffled_each_time(sizes, batch_size):
     shards = tuple(1000 * i + np.arange(n) for i, n in enumerate(sizes))
-    sampler, pieces = make_sampler(Dataset.from_shards(shards, None), 8, batch_size, "epochs")
+    sampler, segments = make_sampler(Dataset.from_shards(shards, None), 8, batch_size, "epochs")
     every = sorted(1000 * i + t for i, n in enumerate(sizes) for t in range(0, n - 8, 8))
     n, epochs = len(every), 6
     assert sampler.n_sequences == n
     steps = np.arange(-(-n * epochs // batch_size), dtype=np.int32)
-    places = jax.jit(lambda key: train_indices(sampler, key, steps))(jax.random.key(0))
-    firsts = gather_on_host(pieces, places, 8)[..., 0].reshape(-1)[: n * epochs].reshape(epochs, n)
+    indices = jax.jit(lambda key: train_indices(sampler, key, steps))(jax.random.key(0))
+    firsts = (
+        gather_on_host(segments, indices, 8)[..., 0].reshape(-1)[: n * epochs].reshape(epochs, n)
+    )
     np.testing.assert_array_equal(np.sort(firsts), [every] * epochs)
     assert len({tuple(order) for order in firsts}) > 1
     if n >= 6:  # 6 orders of 6! or more: two equal ones have a probability of 2% at most
@@ -287,12 +291,12 @@ def test_epochs_are_counted_beyond_32_bits():
         Dataset.from_shards((np.zeros(8 * n + 1),), None), 8, batch_size, "epochs"
     )
     key = jax.random.key(0)
-    which, starts = jax.jit(sampler.step_indices)(key, np.int32(step))
-    assert not which.any()
+    numbers, offsets = jax.jit(sampler.step_indices)(key, np.int32(step))
+    assert not numbers.any()
     shuffle = jax.jit(lambda epoch, i: permute(jax.random.fold_in(key, epoch), i, n))
     for row in (0, 1, 500, 999):
         epoch, position = divmod(step * batch_size + row, n)
-        assert int(starts[row]) == 8 * int(shuffle(np.uint32(epoch), np.uint32(position)))
+        assert int(offsets[row]) == 8 * int(shuffle(np.uint32(epoch), np.uint32(position)))
 
 
 def test_an_epoch_too_long_to_count_is_refused():

@@ -44,8 +44,9 @@ def test_activations_by_hand(name, values):
 def test_a_new_activation_is_one_entry(monkeypatch, gated):
     """The setting, the model and the estimate of memory of a deep model take it from the table."""
     entry = Activation(lambda jax, x: jax.nn.softplus(x), gated=gated)
-    monkeypatch.setitem(ACTIVATIONS, "softplus", entry)
-    config = dataclasses.replace(TINY, activation="softplus", dropout=0.0, n_layer=UNROLL + 1)
+    name = f"softplus, gated={gated}"  # shapes of states are cached by their settings
+    monkeypatch.setitem(ACTIVATIONS, name, entry)
+    config = dataclasses.replace(TINY, activation=name, dropout=0.0, n_layer=UNROLL + 1)
     relu = dataclasses.replace(config, activation="swiglu" if gated else "relu")
     params = GPT(relu).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     tokens_BT = jnp.arange(8)[None]

@@ -41,18 +41,19 @@ IGNORED = int(TOKENS_BT[0, 1])
 compiled = jax.jit(forward, static_argnums=0, static_argnames="last_only")
 
 
-@functools.cache
 def changed(name: str) -> ModelConfig:
     return dataclasses.replace(TINY, **MODELS.get(name, {}))
 
 
-def init(model: ModelConfig):
-    return init_state(model, make_optimizer(OptimConfig()), jax.random.key(0)).params
+@functools.cache
+def init(model: ModelConfig, optim: OptimConfig = OptimConfig()):  # noqa: B008
+    """The state before the first step; compiled, as one operation at a time takes seconds."""
+    return jax.jit(lambda key: init_state(model, make_optimizer(optim), key))(jax.random.key(0))
 
 
 def losses(model=TINY, optim=OptimConfig(), train=TrainConfig()) -> list[float]:  # noqa: B008
     """The losses of four steps."""
-    state = init_state(model, make_optimizer(optim), jax.random.key(0))
+    state = init(model, optim)
     step = jax.jit(make_train_step(model, make_optimizer(optim), train))
     found = []
     for i in range(4):
@@ -76,7 +77,7 @@ def check_ways_to_the_logits_agree(folder: Path) -> None:
     """The full forward pass, through the cache in parts, and the last position alone."""
     for name in ("parallel_block", "positions"):
         model = changed(name)
-        params = jax.tree.map(lambda x: 5 * x, init(model))
+        params = jax.tree.map(lambda x: 5 * x, init(model).params)
         tokens_BT = TOKENS_BT[:, :8]
         full_BTV = compiled(model, params, tokens_BT)
         cache, parts = init_cache(model, len(tokens_BT)), []
@@ -89,7 +90,7 @@ def check_ways_to_the_logits_agree(folder: Path) -> None:
 
 
 def check_the_parallel_block_has_one_norm(folder: Path) -> None:
-    blocks = jax.eval_shape(lambda: init(changed("parallel_block")))["blocks"]
+    blocks = jax.eval_shape(lambda: init(changed("parallel_block")).params)["blocks"]
     assert set(blocks) == {"attn", "mlp", "norm_1"}
 
 
@@ -128,11 +129,12 @@ def check_lion_takes_steps_of_one_length(folder: Path) -> None:
 
 
 def check_the_mask_is_a_mean_over_the_other_tokens(folder: Path) -> None:
-    params = init(TINY)
-    losses_BT = np.asarray(batch_losses(TINY, params, TOKENS_BT))
+    params = init(TINY).params
+    losses_BT = np.asarray(jax.jit(batch_losses, static_argnums=0)(TINY, params, TOKENS_BT))
     counts = np.asarray(TOKENS_BT[:, 1:]) != IGNORED
     assert 0 < counts.sum() < counts.size
-    found = loss_fn(TINY, params, TOKENS_BT, None, TrainConfig(ignore_token=IGNORED))
+    masked = TrainConfig(ignore_token=IGNORED)
+    found = jax.jit(lambda p: loss_fn(TINY, p, TOKENS_BT, None, masked))(params)
     np.testing.assert_allclose(found, losses_BT[counts].mean(), rtol=1e-5)
     with pytest.raises(ConfigError, match=r"set train\.micro_batch=none"):
         TrainConfig(ignore_token=3, micro_batch=8)

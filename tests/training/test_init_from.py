@@ -172,7 +172,9 @@ def test_settings_that_never_met_the_folders_are_named_too(tiny_config, gpt2):
 
 def test_a_gpt2_folder_is_no_place_for_a_run(tiny_config, gpt2):
     config = override(tiny_config, {"run_dir": str(gpt2)})
-    with pytest.raises(UserError, match=r"is a GPT-2 folder; train on .* --init-from .*gpt2 --run"):
+    with pytest.raises(
+        UserError, match=r"is a GPT-2 folder; fine-tune it .* --init-from .*gpt2 --run"
+    ):
         gpt_jax.train(config, quiet=True)
     assert not (gpt2 / "checkpoints").exists()
 

@@ -12,7 +12,8 @@ class Clock:
 
 def test_compiling_and_evaluation_are_not_training():
     clock = Clock()
-    timer = StepTimer(20, tokens_per_step=8, clock=clock)
+    timer = StepTimer(tokens_per_step=8, clock=clock)
+    timer.start(20)
     assert timer.seconds_per_step(20) is None
     clock.now = 107.0
     timer.exclude(5.0)  # a program was compiled
@@ -29,7 +30,7 @@ def test_compiling_and_evaluation_are_not_training():
 
 def test_an_evaluation_before_the_first_step_counts_nowhere():
     clock = Clock()
-    timer = StepTimer(0, tokens_per_step=8, clock=clock)
+    timer = StepTimer(tokens_per_step=8, clock=clock)
     clock.now = 150.0
     timer.restart(0)
     clock.now = 154.0

@@ -86,7 +86,7 @@ def test_what_hosts_made_must_be_alike():
     assert multihost._problem([same, same]) is None
     problem = multihost._problem([same, {"made": {"a": 2, "b": None}}])
     assert isinstance(problem, ConfigError)
-    assert str(problem) == "host 1 is not like host 0: a is 2 there and 1 on host 0"
+    assert str(problem) == "host 1 differs from host 0: a is 2 there and 1 on host 0"
     problem = multihost._problem([same, {"error": "no disk", "mistake": False}])
     assert (type(problem), str(problem)) == (TrainingError, "host 1: no disk")
     problem = multihost._problem([{"error": "no corpus", "mistake": True}, same])
@@ -308,7 +308,7 @@ def test_four_hosts_that_share_the_parameters_train_as_one_does(tmp_path, book):
     [
         (
             ("--optim.learning-rate", "1e-3", "--seed", "3"),
-            "error: host 1 is not like host 0: optim.learning_rate is 0.001 there and 0.0003 on "
+            "error: host 1 differs from host 0: optim.learning_rate is 0.001 there and 0.0003 on "
             "host 0; seed is 3 there and 0 on host 0",
         ),
         (("--data.corpus", "missing.txt"), "'missing.txt' is neither a file nor a name"),
@@ -331,5 +331,5 @@ def test_a_host_that_nobody_meets_says_so(tmp_path, book):
         env=env, capture_output=True, text=True, check=False, timeout=150,
     )  # fmt: skip
     assert done.returncode in (1, -signal.SIGABRT), done  # the latter is jax's own end
-    said = "host 1 of 2 meets the others at 127.0.0.1:9, within 2 s"
+    said = "host 1 of 2: connecting at 127.0.0.1:9, timeout 2 s"
     assert done.stderr.splitlines()[0] == said

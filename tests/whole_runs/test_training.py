@@ -7,7 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -147,7 +150,7 @@ def test_a_run_says_how_devices_share_its_batch(tiny_config, capsys):
 def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     whole = gpt_jax.train(override(tiny_config, SCHEDULED))
     # As many devices as divide a part, of the 8 there are.
-    assert "4 x cpu: batch 8 = 2 parts x 4 x 1 sequences" in capsys.readouterr().out
+    assert "4 x cpu: batch 8 = 2 micro-batches x 4 x 1 sequences" in capsys.readouterr().out
     other = {"run_dir": str(tmp_path / "other"), **SCHEDULED}
     with pytest.MonkeyPatch.context() as patch:
         write = trainer.MetricsWriter.write
@@ -410,26 +413,6 @@ def test_the_picture_names_its_axes_and_units(tiny_config):
         assert f"<!-- {text}" in svg
 
 
-def test_the_bar_shows_step_loss_speed_and_time_left():
-    import io
-
-    from rich.console import Console
-
-    from gpt_jax.console import Display
-
-    out, terminal = io.StringIO(), {"TERM": "xterm"}
-    display = Display()
-    display._console = Console(file=out, force_terminal=True, width=120, _environ=terminal)
-    display._live = True
-    display.start(0, 500)
-    assert "compiling" in display._bar.tasks[0].fields["status"]
-    display.progress(120, 2.345, 25_000)
-    display._bar.refresh()
-    display.stop()
-    for text in ("step 120/500", "loss 2.345", "25,000 tokens/s", "left"):
-        assert text in out.getvalue()
-
-
 def test_training_works_inside_a_running_event_loop(tiny_config):
     import asyncio
 
@@ -470,9 +453,24 @@ def test_steps_that_no_chunk_divides(tiny_config):
     assert run.step == 7
 
 
-def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
-    import threading
+def test_the_state_is_freed_before_the_exact_evaluation(tiny_config, monkeypatch):
+    """The parameters are loaded again for it: beside them no others may be in memory."""
+    made, of_state = [], trainer.Trainer.restore_or_initialize
 
+    def restore_or_initialize(self):
+        of_state(self)
+        made.append(weakref.ref(self))
+
+    def finalize(*args):
+        made.append(made[0]())
+
+    monkeypatch.setattr(trainer.Trainer, "restore_or_initialize", restore_or_initialize)
+    monkeypatch.setattr(trainer, "finalize", finalize)
+    train(tiny_config)
+    assert made[1] is None
+
+
+def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=train, args=(tiny_config,))
     thread.start()
@@ -496,6 +494,38 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
         with pytest.raises(Interrupted, match=message):
             train(tiny_config)
     assert checkpoints.steps(Path(tiny_config.run_dir))[-1] in (4, 6, 8)
+    assert train(tiny_config).step == 12
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_ctrl_c_while_compiling_says_so_and_ends_before_a_step(
+    tiny_config, monkeypatch, capsys, step
+):
+    """What is compiled here never is: a run that waits for it fails."""
+    if step:
+        train(tiny_config, **{"train.steps": step})
+    what = "chunk_program" if step else "evaluation_program"
+
+    def never(self, *args):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        program = Future()
+        late = threading.Timer(60, program.set_exception, (AssertionError("it was waited for"),))
+        late.daemon = True
+        late.start()
+        return program
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_steps.CompiledSteps, "compile_ahead", lambda *args, **kwargs: None)
+        patch.setattr(compiled_steps.CompiledSteps, what, never)
+        with pytest.raises(Interrupted) as ended:
+            gpt_jax.train(tiny_config)
+    said = "saved at step 4 of 12; run the same command to resume"
+    if step == 0:
+        said = "stopped before the first step; run the same command to start again"
+    assert str(ended.value) == f"SIGINT: {said}"
+    doing = "compiling the training step" if step else "compiling the evaluation"
+    out = capsys.readouterr().out
+    assert f"{doing}: stopping before the first step; once more to stop at once\n" in out
     assert train(tiny_config).step == 12
 
 

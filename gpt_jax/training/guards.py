@@ -1,4 +1,4 @@
-"""Errors that end training, each as one line: what happened, what stays, and what to do."""
+"""What is around a run while it is trained: its folder, locked, and its errors, each one line."""
 
 from __future__ import annotations
 
@@ -8,10 +8,43 @@ from pathlib import Path
 
 import jax
 
-from gpt_jax.errors import TrainingError, is_out_of_memory
+from gpt_jax.errors import ConfigError, TrainingError, is_out_of_memory
 from gpt_jax.parallel import multihost
 from gpt_jax.run.checkpoints import CheckpointError
+from gpt_jax.run.folder import create_run, is_run, update_config
+from gpt_jax.storage import open_folder, to_folder
 from gpt_jax.training.memory import SUGGESTIONS
+from gpt_jax.training.run_setup import RunSetup
+
+
+@contextlib.contextmanager
+def open_for_training(setup: RunSetup) -> Generator[None]:
+    """Creates or updates the run's folder, on host 0, and keeps it locked.
+
+    Raises:
+      UserError: it can't be created, is locked, or another host does not see it.
+    """
+    run_dir = to_folder(setup.config.run_dir)
+    with contextlib.ExitStack() as held:
+
+        def create_or_update() -> None:
+            if not setup.resumes:
+                create_run(run_dir, setup.config, setup.corpus, setup.tokenizer, setup.origin)
+            held.enter_context(open_folder(run_dir).lock())
+            if setup.resumes:
+                update_config(run_dir, setup.config)
+
+        multihost.all_agree(create_or_update if multihost.is_host0() else lambda: None)
+        multihost.all_agree(lambda: _check_shared(run_dir))
+        yield
+
+
+def _check_shared(run_dir: Path) -> None:
+    if not is_run(run_dir):
+        raise ConfigError(
+            f"run_dir={run_dir} is not the folder that host 0 made: name one on a disk that all "
+            "hosts share"
+        )
 
 
 @contextlib.contextmanager
