@@ -22,7 +22,7 @@ ALLOWED = {
     "prng": set(),
     "storage": {"errors"},
     "config": {"errors"},
-    "tokenizer": {"config", "errors"},
+    "tokenizer": {"config", "errors", "storage"},
     "parallel": {"config", "devices", "errors"},
     "model": {"config", "parallel"},
     "hf": {"config", "errors", "storage", "tokenizer"},

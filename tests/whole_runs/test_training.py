@@ -910,7 +910,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
     assert line.startswith(f"error: cannot save a checkpoint in {run_dir}/checkpoints: ")
     assert ("File too large" if what == "full" else "ermission denied") in line
     kept = max(gpt_jax.checkpoint.steps(run_dir))
-    assert f"the last sound one is {kept}" in line
+    assert f"the last valid one is {kept}" in line
     assert gpt_jax.load_run(run_dir).step == kept
     finish(start(run_dir), 0)
     finish(start(tmp_path / "undisturbed"), 0)
