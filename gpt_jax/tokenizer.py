@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.config import DataConfig
-from gpt_jax.errors import UserError, in_short
+from gpt_jax.download import download_error_reason
+from gpt_jax.errors import UserError
 from gpt_jax.storage import open_folder, parse_json
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -192,8 +193,9 @@ class BpeTokenizer:
             encoding = tiktoken.get_encoding(name)
         except (OSError, ValueError) as error:  # requests' are OSErrors; a wrong hash, a ValueError
             raise UserError(
-                f"tokenizer {name} could not be had ({in_short(error)}); let TIKTOKEN_CACHE_DIR "
-                "name a folder with tiktoken's files, or choose the tokenizer bpe, which is learned"
+                f"tokenizer {name} could not be downloaded ({download_error_reason(error)}); let "
+                "TIKTOKEN_CACHE_DIR name a folder with tiktoken's files, or choose the tokenizer "
+                "bpe, which is trained"
             ) from error
         ranks = encoding._mergeable_ranks  # tiktoken's README has no other way to them
         tokens = sorted(ranks, key=ranks.__getitem__)

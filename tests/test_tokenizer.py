@@ -447,6 +447,6 @@ def test_a_published_vocabulary_that_cant_be_had_is_one_line(name, tmp_path, mon
     with pytest.raises(UserError) as caught:
         make_tokenizer(DataConfig(tokenizer=name), {})
     assert str(caught.value) == (
-        f"tokenizer {name} could not be had (no connection); let TIKTOKEN_CACHE_DIR name a folder "
-        "with tiktoken's files, or choose the tokenizer bpe, which is learned"
+        f"tokenizer {name} could not be downloaded (no connection); let TIKTOKEN_CACHE_DIR name a "
+        "folder with tiktoken's files, or choose the tokenizer bpe, which is trained"
     )

@@ -129,7 +129,8 @@ def load_corpus(
             if fallback is None:
                 raise
             corpus = load_corpus(fallback, tokenizer=tokenizer)
-            note = f"corpus {name} could not be had ({error.reason}); using {fallback} instead"
+            reason = f"could not be downloaded ({error.reason})"
+            note = f"corpus {name} {reason}; using {fallback} instead"
             return dataclasses.replace(corpus, notes=(note, *corpus.notes), requested=name)
     if name == "python-manual":
         return load_python_manual()

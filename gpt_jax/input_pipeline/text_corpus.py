@@ -10,14 +10,14 @@ import hashlib
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.files import checkout_dir
-from gpt_jax.errors import UserError, in_short
+from gpt_jax.download import FailedDownload, Limits, TooLarge, download_error_reason, fetch
+from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset, datasets_of_arrays, split_text
 from gpt_jax.storage import write_atomically
 from gpt_jax.tokenizer import Tokenizer, make_tokenizer
@@ -156,9 +156,9 @@ def load_named(name: str, progress: Callable[[int, int | None], None] | None) ->
             return _with_notes(name, read_text(stored), str(stored))
     url = os.environ.get(f"GPT_JAX_{name.upper()}_URL", download.url)
     try:
-        text = download.form(_download(url, progress, download.what))
-    except (OSError, ValueError) as error:
-        why = f"{url}: {in_short(error)}"
+        text = download.form(_fetch(url, progress, download.what))
+    except (FailedDownload, OSError, ValueError) as error:
+        why = f"{url}: {download_error_reason(error)}"
         raise DownloadError(
             f"corpus {name} could not be downloaded ({why}); put the {download.what} at {path}, or "
             "train on another text with --data.corpus python-manual or --data.corpus PATH",
@@ -267,42 +267,19 @@ DOWNLOADS = {
 NAMES = "oz, shakespeare and python-manual"
 
 
-def _download(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
-    """Returns what a URL serves, whole; a refusal, a time-out or half a page is tried again."""
-    import requests
-
-    deadline = time.monotonic() + TOTAL_SECONDS
-    for attempt in range(TRIES):
-        try:
-            return _download_once(requests, url, deadline, progress, what)
-        except requests.RequestException as error:
-            status = error.response.status_code if error.response is not None else None
-            final = status is not None and status < 500 and status != 429
-            pause = 0.5 * 2**attempt
-            if final or attempt == TRIES - 1 or time.monotonic() + pause > deadline:
-                raise
-            time.sleep(pause)
-    raise AssertionError("the loop returns or raises")
-
-
-def _download_once(requests, url, deadline, progress, what) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    with requests.get(
-        url, stream=True, timeout=TIMEOUT_SECONDS, headers={"User-Agent": "gpt_jax"}
-    ) as response:
-        response.raise_for_status()
-        total = int(response.headers.get("Content-Length", 0)) or None
-        for chunk in response.iter_content(1 << 10):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_DOWNLOAD_BYTES:
-                raise ValueError(f"more than {MAX_DOWNLOAD_BYTES:,} bytes, so not the {what}")
-            if time.monotonic() > deadline:
-                raise ValueError(f"only {size:,} bytes in {TOTAL_SECONDS} s")
-            if progress:
-                progress(size, total)
-    return b"".join(chunks)
+def _fetch(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
+    limits = Limits(
+        tries=TRIES,
+        pause_seconds=0.5,
+        timeout_seconds=TIMEOUT_SECONDS,
+        block_bytes=1 << 10,
+        total_seconds=TOTAL_SECONDS,
+        max_bytes=MAX_DOWNLOAD_BYTES,
+    )
+    try:
+        return fetch(url, limits, progress)
+    except TooLarge as error:
+        raise ValueError(f"{error}, so not the {what}") from error
 
 
 def load_python_manual() -> TextCorpus:

@@ -308,7 +308,7 @@ def test_a_folder_that_is_no_corpus(tmp_path):
 def test_an_unfinished_preparation_says_so(tmp_path):
     (tmp_path / WORK_FOLDER).mkdir()
     assert has_shards(tmp_path)
-    with pytest.raises(ShardError, match=r"is not finished; the same `python main.py prepare`"):
+    with pytest.raises(ShardError, match=r"is not finished; run the same `python main.py prepare`"):
         open_shards(tmp_path)
 
 

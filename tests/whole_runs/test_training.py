@@ -269,7 +269,7 @@ def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tm
     config = dataclasses.replace(tiny_config, data=data)
     run = gpt_jax.train(config)
     out = capsys.readouterr().out
-    assert out.count("note: corpus oz could not be had") == 1
+    assert out.count("note: corpus oz could not be downloaded") == 1
     assert "using python-manual instead" in out
     assert run.config.data.corpus == run.corpus["name"] == "python-manual"
     assert run.corpus["requested"] == "oz"

@@ -76,8 +76,8 @@ def open_shards(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
         return _open_own(folder)
     if os.path.isdir(folder / WORK_FOLDER):
         raise ShardError(
-            f"the preparation of {folder} is not finished; the same `python main.py prepare` "
-            "command again goes on with it"
+            f"the preparation of {folder} is not finished; run the same `python main.py prepare` "
+            "command again to resume it"
         )
     files = _foreign_files(folder)
     if not files:
