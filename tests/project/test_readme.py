@@ -154,7 +154,8 @@ def test_the_python_of_the_pages_runs(elsewhere):
     (beginning,) = blocks(README, python=True)
     assert code.startswith(beginning)
     assert not [page for page in GUIDES if page.stem != "python-api" and blocks(page, python=True)]
-    short = code.replace('"train.steps": 100', '"train.steps": 10, "train.eval_batches": 2')
+    small = '"train.steps": 10, "train.eval_batches": 2, "model.n_layer": 1, "model.n_embd": 32'
+    short = code.replace('"train.steps": 100', small)
     assert short != code
     values = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:
