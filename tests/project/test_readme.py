@@ -26,7 +26,8 @@ from gpt_jax.tokenizer import GPT2_PATTERN, BpeTokenizer
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *GUIDES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
-TEXTS = {page: page.read_text("utf-8") for page in [*PAGES, ROOT / "data" / "README.md"]}
+OTHERS = [ROOT / "data" / "README.md", ROOT / "benchmarks" / "gpu" / "README.md"]
+TEXTS = {page: page.read_text("utf-8") for page in [*PAGES, *OTHERS]}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 # What a newcomer searches for, and the page that explains it.
 WORDS = {
