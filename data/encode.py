@@ -38,9 +38,11 @@ from data.sources.documents import BadInput, Unit
 from data.sources.readers import read_unit
 from gpt_jax.config.fields import from_nested_dict
 from gpt_jax.errors import UserError
+from gpt_jax.storage import read_json
 from gpt_jax.tokenizer import END_OF_TEXT, BpeTokenizer, Tokenizer, load_tokenizer
 
 PLAN_FILE = "plan.json"
+MAX_PLAN_BYTES = 1 << 30  # a plan names every file of its source
 ENCODED_FOLDER = "parts"
 NAMED_DAMAGE = 100  # messages in the manifest, at most; the counts include all
 BUFFER_BYTES = 1 << 20
@@ -66,7 +68,7 @@ def _open_work(
     work: str, plan: tuple[int, int, int]
 ) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
     """Reads a work folder; cached until its plan changes."""
-    values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
+    values = read_json(Path(work) / PLAN_FILE, MAX_PLAN_BYTES)
     config = from_nested_dict({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
     return config, values["plan"]["units"], load_tokenizer(Path(work))
 

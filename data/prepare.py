@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from data.config import PrepareConfig
-from data.encode import ENCODED_FOLDER, PLAN_FILE
+from data.encode import ENCODED_FOLDER, MAX_PLAN_BYTES, PLAN_FILE
 from data.merge import JOURNAL_FILE, ShardMerger
 from data.sources.documents import Plan
 from data.sources.local_files import local_files, local_path
@@ -41,7 +41,7 @@ from gpt_jax.errors import ConfigError, TrainingError, UserError, differences
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
-from gpt_jax.storage import lock, remove_unfinished, to_local, write_atomically
+from gpt_jax.storage import lock, read_json, remove_unfinished, to_local, write_atomically
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -299,7 +299,7 @@ def _load_journal(work: Path) -> dict[str, Any] | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path, MAX_PLAN_BYTES)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged: {error}; delete {path.parent.parent} and prepare again"

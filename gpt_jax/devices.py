@@ -1,7 +1,7 @@
-"""Which devices a machine offers, asked before jax is imported.
+"""CPU cores, memory and XLA options of the machine, read and set before jax is imported.
 
-jax reads these choices once, at its first computation, so the commands make them first. The
-library, imported in a notebook, takes the devices that jax finds.
+jax reads these options once, at its first computation, so the commands set them first. Imported as
+a library, in a notebook, the package uses the devices that jax finds.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import platform
 import re
 from pathlib import Path
 
-# PCI vendor and device, as in jax's hardware_utils; Google's other cards are no TPUs.
+# PCI vendor and device, as in jax's hardware_utils; Google's other cards are not TPUs.
 TPU_DEVICES = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 TPUS = {("0x1ae0", device) for device in TPU_DEVICES}
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
 
-# The environment in which libtpu compiles for TPUs that are only described: it looks for none, says
-# nothing about that, and lets others do so at the same time.
+# The environment in which libtpu compiles for TPUs that are only described: it looks for no TPU,
+# logs nothing about that, and may be loaded by several processes.
 TPU_COMPILE_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -29,27 +29,27 @@ TPU_COMPILE_ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_ENABLE_COMPILATION_CACHE": "false",  # such programs can be kept, but not read again
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # they could be written to the cache, but not read
 }
 
-# Of a container's memory: files with the limit and the use, memory.stat's name for cached files
-# that were not read lately; cgroup v2, v1.
+# A container's memory, in cgroup v2 and v1: the files with its limit and its usage, and the key in
+# memory.stat of cached files that were not read lately.
 CGROUPS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
-WIDE_N_EMBD = 256  # n_embd from which XLA's own matrix products are the faster ones on a CPU
+WIDE_N_EMBD = 256  # n_embd from which XLA's own matrix products are faster on a CPU
 GIB = 2**30
 
 
 def largest_divisor(n: int, limit: int) -> int:
-    """Returns the largest divisor of n that is not above the limit (at least 1)."""
+    """Returns the largest divisor of n that is at most the limit, and at least 1."""
     return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Returns the CPU cores this process may use: its affinity, and a container's quota."""
+    """Returns how many CPU cores this process may use, by its affinity and a container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     try:
@@ -61,9 +61,9 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Returns the bytes this process may still take: free ones, within what a container has left.
+    """Returns the bytes this process may still allocate, within a container's limit.
 
-    Of what a container uses, cached files that were not read lately don't count: they give way.
+    Cached files that were not read lately do not count as used, since the system can evict them.
     None where the system has no /proc/meminfo.
     """
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
@@ -83,7 +83,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
 def request_cpu_devices(batch_size: int, at_least: int = 1) -> None:
     """Asks jax for as many CPU devices as divide the batch and have a core each.
 
-    A mesh that names more has them, `at_least`: they share the cores.
+    A mesh may need more of them, `at_least`; they then share the cores.
 
     Two XLA devices on two cores train 1.3 times as fast as one device with two threads. Has no
     effect on a GPU or TPU; a user's own JAX_NUM_CPU_DEVICES or device count in XLA_FLAGS wins.
@@ -94,9 +94,9 @@ def request_cpu_devices(batch_size: int, at_least: int = 1) -> None:
 
 
 def request_determinism() -> None:
-    """Asks XLA for GPU programs that give the same bits every time; XLA_FLAGS wins.
+    """Asks XLA for GPU programs that are bitwise reproducible; the user's XLA_FLAGS win.
 
-    They use no atomic additions, and no kernels chosen by a stopwatch.
+    They use no atomic additions, and no kernels that are selected by timing them.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
@@ -104,10 +104,10 @@ def request_determinism() -> None:
 
 
 def retain_freed_memory() -> None:
-    """Lets glibc's allocator reuse what a program frees instead of giving it back to the system.
+    """Lets glibc's allocator reuse freed memory instead of returning it to the system.
 
-    XLA's CPU programs take their buffers anew at every call, and the system hands out pages one
-    fault and one clearing at a time. Figures are in benchmarks/LOG.md; `MALLOC_MMAP_MAX_` in the
+    XLA's CPU programs allocate their buffers anew at every call, and each page from the system
+    costs a page fault and its clearing. Figures are in benchmarks/LOG.md; `MALLOC_MMAP_MAX_` in the
     environment wins. Has no effect without glibc.
     """
     if "MALLOC_MMAP_MAX_" in os.environ or platform.libc_ver()[0] != "glibc":
@@ -118,11 +118,11 @@ def retain_freed_memory() -> None:
 
 
 def keep_compiled_programs(root: Path = Path("/")) -> None:
-    """Lets jax keep compiled programs between runs, in a folder of the user's own.
+    """Sets jax's compilation cache, which keeps compiled programs between runs.
 
-    `JAX_COMPILATION_CACHE_DIR` names another place, and `JAX_ENABLE_COMPILATION_CACHE=0` turns it
-    off. A program may use any instruction of the processor it was compiled on, so each kind of
-    processor has a folder of its own: a home may be shared between machines.
+    `JAX_COMPILATION_CACHE_DIR` names another folder, and `JAX_ENABLE_COMPILATION_CACHE=0` turns it
+    off. A program may use any instruction of the processor it was compiled on, and a home folder
+    may be shared between machines, so each kind of processor has a separate folder.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -135,7 +135,7 @@ def keep_compiled_programs(root: Path = Path("/")) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
-        return  # no home to write to: compile every time
+        return  # the home folder cannot be written: compile every time
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
@@ -143,13 +143,13 @@ def keep_compiled_programs(root: Path = Path("/")) -> None:
 def compiler_options(backend: str, *, library_products: bool) -> dict[str, str | int]:
     """Returns XLA options for `jax.jit`; figures for both are in benchmarks/LOG.md.
 
-    On a CPU, optimization level 1 compiles sooner and runs as fast. XLA hands matrix products and
-    reductions to the library YNNPACK there, which trains small models faster; products of one
-    token, or of wide models (`WIDE_N_EMBD`), are faster by XLA's other way.
+    On a CPU, optimization level 1 compiles faster and runs as fast. There XLA gives matrix products
+    and reductions to the library YNNPACK, which trains small models faster; products of one token,
+    or of wide models (`WIDE_N_EMBD`), are faster without it.
 
     Args:
       backend: what `jax.default_backend()` says.
-      library_products: leave the products to YNNPACK where XLA does.
+      library_products: let XLA use YNNPACK for matrix products.
     """
     if backend != "cpu":
         return {}
@@ -158,14 +158,14 @@ def compiler_options(backend: str, *, library_products: bool) -> dict[str, str |
 
 
 def has_tpu(root: Path = Path("/")) -> bool:
-    """Says whether a TPU is in the machine."""
+    """Returns whether the machine has a TPU."""
     cards = (root / "sys/bus/pci/devices").glob("*")
     found = {(_read(card / "vendor"), _read(card / "device")) for card in cards}
     return (root / "dev/accel0").exists() or bool(found & TPUS)
 
 
 def missing_accelerator(backend: str, root: Path = Path("/")) -> str:
-    """Returns a line for a GPU or TPU that is in the machine and that jax does not use, or ""."""
+    """Returns a note about a GPU or TPU of the machine that jax does not use, or ""."""
     if backend != "cpu" or os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return ""
     if (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidia0").exists():

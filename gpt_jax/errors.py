@@ -1,4 +1,4 @@
-"""How things end that don't end well, and the words for it."""
+"""The error classes and their exit statuses, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake the user can mend: shown as one line, without a traceback. Exit status 2."""
+    """A usage error: shown as one line, without a traceback. Exit status 2."""
 
-    on_all_hosts = False  # see hosts.together
+    on_all_hosts = False  # whether every host raises it; see multihost.all_agree
 
 
 class ConfigError(UserError):
-    """A setting, or a set of settings, that breaks a rule."""
+    """A setting, or a combination of settings, that breaks a rule."""
 
 
 class TrainingError(Exception):
-    """Training can't go on; what was saved stays. Exit status 1."""
+    """Training cannot continue; saved checkpoints stay. Exit status 1."""
 
     on_all_hosts = False
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended training after its state was saved. Exit status 128 + signum."""
+    """A signal stopped training after a checkpoint was saved. Exit status 128 + signum."""
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)
@@ -32,12 +32,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether a device of jax, which need not be imported, had no memory left."""
+    """Returns whether a device of jax ran out of memory; jax need not be imported."""
     return type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
 
 
 class OutOfTime(Exception):
-    """`train.max_minutes` are over and the state is saved. Exit status 75, "try again"."""
+    """`train.max_minutes` have passed and a checkpoint is saved. Exit status 75: run it again."""
 
 
 ALIASES = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
@@ -47,7 +47,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Returns '; did you mean ...?' where something known is close to `word`, else ''."""
     known = list(known)
     last = word.lstrip("-").rpartition(".")[2]
-    if last in ALIASES:  # what papers and other programs say
+    if last in ALIASES:  # abbreviations of papers and other programs
         close = [name for name in known if name.replace("_", "-").endswith(ALIASES[last])]
     else:
         close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import codecs
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from gpt_jax.config import DataConfig
 from gpt_jax.download import download_error_reason
 from gpt_jax.errors import UserError
+from gpt_jax.storage import open_folder, parse_json
 
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -292,11 +293,11 @@ def from_json(text: str) -> Tokenizer:
     Raises:
       ValueError: the text is not such a tokenizer.
     """
-    try:
-        values = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    kind = values.get("kind") if isinstance(values, dict) else None
+    return _from_values(parse_json(text))
+
+
+def _from_values(values: dict[str, Any]) -> Tokenizer:
+    kind = values.get("kind")
     if kind == "bpe":
         return _bpe_from(values)
     if kind != "char":
@@ -317,16 +318,17 @@ def _bpe_from(values: dict[str, Any]) -> BpeTokenizer:
     return BpeTokenizer([base64.b64decode(t, validate=True) for t in tokens], pattern, special)
 
 
-def load_tokenizer(run_dir: Path) -> Tokenizer:
+def load_tokenizer(run_dir: str | os.PathLike[str]) -> Tokenizer:
     """Returns a run's tokenizer.
 
     Raises:
       UserError: the file is missing or damaged.
     """
-    path = run_dir / TOKENIZER_FILE
+    folder = open_folder(run_dir)
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return _from_values(folder.read_json(TOKENIZER_FILE))
     except (OSError, ValueError) as error:
+        path = folder.path / TOKENIZER_FILE
         raise UserError(f"cannot read the tokenizer {path}: {error}") from error
 
 

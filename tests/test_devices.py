@@ -272,7 +272,7 @@ FAULTS = """
 import resource, sys
 from gpt_jax import devices
 if sys.argv[1] == "keep":
-    devices.keep_freed_memory()
+    devices.retain_freed_memory()
 for _ in range(40):
     b"x" * 2**25  # 32 MiB, written to and freed
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)

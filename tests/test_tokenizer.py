@@ -201,7 +201,8 @@ def test_json_that_is_no_tokenizer_is_a_value_error(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", 'not a tokenizer of kind "char" or "bpe"'),
+        ("[]", "it is not a JSON object"),
+        ("{}", 'not a tokenizer of kind "char" or "bpe"'),
         ('{"kind": "word", "vocabulary": "ab"}', 'not a tokenizer of kind "char" or "bpe"'),
         ('{"kind": ["bpe"]}', 'not a tokenizer of kind "char" or "bpe"'),
         (bpe_json(pattern=None), "its pattern is not a text"),

@@ -1,4 +1,4 @@
-"""The settings of a run: what each means, its default, its rule."""
+"""The settings of a run: declarations, rules, and config files."""
 
 from gpt_jax.config.files import list_configs, load_config
 from gpt_jax.config.run_config import (

@@ -1,7 +1,7 @@
-"""Settings as declarations: each with its default, its meaning and its rule, in a frozen dataclass.
+"""How a setting is declared: its default, help and rule, in a field of a frozen dataclass.
 
-What can be done with any such dataclass: list its settings, read one from a command line's text or
-all of them from JSON, and check them. Which settings there are is said in `config.py`.
+The functions here work on any such dataclass: they list its settings, read one from the text of a
+command line or all from JSON, and check them. The settings themselves are in `run_config.py`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def field(
     Args:
       default: its default value.
       help: what it does, with its unit.
-      rule: (test, what the test asks for in words), for a value that is not None.
-      advice: what to try when the rule is broken.
+      rule: (test, its meaning in words), for a value that is not None.
+      advice: what to try if the rule is broken.
       unset: what None stands for, shown as the default: "one per core".
-      internal: found by the program, so not offered on the command line.
+      internal: set by the program, so not an option of the command line.
     """
     metadata = {"help": help, "rule": rule, "advice": advice, "unset": unset}
     return dataclasses.field(default=default, metadata=metadata | {"internal": internal})
@@ -73,7 +73,11 @@ def default_text(config: Any, name: str, field: dataclasses.Field) -> str:
 
 
 def parse(text: str, hint: Any, name: str) -> Any:
-    """Turns a command line's text into a value of type `hint`, or raises ConfigError."""
+    """Returns the value of type `hint` that a command line's text stands for.
+
+    Raises:
+      ConfigError: it stands for none.
+    """
     if type(None) in typing.get_args(hint):
         if text.lower() == "none":
             return None
@@ -102,7 +106,7 @@ def _strip_optional(hint: Any) -> Any:
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Raises ConfigError for the first field of another type, or that breaks its rule."""
+    """Raises ConfigError for the first field that has another type or breaks its rule."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value, hint = prefix + field.name, getattr(config, field.name), hints[field.name]
@@ -137,7 +141,7 @@ def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) 
 
 
 def from_nested_dict(values: Any, config_type: type, prefix: str = "") -> Any:
-    """Returns the `config_type` of nested dicts; a setting left out keeps its default.
+    """Returns the `config_type` of nested dicts; a missing setting keeps its default.
 
     Raises:
       ConfigError: a name is unknown, a value has another type or breaks a rule.

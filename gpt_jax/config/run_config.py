@@ -1,7 +1,7 @@
-"""The settings: what each means, its default, its rule, and the rules between them.
+"""Every setting of a run, declared once: its default, help and rule, and rules between settings.
 
-Every setting is declared once, here. Nothing in this module imports jax or touches a device, so a
-mistake is reported at once.
+This module must not import jax or use a device, so that a usage error is reported at once. How a
+setting is declared is in `fields.py`; configs with other values are in `configs/`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from gpt_jax.config.fields import (
 )
 from gpt_jax.errors import ConfigError, suggest
 
-DEFAULT_RUN_DIR = "runs/run"  # a config file that names none gets runs/ and its own name
+DEFAULT_RUN_DIR = "runs/run"  # a config file without a run_dir gets runs/ and the name of the file
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the model; with its parameters, all that is needed to compute logits."""
+    """The architecture of the model: with its parameters, all that is needed to compute logits."""
 
     n_layer: int = field(3, "number of transformer blocks", POSITIVE_INT)
     n_head: int = field(4, "number of attention heads; must divide n_embd", POSITIVE_INT)
@@ -130,13 +130,13 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of key/value heads."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read."""
+    """The corpus, its tokenizer, and how sequences are drawn from it."""
 
     corpus: str = field(
         "oz",
@@ -196,7 +196,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019) or Muon, the learning rate over the steps, clipping."""
+    """AdamW (Loshchilov and Hutter 2019) or Muon, learning-rate schedule, gradient clipping."""
 
     optimizer: typing.Literal["adamw", "muon"] = field(
         "adamw",
@@ -249,21 +249,21 @@ class OptimConfig:
 
     @property
     def constant_steps(self) -> float:
-        """Step from which on the learning rate falls; infinite where it is constant.
+        """Step at which the learning rate starts to decay; infinite where it is constant.
 
         Raises:
-          ValueError: the schedule has no length; `fix_schedule` gives it one.
+          ValueError: the schedule has no length; `fix_schedule` sets it.
         """
         if self.schedule == "constant":
             return math.inf
         if self.schedule_steps is None or (self.schedule == "wsd" and self.decay_steps is None):
-            raise ValueError(f"optim.schedule={self.schedule} has no length; see pin_schedule")
+            raise ValueError(f"optim.schedule={self.schedule} has no length; see fix_schedule")
         if self.decay_steps is None:
             return self.warmup_steps
         return self.schedule_steps - self.decay_steps
 
     def with_fixed_schedule(self, train_steps: int) -> OptimConfig:
-        """Returns these settings with every length of the schedule said; see `fix_schedule`."""
+        """Returns these settings with explicit lengths of the schedule; see `fix_schedule`."""
         if self.schedule == "constant":
             return self
         end = train_steps if self.schedule_steps is None else self.schedule_steps
@@ -275,7 +275,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, how much at once, and what is recorded."""
+    """Batch size, length, logging, evaluation, checkpoints, divergence."""
 
     batch_size: int = field(
         32, "global batch size: sequences per optimizer step, over all devices", POSITIVE_INT
@@ -356,15 +356,15 @@ class TrainConfig:
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences computed at once: micro_batch, or the whole batch."""
+        """Sequences per micro-batch: micro_batch, or the whole batch."""
         return self.batch_size if self.micro_batch is None else self.micro_batch
 
     @property
     def chunk_steps(self) -> int:
-        """Steps in one compiled call: log_interval, or less where an interval asks for it.
+        """Steps per compiled call: log_interval, or fewer where another interval requires it.
 
-        Every evaluation and checkpoint falls on a chunk's end, so a resumed run executes the very
-        same calls as one that was never interrupted.
+        Every evaluation and checkpoint is at the end of a chunk, so a resumed run executes the same
+        calls as an uninterrupted one.
         """
         return math.gcd(self.log_interval, self.eval_interval, self.checkpoint_interval)
 
@@ -377,9 +377,9 @@ REST = (
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices share the work along each axis of the mesh; see `sharding.py`.
+    """The size of each axis of the device mesh; see `parallel/sharding.py`.
 
-    A run may go on with other numbers: its batches and dropout masks are the same on any mesh.
+    A run may be resumed on another mesh: its batches and dropout masks are the same on any.
     """
 
     data: int = field(
@@ -412,13 +412,13 @@ class MeshConfig:
 
     @property
     def n_requested(self) -> int:
-        """Devices that the sizes ask for, -1 aside."""
+        """Number of devices that the sizes ask for, not counting -1."""
         return math.prod(size for size in vars(self).values() if size != -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """How text is written."""
+    """How text is generated."""
 
     prompt: str | None = field(
         None, "text to continue", unset="the first line of the validation text"
@@ -484,10 +484,10 @@ class Config:
         heads, tensor = self.model.kv_heads, self.mesh.tensor
         if tensor != -1 and heads % tensor:
             name = "n_head" if self.model.n_kv_head is None else "n_kv_head"
-            ways = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+            divisors = [str(n) for n in range(1, heads + 1) if heads % n == 0]
             raise ConfigError(
                 f"mesh.tensor={tensor} must divide model.{name}={heads}; try mesh.tensor="
-                f"{' or '.join(ways)}, or mesh.fsdp={tensor}"
+                f"{' or '.join(divisors)}, or mesh.fsdp={tensor}"
             )
         self._check_sequence()
         optim = self.optim.with_fixed_schedule(self.train.steps)
@@ -504,24 +504,24 @@ class Config:
     def _check_sequence(self) -> None:
         size, tokens = max(1, self.mesh.sequence), self.model.block_size
         tensor, heads = max(1, self.mesh.tensor), self.model.kv_heads
-        way_out = f"try mesh.sequence={math.gcd(size, tokens, heads // tensor)}"
+        advice = f"try mesh.sequence={math.gcd(size, tokens, heads // tensor)}"
         if tokens % size:
             raise ConfigError(
-                f"mesh.sequence={size} must divide model.block_size={tokens}; {way_out}"
+                f"mesh.sequence={size} must divide model.block_size={tokens}; {advice}"
             )
         if heads % (tensor * size):
             name = "n_head" if self.model.n_kv_head is None else "n_kv_head"
             both = f"mesh.tensor={tensor} x " if tensor > 1 else ""
             raise ConfigError(
                 f"{both}mesh.sequence={size} must divide model.{name}={heads}, as attention shares "
-                f"heads; {way_out}"
+                f"heads; {advice}"
             )
 
 
 def fix_schedule(config: Config) -> Config:
-    """Returns the config with every length of its schedule said, none standing for train.steps.
+    """Returns the config with explicit lengths of its schedule, where None means train.steps.
 
-    A run keeps these: were they to follow train.steps, more steps would change the past.
+    A run stores these: if they followed train.steps, a longer run would change its past steps.
     """
     return dataclasses.replace(config, optim=config.optim.with_fixed_schedule(config.train.steps))
 
@@ -529,9 +529,9 @@ def fix_schedule(config: Config) -> Config:
 def override(config: Config, values: Mapping[str, Any]) -> Config:
     """Returns `config` with dotted settings replaced, and every rule checked.
 
-    Two settings belong to a config's own corpus. `data.fallback_corpus` does not outlive a corpus
-    asked for by name (what the user names is never swapped for another), and `sample.prompt` does
-    not outlive a change of corpus.
+    Two settings belong to the config's own corpus. If `values` name a corpus, there is no
+    `data.fallback_corpus`, because a corpus that the user names is never replaced by another; if
+    that is a different corpus, `sample.prompt` is unset too.
 
     Raises:
       ConfigError: a name is unknown or a value breaks a rule.
@@ -560,7 +560,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: Any) -> Config:
-    """Returns the Config of nested dicts; a setting left out keeps its default.
+    """Returns the Config of nested dicts; a missing setting keeps its default.
 
     Raises:
       ConfigError: a name is unknown, a value has another type or breaks a rule.

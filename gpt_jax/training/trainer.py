@@ -71,9 +71,8 @@ def train(config: Config, *, quiet: bool = False) -> Run:
     multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
     run_dir = to_folder(setup.config.run_dir)
     with one_line_errors(run_dir), open_for_training(setup):
-        trainer = Trainer(setup, display)
-        trainer.run()
-        return finalize(load_run(run_dir), setup, display, trainer.seconds_per_step)
+        seconds_per_step = Trainer(setup, display).run()  # which frees its state
+        return finalize(load_run(run_dir), setup, display, seconds_per_step)
 
 
 def _prepare(config: Config, display: Display) -> RunSetup:
@@ -115,7 +114,6 @@ class Trainer:
     Attributes:
       step: optimizer steps dispatched so far; `state` is that after them.
       pending: the chunk that ends at `step`, until its metrics are read.
-      seconds_per_step: of all steps taken here, once they are.
       doing: what training waits for, such as "compiling the evaluation"; "" while it trains.
     """
 
@@ -131,15 +129,17 @@ class Trainer:
         self.deadline = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
         self.progress = TrainingProgress(display, setup.config.train.steps)
         self.timer = StepTimer(setup.config.train.batch_size * setup.config.model.block_size)
-        self.seconds_per_step: float | None = None
         self.step, self.doing, self.has_trained = 0, "", False
         self.pending: Chunk | None = None
         self.compiled = CompiledSteps(setup.config, setup.splits)
         self.to_close = contextlib.ExitStack()  # what is opened last is closed first
         self.to_close.callback(self.compiled.close)
 
-    def run(self) -> None:
+    def run(self) -> float | None:
         """Trains until `train.steps`; leaves a checkpoint of the last step.
+
+        Returns:
+          Seconds per step, compiling left out; None where no step was taken.
 
         Raises:
           TrainingError, Interrupted, OutOfTime: see `train`.
@@ -159,8 +159,9 @@ class Trainer:
                 if stop and not self.is_finished:
                     self.wait_for_checkpoint()
                     raise stop
-            self.seconds_per_step = self.timer.seconds_per_step(self.step)
+            seconds_per_step = self.timer.seconds_per_step(self.step)
             self.wait_for_checkpoint()
+        return seconds_per_step
 
     @property
     def is_finished(self) -> bool:

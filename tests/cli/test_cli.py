@@ -919,7 +919,7 @@ DAMAGES = {
     ),
     "checkpoints missing": (
         lambda run: shutil.rmtree(run / "checkpoints"),
-        "{run} has no checkpoint yet; train it on with the same command",
+        "{run} has no checkpoint yet; resume it with the same command",
     ),
     "another size of model": (
         lambda run: edit_config(run, lambda values: values["model"].update(n_embd=32)),
@@ -939,7 +939,7 @@ def test_a_damaged_run_is_one_line(mistake, run_dir, what):
 def test_a_truncated_checkpoint_names_its_file_and_that_none_is_left(mistake, run_dir):
     truncate_checkpoint(run_dir)
     line = mistake("sample", "--run-dir", str(run_dir))
-    assert line.endswith(" has changed since it was written; no sound checkpoint is left")
+    assert line.endswith(" has changed since it was written; no valid checkpoint remains")
 
 
 @pytest.mark.usefixtures("no_training")

@@ -204,7 +204,7 @@ def test_a_schedule_is_as_long_as_training_unless_it_says_otherwise(optim, pinne
 
 def test_the_length_of_a_schedule_that_has_none_is_an_error():
     for schedule in ("cosine", "wsd"):
-        with pytest.raises(ValueError, match=f"schedule={schedule} has no length; see pin_sche"):
+        with pytest.raises(ValueError, match=f"schedule={schedule} has no length; see fix_sche"):
             _ = OptimConfig(schedule=schedule).constant_steps
 
 

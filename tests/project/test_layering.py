@@ -23,7 +23,7 @@ ALLOWED = {
     "storage": {"errors"},
     "download": {"storage"},
     "config": {"errors"},
-    "tokenizer": {"config", "download", "errors"},
+    "tokenizer": {"config", "download", "errors", "storage"},
     "parallel": {"config", "devices", "errors"},
     "model": {"config", "parallel"},
     "hf": {"config", "errors", "storage", "tokenizer"},

@@ -123,7 +123,7 @@ def test_a_constant_rate_is_a_number_and_a_step_may_be_traced():
 
 
 def test_a_schedule_without_a_length_is_an_error():
-    with pytest.raises(ValueError, match="has no length; see pin_schedule"):
+    with pytest.raises(ValueError, match="has no length; see fix_schedule"):
         make_optimizer(OptimConfig(schedule="cosine"))
 
 

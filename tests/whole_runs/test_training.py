@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -452,6 +453,23 @@ def test_steps_that_no_chunk_divides(tiny_config):
     assert run.step == 7
 
 
+def test_the_state_is_freed_before_the_exact_evaluation(tiny_config, monkeypatch):
+    """The parameters are loaded again for it: beside them no others may be in memory."""
+    made, of_state = [], trainer.Trainer.restore_or_initialize
+
+    def restore_or_initialize(self):
+        of_state(self)
+        made.append(weakref.ref(self))
+
+    def finalize(*args):
+        made.append(made[0]())
+
+    monkeypatch.setattr(trainer.Trainer, "restore_or_initialize", restore_or_initialize)
+    monkeypatch.setattr(trainer, "finalize", finalize)
+    train(tiny_config)
+    assert made[1] is None
+
+
 def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=train, args=(tiny_config,))
@@ -892,7 +910,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
     assert line.startswith(f"error: cannot save a checkpoint in {run_dir}/checkpoints: ")
     assert ("File too large" if what == "full" else "ermission denied") in line
     kept = max(gpt_jax.checkpoint.steps(run_dir))
-    assert f"the last sound one is {kept}" in line
+    assert f"the last valid one is {kept}" in line
     assert gpt_jax.load_run(run_dir).step == kept
     finish(start(run_dir), 0)
     finish(start(tmp_path / "undisturbed"), 0)

@@ -35,7 +35,7 @@ from gpt_jax.input_pipeline.shards.manifest import (
     content_sha256,
     entries_of,
     read_manifest,
-    read_small,
+    read_raw,
 )
 from gpt_jax.input_pipeline.shards.memmap import (
     CHUNK_TOKENS,
@@ -136,7 +136,7 @@ def verify_shards(
 def _open_own(folder: Path) -> TokenShards:
     path = folder / MANIFEST_FILE
     manifest = read_manifest(folder)
-    raw = read_small(folder / TOKENIZER_FILE)
+    raw = read_raw(folder / TOKENIZER_FILE)
     if hashlib.sha256(raw).hexdigest() != manifest["tokenizer"]["sha256"]:
         raise ShardError(
             f"{folder / TOKENIZER_FILE} is not the tokenizer that {path} was made with; restore it "
