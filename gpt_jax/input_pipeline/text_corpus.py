@@ -16,7 +16,7 @@ from typing import Any
 
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.files import checkout_dir
-from gpt_jax.download import FailedDownload, Limits, TooLarge, download_error_reason, fetch
+from gpt_jax.download import DownloadLimits, FailedDownload, TooLarge, download_error_reason, fetch
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset, datasets_of_arrays, split_text
 from gpt_jax.storage import write_atomically
@@ -268,7 +268,7 @@ NAMES = "oz, shakespeare and python-manual"
 
 
 def _fetch(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
-    limits = Limits(
+    limits = DownloadLimits(
         tries=TRIES,
         pause_seconds=0.5,
         timeout_seconds=TIMEOUT_SECONDS,

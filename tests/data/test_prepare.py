@@ -37,7 +37,7 @@ from data.sources import common_crawl, json_lines, parquet
 from data.sources.readers import make_plan, read_unit
 from data.sources.text import CUT, plan_text
 from gpt_jax.console import Display
-from gpt_jax.download import FailedDownload, Limits, download
+from gpt_jax.download import DownloadLimits, FailedDownload, download
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.input_pipeline.dataset import split_text
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE
@@ -1190,9 +1190,9 @@ def test_a_download_is_bounded_before_anything_is_stored(tmp_path, server):
     with pytest.raises(UserError, match=r"has [\d,]+ bytes, more than the 100 expected$"):
         common_crawl.download_file(url, target, 100)
     with pytest.raises(FailedDownload, match=r"^only 256 bytes in 0 s$"):
-        download(url, target, Limits(2, 0, (1, 1), 256, total_seconds=0))
+        download(url, target, DownloadLimits(2, 0, (1, 1), 256, total_seconds=0))
     assert not target.exists()
-    with pytest.raises(TrainingError, match="absent/file.part can't be written: No such file"):
+    with pytest.raises(TrainingError, match=r"absent/file.part can't be written: No such file"):
         common_crawl.download_file(url, tmp_path / "absent" / "file")
     assert len(server.requests) == 3  # none of these is tried again
 
