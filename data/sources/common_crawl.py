@@ -210,6 +210,6 @@ def download_path(unit: Unit, work: Path) -> Path:
 
 
 def discard(unit: Unit, work: Path) -> None:
-    """Removes what was downloaded for a unit; for when its part is in place."""
+    """Removes the download of a unit, once the unit is encoded."""
     if unit.get("url"):
         download_path(unit, work).unlink(missing_ok=True)

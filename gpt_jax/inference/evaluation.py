@@ -93,8 +93,8 @@ class Evaluation:
         if not self.is_whole:
             tokens = f"the first {tokens} of {self.n_predictable:,}"
         return (
-            f"{self.nats_per_token:.4f} nats a token, perplexity {self.perplexity:.3f}, "
-            f"{self.bits_per_byte:.4f} bits a byte ({tokens} tokens, {self.n_bytes:,} bytes)"
+            f"{self.nats_per_token:.4f} nats per token, perplexity {self.perplexity:.3f}, "
+            f"{self.bits_per_byte:.4f} bits per byte ({tokens} tokens, {self.n_bytes:,} bytes)"
         )
 
 

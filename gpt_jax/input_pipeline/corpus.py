@@ -77,8 +77,8 @@ class TokenCorpus(Corpus):
     def choose_tokenizer(self, data: DataConfig) -> Tokenizer:
         if data.tokenizer != DataConfig().tokenizer:
             raise ConfigError(
-                f"data.tokenizer={data.tokenizer} is for a text, and {self.source} is prepared "
-                "with a tokenizer of its own; leave data.tokenizer out"
+                f"data.tokenizer={data.tokenizer} is for a text, and {self.source} has the "
+                "tokenizer that it was prepared with; leave data.tokenizer out"
             )
         return self.tokenizer
 
