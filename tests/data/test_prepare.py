@@ -434,7 +434,7 @@ def hub(monkeypatch):
     api = types.SimpleNamespace(HfApi=type("HfApi", (), {"dataset_info": dataset_info}))
     monkeypatch.setitem(sys.modules, "huggingface_hub", api)
     datasets = types.SimpleNamespace(load_dataset=load_dataset)
-    monkeypatch.setattr("data.sources.hugging_face.optional", lambda name: datasets)
+    monkeypatch.setattr("data.sources.hugging_face.import_optional", lambda name: datasets)
     return hub
 
 
@@ -486,7 +486,7 @@ def test_a_file_of_the_hub_that_is_damaged_is_left_out(tmp_path, hub, error):
 )  # fmt: skip
 def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch, source, module, package):
     (tmp_path / "a.zst").write_bytes(b"x")
-    monkeypatch.setattr(f"data.sources.{module}.optional", lambda name: None)
+    monkeypatch.setattr(f"data.sources.{module}.import_optional", lambda name: None)
     message = f"needs {package}: pip install -r requirements-data.txt"
     with pytest.raises(UserError, match=message):
         run(tmp_path, source=source, input=str(tmp_path / "a.zst"))
