@@ -1,14 +1,14 @@
-"""Parts: what becomes of one unit, made by any process, on any machine that sees the folders.
+"""Encoded units: filtered and tokenized by any process on any machine that sees the folders.
 
-A part is one file that appears whole or not at all:
+An encoded unit is one file, written atomically:
 
     ids         of the documents that are kept, in order, as the shards will have them
-    documents   DOCUMENT for each of them
-    counts      JSON: what was read, dropped and damaged
-    FOOTER      the three lengths in bytes, and the CRC-32 of all before it
+    documents   a DOCUMENT for each of them
+    counts      JSON: numbers of documents read, dropped and damaged
+    FOOTER      the three lengths in bytes, and the CRC-32 of everything before it
 
-It is not forced to the disk, for that takes longer than making it: after a power cut the sum tells
-whether it is whole, and if not, it is made again.
+It is not flushed to disk, which would take longer than encoding. After a power cut the CRC tells
+whether the file is complete; if not, the unit is encoded again.
 """
 
 from __future__ import annotations
@@ -38,25 +38,27 @@ from data.sources.documents import BadInput, Unit
 from data.sources.readers import read_unit
 from gpt_jax.config.fields import from_nested_dict
 from gpt_jax.errors import UserError
+from gpt_jax.storage import read_json
 from gpt_jax.tokenizer import END_OF_TEXT, BpeTokenizer, Tokenizer, load_tokenizer
 
 PLAN_FILE = "plan.json"
-PARTS = "parts"
-NAMED_DAMAGE = 100  # in the manifest; the counts have all
+MAX_PLAN_BYTES = 1 << 30  # a plan names every file of its source
+ENCODED_FOLDER = "parts"
+NAMED_DAMAGE = 100  # messages in the manifest, at most; the counts include all
 BUFFER_BYTES = 1 << 20
-COUNT_TOKENS = 1 << 16  # between two calls that count: they wait for the other processes
+COUNT_TOKENS = 1 << 16  # between two calls of `count`, which waits for a lock of all processes
 DOCUMENT = np.dtype([("digest", "<u8"), ("tokens", "<u4"), ("val", "?")])
 PACKED = struct.Struct("<QI?")  # a DOCUMENT: a unit may have millions
 FOOTER = struct.Struct("<4Q")
 
 
-def part_path(work: Path, number: int) -> Path:
-    """Returns where the part of a unit is."""
-    return work / PARTS / f"{number:06d}"
+def encoded_path(work: Path, number: int) -> Path:
+    """Returns the path of an encoded unit."""
+    return work / ENCODED_FOLDER / f"{number:06d}"
 
 
 def open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
-    """Returns what a process needs for any of the units: settings, units, tokenizer."""
+    """Returns what a process needs to encode any unit: settings, units, tokenizer."""
     plan = os.stat(os.path.join(work, PLAN_FILE))
     return _open_work(work, (plan.st_ino, plan.st_size, plan.st_mtime_ns))
 
@@ -65,28 +67,28 @@ def open_work(work: str) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
 def _open_work(
     work: str, plan: tuple[int, int, int]
 ) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
-    """Reads a work folder once, until another plan is there."""
-    values = json.loads((Path(work) / PLAN_FILE).read_text("utf-8"))
+    """Reads a work folder; cached until its plan changes."""
+    values = read_json(Path(work) / PLAN_FILE, MAX_PLAN_BYTES)
     config = from_nested_dict({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
     return config, values["plan"]["units"], load_tokenizer(Path(work))
 
 
 def encode_unit(work: str, number: int, count: Callable[[int], None] | None = None) -> None:
-    """Reads, filters and encodes a unit to its part, unless that is there.
+    """Reads, filters and encodes a unit into its file, unless that exists.
 
-    A function of what the work folder's plan says, so any process that sees the folder and the
-    source may do it.
+    The result is a function of the plan in the work folder, so any process that sees the folder and
+    the source may do it.
 
     Args:
       work: the folder `.prepare` of a corpus.
       number: of the unit.
-      count: called with the tokens since it was called last, now and then and at the end.
+      count: called regularly, and at the end, with the tokens encoded since the last call.
 
     Raises:
-      UserError: the unit is damaged, and damage is to stop.
+      UserError: the unit is damaged, and `on_damage` is "stop".
       TrainingError: it could not be downloaded.
     """
-    path = part_path(Path(work), number)
+    path = encoded_path(Path(work), number)
     if path.exists():
         return
     config, units, tokenizer = open_work(work)
@@ -97,7 +99,7 @@ def encode_unit(work: str, number: int, count: Callable[[int], None] | None = No
         except BadInput as error:
             if config.on_damage == "stop":
                 raise to_user_error(error) from error
-            with temporary.open("wb") as file:  # what was read before the damage goes too
+            with temporary.open("wb") as file:  # drops what was read before the damage
                 counts = json.dumps({"damaged_units": 1, "damaged": [str(error)]}).encode()
                 file.write(counts + FOOTER.pack(0, 0, len(counts), zlib.crc32(counts)))
         temporary.replace(path)
@@ -107,7 +109,7 @@ def encode_unit(work: str, number: int, count: Callable[[int], None] | None = No
 
 
 def to_user_error(error: BadInput) -> UserError:
-    """Returns what damage is where it is to stop."""
+    """Returns the error for damage when `on_damage` is "stop"."""
     return UserError(f"{error}; repair or remove it, or use --on-damage skip")
 
 
@@ -136,7 +138,7 @@ def _write(
             if not document.split and (reason := reject(document.text, document.language, limits)):
                 dropped[reason] += 1
                 continue
-            ids = tokenizer.encode(document.text)  # before the sum: a str keeps its UTF-8
+            ids = tokenizer.encode(document.text)  # before the digest: a str caches its UTF-8
             if document.split:
                 key, val, end = 0, document.split == "val", b""
             else:
@@ -166,12 +168,12 @@ def _write(
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """Returns how ids are stored, as in the shards."""
+    """Returns the dtype of stored ids, as in the shards."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
 
 def _separator(tokenizer: Tokenizer) -> bytes:
-    """Returns what ends a document: the token for it, or a line feed where characters are all."""
+    """Returns what ends a document: the end-of-text token, or a line feed for characters."""
     if isinstance(tokenizer, BpeTokenizer):
         ids = [tokenizer.special_tokens[END_OF_TEXT]]
     else:
@@ -181,12 +183,12 @@ def _separator(tokenizer: Tokenizer) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedUnit:
-    """A part that is whole.
+    """A complete encoded unit.
 
     Attributes:
       path: its file, which begins with the ids.
-      documents: DOCUMENT for each document, in order.
-      counts: what was read, dropped and damaged.
+      documents: a DOCUMENT for each document, in order.
+      counts: numbers of documents read, dropped and damaged.
     """
 
     path: Path
@@ -195,7 +197,7 @@ class EncodedUnit:
 
 
 def load_encoded(path: Path) -> EncodedUnit | None:
-    """Returns a part, or None where the file is not whole."""
+    """Returns an encoded unit, or None if the file is incomplete."""
     with contextlib.suppress(OSError, ValueError, struct.error), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END) - FOOTER.size
         file.seek(max(size, 0))
@@ -213,13 +215,13 @@ def load_encoded(path: Path) -> EncodedUnit | None:
     return None
 
 
-# --- a process that makes them --------------------------------------------------------------------
+# --- worker processes -----------------------------------------------------------------------------
 
 _tokens_so_far: Any = None  # of all processes, shared between them
 
 
 def start_process(counter: Any) -> None:
-    """Prepares a process of a pool: it counts its tokens, and ends when its parent does."""
+    """Initialises a worker process: it counts its tokens, and exits when its parent does."""
     global _tokens_so_far
     _tokens_so_far = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent
@@ -228,13 +230,13 @@ def start_process(counter: Any) -> None:
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)  # a killed parent can't end its children
+        os._exit(1)  # a killed parent can't stop its children
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def prepare_and_count(work: str, number: int) -> None:
-    """Makes a part in such a process."""
+def encode_and_count(work: str, number: int) -> None:
+    """Encodes a unit in a worker process."""
 
     def count(n_tokens: int) -> None:
         with _tokens_so_far.get_lock():

@@ -1,8 +1,8 @@
-"""Parts made by an existing engine, on one machine or many: an optional extra.
+"""Units encoded by an existing engine, on one machine or many: an optional extra.
 
-The engine is datatrove (https://github.com/huggingface/datatrove), which FineWeb was made with: one
-pipeline runs in processes of this machine, on a Slurm cluster or on Ray. Ray alone would bring a
-cluster of its own to run; datatrove needs a folder that all machines see, as the parts do anyway.
+The engine is datatrove (https://github.com/huggingface/datatrove), which FineWeb was made with: a
+pipeline runs in processes of this machine, on a Slurm cluster or on Ray. It needs a folder that all
+machines see, as encoded units do anyway.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from data.sources.documents import EXTRAS
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
 
-MAX_TASKS = 1000  # an engine's bookkeeping for each
+MAX_TASKS = 1000  # the engine keeps files for each
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """A step of a datatrove pipeline: task `rank` of `world_size` makes its share of the parts.
+    """A step of a datatrove pipeline: task `rank` of `world_size` encodes its share of the units.
 
     Attributes:
-      work: the folder `.prepare` of a corpus whose plan is made (`--engine plan`).
-      n_units: of the plan.
-      first: parts before are done with.
+      work: the folder `.prepare` of a corpus whose plan exists (`--engine plan`).
+      n_units: number of units in the plan.
+      first: the first unit to encode.
     """
 
     work: str
@@ -36,7 +36,7 @@ class Parts:
 
     @classmethod
     def of(cls, out: str) -> Parts:
-        """Returns the step for the corpus `out`, whose plan is made."""
+        """Returns the step for the corpus `out`, whose plan exists."""
         work = Path(out).absolute() / WORK_FOLDER
         return cls(str(work), len(open_work(str(work))[1]))
 
@@ -46,10 +46,10 @@ class Parts:
 
 
 def run_datatrove(work: Path, first: int, n_units: int, workers: int) -> None:
-    """Makes the parts from `first` on with datatrove's processes on this machine.
+    """Encodes the units from `first` on with datatrove's processes on this machine.
 
     Raises:
-      UserError: datatrove is not installed, or a unit is damaged, and damage is to stop.
+      UserError: datatrove is not installed, or a unit is damaged, and `on_damage` is "stop".
       TrainingError: a task failed for another reason.
     """
     try:
@@ -62,10 +62,10 @@ def run_datatrove(work: Path, first: int, n_units: int, workers: int) -> None:
             tasks=min(n_units - first, MAX_TASKS),
             workers=workers,
             logging_dir=str(work / "datatrove"),
-            skip_completed=False,  # parts say themselves that they are there
+            skip_completed=False,  # units that are encoded already return at once
         ).run()
     except (UserError, TrainingError):
         raise
-    except Exception as error:  # whatever an engine comes up with
+    except Exception as error:  # engines raise many kinds
         detail = " ".join(str(error).split())
         raise TrainingError(f"datatrove failed: {type(error).__name__}: {detail:.300}") from error

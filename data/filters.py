@@ -1,4 +1,4 @@
-"""Which documents to keep: small pure functions of a text, and a bounded memory of those seen.
+"""Which documents to keep: pure functions of a text, and a bounded set of digests.
 
 The measures are simple forms of those in section A1.1 of Rae et al. 2021
 (https://arxiv.org/abs/2112.11446).
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a document must keep to; None is no limit."""
+    """Limits on a document; None is no limit."""
 
     min_characters: int | None = None
     max_characters: int | None = None
@@ -30,7 +30,7 @@ def reject(text: str, language: str | None, limits: Limits) -> str | None:
     Args:
       text: of the document.
       language: its tags as its source gives them, such as "eng" or "eng,deu"; the first counts.
-      limits: what to keep to.
+      limits: to check.
 
     Returns:
       "empty", "min_characters", "max_characters", "language", "min_letters", "max_repetition".
@@ -52,7 +52,7 @@ def reject(text: str, language: str | None, limits: Limits) -> str | None:
 
 
 def letters(text: str) -> float:
-    """Returns the share of letters among the characters that are no blank space; 0 of none."""
+    """Returns the share of letters among the characters that are not white space; 0 if empty."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     is_letter, is_space = _kinds()
     n = len(points) - int(is_space[points].sum())
@@ -60,7 +60,7 @@ def letters(text: str) -> float:
 
 
 def repetition(text: str) -> float:
-    """Returns the share of characters in lines that stood in the text before; 0 without any."""
+    """Returns the share of characters in lines that repeat an earlier line; 0 if empty."""
     seen: set[str] = set()
     total = repeated = 0
     for line in text.split("\n"):
@@ -72,20 +72,20 @@ def repetition(text: str) -> float:
 
 
 def digest(text: str) -> int:
-    """Returns 64 bits that identify a text: of its UTF-8's BLAKE2b sum, little-endian."""
+    """Returns a 64-bit digest of a text: BLAKE2b of its UTF-8, little-endian."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
 def is_validation(digest: int, val_fraction: float) -> bool:
-    """Says whether a document is for validation: a function of its text, whatever else is there.
+    """Returns whether a document is for validation: a function of its text alone.
 
-    So a document stays on its side as its corpus grows, and copies of one text are all on one side.
+    So a document stays in its split as its corpus grows, and copies of one text are in one split.
     """
     return digest < val_fraction * 2.0**64
 
 
 class Seen:
-    """The digests of documents so far, in memory that is bounded from the start.
+    """A set of the digests of documents so far, in bounded memory.
 
     A hash table with open addressing, 16 bytes for each of `capacity` digests. Once it is full, new
     digests are not remembered, and `forgotten` counts them. Two different texts have one digest
@@ -102,15 +102,15 @@ class Seen:
 
     def add(self, digest: int) -> bool:
         """Returns whether a digest is new, and remembers it."""
-        value = digest or 1  # 0 marks an empty place
-        place = value & self._mask
+        value = digest or 1  # 0 marks an empty slot
+        slot = value & self._mask
         table = self._table
-        while stored := int(table[place]):
+        while stored := int(table[slot]):
             if stored == value:
                 return False
-            place = (place + 1) & self._mask
+            slot = (slot + 1) & self._mask
         if self._n < self._capacity:
-            table[place] = value
+            table[slot] = value
             self._n += 1
         else:
             self.forgotten += 1
@@ -119,7 +119,7 @@ class Seen:
 
 @functools.cache
 def _kinds() -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for every code point, whether it is a letter and whether it is blank space."""
+    """Returns, for every code point, whether it is a letter and whether it is white space."""
     characters = [chr(point) for point in range(0x110000)]
     is_letter = np.fromiter((c.isalpha() for c in characters), bool, len(characters))
     is_space = np.fromiter((c.isspace() for c in characters), bool, len(characters))

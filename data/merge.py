@@ -1,4 +1,4 @@
-"""From parts to shards: appended in order by one process, without duplicates, with a journal."""
+"""Encoded units into shards: appended in order by one process, without duplicates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from data.config import PrepareConfig
-from data.encode import NAMED_DAMAGE, encode_unit, load_encoded, part_path
+from data.encode import NAMED_DAMAGE, encode_unit, encoded_path, load_encoded
 from data.filters import Seen
 from data.sources.documents import Plan
 from gpt_jax.errors import UserError
@@ -27,11 +27,11 @@ from gpt_jax.tokenizer import Tokenizer
 JOURNAL_FILE = "journal.json"
 SEEN_FILE = "seen.bin"
 BLOCK_DOCUMENTS = 1 << 16  # appended at once
-SAVE_PAUSE = 10  # times what the journal took until it is written again: disks may be slow
+SAVE_PAUSE = 10  # pause between two writes of the journal, in multiples of how long one took
 
 
 class ShardMerger:
-    """Appends parts to the shards, in order, and keeps the journal."""
+    """Appends encoded units to the shards, in order, and keeps the journal."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class ShardMerger:
         work: Path,
         journal: dict[str, Any] | None,
     ):
-        """Goes on where the journal says, or begins without one; `work` is `.prepare`."""
+        """Resumes from the journal, if there is one; `work` is the folder `.prepare`."""
         self._config, self._plan, self._work = config, plan, work
         state = journal["writer"] if journal else None
         journal = journal or {}
@@ -70,15 +70,15 @@ class ShardMerger:
         return sum(self._writer.n_tokens.values()) - self._before
 
     def append(self, number: int) -> None:
-        """Appends a part; now and then writes the journal, and removes what was appended."""
-        path = part_path(self._work, number)
-        while (part := load_encoded(path)) is None:  # the power was cut while it was on its way
+        """Appends an encoded unit; regularly writes the journal and removes the appended files."""
+        path = encoded_path(self._work, number)
+        while (unit := load_encoded(path)) is None:  # incomplete: a power cut lost some of it
             path.unlink()
             encode_unit(str(self._work), number)
-        counts = part.counts
+        counts = unit.counts
         with path.open("rb") as file:
-            for start in range(0, len(part.documents), BLOCK_DOCUMENTS):
-                self._append(file, part.documents[start : start + BLOCK_DOCUMENTS])
+            for start in range(0, len(unit.documents), BLOCK_DOCUMENTS):
+                self._append(file, unit.documents[start : start + BLOCK_DOCUMENTS])
         self._dropped.update(counts.get("dropped", {}))
         for name in ("read", "damaged_records", "damaged_units"):
             self._counts[name] += counts.get(name, 0)
@@ -91,7 +91,7 @@ class ShardMerger:
             self._next_save = time.monotonic() + SAVE_PAUSE * (time.monotonic() - start)
 
     def _append(self, file: IO[bytes], documents: np.ndarray) -> None:
-        """Appends documents that follow one another in a part, from where its file stands."""
+        """Appends consecutive documents of an encoded unit, from the file's current position."""
         keep = self._new(documents)
         self._copy(file, documents, keep)
         for split in SPLITS:
@@ -143,7 +143,7 @@ class ShardMerger:
         self._appended.clear()
 
     def finish(self) -> dict[str, Any]:
-        """Writes the manifest, removes what was for going on, and returns the manifest."""
+        """Writes the manifest, removes the work folder, and returns the manifest."""
         config, plan = self._config, self._plan
         for split in SPLITS:
             if not self._writer.n_tokens[split]:
@@ -153,7 +153,7 @@ class ShardMerger:
                     "dropped by filters); use another --val-fraction, more documents or milder "
                     f"filters, and another --out (or delete {self._work.parent})"
                 )
-        if plan.by_position:  # units are pieces of one text, which both splits have a part of
+        if plan.by_position:  # units are pieces of one text, and each split has some
             self._counts["read"] = 1
             self._documents = Counter(dict.fromkeys(SPLITS, 1))
         counts: dict[str, Any] = {

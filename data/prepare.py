@@ -1,18 +1,19 @@
 """`python main.py prepare`: from a source of text to token shards (gpt_jax/input_pipeline/shards/).
 
-    plan       sources.py parts the source into units, in order, about a megabyte each where it can,
-               and more where there would be too many
-    tokenizer  vocabulary.py learns it, or finds it, once
-    parts      parts.py reads, filters and encodes each unit to a part of its own, in the many
-               processes of processes.py
-    shards     assembly.py appends the parts in order, drops duplicates, and cuts to size, in one
+    plan       sources/readers.py divides the source into units, in order: about a megabyte each
+               where the format allows, and larger where there would be too many
+    tokenizer  vocabulary.py trains it, or loads a published one, once
+    encode     encode.py reads, filters and encodes each unit into a separate file, in the
+               processes of workers.py
+    merge      merge.py appends the encoded units in order, drops duplicates, and cuts shards to
+               size, in one process
 
-Everything unfinished is in the folder `.prepare` of the corpus, and everything there is a function
-of the settings and the source: parts appear whole or not at all, by whatever process or machine,
-and a journal says, again and again, how far the shards are. So a preparation that was killed goes
-on from its journal, and its shards are the same bytes as an uninterrupted one's.
+Unfinished work is in the folder `.prepare` of the corpus, and everything there is a function of the
+settings and the source. Encoded units are written atomically by any process or machine, and a
+journal records regularly how far the shards are. So a killed preparation resumes from its journal,
+and its shards are the same bytes as those of an uninterrupted one.
 
-Memory hardly grows with the corpus: see README.md for what does.
+Memory hardly grows with the corpus; README.md says with what it does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from data.config import PrepareConfig
-from data.encode import PARTS, PLAN_FILE
+from data.encode import ENCODED_FOLDER, MAX_PLAN_BYTES, PLAN_FILE
 from data.merge import JOURNAL_FILE, ShardMerger
 from data.sources.documents import Plan
 from data.sources.local_files import local_files, local_path
@@ -36,23 +37,23 @@ from data.sources.readers import make_plan
 from data.vocabulary import make_tokenizer
 from data.workers import WorkerPool
 from gpt_jax.console import Display, WorkProgress
-from gpt_jax.errors import ConfigError, TrainingError, UserError
+from gpt_jax.errors import ConfigError, TrainingError, UserError, differences
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
-from gpt_jax.storage import lock, remove_unfinished, to_local, write_atomically
+from gpt_jax.storage import lock, read_json, remove_unfinished, to_local, write_atomically
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 
 
 def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, Any]:
-    """Makes the prepared corpus `config.out`, or goes on making it, and returns its manifest.
+    """Prepares the corpus `config.out`, or resumes preparing it, and returns its manifest.
 
-    With `config.engine` "plan" it stops when the plan and the tokenizer are there, and returns {}.
+    With `config.engine` "plan" it only makes the plan and the tokenizer, and returns {}.
 
     Raises:
-      UserError: a setting, the source or the folder is not as it must be; which, and a way out.
-      TrainingError: it can't go on now; what is there stays, and the same call goes on.
+      UserError: a setting, the source or the folder is wrong; which, and a way out.
+      TrainingError: it can't continue now; the work so far stays, and the same call resumes it.
     """
     display = display or Display()
     out = to_local(config.out)
@@ -71,10 +72,10 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         with lock(work, "prepared"):
             try:
                 return _prepare(config, out, work, display)
-            except Exception as error:  # whatever it is, it is raised on
+            except Exception as error:  # of any kind; it is raised again
                 mistake = is_new and isinstance(error, UserError)
                 if not (work / PLAN_FILE).exists() and (mistake or _is_bare(work)):
-                    _clean(out)  # nothing was begun: a mistake leaves no folder behind
+                    _clean(out)  # nothing was begun: a usage error leaves no folder behind
                     with contextlib.suppress(OSError):
                         out.rmdir()
                 raise
@@ -83,8 +84,8 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise TrainingError(
-            f"{out} can't be written{where}: {error.strerror or error}; the same command again "
-            "goes on from here"
+            f"{out} can't be written{where}: {error.strerror or error}; run the same command "
+            "again to resume"
         ) from error
 
 
@@ -98,42 +99,43 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
     journal = _load_journal(work)
     first = journal["units"] if journal else 0
     units = range(first, len(plan.units))
-    with WorkerPool(config, work, units) as processes:  # they start meanwhile
+    with WorkerPool(config, work, units) as workers:  # they start meanwhile
         tokenizer = load_tokenizer(work) if is_begun else _begin(config, plan, work)
-        if config.engine == "local":  # with the others, more machines may be at work
+        if config.engine == "local":  # with the others, more machines may be running
             _remove_unfinished(out, work)
-        how = "cut by position" if plan.by_position else "documents, parted by their hash"
+        how = "split by position" if plan.by_position else "documents, split by hash"
         display.facts(
             {
                 "source": f"{config.source} {config.input}, {how}",
                 "tokenizer": f"{config.tokenizer}, {tokenizer.vocab_size:,} tokens",
-                "folder": str(out) + (f", goes on at unit {first}" if journal else ""),
+                "folder": str(out) + (f", resumes at unit {first}" if journal else ""),
                 "units": f"{len(plan.units):,}",
             }
         )
-        (work / PARTS).mkdir(exist_ok=True)
+        (work / ENCODED_FOLDER).mkdir(exist_ok=True)
         if config.engine == "plan":
             display.line(
-                f"{work} has the plan: make the parts on any machine (data/README.md), then give "
+                f"{work} has the plan: encode its units on any machine (data/README.md), then run "
                 "this command with another --engine"
             )
             return {}
-        assembly = ShardMerger(config, plan, tokenizer, work, journal)
-        with contextlib.closing(assembly):
-            return _assemble(assembly, processes, _Progress(plan, first, display))
+        merger = ShardMerger(config, plan, tokenizer, work, journal)
+        with contextlib.closing(merger):
+            return _encode_and_merge(workers, merger, _Progress(plan, first, display))
 
 
-def _assemble(assembly: ShardMerger, processes: WorkerPool, progress: _Progress) -> dict[str, Any]:
-    """Has the parts made, and appends them to the shards."""
-    for number in processes.parts(progress.show):
-        assembly.append(number)
-        progress.part(number)
-        progress.show(processes.n_tokens or assembly.n_tokens)
-    return assembly.finish()
+def _encode_and_merge(
+    workers: WorkerPool, merger: ShardMerger, progress: _Progress
+) -> dict[str, Any]:
+    for number in workers.encode(progress.show):
+        merger.append(number)
+        progress.advance(number)
+        progress.show(workers.n_tokens or merger.n_tokens)
+    return merger.finish()
 
 
 class _Progress:
-    """What is done of the plan, in bytes of the source where its units say so, else in units."""
+    """Progress through the plan, in bytes of the source where units give them, else in units."""
 
     def __init__(self, plan: Plan, first: int, display: Display):
         self._sizes = [unit["size"] or 1 for unit in plan.units]
@@ -141,16 +143,16 @@ class _Progress:
         self._start = time.monotonic()
         self._bar = WorkProgress(display, self._done, sum(self._sizes))
 
-    def part(self, number: int) -> None:
+    def advance(self, number: int) -> None:
         self._done += self._sizes[number]
 
     def show(self, n_tokens: int) -> None:
-        """Shows where things stand, `n_tokens` after the start."""
+        """Shows the progress after `n_tokens` tokens."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         self._bar.update(self._done, f"{n_tokens / seconds:,.0f} tokens/s")
 
 
-# --- what is there already ------------------------------------------------------------------------
+# --- finished and unfinished preparations ---------------------------------------------------------
 
 
 def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
@@ -159,9 +161,11 @@ def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
     open_shards(out)
     manifest = read_manifest(out)
     settings = manifest.get("settings")
-    if different := _differences(settings if isinstance(settings, dict) else {}, config.record()):
+    settings = settings if isinstance(settings, dict) else {}
+    if lines := differences(settings, config.record(), repr):
         raise UserError(
-            f"{out} holds a corpus prepared with other settings: {different}; choose another --out"
+            f"{out} holds a corpus prepared with other settings: {'; '.join(lines)}; choose "
+            "another --out"
         )
     if different := _source_difference(manifest.get("source"), config):
         raise UserError(
@@ -171,7 +175,7 @@ def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
 
 
 def _source_difference(there: Any, config: PrepareConfig) -> str:
-    """Returns how a source differs from what a manifest says of it, or ''; gone it may be."""
+    """Returns how a source differs from a manifest's, or ''; it may be missing now."""
     if not isinstance(there, dict) or local_path(config) is None:
         return ""
     try:
@@ -193,14 +197,6 @@ def _source_difference(there: Any, config: PrepareConfig) -> str:
     return ""
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    return "; ".join(
-        f"{name} is {there.get(name)!r} there and {here[name]!r} here"
-        for name in here
-        if there.get(name) != here[name]
-    )
-
-
 def _check_folder(out: Path, work: Path) -> None:
     if os.path.lexists(out) and not os.path.isdir(out):
         raise UserError(f"--out {out} is a file; choose another folder")
@@ -217,15 +213,15 @@ def _check_folder(out: Path, work: Path) -> None:
 
 
 def _is_bare(work: Path) -> bool:
-    """Says whether a work folder keeps nothing that took time, such as downloads."""
+    """Returns whether a work folder has nothing worth keeping, such as downloads."""
     return set(os.listdir(work)) <= {".lock"}
 
 
 def _remove_unfinished(out: Path, work: Path) -> None:
-    """Removes what killed processes left half written."""
+    """Removes files that killed processes left unfinished."""
     remove_unfinished(out / TOKENIZER_FILE)
     remove_unfinished(out / MANIFEST_FILE)
-    for path in (work / PARTS).glob(".*"):
+    for path in (work / ENCODED_FOLDER).glob(".*"):
         path.unlink(missing_ok=True)
 
 
@@ -234,16 +230,16 @@ def _clean(out: Path) -> None:
 
 
 def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
-    """Returns the plan that was begun, if the settings and the files are still the same."""
+    """Returns the stored plan, after checking that settings and files are unchanged."""
     path = work / PLAN_FILE
     if not path.exists():
         return None
     values = _read_json(path)
     settings = values["settings"]
-    if different := _differences(settings, config.record()):
+    if lines := differences(settings, config.record(), repr):
         raise UserError(
-            f"{work.parent} was begun with other settings: {different}; use those, choose another "
-            "--out, or delete it"
+            f"{work.parent} was begun with other settings: {'; '.join(lines)}; use those, choose "
+            "another --out, or delete it"
         )
     there, here = values["plan"]["facts"].get("input"), local_path(config)
     if there and here and there != here:
@@ -260,7 +256,7 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
             ) from None
         if (now.st_size, now.st_mtime_ns) != (size, changed):
             raise UserError(
-                f"{name} has changed since the preparation began; delete {work.parent} and begin "
+                f"{name} has changed since the preparation began; delete {work.parent} and start "
                 "again"
             )
     saved: dict[str, Any] = values["plan"]
@@ -274,7 +270,7 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
 
 
 def _make_plan(config: PrepareConfig, work: Path) -> Plan:
-    """Returns the plan of a source that suits the settings."""
+    """Returns the plan of a source, after checking that the settings suit it."""
     plan = make_plan(config, work)
     if plan.by_position and any(
         getattr(config, name) is not None
@@ -288,7 +284,7 @@ def _make_plan(config: PrepareConfig, work: Path) -> Plan:
 
 
 def _begin(config: PrepareConfig, plan: Plan, work: Path) -> Tokenizer:
-    """Makes the tokenizer, and keeps it and the plan."""
+    """Makes the tokenizer, and stores it and the plan."""
     tokenizer = make_tokenizer(config, plan, work)
     write_atomically(work / TOKENIZER_FILE, tokenizer.to_json())
     settings, saved = config.record(), dataclasses.asdict(plan) | {"characters": ""}
@@ -303,7 +299,7 @@ def _load_journal(work: Path) -> dict[str, Any] | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path, MAX_PLAN_BYTES)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged: {error}; delete {path.parent.parent} and prepare again"

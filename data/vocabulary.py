@@ -1,4 +1,4 @@
-"""The tokenizer of a preparation: learned from the documents of its plan, or a published one."""
+"""The tokenizer of a preparation: trained on the documents of its plan, or a published one."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, Tokenizer
 
 
 def make_tokenizer(config: PrepareConfig, plan: Plan, work: Path) -> Tokenizer:
-    """Returns the tokenizer that the settings ask for; `work` has what the plan downloaded.
+    """Returns the tokenizer that the settings ask for; `work` has the plan's downloads.
 
     Raises:
-      UserError: there is nothing to learn from, or it is damaged, and damage is to stop.
+      UserError: there is no text to train on, or it is damaged and `on_damage` is "stop".
     """
     if config.tokenizer == "char":
         characters = plan.characters or _characters(config, plan, work)
         return CharTokenizer(characters)
     if config.tokenizer == "bpe":
-        assert config.vocab_size is not None  # PrepareConfig sees to it
+        assert config.vocab_size is not None  # PrepareConfig checks it
         return BpeTokenizer.train(_sample(config, plan, work), config.vocab_size)
     return BpeTokenizer.published(config.tokenizer)
 
@@ -42,11 +42,11 @@ def _characters(config: PrepareConfig, plan: Plan, work: Path) -> str:
 
 
 def _sample(config: PrepareConfig, plan: Plan, work: Path) -> str:
-    """Returns the text that byte pairs are learned from: of the training side, at most `sample_mb`.
+    """Returns the text to train byte pairs on: training documents, at most `sample_mb`.
 
-    Each unit gives from its beginning, as much as there is room for if all give the same, and at
-    least UNIT_BYTES; units that are too many for that are chosen at equal distances. A single text
-    that is not larger than the sample is taken whole.
+    Each unit contributes its beginning: an equal share of the sample, and at least UNIT_BYTES; if
+    there are too many units for that, evenly spaced ones are chosen. A single text that is not
+    larger than the sample is taken whole.
     """
     limits, budget = config.limits(), config.sample_mb << 20
     units = [unit for unit in plan.units if unit.get("split") != "val"]
@@ -70,14 +70,14 @@ def _sample(config: PrepareConfig, plan: Plan, work: Path) -> str:
                 break
     if not texts:
         raise UserError(
-            f"--input {config.input} has no document for training to learn byte pairs from; use a "
+            f"--input {config.input} has no training document to learn byte pairs from; use a "
             "smaller --val-fraction or more documents"
         )
     return "".join(texts)
 
 
 def _sound(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document]:
-    """Yields the sound documents of a unit; damage is dealt with when it is prepared."""
+    """Yields the valid documents of a unit; damage is reported when it is encoded."""
     try:
         for document in read_unit(config, unit, work):
             if isinstance(document, Document):

@@ -1,4 +1,4 @@
-"""The processes of one machine that make parts side by side; what each does is in `parts.py`."""
+"""The worker processes of one machine, which encode units in parallel; see `encode.py`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from data.config import PrepareConfig
-from data.encode import encode_unit, prepare_and_count, start_process
+from data.encode import encode_and_count, encode_unit, start_process
 from gpt_jax.devices import usable_cores
 from gpt_jax.errors import TrainingError
 
 
 class WorkerPool:
-    """The processes that make parts; as a context, they end with it, whatever happens.
+    """Worker processes that encode units; a context manager, which stops them at its end.
 
     Attributes:
-      n: how many; with 1 there is none but the caller's.
-      n_tokens: that they have encoded.
+      n: number of processes; 1 means the calling process.
+      n_tokens: tokens that they have encoded.
     """
 
     def __init__(self, config: PrepareConfig, work: Path, units: range):
-        """Lets them start, which takes them a moment.
+        """Starts the processes, without waiting for them.
 
         Args:
-          config: says how many they may be.
+          config: its `workers` and `engine`.
           work: the folder `.prepare` of the corpus.
-          units: the numbers of those whose parts are to be made.
+          units: the numbers of the units to encode.
         """
         self.n = min(config.workers or usable_cores(), max(len(units), 1))
         self._engine, self._work, self._units = config.engine, work, units
@@ -44,44 +44,44 @@ class WorkerPool:
         self._pool = concurrent.futures.ProcessPoolExecutor(
             self.n, context, initializer=start_process, initargs=(self._counter,)
         )
-        with _tell_of_kills():
+        with _report_kills():
             for _ in range(self.n):
                 self._pool.submit(int)
 
     def __enter__(self) -> WorkerPool:
         return self
 
-    def parts(self, wait: Callable[[int], None]) -> Iterator[int]:
-        """Sees to it that the parts come to be, and yields each one's number, in order.
+    def encode(self, wait: Callable[[int], None]) -> Iterator[int]:
+        """Encodes the units, and yields the number of each, in order, once it is encoded.
 
         Args:
-          wait: is called with `n_tokens` now and then.
+          wait: called with `n_tokens` regularly.
 
         Raises:
-          UserError: a unit is damaged, and damage is to stop.
-          TrainingError: a process was killed, or a unit could not be had.
+          UserError: a unit is damaged, and `on_damage` is "stop".
+          TrainingError: a process was killed, or a unit could not be downloaded.
         """
         if self._engine == "datatrove" and self._units:
             from data.engines import run_datatrove
 
             run_datatrove(self._work, self._units.start, self._units.stop, self.n)
         for number in self._units:
-            self._make(number, wait)
+            self._encode(number, wait)
             yield number
 
-    def _make(self, number: int, wait: Callable[[int], None]) -> None:
-        """Makes a part, and begins with those after it: two for each process.
+    def _encode(self, number: int, wait: Callable[[int], None]) -> None:
+        """Encodes a unit, and starts on the next ones: two per process.
 
-        So unfinished work takes little room on the disk.
+        This bounds the disk space of units that wait to be merged.
         """
         work = str(self._work)
         if self._pool is None:
             encode_unit(work, number)
             return
-        with _tell_of_kills():
+        with _report_kills():
             for ahead in range(number, min(number + 2 * self.n + 1, self._units.stop)):
                 if ahead not in self._running:
-                    self._running[ahead] = self._pool.submit(prepare_and_count, work, ahead)
+                    self._running[ahead] = self._pool.submit(encode_and_count, work, ahead)
             while not self._running[number].done():
                 concurrent.futures.wait([self._running[number]], timeout=0.25)
                 wait(self.n_tokens)
@@ -96,17 +96,17 @@ class WorkerPool:
             return
         for process in list(getattr(self._pool, "_processes", None) or {}):
             with contextlib.suppress(ProcessLookupError):
-                if self._running:  # something went wrong: don't wait for what nobody wants
+                if self._running:  # an error: don't wait for results that are not needed
                     os.kill(process, signal.SIGTERM)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _tell_of_kills() -> Generator[None]:
+def _report_kills() -> Generator[None]:
     try:
         yield
     except BrokenProcessPool as error:
         raise TrainingError(
-            "a process was killed, perhaps for its memory (fewer --workers need less); the same "
-            "command again goes on from here"
+            "a process was killed, perhaps for its memory (fewer --workers need less); run the "
+            "same command again to resume"
         ) from error

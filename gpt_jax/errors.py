@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -53,18 +54,22 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def in_short(error: Exception) -> str:
-    """Returns a failed download's cause in a few words; requests' own take several lines."""
-    import requests
+def differences(
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    show: Callable[[Any], str] = str,
+    where: str = "here",
+) -> list[str]:
+    """Returns "NAME is A there and B here" for each name whose values differ.
 
-    if isinstance(error, requests.Timeout):
-        return "timed out"
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"{error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate is not accepted"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy does not connect"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return " ".join(str(error).split())
+    Args:
+      there: the values to compare with; a name that is missing has None.
+      here: the values by name, in the order of the lines.
+      show: from a value to its text.
+      where: the last word of a line.
+    """
+    return [
+        f"{name} is {show(there.get(name))} there and {show(value)} {where}"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]

@@ -201,15 +201,16 @@ def test_json_that_is_no_tokenizer_is_a_value_error(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", 'not a tokenizer of kind "char" or "bpe"'),
+        ("[]", "it is not a JSON object"),
+        ("{}", 'not a tokenizer of kind "char" or "bpe"'),
         ('{"kind": "word", "vocabulary": "ab"}', 'not a tokenizer of kind "char" or "bpe"'),
         ('{"kind": ["bpe"]}', 'not a tokenizer of kind "char" or "bpe"'),
         (bpe_json(pattern=None), "its pattern is not a text"),
         (bpe_json(pattern="("), "closing parenthesis"),
         (bpe_json(special_tokens=["<|endoftext|>"]), "its special tokens are not texts with ids"),
         (bpe_json(special_tokens={"a": True}), "its special tokens are not texts with ids"),
-        (bpe_json(special_tokens={"": 256}), "special tokens have a text and an id of their own"),
-        (bpe_json(special_tokens={"a": 256, "b": 256}), "a text and an id of their own"),
+        (bpe_json(special_tokens={"": 256}), "special tokens have a separate text and id each"),
+        (bpe_json(special_tokens={"a": 256, "b": 256}), "a separate text and id each"),
         (bpe_json(special_tokens={"a": 255}), r"special tokens must be in \[256, 2\*\*31\)"),
         (bpe_json(special_tokens={"a": 2**31}), r"special tokens must be in \[256, 2\*\*31\)"),
         (bpe_json(special_tokens={"\ud800": 256}), "surrogates not allowed"),
@@ -446,6 +447,6 @@ def test_a_published_vocabulary_that_cant_be_had_is_one_line(name, tmp_path, mon
     with pytest.raises(UserError) as caught:
         make_tokenizer(DataConfig(tokenizer=name), {})
     assert str(caught.value) == (
-        f"tokenizer {name} could not be had (no connection); let TIKTOKEN_CACHE_DIR name a folder "
-        "with tiktoken's files, or choose the tokenizer bpe, which is learned"
+        f"tokenizer {name} could not be downloaded (no connection); let TIKTOKEN_CACHE_DIR name a "
+        "folder with tiktoken's files, or choose the tokenizer bpe, which is trained"
     )

@@ -1,9 +1,9 @@
-"""Common Crawl's WET files: the plain text of web pages, in records behind one another.
+"""Common Crawl's WET files: the plain text of web pages, as consecutive records.
 
 The format is WARC 1.0 (https://iipc.github.io/warc-specifications/): each record has a version
 line, headers, an empty line, as many bytes as its Content-Length says, and two line ends; each is a
-gzip member of its own. A file that breaks off anywhere but between two records raises `BadInput`;
-what breaks off there is noticed by its length, which a download is checked against.
+separate gzip member. A file that is truncated anywhere but between two records raises `BadInput`;
+a truncation there is noticed by the length that a download is checked against.
 """
 
 from __future__ import annotations
@@ -26,11 +26,22 @@ from data.sources.documents import (
     Unit,
     too_large,
 )
-from data.sources.download import download
-from gpt_jax.errors import UserError
+from gpt_jax.download import (
+    DownloadLimits,
+    FailedDownload,
+    RefusedDownload,
+    TooLarge,
+    download,
+    unfinished_path,
+)
+from gpt_jax.errors import TrainingError, UserError
 
 MAX_LISTING_BYTES = 1 << 26
 MAX_HEADER_BYTES = 1 << 16
+TRIES = 6
+PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each next one
+TIMEOUT_SECONDS = (10, 60)  # to connect; between two packets
+DOWNLOAD_BYTES = 1 << 16  # written at once: what a lost connection costs
 CRAWL = re.compile(r"CC-MAIN-\d{4}(?:-\d{2}){1,3}")
 LISTED = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.warc\.wet\.gz")
 
@@ -44,13 +55,13 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
     """Returns a unit for each file of a crawl's listing, wet.paths.gz.
 
     Raises:
-      UserError, TrainingError: the listing can't be had, or is none.
+      UserError, TrainingError: the listing is not available, or is not one.
     """
     base = config.base_url.rstrip("/") + "/"
     url = f"{base}crawl-data/{config.input}/wet.paths.gz"
     saved = work / f"{config.input}.paths.gz"
     if not saved.exists():
-        download(url, saved, MAX_LISTING_BYTES)
+        download_file(url, saved, MAX_LISTING_BYTES)
     try:
         with gzip.open(saved) as file:
             raw = file.read(MAX_LISTING_BYTES + 1)
@@ -75,12 +86,12 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
 
 
 def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | BadInput]:
-    """Yields the documents of a WET file, downloaded first where its unit has an address.
+    """Yields the documents of a WET file, downloaded first if its unit has a URL.
 
-    The download stays, for it may be read again (see `discard`), unless it is damaged.
+    The download is kept, as it may be read again (see `discard`), unless it is damaged.
 
     Raises:
-      Damage: the file breaks off, or is no WET file.
+      BadInput: the file is truncated, or is not a WET file.
       UserError, TrainingError: it can't be downloaded.
     """
     path = unit["path"]
@@ -88,7 +99,7 @@ def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | B
         path = download_path(unit, work)
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            download(unit["url"], path)
+            download_file(unit["url"], path)
     try:
         with gzip.open(path) as stream:
             file = io.BufferedReader(stream, STREAM_BYTES)
@@ -101,11 +112,41 @@ def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | B
         raise
 
 
-def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | BadInput]:
-    """Yields the documents of WET's records, one for each of type `conversion`.
+def download_file(url: str, path: Path, max_bytes: int | None = None) -> None:
+    """Stores what a URL serves at `path`, whole; resumes an unfinished download.
 
     Raises:
-      Damage: there is something else than a record, or half of one.
+      UserError: the server refuses, or sends more than `max_bytes`.
+      TrainingError: it is not available now, or can't be written.
+    """
+    limits = DownloadLimits(
+        TRIES, PAUSE_SECONDS, TIMEOUT_SECONDS, DOWNLOAD_BYTES, max_bytes=max_bytes
+    )
+    try:
+        download(url, path, limits)
+    except TooLarge as error:
+        raise UserError(f"{url} has {error}") from error
+    except RefusedDownload as error:
+        raise UserError(
+            f"{url}: {error}; check the crawl's id at https://commoncrawl.org/get-started, and "
+            "--base-url"
+        ) from error
+    except FailedDownload as error:
+        raise TrainingError(
+            f"{url} could not be downloaded ({error}, {TRIES} times); run the same command again "
+            "to resume"
+        ) from error
+    except OSError as error:
+        raise TrainingError(
+            f"{unfinished_path(path)} can't be written: {error.strerror}"
+        ) from error
+
+
+def records(file: IO[bytes], name: str, limit: int) -> Iterator[Document | BadInput]:
+    """Yields the documents of WET records, one for each of type `conversion`.
+
+    Raises:
+      BadInput: something is not a record, or is half of one.
     """
     number = 0
     while line := file.readline(MAX_HEADER_BYTES):
@@ -169,6 +210,6 @@ def download_path(unit: Unit, work: Path) -> Path:
 
 
 def discard(unit: Unit, work: Path) -> None:
-    """Removes what was downloaded for a unit; for when its part is in place."""
+    """Removes the download of a unit, once the unit is encoded."""
     if unit.get("url"):
         download_path(unit, work).unlink(missing_ok=True)

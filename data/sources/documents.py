@@ -1,8 +1,8 @@
-"""What the sources have in common: units, documents, damage, and how large a unit is to be.
+"""What the sources share: units, documents, bad input, and the size of a unit.
 
 A unit is a dict, ready for JSON: a piece of a text, some small files, a range of lines, some row
-groups, else a whole file. Where the format allows it is of about a megabyte, and of a larger source
-of about one of `MAX_UNITS` equal parts, so that the plan stays small.
+groups, or a whole file. Where the format allows, it has about a megabyte; a large source is divided
+into about `MAX_UNITS` units, so that the plan stays small.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import os
 from typing import Any
 
-UNIT_BYTES = 1 << 20  # at least; small, so that processes end at about the same time
+UNIT_BYTES = 1 << 20  # at least; small, so that processes finish at about the same time
 MAX_UNITS = 50_000  # about; every process holds the plan
 BLOCK_BYTES = 4 << 20
 STREAM_BYTES = 1 << 17
@@ -39,13 +39,13 @@ class Plan:
     """What there is to read.
 
     Attributes:
-      units: in the order of the corpus; each has a "name" for people and a "size" in bytes, if only
-        of what is stored, or 0.
-      files: (path, bytes, time of change in ns) of each file, to notice that one has changed.
-      by_position: the corpus is a single text, cut into the splits by position.
-      characters: of a single text, in order, where its tokenizer is to be of characters.
-      damaged: files that were left out.
-      facts: what the manifest is to say of the source.
+      units: in the order of the corpus; each has a "name" for messages and a "size" in bytes as
+        stored, 0 if unknown.
+      files: (path, bytes, modification time in ns) of each file, to notice changes.
+      by_position: the corpus is a single text, split by position.
+      characters: of a single text, sorted, for a tokenizer of characters.
+      damaged: messages about files that were left out.
+      facts: what the manifest records of the source.
     """
 
     units: list[Unit]
@@ -57,7 +57,7 @@ class Plan:
 
 
 def unit_bytes_of(stored_bytes: int) -> int:
-    """Returns how large units are to be, a function of what the source has in all."""
+    """Returns the size of units, a function of the size of the source."""
     return max(UNIT_BYTES, stored_bytes // MAX_UNITS)
 
 
@@ -67,12 +67,12 @@ def file_unit(kind: str, path: str, size: int, start: int = 0, end: int = 0) -> 
 
 
 def too_large(name: str, limit: int) -> BadInput:
-    """Returns what a document of more than `limit` bytes is."""
+    """Returns the error for a document of more than `limit` bytes."""
     return BadInput(f"{name} is a document of more than --max-document-mb {limit >> 20}")
 
 
 def to_document(text: Any, field: str, where: str) -> Document | BadInput:
-    """Returns the document that a record has in its field, or what is wrong with it."""
+    """Returns the document in a field of a record, or what is wrong with it."""
     if not isinstance(text, str):
         return BadInput(f"{where}, has no text in its field {field!r} (see --text-field)")
     try:
@@ -83,7 +83,7 @@ def to_document(text: Any, field: str, where: str) -> Document | BadInput:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the words of an error, which may be many, as a part of one line."""
+    """Returns an error's message, which may be long, for use within one line."""
     return f"{' '.join(str(error).split()):.300}"
 
 

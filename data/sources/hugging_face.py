@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, streamed, or in a folder: a document a record."""
+"""Data sets of the Hugging Face hub, streamed, or in a folder: one document per record."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def _dataset(name: str, config: PrepareConfig, revision: str | None) -> Any:
             revision=revision,
             streaming=True,
         )
-    except Exception as error:  # whatever the hub, the network and the formats come up with
+    except Exception as error:  # the hub, the network and the formats raise many kinds
         raise _unopened(name, error) from error
 
 
 def _unopened(name: str, error: Exception) -> UserError | TrainingError:
-    """Returns what it is that a data set can't be opened."""
+    """Returns the error for a data set that can't be opened."""
     what = f"{type(error).__name__}: {one_line(error)}"
     if not os.path.isdir(name) and _network_error(error) and not _refused(error):
         return TrainingError(
-            f"data set {name} can't be had now ({what}); the same command again goes on from here"
+            f"data set {name} is not available: {what}; run the same command again to resume"
         )
     return UserError(
         f"data set {name} can't be opened: {what}; check --input, --hf-config, --hf-split and "
@@ -60,9 +60,9 @@ def _unopened(name: str, error: Exception) -> UserError | TrainingError:
 
 
 def _network_error(error: BaseException) -> BaseException | None:
-    """Returns the first of an error's causes that tells of the connection, the server or the disk.
+    """Returns the first of an error's causes that comes from the connection, server or disk.
 
-    None says that it is the data's: formats raise ValueErrors, and OSErrors without a number.
+    None means that the data is at fault: formats raise ValueErrors, and OSErrors without a number.
     """
     at: BaseException | None = error
     for _ in range(20):  # causes may be a ring
@@ -80,13 +80,13 @@ def _network_error(error: BaseException) -> BaseException | None:
 
 
 def _refused(error: BaseException) -> bool:
-    """Says whether a server's answer is one that trying again won't change."""
+    """Returns whether a server refused in a way that another attempt won't change."""
     status = getattr(getattr(_network_error(error), "response", None), "status_code", None)
     return status is not None and status < 500 and status not in (408, 429)
 
 
 def plan(config: PrepareConfig) -> Plan:
-    """A unit for each file behind a data set; the commit is pinned, where there is one."""
+    """Returns a unit for each file of a data set; the commit is pinned, if there is one."""
     name = os.path.expanduser(config.input)
     name = os.path.abspath(name) if os.path.isdir(name) else name
     data_set = _dataset(name, config, config.hf_revision)
@@ -101,7 +101,7 @@ def plan(config: PrepareConfig) -> Plan:
         hub = importlib.import_module("huggingface_hub")  # comes with datasets
         try:
             revision = hub.HfApi().dataset_info(name, revision=revision).sha
-        except Exception as error:  # whatever the hub and the network come up with
+        except Exception as error:  # the hub and the network raise many kinds
             raise _unopened(name, error) from error
     n = data_set.num_shards
     units = [
@@ -123,10 +123,10 @@ def plan(config: PrepareConfig) -> Plan:
 def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
     data_set = _dataset(unit["path"], config, unit["revision"])
     limit, field = config.max_document_mb << 20, config.text_field
-    part = data_set.shard(num_shards=unit["count"], index=unit["index"])
+    shard = data_set.shard(num_shards=unit["count"], index=unit["index"])
     row = 0
     try:
-        for record in part.select_columns([field]):
+        for record in shard.select_columns([field]):
             where = f"{unit['name']}, row {row:,}"
             row += 1
             text = record.get(field)
@@ -136,7 +136,7 @@ def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
                 yield to_document(text, field, where)
     except Exception as error:  # the packages' kinds can't be named here; others are raised on
         if not os.path.isdir(unit["path"]) and _network_error(error):
-            raise _unopened(unit["path"], error) from error  # no fault of the data's
+            raise _unopened(unit["path"], error) from error  # not the data's fault
         if not isinstance(error, EOFError | OSError | ValueError | zlib.error):
             raise
         raise BadInput(f"{unit['name']} can't be read to its end: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Where a source is on this machine, and which files it has."""
+"""The path of a source on this machine, and its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt_jax.errors import UserError
 
 
 def local_path(config: PrepareConfig) -> str | None:
-    """Returns where a source is on this machine; None of a name on the hub, or of a crawl."""
+    """Returns the path of a source on this machine; None for a name on the hub or a crawl."""
     path = os.path.abspath(os.path.expanduser(config.input))
     if config.source == "hf":
         return path if os.path.isdir(path) else None
@@ -25,8 +25,8 @@ def local_files(config: PrepareConfig) -> tuple[list[tuple[str, int, int]], dict
     """Returns the files of a source that has a `local_path`, and what a manifest says of them.
 
     Returns:
-      (path, bytes, time of change in ns) of each, in order; {"input": the place, "files": how many,
-      "stored_bytes": in all}.
+      (path, bytes, modification time in ns) of each, in order; {"input": the path, "files": their
+      number, "stored_bytes": their size}.
 
     Raises:
       UserError: there are none, or one can't be read.

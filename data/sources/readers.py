@@ -1,11 +1,11 @@
-"""Where documents come from: plans that part a source into units, and the reading of one unit.
+"""The sources of documents: plans that divide a source into units, and the reading of one unit.
 
-Units (see `documents.py`) stand in the order of the corpus and are read independently of one
-another, in any process, without holding a unit in memory. Each kind of source has a module:
-`texts.py`, `json_lines.py`, `parquet.py`, `hugging_face.py`, `common_crawl.py`.
+Units (see `documents.py`) are in the order of the corpus and are read independently of each other,
+in any process, without holding a unit in memory. Each kind of source has a module: `text.py`,
+`json_lines.py`, `parquet.py`, `hugging_face.py`, `common_crawl.py`.
 
-A reader yields `Document`s, and a `BadInput` for a record that is none; for a file that breaks
-off or is of another kind it raises `BadInput`. No reader takes a short file for a whole one.
+A reader yields `Document`s, and a `BadInput` for a bad record; for a truncated file, or one of
+another kind, it raises `BadInput`. No reader takes a truncated file for a whole one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gpt_jax.errors import UserError
 
 
 def make_plan(config: PrepareConfig, work: Path) -> Plan:
-    """Returns the plan of a source; `work` keeps what had to be downloaded for it.
+    """Returns the plan of a source; `work` keeps downloads that it needed.
 
     Raises:
       UserError: there is nothing to read, or it is of another kind; which, and a way out.
-      TrainingError: it can't be had now.
+      TrainingError: it is not available now.
     """
     if config.source == "hf":
         return hugging_face.plan(config)
@@ -59,11 +59,11 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
 
 
 def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Document | BadInput]:
-    """Yields the documents of a unit, and a `BadInput` in the place of each record that is none.
+    """Yields the documents of a unit, and a `BadInput` for each bad record.
 
     Raises:
-      Damage: the file can't be read to its end.
-      UserError, TrainingError: it can't be had from where it is.
+      BadInput: the file can't be read to its end.
+      UserError, TrainingError: it is not available.
     """
     kind = unit["kind"]
     try:

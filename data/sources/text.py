@@ -1,4 +1,4 @@
-"""Texts as files: a single one, cut into pieces by position, or many, a document each."""
+"""Text files: a single one, cut into pieces by position, or many, one document each."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from gpt_jax.errors import UserError
 SEARCH_BYTES = 1 << 18
 
 # Where a text may be cut so that the pieces have the tokens of the whole: where the patterns of
-# GPT-2, cl100k_base, o200k_base and `tokenizer.PATTERN` end a match whatever surrounds the place.
-# That is between words apart by one space, and behind a single line feed between words.
+# GPT-2, cl100k_base, o200k_base and `tokenizer.PATTERN` end a match in any context. That is before
+# a single space between words, and after a single line feed between words.
 CUT = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])|(?<=[^\W\d_]\n)(?=[^\W\d_])")
 
 
 def plan_text(
     path: str, val_fraction: float, with_characters: bool = False
 ) -> tuple[list[Unit], str]:
-    """Splits a text by position, as `dataset.split_text` does, and each side into pieces.
+    """Splits a text by position, as `dataset.split_text` does, and each split into pieces.
 
-    The first int((1 - val_fraction) * characters) are for training. Pieces, and what they are read
-    in, have the tokens of the whole side wherever there is a place to `CUT` within `SEARCH_BYTES`.
+    The first int((1 - val_fraction) * characters) are for training. The pieces together have the
+    tokens of the whole split wherever a `CUT` is found within `SEARCH_BYTES`.
 
     Returns:
       (units, the different characters of the text in order if asked for, else "").
@@ -97,7 +97,7 @@ def _decoded(decoder: Any, raw: bytes, path: str, final: bool) -> str:
 
 
 def _cut_at(file: IO[bytes], start: int, end: int, n_bytes: int) -> int:
-    """Returns where the piece from `start` ends: a place to cut, about `n_bytes` on."""
+    """Returns where the piece from `start` on ends: at a `CUT`, after about `n_bytes`."""
     if end - start <= n_bytes + SEARCH_BYTES:
         return end
     at = start + n_bytes
@@ -137,7 +137,7 @@ def plan_small(path: str, size: int) -> list[Unit]:
 
 
 def grouped(units: list[Unit], unit_bytes: int) -> list[Unit]:
-    """Joins units of a file each to units of several files."""
+    """Joins units of one file each into units of several files."""
     grouped: list[Unit] = []
     for unit in units:
         if grouped and grouped[-1]["size"] + unit["size"] <= unit_bytes:

@@ -1,4 +1,4 @@
-"""What accelerators can do by their makers' data sheets: bounds, not measurements."""
+"""Peak figures of accelerators from their makers' data sheets: bounds, not measurements."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Chip:
     """One accelerator.
 
     Attributes:
-      name: as topologies and people call it.
+      name: its short name, as in names of topologies.
       memory: bytes that programs may use.
-      flops: bfloat16 products, floating point operations a second.
-      bandwidth: of its large memory, bytes a second.
-      network: to the chips next to it, bytes a second out of it over all links.
+      flops: floating point operations per second in bfloat16 matrix products.
+      bandwidth: of its memory (HBM), bytes per second.
+      network: sent to neighbouring chips over all links, bytes per second.
     """
 
     name: str
@@ -27,8 +27,8 @@ class Chip:
 
 
 # TPUs: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e; half of the bidirectional bandwidth
-# between chips goes out. libtpu keeps a quarter of a GiB of v5e's 16 for itself, as its compiler
-# says. GPUs: NVIDIA's data sheets of the SXM modules, products without sparsity, NVLink.
+# between chips is for sending. libtpu reserves a quarter of a GiB of v5e's 16, as its compiler
+# reports. GPUs: NVIDIA's data sheets of the SXM modules, products without sparsity, NVLink.
 CHIPS = {
     "TPU v4": Chip("v4", 32 * GIB, 275e12, 1228e9, 150e9),
     "TPU v5 lite": Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 200e9),

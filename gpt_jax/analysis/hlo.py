@@ -1,7 +1,7 @@
-"""What a compiled program moves, read from its HLO text: between devices, and through memory.
+"""Collectives and memory traffic of a compiled program, read from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once. Here every instruction counts as often as
-the loops around it turn. Never imports jax.
+XLA's own cost analysis counts the body of a loop once; here every instruction is multiplied by the
+trip counts of the loops around it. Must not import jax.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# What moves nothing through memory itself.
+# Opcodes without memory traffic themselves.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
         "call", "after-all", "partition-id", "replica-id", "opt-barrier"}  # fmt: skip
 SLICES = {"dynamic-slice", "slice", "gather"}
 UPDATE = "dynamic-update-slice"
 START = "async-collective-start"
 VIEWS = {"bitcast", "reshape", "convert"}
-BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "tuple": 0, "token": 0}  # others end in theirs
+BITS = {
+    "pred": 8,
+    "s4": 4,
+    "u4": 4,
+    "bf16": 16,
+    "tuple": 0,
+    "token": 0,
+}  # other names end in their bits
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -33,14 +40,14 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All the times that a program has devices tell one another something of one kind.
+    """All collectives of one kind and group size in a program.
 
     Attributes:
       kind: one of `KINDS`.
-      group: how many devices talk among themselves.
-      times: how often, in one execution.
-      bytes_each: the largest result on one device.
-      bytes_sent: that one device sends at least, all times together: what a ring sends.
+      group: number of devices that take part in each.
+      times: number of executions in one execution of the program.
+      bytes_each: bytes of the largest result on one device.
+      bytes_sent: lower bound of the bytes that one device sends, in total: those of a ring.
     """
 
     kind: str
@@ -55,7 +62,7 @@ class _Instruction:
     name: str
     type: str
     opcode: str
-    rest: str  # from the operands on
+    rest: str  # from the operands to the end of the line
     is_root: bool
 
     @functools.cached_property
@@ -81,9 +88,9 @@ class HloProgram:
         self._count(entry, 1)
 
     def collectives(self) -> list[Collective]:
-        """Returns what the devices tell one another, the largest sums first."""
+        """Returns the collectives between devices, the largest `bytes_sent` first."""
         found: dict[tuple[str, int], list[tuple[int, int, float]]] = defaultdict(list)
-        # of each kind and group: (times, bytes of the result, bytes sent in all)
+        # of each kind and group: (times, bytes of the result, total bytes sent)
         for computation, times in self._times.items():
             if computation in self._repeats:
                 continue
@@ -114,10 +121,10 @@ class HloProgram:
         return sorted(all_, key=lambda c: -c.bytes_sent)
 
     def memory_traffic(self) -> int:
-        """Returns the bytes that one device reads and writes in its large memory, about.
+        """Returns approximately the bytes that one device reads and writes in its memory (HBM).
 
-        Each instruction outside a fusion reads its operands and writes its result, whole, but for
-        slices that are taken or put. What lies in a TPU's fast memory does not count.
+        Each instruction outside a fusion reads its operands and writes its result, in full except
+        for slices and updates of slices. A TPU's fast memory does not count.
         """
         total = 0
         for computation, times in self._times.items():
@@ -141,9 +148,9 @@ class HloProgram:
         read = [_size(t, far=True) for t in types]
         if i.opcode == "fusion":
             fused = _called(i)["calls"][0]
-            parts = self._written(fused)
-            if len(parts) == len(written):  # else its root is no tuple, and gives several results
-                written = [min(x) for x in zip(written, parts, strict=True)]
+            slices = self._written(fused)
+            if len(slices) == len(written):  # else its root is not a tuple, and has several results
+                written = [min(x) for x in zip(written, slices, strict=True)]
             read = [min(n, self._read(fused, index)) for index, n in enumerate(read)]
         return sum(written) + sum(read)
 
@@ -154,14 +161,14 @@ class HloProgram:
         def of(name: str, whole: int) -> int:
             total = 0
             for k in body:
-                for place in (n for n, operand in enumerate(k.operands) if operand == name):
-                    if k.opcode in SLICES and place == 0:
+                for position in (n for n, operand in enumerate(k.operands) if operand == name):
+                    if k.opcode in SLICES and position == 0:
                         total += _size(k.type)
                     elif k.opcode == "fusion":
-                        total += self._read(_called(k)["calls"][0], place)
+                        total += self._read(_called(k)["calls"][0], position)
                     elif k.opcode in VIEWS:
                         total += of(k.name, whole)
-                    elif k.opcode != "tuple" and (k.opcode != UPDATE or place > 0):
+                    elif k.opcode != "tuple" and (k.opcode != UPDATE or position > 0):
                         return whole
             return min(total, whole)
 
@@ -171,7 +178,7 @@ class HloProgram:
         return of(parameter.name, _size(parameter.type))
 
     def _written(self, computation: str) -> list[int]:
-        """Returns the bytes that a fusion writes of each of its results: of an update, its part."""
+        """Returns the bytes that a fusion writes of each result; of an update, only the slice."""
         body = {i.name: i for i in self._computations[computation]}
 
         def of(i: _Instruction) -> list[int]:
@@ -195,8 +202,8 @@ class HloProgram:
                 continue
             for name in called.get("calls", ()) if i.opcode == "fusion" else ():
                 self._fused.add(name)
-                # A TPU's collective that goes on beside products stands in each of their fusions,
-                # and in those of its start and its end: the last is counted.
+                # A TPU's asynchronous collective is in each of the fusions that run beside it, and
+                # in those of its start and its end: only the last is counted.
                 if name.startswith("async_collective_fusion") or START in i.name:
                     self._repeats.add(name)
             turns = self._turns(i, called) if i.opcode == "while" else 1
@@ -205,7 +212,7 @@ class HloProgram:
                     self._count(name, times * turns)
 
     def _turns(self, i: _Instruction, called: dict[str, list[str]]) -> int:
-        """Returns how often a loop turns: as XLA notes it, or the number it counts up to."""
+        """Returns the trip count of a loop: as XLA notes it, or the number it counts up to."""
         if known := re.search(r'known_trip_count"?:?=?\s*\{"?n"?:"?(\d+)', i.rest):
             return int(known[1])
         numbers = [
@@ -236,7 +243,7 @@ def _parse(line: str) -> _Instruction | None:
 
 
 def _closing(text: str, depth: int = 0) -> int:
-    """Returns where the bracket closes that is open at the start, or opens there."""
+    """Returns the position of the bracket that closes the first one, or the one already open."""
     for at, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
         if not depth:
@@ -246,13 +253,13 @@ def _closing(text: str, depth: int = 0) -> int:
 
 def _called(i: _Instruction) -> dict[str, list[str]]:
     found = _CALLED.findall(i.rest)
-    if i.opcode == "call":  # of others, to_apply is for single numbers
+    if i.opcode == "call":  # in other opcodes to_apply computes single numbers
         found += re.findall(r"\b(to_apply)=(%?[\w.\-]+)", i.rest)
     return {name: re.findall(r"[\w.\-]+", value) for name, value in found}
 
 
 def _size(type_: str, *, far: bool = False) -> int:
-    """Returns the bytes of a type, of all of a tuple's; `far` leaves fast memory, S(1), out."""
+    """Returns the bytes of a type or of a whole tuple; `far` omits fast memory, S(1)."""
     total = 0
     for dtype, shape, layout in _ARRAY.findall(type_):
         if far and re.search(r"S\([1-9]", layout):
@@ -263,7 +270,7 @@ def _size(type_: str, *, far: bool = False) -> int:
 
 
 def _elements(type_: str) -> list[str]:
-    """Returns the types in a tuple's type; of another one, itself."""
+    """Returns the types in a tuple's type; for any other type, that one."""
     if not type_.startswith("("):
         return [type_]
     parts, depth, start = [], 0, 1
@@ -276,10 +283,10 @@ def _elements(type_: str) -> list[str]:
 
 
 def _group_size(attributes: str) -> int:
-    """Returns how many devices take part together, from replica_groups in any of its forms.
+    """Returns the number of devices per group, from replica_groups in any of its forms.
 
     Raises:
-      ValueError: the form is new.
+      ValueError: the form is unknown.
     """
     if "source_target_pairs=" in attributes:
         return 2
@@ -292,4 +299,4 @@ def _group_size(attributes: str) -> int:
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
-    raise ValueError(f"these devices are not known: {attributes:.300}")
+    raise ValueError(f"unknown form of replica_groups: {attributes:.300}")

@@ -1,7 +1,8 @@
-"""What a run would take on given devices, from its compiled step: nothing is allocated.
+"""The memory and time that a run would need on given devices, from its compiled train step.
 
-The step is the one that trains, compiled for devices that may be described only, such as a TPU
-slice: `python main.py plan`.
+The step is the one that trains, compiled for devices of this machine or for devices that are only
+described, such as a TPU slice: `python main.py plan`. Nothing may be allocated or trained here. The
+compiled program is read in `hlo.py`.
 """
 
 from __future__ import annotations
@@ -35,31 +36,31 @@ from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk
 from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
 
 SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
-MOST_WAYS = 6  # compiled in search of one that fits
+MAX_CANDIDATES = 6  # compiled in search of a config that fits
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step takes. All figures are of one optimizer step.
+    """What one optimizer step needs.
 
-    Bytes are of one device; but the memory of a CPU's devices, which share it, is of all together.
+    Bytes are per device, except for the memory of CPU devices: they share it, so it is their total.
 
     Attributes:
-      devices: how many, and of which kind.
+      devices: their number and kind.
       mesh: sizes of its axes.
       n_params: parameters of the model.
-      tokens: in a step, over all devices.
-      flops: of the model, over all devices; see `model_flops`; None is unknown.
-      attention: how it is computed, and why so.
-      memory: what the step needs, of which arguments: the state, and a batch.
-      arguments: likewise.
-      limit: what a device has; None is unknown.
-      shares_memory: the devices are a CPU's.
-      memory_is_floor: the compiler gave up before it knew.
-      traffic: that pass through the large memory, about; see `hlo.HloProgram.memory_traffic`.
-      collectives: what devices tell one another.
-      chip: the data sheet; None is unknown.
-      sampling: what the decoder needs on one device, where it was asked for.
+      tokens: per step, over all devices.
+      flops: per step, over all devices; see `model_flops`; None if unknown.
+      attention: its implementation, and why that one.
+      memory: bytes that the step needs, including `arguments`.
+      arguments: bytes of its arguments: the state and a batch.
+      limit: bytes that a device has; None if unknown.
+      shares_memory: whether the devices are a CPU's.
+      memory_is_floor: whether `memory` is a lower bound, because compiling failed.
+      traffic: approximate bytes read and written; see `hlo.HloProgram.memory_traffic`.
+      collectives: communication between devices.
+      chip: the data sheet; None if unknown.
+      sampling: bytes that the decoder needs on one device, if requested.
     """
 
     devices: str
@@ -80,18 +81,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the memory suffices, as far as it is known."""
+        """Whether the step fits into memory, as far as that is known."""
         most = max(self.memory, self.sampling or 0)
         return not self.memory_is_floor and (self.limit is None or most <= self.limit)
 
     @property
     def where(self) -> str:
-        """Whose memory `memory` is, for people."""
-        return "for all devices, which share it" if self.shares_memory else "a device"
+        """What `memory` counts, human-readable."""
+        return "in all (the devices share it)" if self.shares_memory else "per device"
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The least time a step takes, by the data sheet: for each kind of work, if it were all."""
+        """Lower bounds of a step's seconds by the data sheet, for each kind of work alone."""
         if self.chip is None or self.memory_is_floor:
             return {}
         sent = sum(c.bytes_sent for c in self.collectives)
@@ -105,32 +106,34 @@ class Plan:
         return {"computing": self.flops / n_devices / self.chip.flops, **seconds}
 
     def record(self) -> dict[str, Any]:
-        """Returns all of it for JSON."""
+        """Returns the plan for JSON."""
         return dataclasses.asdict(self) | {"fits": self.fits, "seconds": self.seconds}
 
     def __str__(self) -> str:
         axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         at_least = "at least " if self.memory_is_floor else ""
-        has = "" if self.limit is None else f", and there are {self.limit / GIB:.2f} GiB"
+        has = "" if self.limit is None else f"; available: {self.limit / GIB:.2f} GiB"
         flops = "unknown" if self.flops is None else f"{self.flops:.3g}"
         facts = {
             "devices": f"{self.devices}, mesh {axes}",
             "parameters": f"{self.n_params:,}",
             "attention": self.attention,
             "step": f"{self.tokens:,} tokens, {flops} floating point operations",
-            "memory": f"{at_least}{self.memory / GIB:.2f} GiB {self.where}, of it "
-            f"{self.arguments / GIB:.2f} the state and a batch{has}: "
+            "memory": f"{at_least}{self.memory / GIB:.2f} GiB {self.where}, including "
+            f"{self.arguments / GIB:.2f} for the state and a batch{has}: "
             f"{'fits' if self.fits else 'does NOT fit'}",
         }
         if self.sampling is not None:
             facts["sampling"] = f"{self.sampling / GIB:.2f} GiB on one device"
         if not self.memory_is_floor:
-            facts["traffic"] = f"about {_amount(self.traffic)} a device through its memory"
+            facts["traffic"] = (
+                f"about {_amount(self.traffic)} of memory reads and writes per device"
+            )
         if self.seconds:
             bound = max(self.seconds, key=lambda name: self.seconds[name])
             shown = ", ".join(f"{name} {1000 * s:.3g}" for name, s in self.seconds.items())
             fastest = self.tokens / self.seconds[bound]
-            facts["ms at best"] = (
+            facts["ms at least"] = (
                 f"{shown}: bound by {bound}, at most {fastest:,.0f} tokens/s by the data sheet of "
                 f"{self.chip.name if self.chip else ''}"
             )
@@ -138,7 +141,7 @@ class Plan:
         if self.collectives:
             lines += [
                 "",
-                f"{'collective':<20} {'among':>5} {'times':>7} {'largest':>11} {'sent':>11}",
+                f"{'collective':<20} {'group':>5} {'times':>7} {'largest':>11} {'sent':>11}",
             ]
             lines += [
                 f"{c.kind:<20} {c.group:>5} {c.times:>7,} {_amount(c.bytes_each):>11} "
@@ -149,7 +152,7 @@ class Plan:
 
 
 def _amount(n_bytes: float) -> str:
-    """Returns bytes for people, in three digits."""
+    """Returns bytes in a human-readable form, in three digits."""
     for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
         if n_bytes >= 10**power:
             return f"{float(f'{n_bytes / 10**power:.3g}'):,g} {unit}"
@@ -157,11 +160,11 @@ def _amount(n_bytes: float) -> str:
 
 
 def model_flops(config: ModelConfig, n_params: int, tokens: int) -> float | None:
-    """Returns the operations that a step's mathematics asks for: 6 N + 12 L T D a token.
+    """Returns the floating point operations of a step: 6 N + 12 L T D per token.
 
-    Forward and backward, attention as if it were not causal, nothing computed twice (Chowdhery et
-    al. 2022, appendix B, https://arxiv.org/abs/2204.02311). Parameters that are only looked up, not
-    multiplied, are left out of N. None for a model with a setting that this count may not know.
+    Forward and backward, attention as if it were not causal, without rematerialisation (Chowdhery
+    et al. 2022, appendix B, https://arxiv.org/abs/2204.02311). N does not count parameters that are
+    only looked up. None for a model with a setting that this count may not know.
     """
     if unknown_settings(config):
         return None
@@ -172,7 +175,7 @@ def model_flops(config: ModelConfig, n_params: int, tokens: int) -> float | None
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """Returns the devices of a TPU slice that need not exist, such as v5e:4x4; needs libtpu.
+    """Returns the described devices of a TPU slice, such as v5e:4x4; needs libtpu, but no TPU.
 
     Raises:
       ConfigError: there is no such slice.
@@ -183,7 +186,7 @@ def topology_devices(name: str) -> list[jax.Device]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
-            f"topology={name} is no TPU slice ({str(error).splitlines()[0]}); try v5e:4x4, "
+            f"topology={name} is not a TPU slice ({str(error).splitlines()[0]}); try v5e:4x4, "
             "v5p:2x2x2 or v6e:8x8"
         ) from error
     return list(found.devices)
@@ -192,15 +195,15 @@ def topology_devices(name: str) -> list[jax.Device]:
 def make_plan(
     config: Config, devices: Sequence[jax.Device] | None = None, *, sampling: bool = False
 ) -> Plan:
-    """Compiles a step of a run and says what it takes.
+    """Compiles a train step and returns what it needs.
 
     Args:
-      config: the settings, with the vocabulary's size.
-      devices: described or real; None is this machine's.
-      sampling: compile the decoder too, for one of them.
+      config: the settings, with the size of the vocabulary.
+      devices: described or real; the default is those of this machine.
+      sampling: also compile the decoder, for one device.
 
     Raises:
-      ConfigError: the devices can't share the work as the settings say.
+      ConfigError: the mesh does not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
     described = devices[0] not in jax.local_devices()
@@ -219,8 +222,8 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     attention, reason = choose_attention(model, backend)
     if attention == "fused":
         reason = SPLASH_NAME if backend == "tpu" else "cuDNN"
-    # A CPU's devices share one memory.
-    together = mesh.size if backend == "cpu" else 1
+    # CPU devices share one memory.
+    sharers = mesh.size if backend == "cpu" else 1
     with mesh_context(mesh, kernels=needs_mesh(model)):
         lowered = jit_train_chunk(config, mesh, layout).lower(
             layout.state,
@@ -250,16 +253,16 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
         need = estimate_memory(config, tuple(mesh.shape.values()), backend)
         return dataclasses.replace(
             plan,
-            memory=max(together * need.total, _asked_for(str(error))),
-            arguments=together * need.state,
+            memory=max(sharers * need.total, _asked_for(str(error))),
+            arguments=sharers * need.state,
             memory_is_floor=True,
         )
     stats = program.memory_analysis()
     read = HloProgram(program.as_text())
     return dataclasses.replace(
         plan,
-        memory=together * program_bytes(stats),
-        arguments=together * stats.argument_size_in_bytes,
+        memory=sharers * program_bytes(stats),
+        arguments=sharers * stats.argument_size_in_bytes,
         traffic=read.memory_traffic(),
         collectives=tuple(read.collectives()),
         sampling=_sampling_memory(config, layout.state.params, devices[0]) if sampling else None,
@@ -267,13 +270,13 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
 
 
 def _asked_for(message: str) -> float:
-    """Returns the bytes that a TPU's compiler says it needed, or 0."""
+    """Returns the bytes that a TPU's compiler says the program needs, or 0."""
     found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
     return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else 0
 
 
 def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
-    """Returns the bytes that drawing tokens takes on one device, inside the context."""
+    """Returns the bytes that decoding with a KV cache needs on one device."""
     model, B = config.model, config.sample.num_samples
 
     def state() -> DecodeState:
@@ -306,13 +309,13 @@ def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
 def find_fitting_config(
     config: Config, devices: Sequence[jax.Device] | None = None
 ) -> tuple[str, Plan] | None:
-    """Returns options for a run that does not fit with which it does, and its plan; or None.
+    """Returns options with which a run that does not fit does, and its plan; or None.
 
-    In this order, each with those before it: parameters split over all devices, blocks computed
-    again for their gradients, logits in chunks, fewer sequences at once. Each is compiled.
+    They are tried in this order, each added to those before it: parameters fully sharded over all
+    devices, activation checkpointing, the loss in chunks, smaller micro-batches. Each is compiled.
     """
     n = len(jax.devices() if devices is None else devices)
-    for values in itertools.islice(_candidates(config, n), MOST_WAYS):
+    for values in itertools.islice(_candidates(config, n), MAX_CANDIDATES):
         try:
             plan = make_plan(override(config, values), devices)
         except ConfigError:
@@ -337,15 +340,15 @@ def _candidates(config: Config, n: int) -> Iterator[dict[str, Any]]:
     if train.loss_chunk is None or train.loss_chunk > 4096:
         values |= {"train.loss_chunk": 4096}
         yield dict(values)
-    for at_once in range(train.micro_batch_size - 1, 0, -1):
-        if train.batch_size % at_once == 0 and (at_once % n == 0 or at_once < n):
-            if at_once < n and "mesh.fsdp" in values:
-                values |= {"mesh.data": 1, "mesh.fsdp": at_once}
-            yield values | {"train.micro_batch": at_once}
+    for size in range(train.micro_batch_size - 1, 0, -1):
+        if train.batch_size % size == 0 and (size % n == 0 or size < n):
+            if size < n and "mesh.fsdp" in values:
+                values |= {"mesh.data": 1, "mesh.fsdp": size}
+            yield values | {"train.micro_batch": size}
 
 
 def check_can_plan(topology: str | None) -> None:
-    """Raises UserError where libtpu is missing that a topology needs."""
+    """Raises UserError if a topology is given and libtpu, which it needs, is missing."""
     import importlib.util
 
     if topology is not None and importlib.util.find_spec("libtpu") is None:

@@ -1,7 +1,8 @@
-"""One step of a run, looked at: what it was shown, and the gradient that came of it.
+"""One training step of a run, recomputed: its batch, the loss of each sequence, the gradient.
 
-The state before the step is computed again from the checkpoint before it. All is a function of the
-run's folder and its corpus, so nothing of this had to be recorded.
+The state before the step is recomputed from the last checkpoint before it. Everything is a function
+of the run's folder and its corpus, so nothing had to be recorded for this. It must not change the
+run's folder.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from gpt_jax.training.step import loss_and_grads
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """A training step, computed again.
+    """A recomputed training step.
 
     Attributes:
       step: its number, from 1.
@@ -61,7 +62,7 @@ class Replay:
     tokenizer: Tokenizer
 
     def record(self) -> dict[str, Any]:
-        """Returns it as JSON holds it."""
+        """Returns the result for JSON; a piece is a segment, a start an offset."""
         sequences = [
             {
                 "piece": int(self.segments[i]),
@@ -79,14 +80,14 @@ class Replay:
     def __str__(self) -> str:
         width = max(map(len, self.norms))
         lines = [
-            f"step {self.step}, computed again from step {self.from_step}: loss {self.loss:.6f} "
-            f"nats a token, gradient norm {self.grad_norm:.6g}",
+            f"step {self.step}, recomputed from step {self.from_step}: loss {self.loss:.6f} "
+            f"nats per token, gradient norm {self.grad_norm:.6g}",
             "",
-            "  loss  piece       start  text",
+            "  loss  segment      offset  text",
         ]
-        for i in np.argsort(-self.losses):  # one that is not a number comes last
+        for i in np.argsort(-self.losses):  # nan is last
             text = repr(self.tokenizer.decode(self.batch[i])[:60])
-            place = f"{self.segments[i]:>5} {self.offsets[i]:>11,}"
+            place = f"{self.segments[i]:>7} {self.offsets[i]:>11,}"
             lines.append(f"{self.losses[i]:>6.3f}  {place}  {text}")
         lines += ["", f"{'parameter':<{width}}  gradient's norm   its own"]
         for path, (gradient, parameter) in self.norms.items():
@@ -95,18 +96,20 @@ class Replay:
 
 
 def replay(run_dir: Path, step: int) -> Replay:
-    """Computes a training step of a run again, from the newest sound checkpoint before it.
+    """Recomputes a training step of a run, from the newest valid checkpoint before it.
 
     Args:
       run_dir: the run's folder; it is not changed.
-      step: from 1 to the run's `train.steps`, taken or still to come.
+      step: from 1 to the run's `train.steps`; it need not have been trained yet.
 
     Raises:
-      UserError: the folder is no run, its corpus is not there, or it has no such step.
+      UserError: the folder is not a run, its corpus is not found, or it has no such step.
     """
     config, corpus = read_config(run_dir)
     if not corpus:
-        raise UserError(f"{run_dir} is a GPT-2 folder, which has no steps; name a run's")
+        raise UserError(
+            f"{run_dir} is a GPT-2 folder, which has no steps; give the folder of a run"
+        )
     if not 1 <= step <= config.train.steps:
         raise UserError(f"{run_dir} has no step {step}; its steps are 1 to {config.train.steps:,}")
     rows, spike = read_rows(run_dir), config.train.spike

@@ -1,4 +1,4 @@
-"""What this project promises, tried in small on the machine at hand: `python main.py verify`."""
+"""The project's guarantees, checked with small models on this machine: `python main.py verify`."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ SETTINGS: dict[str, Any] = {
     "sample.max_new_tokens": 8,
 }
 VOCAB_SIZE = 61
-# A loss is the mean of 8 x 16 tokens of some 4 nats. A sum of n float32 terms in another order is
-# off by n eps at most, relatively, and a few steps of AdamW make that larger: 20 times are allowed.
-# A wrong mask, batch or gradient moves a loss by 1e-2 and more.
+# A loss is the mean of 8 x 16 tokens of about 4 nats. A sum of n float32 terms in another order
+# differs by at most n eps, relatively; a few steps of AdamW increase that: 20 times are allowed.
+# A wrong mask, batch or gradient changes a loss by 1e-2 and more.
 ROUNDING = 20 * 8 * 16 * EPS * 4
-# Logits of some 1, each from sums of up to 128 products in every one of 2 layers.
+# Logits of about 1, each from sums of up to 128 products in each of 2 layers.
 LOGIT_ROUNDING = 2 * 128 * EPS
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One promise, tried.
+    """The result of one check.
 
     Attributes:
-      promise: in a few words.
-      difference: the largest found; not a number where it could not be tried.
-      allowed: the largest that keeps the promise.
-      seconds: that it took.
-      note: what else there is to say, such as an error.
+      promise: the guarantee, in a few words.
+      difference: the largest one found; nan if the check failed to run.
+      allowed: the largest difference that passes.
+      seconds: duration of the check.
+      note: more about it, such as an error.
     """
 
     promise: str
@@ -77,10 +77,10 @@ class Result:
 
 
 def verify() -> Iterator[Result]:
-    """Tries each promise in a temporary folder, and yields what came of it.
+    """Runs each check in a temporary folder, and yields its result.
 
-    On a CPU a run that goes on must have the very bits; elsewhere, where sums may be taken in any
-    order from one execution to the next, it must be the same within rounding.
+    On a CPU a resumed run must be bitwise equal to an uninterrupted one. Elsewhere sums may be
+    taken in another order at each execution, so it must be equal within rounding.
     """
     before = jax.config.values["jax_default_matmul_precision"]
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -91,7 +91,7 @@ def verify() -> Iterator[Result]:
                 begun, note, difference = time.perf_counter(), "", math.nan
                 try:
                     difference, note = check()
-                except Exception as error:  # whatever it is, the promise is not kept
+                except Exception as error:  # whatever it is, the check has failed
                     note = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
                 yield Result(promise, difference, allowed, time.perf_counter() - begun, note)
     finally:
@@ -112,16 +112,16 @@ def _checks(config: Config) -> list[tuple[str, float, Callable[[], tuple[float, 
     all_data, all_fsdp = (n, 1, 1, 1), (1, n, 1, 1)
     alone = functools.cache(lambda: _losses(config))
     checks: list[tuple[str, float, Callable[[], tuple[float, str]]]] = [
-        ("a run stopped after each chunk = one left alone", exact, lambda: _resumed(config)),
-        ("a damaged checkpoint is found, the one before used", 0.0, lambda: _damaged(config)),
-        ("a batch in parts = the whole batch", ROUNDING, lambda: _in_parts(config)),
-        ("token by token with a cache = all at once", LOGIT_ROUNDING, lambda: _cached(config)),
-        ("a GPT-2 folder, out and in = the same model", 0.0, lambda: _gpt2(config)),
+        ("a run resumed after each chunk = an uninterrupted one", exact, lambda: _resumed(config)),
+        ("a damaged checkpoint is found, the previous one used", 0.0, lambda: _damaged(config)),
+        ("gradient accumulation = the whole batch", ROUNDING, lambda: _accumulated(config)),
+        ("decoding with the KV cache = one forward pass", LOGIT_ROUNDING, lambda: _cached(config)),
+        ("a GPT-2 folder, written and read = the same model", 0.0, lambda: _gpt2(config)),
     ]
     if n > 1:
-        for name, mesh in (("the batch", all_data), ("the parameters", all_fsdp)):
+        for name, mesh in (("data parallel", all_data), ("fully sharded", all_fsdp)):
             check = lambda mesh=mesh: (_largest(alone(), _losses(config, mesh)), "")
-            checks.append((f"{n} devices that share {name} = one", ROUNDING, check))
+            checks.append((f"{n} devices, {name} = one device", ROUNDING, check))
     return checks
 
 
@@ -134,14 +134,14 @@ def _resumed(config: Config) -> tuple[float, str]:
     stops = 0
     while True:
         try:
-            parts = _quiet_train(config, **{"train.max_minutes": 1e-9 if stops < STEPS else None})
+            resumed = _quiet_train(config, **{"train.max_minutes": 1e-9 if stops < STEPS else None})
             break
         except OutOfTime:
             stops += 1
-    rows = [[row.get("loss", 0.0) for row in run.rows] for run in (whole, parts)]
-    params = [jax.tree.leaves(run.params) for run in (whole, parts)]
+    rows = [[row.get("loss", 0.0) for row in run.rows] for run in (whole, resumed)]
+    params = [jax.tree.leaves(run.params) for run in (whole, resumed)]
     differences = [_largest(a, b) for a, b in zip(*params, strict=True)]
-    return max(_largest(*rows), *differences), f"stopped {stops} times"
+    return max(_largest(*rows), *differences), f"resumed {stops} times"
 
 
 def _damaged(config: Config) -> tuple[float, str]:
@@ -159,10 +159,10 @@ def _damaged(config: Config) -> tuple[float, str]:
     return abs(used - before), f"one bit of step {newest}; step {used} was used"
 
 
-def _in_parts(config: Config) -> tuple[float, str]:
-    still = override(config, {"model.dropout": 0.0})  # with dropout the parts have other masks
-    parts = override(still, {"train.micro_batch": 2})
-    return _largest(_losses(still), _losses(parts)), ""
+def _accumulated(config: Config) -> tuple[float, str]:
+    whole = override(config, {"model.dropout": 0.0})  # each micro-batch has other dropout masks
+    micro = override(whole, {"train.micro_batch": 2})
+    return _largest(_losses(whole), _losses(micro)), ""
 
 
 def _cached(config: Config) -> tuple[float, str]:
@@ -190,7 +190,7 @@ def _gpt2(config: Config) -> tuple[float, str]:
 
 
 def _losses(config: Config, mesh: tuple[int, ...] = (1, 1, 1, 1), steps: int = 4) -> np.ndarray:
-    """Returns the losses of the first steps of a run that is new, on a mesh: (steps,)."""
+    """Returns the losses of the first steps of a new run on a mesh: (steps,)."""
     axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
     sizes = dict(zip(axes, mesh, strict=True))
     start = prepare_run(override(config, {**sizes, "run_dir": f"{config.run_dir}-new"}))
@@ -204,6 +204,6 @@ def _losses(config: Config, mesh: tuple[int, ...] = (1, 1, 1, 1), steps: int = 4
 
 
 def _largest(a: Any, b: Any) -> float:
-    """Returns the largest absolute difference; what is no number counts as infinite."""
+    """Returns the largest absolute difference; nan counts as infinite."""
     difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max(initial=0.0)
     return float(difference) if np.isfinite(difference) else math.inf

@@ -46,20 +46,21 @@ def command(argv: list[str]) -> int:
     config = fix_schedule(config)
     described = None if topology is None else plan.topology_devices(topology)
     found = plan.make_plan(config, described, sampling=sampling)
-    way = None if found.fits or as_json else plan.find_fitting_config(config, described)
+    fitting = None if found.fits or as_json else plan.find_fitting_config(config, described)
     if as_json:
         print(json.dumps(found.record(), indent=1))
     else:
         print(found)
-        if way is not None:
-            print(f"\nit fits, with {way[1].memory / plan.GIB:.2f} GiB {found.where}, by {way[0]}")
+        if fitting is not None:
+            options, smaller = fitting
+            print(f"\nit fits with {options}: {smaller.memory / plan.GIB:.2f} GiB {found.where}")
         elif not found.fits:
-            print("\nno way was found to fit it: take more devices, or a smaller model or batch")
+            print("\nnothing was found that fits: use more devices, or a smaller model or batch")
     return 0 if found.fits else 1
 
 
 def _with_vocabulary(config: Config) -> Config:
-    """Returns the config with the number of tokens that its corpus gives."""
+    """Returns the config with the vocabulary size of its corpus."""
     from gpt_jax.input_pipeline.corpus import load_corpus
 
     corpus = load_corpus(config.data.corpus, config.data.fallback_corpus)

@@ -27,7 +27,7 @@ def command(argv: list[str]) -> int:
 
     if not args.json:
         print(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
-        print(f"{'':<6} {'largest difference':>18} {'allowed':>8} {'s':>5}  promise")
+        print(f"{'':<6} {'largest difference':>18} {'allowed':>8} {'s':>5}  check")
     results = []
     for result in verify():
         results.append(result)

@@ -37,7 +37,7 @@ def find(source: str | os.PathLike[str]) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise UserError(
-            f"{name} is no folder; for a model of that name on Hugging Face's hub: "
+            f"{name} is not a folder; for a model of that name on Hugging Face's hub: "
             "pip install huggingface_hub"
         ) from None
     try:
@@ -45,6 +45,6 @@ def find(source: str | os.PathLike[str]) -> Path:
     except Exception as error:  # the hub's own, and those of the network library it happens to use
         detail = str(error).strip().partition("\n")[0][:100]
         raise UserError(
-            f"{name} is no folder, and can't be had from Hugging Face's hub "
+            f"{name} is not a folder, and can't be downloaded from Hugging Face's hub "
             f"({type(error).__name__}: {detail}); check the name and the network, or give a folder"
         ) from error

@@ -7,7 +7,6 @@ taken for it. Pickled weights (.bin) are never read: unpickling runs code.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax import storage
 from gpt_jax.errors import UserError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -24,14 +24,11 @@ SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")  # no separator: nothing o
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the values of a JSON file, or raises UserError."""
+    """Returns the values of a small JSON file, or raises UserError."""
     try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return storage.read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}; get it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds no settings; get it again")
-    return values
 
 
 def open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:

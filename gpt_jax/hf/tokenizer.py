@@ -1,7 +1,7 @@
 """Tokenizers in Hugging Face's files, in and out: tokenizer.json, or vocab.json with merges.txt.
 
 In come byte pairs as GPT-2 has them, and characters as `save_tokenizer` writes them. What would
-give other ids here than there is refused. See `hf.py` for the weights beside them.
+give other ids here than there is refused. See `weights.py` for the tensors beside them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.storage import write_atomically
+from gpt_jax.storage import read_json, write_atomically
 from gpt_jax.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -54,15 +54,15 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
       vocab_size: of the model: ids above those of the tokenizer stand for no text.
 
     Raises:
-      UserError: there is none, it is damaged, or it is of a kind that has no place here.
+      UserError: there is none, it is damaged, or its kind is not supported.
     """
     try:
         if (path := folder / TOKENIZER_FILE).is_file():
-            tokenizer = _from_tokenizer_json(json.loads(path.read_bytes()), vocab_size)
+            tokenizer = _from_tokenizer_json(read_json(path), vocab_size)
         elif (path := folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
             lines = (folder / MERGES_FILE).read_text("utf-8").split("\n")
             merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
-            vocab = json.loads(path.read_bytes())
+            vocab = read_json(path)
             tokenizer = _byte_pairs(vocab, merges, {}, GPT2_PATTERN, vocab_size)
         elif vocab_size == GPT2_VOCAB_SIZE:
             return BpeTokenizer.published("gpt2")
@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
                 f"{folder} has no tokenizer; put its model's {TOKENIZER_FILE} there, or its "
                 f"{VOCAB_FILE} and {MERGES_FILE}"
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path}: this tokenizer can't be used: {reason}") from error
     if tokenizer.vocab_size != vocab_size:
@@ -147,7 +147,7 @@ def find_merges(tokens: Iterable[bytes]) -> list[tuple[str, str]]:
     They are what merging by the ranks of the tokens before it leaves of its bytes.
 
     Raises:
-      ValueError: something else than two parts is left of one.
+      ValueError: merging leaves something other than two parts of one.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     character_of = {b: c for c, b in byte_of_character().items()}

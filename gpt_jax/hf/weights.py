@@ -1,10 +1,10 @@
 """GPT-2 folders in Hugging Face's format, in and out: config.json and model.safetensors.
 
-Which tensor is which parameter is said here; `tensor_files.py` reads them. This module knows NumPy
-and neither jax nor torch. The tokenizer beside them is `hf_tokenizer.py`'s.
+This module maps tensors to parameters; `safetensors_io.py` reads them. It knows NumPy
+and neither jax nor torch. The tokenizer beside them is in `hf/tokenizer.py`.
 
 `load` takes any GPT-2 of transformers' `GPT2LMHeadModel` or `GPT2Model` that computes what
-`model.py` can; `save` writes what transformers computes the same logits from. Projections are
+`model/gpt.py` can; `save` writes what transformers computes the same logits from. Projections are
 (in, out) on both sides (transformers' Conv1D); an untied head alone is transposed.
 """
 
@@ -241,7 +241,7 @@ def _locate_tensors(
     """Yields (path, shape of one tensor, names of its tensors), each checked; none is read.
 
     Raises:
-      UserError: a tensor is missing, of another shape or type, or has no place.
+      UserError: a tensor is missing, of another shape or type, or not of the model.
     """
     parts = {path: (prefix + name, shape) for path, (name, shape) in _tensor_map(config).items()}
     if not config.tied:

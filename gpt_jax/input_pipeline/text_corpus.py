@@ -1,4 +1,4 @@
-"""Texts: those that have a name, downloaded once, and the user's own files.
+"""Texts: named ones, downloaded once, and the user's own files.
 
 Each is a `TextCorpus`, with a record of where it came from. `corpus.py` has those of token ids.
 """
@@ -10,14 +10,14 @@ import hashlib
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.files import checkout_dir
-from gpt_jax.errors import UserError, in_short
+from gpt_jax.download import DownloadLimits, FailedDownload, TooLarge, download_error_reason, fetch
+from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset, datasets_of_arrays, split_text
 from gpt_jax.storage import write_atomically
 from gpt_jax.tokenizer import Tokenizer, make_tokenizer
@@ -36,15 +36,15 @@ SHAKESPEARE_CHARACTERS = 1_115_394
 MAX_DOWNLOAD_BYTES = 20_000_000
 TRIES = 3
 TIMEOUT_SECONDS = (5, 10)  # to connect; between two packets
-TOTAL_SECONDS = 60
+TOTAL_SECONDS = 60  # of all attempts together
 
 
 class CorpusError(UserError):
-    """A corpus that can't be had or can't be used."""
+    """A corpus that is not available or can't be used."""
 
 
 class DownloadError(CorpusError):
-    """A corpus that could not be downloaded, for a reason; another may serve in its place."""
+    """A corpus that could not be downloaded, for a reason; a fallback may be used instead."""
 
     def __init__(self, message: str, reason: str):
         super().__init__(message)
@@ -147,7 +147,7 @@ def load_named(name: str, progress: Callable[[int, int | None], None] | None) ->
 
     Raises:
       DownloadError: it can't be downloaded, and why, and the ways out.
-      CorpusError: what lies in the folder can't be read.
+      CorpusError: the stored file can't be read.
     """
     download = DOWNLOADS[name]
     path, checkout = data_dir() / download.file, checkout_dir()
@@ -156,9 +156,9 @@ def load_named(name: str, progress: Callable[[int, int | None], None] | None) ->
             return _with_notes(name, read_text(stored), str(stored))
     url = os.environ.get(f"GPT_JAX_{name.upper()}_URL", download.url)
     try:
-        text = download.form(_download(url, progress, download.what))
-    except (OSError, ValueError) as error:
-        why = f"{url}: {in_short(error)}"
+        text = download.form(_fetch(url, progress, download.what))
+    except (FailedDownload, OSError, ValueError) as error:
+        why = f"{url}: {download_error_reason(error)}"
         raise DownloadError(
             f"corpus {name} could not be downloaded ({why}); put the {download.what} at {path}, or "
             "train on another text with --data.corpus python-manual or --data.corpus PATH",
@@ -205,13 +205,13 @@ def _shakespeare_notes(corpus: TextCorpus) -> tuple[str, ...]:
 
 
 def original_form(raw: bytes) -> str:
-    """Brings a Project Gutenberg page to the form that the original model was trained on.
+    """Returns a Project Gutenberg page in the form that the original model was trained on.
 
-    That is the text between the START and END markers, with LF line ends and without outer blank
-    space, behind the byte order mark that headed the original's file.
+    That is the text between the START and END markers, with LF line ends and without outer white
+    space, after the byte order mark that began the original's file.
 
     Raises:
-      ValueError: it is not UTF-8, or a marker is missing (an error page, or a part of the book).
+      ValueError: it is not UTF-8, or a marker is missing (an error page, or half of the book).
     """
     text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     start = re.search(r"^\*\*\* ?START OF TH[^\n]*\*\*\*[ \t]*$", text, re.MULTILINE)
@@ -229,7 +229,7 @@ def checked_shakespeare(raw: bytes) -> str:
     """Returns the text as it is served.
 
     Raises:
-      ValueError: it is another (an error page, or a part of the text).
+      ValueError: it is another (an error page, or half of the text).
     """
     found = hashlib.sha256(raw).hexdigest()
     if found != SHAKESPEARE_SHA256:
@@ -245,10 +245,10 @@ class Download:
 
     Attributes:
       file: its name in the folder of texts.
-      url: where it is; the environment's GPT_JAX_NAME_URL comes first.
-      what: a word for it.
-      form: from what is served to the text; raises ValueError where that is not the text.
-      notes: what differs from what one would expect of a text of this name, a sentence each.
+      url: its address; the environment variable GPT_JAX_NAME_URL takes precedence.
+      what: a word for it, for messages.
+      form: from the bytes served to the text; raises ValueError if they are not the text.
+      notes: from a corpus to what differs from the usual text of this name, a sentence each.
     """
 
     file: str
@@ -267,46 +267,23 @@ DOWNLOADS = {
 NAMES = "oz, shakespeare and python-manual"
 
 
-def _download(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
-    """Returns what a URL serves, whole; a refusal, a time-out or half a page is tried again."""
-    import requests
-
-    deadline = time.monotonic() + TOTAL_SECONDS
-    for attempt in range(TRIES):
-        try:
-            return _download_once(requests, url, deadline, progress, what)
-        except requests.RequestException as error:
-            status = error.response.status_code if error.response is not None else None
-            final = status is not None and status < 500 and status != 429
-            pause = 0.5 * 2**attempt
-            if final or attempt == TRIES - 1 or time.monotonic() + pause > deadline:
-                raise
-            time.sleep(pause)
-    raise AssertionError("the loop returns or raises")
-
-
-def _download_once(requests, url, deadline, progress, what) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    with requests.get(
-        url, stream=True, timeout=TIMEOUT_SECONDS, headers={"User-Agent": "gpt_jax"}
-    ) as response:
-        response.raise_for_status()
-        total = int(response.headers.get("Content-Length", 0)) or None
-        for chunk in response.iter_content(1 << 10):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_DOWNLOAD_BYTES:
-                raise ValueError(f"more than {MAX_DOWNLOAD_BYTES:,} bytes, so not the {what}")
-            if time.monotonic() > deadline:
-                raise ValueError(f"only {size:,} bytes in {TOTAL_SECONDS} s")
-            if progress:
-                progress(size, total)
-    return b"".join(chunks)
+def _fetch(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
+    limits = DownloadLimits(
+        tries=TRIES,
+        pause_seconds=0.5,
+        timeout_seconds=TIMEOUT_SECONDS,
+        block_bytes=1 << 10,
+        total_seconds=TOTAL_SECONDS,
+        max_bytes=MAX_DOWNLOAD_BYTES,
+    )
+    try:
+        return fetch(url, limits, progress)
+    except TooLarge as error:
+        raise ValueError(f"{error}, so not the {what}") from error
 
 
 def load_python_manual() -> TextCorpus:
-    """Returns what Python says of its own topics, which is on every machine."""
+    """Returns the help texts of Python's topics, which every machine has."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))

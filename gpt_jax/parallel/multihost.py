@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpt_jax.config.fields import NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, field
-from gpt_jax.errors import ConfigError, TrainingError, UserError, is_out_of_memory
+from gpt_jax.errors import ConfigError, TrainingError, UserError, differences, is_out_of_memory
 
 # Messages of the libraries below jax about a host that does not answer; the types differ.
 LOST_HOST = re.compile(
@@ -247,14 +247,11 @@ def _problem(answers: Sequence[Mapping[str, Any]]) -> UserError | TrainingError 
     ours = answers[0]["made"]
     for host, answer in enumerate(answers):
         if answer["made"] != ours:
-            differences = _difference(answer["made"], ours)
-            return ConfigError(f"host {host} differs from host 0: {differences}")
+            difference = _difference(answer["made"], ours)
+            return ConfigError(f"host {host} differs from host 0: {difference}")
     return None
 
 
 def _difference(there: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    return "; ".join(
-        f"{name} is {there.get(name)!r} there and {first.get(name)!r} on host 0"
-        for name in sorted({*there, *first})
-        if there.get(name) != first.get(name)
-    )
+    ours = {name: first.get(name) for name in sorted({*there, *first})}
+    return "; ".join(differences(there, ours, repr, "on host 0"))

@@ -3,7 +3,7 @@
 A checkpoint is a folder `checkpoints/STEP` that orbax commits whole, and beside it a manifest
 `STEP.json` with the size and sha256 of every file in it, written last and removed first. A folder
 without a manifest is what a kill left behind: it is never read and is cleared on the next start.
-(Orbax itself loads a checkpoint with a flipped bit without a word.)
+(Orbax itself loads a checkpoint with a flipped bit without any error.)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CheckpointWriter:
         Args:
           run_dir: the run's folder.
           keep_newest: how many of the newest checkpoints stay.
-          keep_interval: those at the multiples of this many steps stay too.
+          keep_interval: checkpoints at multiples of this many steps stay too.
           keep_best: the one with the lowest validation loss stays too.
         """
         self._run = open_folder(open_folder(run_dir).absolute())
@@ -73,8 +73,8 @@ class CheckpointWriter:
         Args:
           step: optimizer steps behind the state.
           state: the tree.
-          config: kept beside it, for people.
-          val_loss: of an evaluation at this step, nats a token, if there was one.
+          config: saved beside it, for human readers.
+          val_loss: of an evaluation at this step, in nats per token, if there was one.
 
         Raises:
           CheckpointError: this save could not start, or the one before it failed.
@@ -83,10 +83,10 @@ class CheckpointWriter:
         self.wait()
         path = path_of(self._run, step)
         try:
-            # A checkpoint of this step that failed its manifest may still lie there.
+            # A checkpoint of this step that failed its manifest may still be there.
             if self._is_first:  # orbax's hosts wait for it
                 self._remove(step)
-            # One whole copy: slicing every array candidates the devices costs a program for each.
+            # One copy: to slice each array among the devices costs one compiled program per array.
             context = ocp.Context()
             context.array_options.saving.use_replica_parallel = False
             with context, self._run.errors():
@@ -120,7 +120,7 @@ class CheckpointWriter:
         self._run.remove(f"{FOLDER}/{path.name}")
 
     def wait(self) -> None:
-        """Waits until the save under way is whole on the disk.
+        """Waits until the current save is complete.
 
         Raises:
           CheckpointError: it failed; the checkpoints before it are untouched.
@@ -134,7 +134,7 @@ class CheckpointWriter:
 
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"cannot save a checkpoint in {self._run.path / FOLDER}: {error}; the last sound one "
+            f"cannot save a checkpoint in {self._run.path / FOLDER}: {error}; the last valid one "
             f"is {max(steps(self._run), default='none')}"
         )
 
@@ -154,7 +154,7 @@ def _import_orbax() -> Any:
 
 
 def _is_not_orbaxs(record: logging.LogRecord) -> bool:
-    """Keeps orbax's tracebacks from people: its errors come as a CheckpointError."""
+    """Hides orbax's tracebacks from users: its errors come as a CheckpointError."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
@@ -180,7 +180,7 @@ def describe_files(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def steps(run_dir: str | os.PathLike[str]) -> list[int]:
-    """Returns the steps of a run's checkpoints, ascending, sound or not."""
+    """Returns the steps of a run's checkpoints, ascending, valid or not."""
     names = (path.stem for path in open_folder(run_dir).entries(FOLDER) if path.suffix == ".json")
     return sorted(int(name) for name in names if name.isdigit())
 
@@ -201,7 +201,7 @@ def best_step(run_dir: str | os.PathLike[str]) -> int | None:
 
 
 def problem(path: Path) -> str:
-    """Returns what is wrong with a checkpoint, by its manifest; "" where it is sound."""
+    """Returns what is wrong with a checkpoint, by its manifest; "" where it is valid."""
     try:
         manifest = read_json(manifest_path(path))
         written, expected = manifest["format"], manifest["files"]
@@ -225,7 +225,7 @@ def problem(path: Path) -> str:
 def restore(
     run_dir: str | os.PathLike[str], target: Any, candidates: Sequence[int] | None = None
 ) -> tuple[int, Any, list[str]]:
-    """Loads the newest sound checkpoint of a run.
+    """Loads the newest valid checkpoint of a run.
 
     Args:
       run_dir: the run's folder.
@@ -237,7 +237,7 @@ def restore(
       for the state where nothing has been saved yet.
 
     Raises:
-      CheckpointError: there are checkpoints and none is sound, or the sound one does not fit.
+      CheckpointError: there are checkpoints and none is valid, or the valid one does not fit.
       JaxRuntimeError: the memory is too small for it.
     """
     step, messages = newest_valid(run_dir, candidates)
@@ -247,10 +247,10 @@ def restore(
 def newest_valid(
     run_dir: str | os.PathLike[str], candidates: Sequence[int] | None = None
 ) -> tuple[int, list[str]]:
-    """Returns the step of the newest sound checkpoint, 0 without any, and messages; see `restore`.
+    """Returns the step of the newest valid checkpoint, 0 without any, and messages; see `restore`.
 
     Raises:
-      CheckpointError: there are checkpoints and none is sound.
+      CheckpointError: there are checkpoints and none is valid.
     """
     messages = []
     for step in reversed(steps(run_dir) if candidates is None else candidates):
@@ -259,17 +259,17 @@ def newest_valid(
         else:
             return step, messages
     if messages:
-        raise CheckpointError("; ".join(messages) + "; no sound checkpoint is left")
+        raise CheckpointError("; ".join(messages) + "; no valid checkpoint remains")
     return 0, []
 
 
 def load(run_dir: str | os.PathLike[str], step: int, target: Any) -> Any:
-    """Returns the whole state of a sound checkpoint; see `restore`."""
+    """Returns the whole state of a valid checkpoint; see `restore`."""
     return _load(run_dir, step, target)
 
 
 def load_params(run_dir: str | os.PathLike[str], step: int, target: Any) -> Any:
-    """Returns the parameters of a sound checkpoint; reads nothing else of the state.
+    """Returns the parameters of a valid checkpoint; the optimizer's state is not read.
 
     Args:
       run_dir: the run's folder.
@@ -304,10 +304,10 @@ def _load(run_dir: str | os.PathLike[str], step: int, target: Any, partial: bool
             raise
         detail = " ".join(str(error).split())[:300]
         raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
-    # Loaded arrays may share memory with the reader; donation needs arrays of jax's own.
+    # Loaded arrays may share memory with the reader; donation needs arrays that jax owns.
     leaves, tree = jax.tree.flatten(loaded)
     del loaded
-    for i, leaf in enumerate(leaves):  # one by one, so that two states never lie side by side
+    for i, leaf in enumerate(leaves):  # one by one, so that two states are never in memory at once
         leaves[i] = _copy_out_of_shared_memory(leaf)
     return jax.tree.unflatten(tree, leaves)
 

@@ -1,14 +1,14 @@
-"""A run's folder: what its files are called, made whole, read with care. Never imports jax.
+"""A run's folder: the names of its files, its creation, and their validation. Never imports jax.
 
 config.json     the settings, the corpus really used, what it started from, versions, a format
                 number
 tokenizer.json  the vocabulary, whole: a run is read without a network
 metrics.jsonl   one row for each chunk of steps, with the evaluations
-summary.json    the exact evaluation at the end; there once the run is finished
+summary.json    the exact evaluation at the end; exists once the run is finished
 samples.txt     text written at the end
 loss.png, .svg  the losses over the steps
 tensorboard/    the same rows as TensorBoard events
-checkpoints/    see checkpoint.py
+checkpoints/    see checkpoints.py
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def create_run(
     tokenizer: Tokenizer,
     origin: dict[str, Any] | None = None,
 ) -> None:
-    """Makes a run's folder, whole or not at all; origin is the record of what it starts from.
+    """Creates a run's folder, whole or not at all; origin records the initial parameters' source.
 
     Raises:
       UserError: it can't be written.
@@ -70,7 +70,7 @@ def _to_text(values: dict[str, Any]) -> str:
 
 
 def update_config(run_dir: str | os.PathLike[str], config: Config) -> None:
-    """Changes what may change when a run goes on, in its config.json; see `start`."""
+    """Updates, in config.json, the settings that may change on resume; see `training.resume`."""
     values, now = _read_json(run_dir, CONFIG_FILE), to_dict(config)
     values["model"], values["train"] = now["model"], now["train"]
     if config.optim.schedule != "constant":
@@ -151,7 +151,7 @@ def check_folder(run_dir: str | os.PathLike[str]) -> None:
     """Raises UserError where a folder that is no run can't become one."""
     folder = open_folder(run_dir)
     if not folder.path.name:
-        raise UserError(f"run_dir {run_dir} has no name of its own; choose another --run-dir")
+        raise UserError(f"run_dir {run_dir} is not a folder's name; choose another --run-dir")
     if folder.kind() == "file":
         raise UserError(f"run_dir {run_dir} is a file; choose another --run-dir")
     try:

@@ -1,6 +1,6 @@
 """A run is a folder; a `Run` is that folder in memory: settings, tokenizer, model and parameters.
 
-`run_folder.py` says what is in it. Everything that reads a run takes the folder and nothing else.
+`run/folder.py` lists its files. Everything that reads a run takes the folder and nothing else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Run:
       tokenizer: text to ids and back.
       model: the linen module.
       params: float32 tree; `model.apply({"params": params}, tokens_BT)` gives logits.
-      step: optimizer steps behind the parameters.
+      step: optimizer steps that made the parameters.
       rows: of metrics.jsonl.
       summary: of the finished run, with its exact evaluation; empty before that.
     """
@@ -56,18 +56,18 @@ class Run:
 
     @functools.cached_property
     def decode_params(self) -> Params:
-        """The parameters with each block's apart, as decoding reads them."""
+        """The parameters with a separate subtree per block, as decoding reads them."""
         return jax.jit(unstack_blocks)(self.params)
 
 
 def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Run:
     """Returns the run of a folder, with the parameters of one of its checkpoints.
 
-    A GPT-2 folder is as good: a run of 0 steps without a corpus.
+    A GPT-2 folder is read as a run of 0 steps without a corpus.
 
     Args:
       run_dir: the folder.
-      which: "newest", the newest sound one; "best", the one with the lowest validation loss; or a
+      which: "newest", the newest valid one; "best", the one with the lowest validation loss; or a
         step.
 
     Raises:
@@ -90,7 +90,7 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
     model = GPT(config.model)
     step, messages = checkpoints.newest_valid(run_dir, _find_checkpoints(run_dir, which))
     if not step:
-        raise UserError(f"{run_dir} has no checkpoint yet; train it on with the same command")
+        raise UserError(f"{run_dir} has no checkpoint yet; resume it with the same command")
     params = checkpoints.load_params(run_dir, step, _params_target(model))
     for message in messages:
         print(f"note: {message}; using step {step}", file=sys.stderr)
@@ -136,7 +136,7 @@ def export(run: Run, folder: Path) -> None:
     """Writes a run's model and tokenizer as a GPT-2 folder that transformers loads.
 
     Raises:
-      ConfigError: GPT-2 has no place for a setting of the model.
+      ConfigError: GPT-2 does not support a setting of the model.
       UserError: the folder holds a model already or can't be written.
     """
     special = getattr(run.tokenizer, "special_tokens", {})

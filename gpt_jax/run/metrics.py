@@ -19,7 +19,7 @@ TIMING_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equ
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:
-    """Returns nats in bits, for each byte of the text they were spent on: nats / ln 2 / bytes.
+    """Converts nats to bits per byte of the text: nats / ln 2 / bytes.
 
     It compares models whatever their tokens are.
     """
@@ -27,7 +27,7 @@ def bits_per_byte(nats: float, n_bytes: float) -> float:
 
 
 def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Returns a run's rows in order; a last line cut short by a kill is left out.
+    """Returns a run's rows in order; a last line cut short by a kill is dropped.
 
     Raises:
       UserError: a line other than the last is damaged.
@@ -54,7 +54,7 @@ class MetricsWriter:
     """Appends rows to a run's metrics.jsonl and to its TensorBoard events."""
 
     def __init__(self, run_dir: str | os.PathLike[str], step: int, writes: bool = True):
-        """Opens a run's records to go on after `step`; rows of later steps are dropped.
+        """Opens a run's records to continue after `step`; rows of later steps are dropped.
 
         Without `writes` it only keeps the rows, as the hosts after the first do.
         """

@@ -53,7 +53,7 @@ def to_bytes(content: str | bytes) -> bytes:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what killed processes left of writing `path`; no other may be writing it now."""
+    """Removes the temporary files of killed writers of `path`; none may be writing it now."""
     for left in path.parent.glob(f".{path.name}.*"):
         if left.suffix[1:].isdigit():
             left.unlink(missing_ok=True)
@@ -84,12 +84,11 @@ def read_small(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
       ValueError: it has more than `max_bytes`.
     """
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)  # `read` takes memory for all that it is asked for
+        size = file.seek(0, os.SEEK_END)
+        if size > max_bytes:
+            raise ValueError(f"it has more than {max_bytes:,} bytes")
         file.seek(0)
-        raw = file.read(min(size, max_bytes) + 1)
-    if len(raw) > max_bytes:
-        raise ValueError(f"it has more than {max_bytes:,} bytes")
-    return raw
+        return file.read(size)
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -102,10 +101,10 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return parse_json(read_small(path, max_bytes))
 
 
-def parse_json(raw: bytes) -> dict[str, Any]:
-    """Returns the values of a JSON object in UTF-8; raises ValueError where it is none."""
+def parse_json(raw: bytes | str) -> dict[str, Any]:
+    """Returns the values of a JSON object, in UTF-8; raises ValueError where it is none."""
     try:
-        values = json.loads(raw.decode("utf-8-sig"))
+        values = json.loads(raw if isinstance(raw, str) else raw.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict):

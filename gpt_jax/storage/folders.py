@@ -34,7 +34,7 @@ def to_folder(name: str | os.PathLike[str]) -> Path:
     """Returns the path of a folder; for gs://... etils' path of a bucket, which has Path's methods.
 
     Raises:
-      UserError: it is in a bucket that can't be had, or in storage of another kind.
+      UserError: its bucket is not available, or it is in storage of another kind.
     """
     text = os.path.expanduser(name)
     if not is_remote(text):
@@ -48,14 +48,14 @@ def to_folder(name: str | os.PathLike[str]) -> Path:
 
 @functools.cache
 def _reach(folder: Path, text: str) -> None:
-    """Raises UserError where a bucket can't be had; asks once."""
+    """Raises UserError where a bucket is not available; asks once."""
     try:
         folder.exists()
     except Exception as error:  # no credentials, no network, no rights: a kind each
         detail = " ".join(str(error).split())
         raise UserError(
-            f"{text} can't be had ({type(error).__name__}: {detail:.200}); see that the bucket is "
-            "there, and log in: gcloud auth application-default login"
+            f"{text} is not available ({type(error).__name__}: {detail:.200}); check that the "
+            "bucket exists, and log in: gcloud auth application-default login"
         ) from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt_jax.config import Config, override
 from gpt_jax.config.fields import get_field
-from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.hf import find
 from gpt_jax.model import Params
 from gpt_jax.run.folder import is_run, read_config, read_init_from
@@ -65,14 +65,11 @@ def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str,
     free |= set(COMPUTE_SETTINGS)
     if values.get("model.block_size", math.inf) < theirs.model.block_size:
         free.add("model.block_size")
-    differences = [
-        f"{name} is {get_field(theirs, name)} there and {value} here"
-        for name, value in values.items()
-        if name not in free and get_field(theirs, name) != value
-    ]
-    if differences:
+    ours = {name: value for name, value in values.items() if name not in free}
+    different = differences({name: get_field(theirs, name) for name in ours}, ours)
+    if different:
         raise ConfigError(
-            f"init_from={init_from} is another model: {'; '.join(differences)}. Leave these "
+            f"init_from={init_from} is another model: {'; '.join(different)}. Leave these "
             "settings out; only dropout, embedding_dropout, residual_init_scale, dtype, remat and "
             "attention may differ, and block_size be smaller"
         )

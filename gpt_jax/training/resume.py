@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt_jax.config import Config, fix_schedule, override
 from gpt_jax.config.fields import get_field, iter_fields
-from gpt_jax.errors import ConfigError
+from gpt_jax.errors import ConfigError, differences
 from gpt_jax.input_pipeline.corpus import parse_mixture, with_absolute_paths
 
 # How a schedule ends.
@@ -54,18 +54,18 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
         free |= SCHEDULE_END
     if config.sample.prompt is None:
         config = override(config, {"sample.prompt": saved.sample.prompt})
-    differences = [
-        f"{name} is {get_field(saved, name)} there and {get_field(config, name)} here"
-        for name, _, _ in iter_fields(Config)
-        if name not in free and get_field(saved, name) != get_field(config, name)
-    ]
+    names = [name for name, _, _ in iter_fields(Config) if name not in free]
+    different = differences(
+        {name: get_field(saved, name) for name in names},
+        {name: get_field(config, name) for name in names},
+    )
     # Another path may hold the same corpus: `check_same_corpus` compares sums.
     if corpus != used and not (os.path.isabs(corpus) or parse_mixture(corpus)):
-        differences.append(f"data.corpus is {used} there and {corpus} here")
+        different += differences({"data.corpus": used}, {"data.corpus": corpus})
     if config.train.steps < saved.train.steps:
-        differences.append(
-            f"train.steps is {saved.train.steps} there and {config.train.steps} here (it can grow)"
-        )
+        steps = {"train.steps": config.train.steps}
+        (line,) = differences({"train.steps": saved.train.steps}, steps)
+        different.append(f"{line} (it can grow)")
     way_out = ""
     end = saved.optim.schedule_steps
     if not ends_may_move and end not in (None, config.optim.schedule_steps):
@@ -73,9 +73,9 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
             f"; --optim.schedule-steps {end} keeps the learning rate of the {done} steps taken, "
             "and later steps stay at its floor"
         )
-    if differences:
+    if different:
         raise ConfigError(
-            f"{config.run_dir} is a run with other settings: {'; '.join(differences)}. Choose "
+            f"{config.run_dir} is a run with other settings: {'; '.join(different)}. Choose "
             f"another --run-dir, or its own settings{way_out}"
         )
     kept = dataclasses.replace(

@@ -91,7 +91,7 @@ def test_how_many_take_part(form, size):
 
 
 def test_a_form_that_is_not_known_is_an_error():
-    with pytest.raises(ValueError, match="these devices are not known: %x, replica_groups=new"):
+    with pytest.raises(ValueError, match="unknown form of replica_groups: %x, replica_groups=new"):
         hlo._group_size("%x, replica_groups=new")
 
 

@@ -1,4 +1,4 @@
-"""A step computed again is the step that was taken."""
+"""A recomputed step is the step that was trained."""
 
 import json
 import math
@@ -74,7 +74,7 @@ def test_what_is_shown_is_what_the_corpus_has_there(tiny_config, book, capsys):
     assert set(found["norms"]) == {"/".join(path) for path in paths_of(run.params)}
     assert main.main(["replay", "--run-dir", str(run.run_dir), "--step", "3"]) == 0
     shown = capsys.readouterr().out
-    assert f"step 3, computed again from step 0: loss {found['loss']:.6f} nats" in shown
+    assert f"step 3, recomputed from step 0: loss {found['loss']:.6f} nats" in shown
     losses = [float(line.split()[0]) for line in shown.splitlines()[3:11]]
     assert losses == sorted(losses, reverse=True)
 

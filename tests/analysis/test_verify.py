@@ -1,4 +1,4 @@
-"""`verify_shards` passes here, and fails where a promise is not kept."""
+"""`verify` passes here, and fails if a guarantee is broken."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_every_promise_is_kept_here(capsys):
     out = capsys.readouterr().out
     assert out.count("\npass ") == 7
     assert "all 7 pass" in out
-    assert "a run stopped after each chunk = one left alone (stopped 3 times)" in out
+    assert "a run resumed after each chunk = an uninterrupted one (resumed 3 times)" in out
     assert jax.config.values["jax_default_matmul_precision"] == before
 
 
@@ -57,9 +57,9 @@ init_cache = verify.init_cache
 @pytest.mark.parametrize(
     ("name", "place", "attribute", "broken"),
     [
-        ("in parts", step, "accumulate_gradients", broken_mean),
+        ("accumulation", step, "accumulate_gradients", broken_mean),
         ("GPT-2", hf, "load", other_weights),
-        ("cache", verify, "init_cache", shifted),
+        ("KV cache", verify, "init_cache", shifted),
         ("damaged", checkpoints, "problem", lambda path: ""),
     ],
 )

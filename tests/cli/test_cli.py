@@ -739,8 +739,8 @@ def test_eval_prints_the_same_figures_as_text_and_json(capsys, trained):
     assert record["stride"] == 8
     assert record["tokens_predicted"] == len(TEXT) - int(0.8 * len(TEXT)) - 1
     assert record["corpus"]["name"] == str(trained[1])
-    assert f"{record['nats_per_token']:.4f} nats a token" in text
-    assert f"{record['bits_per_byte']:.4f} bits a byte" in text
+    assert f"{record['nats_per_token']:.4f} nats per token" in text
+    assert f"{record['bits_per_byte']:.4f} bits per byte" in text
 
 
 @pytest.mark.parametrize("verb", ["sample", "eval", "export"])
@@ -919,7 +919,7 @@ DAMAGES = {
     ),
     "checkpoints missing": (
         lambda run: shutil.rmtree(run / "checkpoints"),
-        "{run} has no checkpoint yet; train it on with the same command",
+        "{run} has no checkpoint yet; resume it with the same command",
     ),
     "another size of model": (
         lambda run: edit_config(run, lambda values: values["model"].update(n_embd=32)),
@@ -939,7 +939,7 @@ def test_a_damaged_run_is_one_line(mistake, run_dir, what):
 def test_a_truncated_checkpoint_names_its_file_and_that_none_is_left(mistake, run_dir):
     truncate_checkpoint(run_dir)
     line = mistake("sample", "--run-dir", str(run_dir))
-    assert line.endswith(" has changed since it was written; no sound checkpoint is left")
+    assert line.endswith(" has changed since it was written; no valid checkpoint remains")
 
 
 @pytest.mark.usefixtures("no_training")

@@ -28,17 +28,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import main
-from data import encode as parts
-from data import merge
+from data import encode, merge, workers
 from data import prepare as module
-from data import workers as processes
 from data.config import PrepareConfig
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
-from data.sources import common_crawl, download, json_lines, parquet
+from data.sources import common_crawl, json_lines, parquet
 from data.sources.readers import make_plan, read_unit
 from data.sources.text import CUT, plan_text
 from gpt_jax.console import Display
+from gpt_jax.download import DownloadLimits, FailedDownload, download
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.input_pipeline.dataset import split_text
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE
@@ -454,7 +453,9 @@ def hub(monkeypatch):
 def test_a_hub_that_cant_be_reached_is_no_damage(tmp_path, hub, when, error):
     values = {"source": "hf", "input": "name/on_the_hub", "on_damage": "skip"}
     setattr(hub, when, error)
-    with pytest.raises(TrainingError, match=r"can't be had now .*; the same command again goes on"):
+    with pytest.raises(
+        TrainingError, match=r"is not available: .*; run the same command again to resume"
+    ):
         run(tmp_path, **values)
     setattr(hub, when, HubError(404))
     with pytest.raises(UserError, match=r"can't be opened: HubError: 404 .* check --input"):
@@ -835,7 +836,7 @@ def test_parts_made_elsewhere_are_taken(tmp_path, monkeypatch):
     assert prepare(config, Display(quiet=True)) == {}
     for rank in (1, 0):
         Parts.of(str(tmp_path / "apart"))(None, rank, 2)
-    monkeypatch.setattr(parts, "_write", None)  # there is nothing left to do
+    monkeypatch.setattr(encode, "_write", None)  # there is nothing left to do
     run(tmp_path, "apart", **values)
     assert contents(tmp_path / "local") == contents(tmp_path / "apart")
 
@@ -859,10 +860,10 @@ def test_a_part_that_a_power_cut_has_damaged_is_made_again(tmp_path, damage):
     config = PrepareConfig(out=str(tmp_path / "cut"), tokenizer="char", engine="plan", **values)
     prepare(config, Display(quiet=True))
     Parts.of(config.out)(None)
-    path = parts.part_path(tmp_path / "cut" / WORK_FOLDER, 1)
-    assert parts.load_encoded(path) is not None
+    path = encode.encoded_path(tmp_path / "cut" / WORK_FOLDER, 1)
+    assert encode.load_encoded(path) is not None
     path.write_bytes(damage(path.read_bytes()))
-    assert parts.load_encoded(path) is None
+    assert encode.load_encoded(path) is None
     run(tmp_path, "cut", **values)
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
 
@@ -924,7 +925,7 @@ def test_a_process_that_is_killed_is_one_line(tmp_path, monkeypatch, place):
         pool = concurrent.futures.ProcessPoolExecutor
         monkeypatch.setattr(pool, "submit", lambda *args: exec("raise broken", {"broken": broken}))
     else:
-        monkeypatch.setattr(processes, "prepare_and_count", die)
+        monkeypatch.setattr(workers, "encode_and_count", die)
     with pytest.raises(TrainingError, match="a process was killed, perhaps for its memory"):
         run(tmp_path, **many_files(tmp_path, 4), workers=2)
 
@@ -1107,8 +1108,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
-    monkeypatch.setattr(download, "DOWNLOAD_BYTES", 256)
+    monkeypatch.setattr(common_crawl, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(common_crawl, "DOWNLOAD_BYTES", 256)
     monkeypatch.setenv("NO_PROXY", "*")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     paths = [f"crawl-data/CC-MAIN-2024-33/segments/1/wet/{i}.warc.wet.gz" for i in range(3)]
@@ -1164,7 +1165,7 @@ def test_a_download_with_troubles_is_whole(tmp_path, server, trouble, n_requests
     path = server.paths[0]
     server.troubles[path] = list(trouble)
     target = tmp_path / "file"
-    download.download(server.values["base_url"] + path[1:], target)
+    common_crawl.download_file(server.values["base_url"] + path[1:], target)
     assert target.read_bytes() == server.files[path]
     assert len(server.requests) == n_requests
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -1175,13 +1176,25 @@ def test_a_download_with_troubles_is_whole(tmp_path, server, trouble, n_requests
 def test_a_download_goes_on_in_another_process(tmp_path, server):
     path = server.paths[0]
     url, target = server.values["base_url"] + path[1:], tmp_path / "file"
-    server.troubles[path] = ["half", *[503] * download.TRIES]
-    with pytest.raises(TrainingError, match=r"could not be downloaded .503 .* goes on from here"):
-        download.download(url, target)
+    server.troubles[path] = ["half", *[503] * common_crawl.TRIES]
+    with pytest.raises(TrainingError, match=r"could not be downloaded .503 .* again to resume"):
+        common_crawl.download_file(url, target)
     server.troubles, server.requests = {}, []
-    download.download(url, target)
+    common_crawl.download_file(url, target)
     assert target.read_bytes() == server.files[path]
     assert server.requests == [(path, f"bytes={half_of(server, path)}-")]
+
+
+def test_a_download_is_bounded_before_anything_is_stored(tmp_path, server):
+    url, target = server.values["base_url"] + server.paths[0][1:], tmp_path / "file"
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes, more than the 100 expected$"):
+        common_crawl.download_file(url, target, 100)
+    with pytest.raises(FailedDownload, match=r"^only 256 bytes in 0 s$"):
+        download(url, target, DownloadLimits(2, 0, (1, 1), 256, total_seconds=0))
+    assert not target.exists()
+    with pytest.raises(TrainingError, match=r"absent/file.part can't be written: No such file"):
+        common_crawl.download_file(url, tmp_path / "absent" / "file")
+    assert len(server.requests) == 3  # none of these is tried again
 
 
 def test_a_crawl_that_is_not_there_is_a_users_error(tmp_path, server):
@@ -1196,20 +1209,20 @@ def test_a_file_of_a_crawl_is_downloaded_once(tmp_path, server, monkeypatch, tok
     size = 300 if tokenizer == "bpe" else None
     values = server.values | {"tokenizer": tokenizer, "vocab_size": size}
     last = server.paths[-1]
-    server.troubles[last] = ["half", *[503] * download.TRIES]
-    with pytest.raises(TrainingError, match="the same command again goes on from here"):
+    server.troubles[last] = ["half", *[503] * common_crawl.TRIES]
+    with pytest.raises(TrainingError, match="run the same command again to resume"):
         run(tmp_path, **values)
-    assert not (tmp_path / "out" / WORK_FOLDER / parts.PLAN_FILE).exists()
+    assert not (tmp_path / "out" / WORK_FOLDER / encode.PLAN_FILE).exists()
     with pytest.raises(UserError, match="404 Not Found; check the crawl's id"):
         run(tmp_path, **values | {"input": "CC-MAIN-2019-01"})  # not the first one's listing
     server.troubles, server.requests = {}, []
-    left, discard = [], parts.discard
+    left, discard = [], encode.discard
 
     def spy(unit, work):
         discard(unit, work)
         left.append(len(list((work / "downloads").iterdir())))
 
-    monkeypatch.setattr(parts, "discard", spy)
+    monkeypatch.setattr(encode, "discard", spy)
     prepared = run(tmp_path, **values)
     assert server.requests == [(last, f"bytes={half_of(server, last)}-")]
     assert left == [2, 1, 0]
@@ -1281,7 +1294,7 @@ def test_recipes_give_the_counts_that_the_readme_says(
         (["--input=i", "--out=o", "--shard-tokens=0"], "shard_tokens=0 must be a whole number in"),
         (["--inputs=i"], "unknown setting '--inputs'; did you mean --input?"),
         (["--verify=o", "--input=i"], "--verify o takes no other setting"),
-        (["--verify=o"], "o is no prepared corpus"),
+        (["--verify=o"], "o is not a prepared corpus"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, words, message):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt_jax import download
 from gpt_jax.config import Config, ModelConfig
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline import text_corpus
@@ -104,7 +105,7 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     pauses = []
     clock = types.SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic)
-    monkeypatch.setattr(text_corpus, "time", clock)
+    monkeypatch.setattr(download, "time", clock)
     return pauses
 
 
@@ -295,7 +296,7 @@ def test_a_download_beyond_any_book_is_stopped(serve, monkeypatch):
 def test_a_download_that_trickles_is_stopped(serve, monkeypatch):
     minutes = itertools.count(0, 100)
     clock = types.SimpleNamespace(sleep=None, monotonic=lambda: next(minutes))
-    monkeypatch.setattr(text_corpus, "time", clock)
+    monkeypatch.setattr(download, "time", clock)
     serve(PAGE)
     assert "bytes in 60 s" in download_error()
 
@@ -368,7 +369,7 @@ def test_a_fallback_serves_for_shakespeare_too(no_server, monkeypatch):
     monkeypatch.setenv("GPT_JAX_SHAKESPEARE_URL", no_server)
     corpus = load_corpus("shakespeare", fallback="python-manual")
     assert (corpus.name, corpus.requested) == ("python-manual", "shakespeare")
-    assert corpus.notes[0].startswith("corpus shakespeare could not be had (")
+    assert corpus.notes[0].startswith("corpus shakespeare could not be downloaded (")
 
 
 @pytest.mark.skipif(
@@ -391,7 +392,7 @@ def test_a_fallback_serves_and_every_record_says_so(no_server):
     assert corpus.text == load_corpus("python-manual").text
     assert corpus.name == "python-manual"
     (note,) = corpus.notes
-    assert note.startswith(f"corpus oz could not be had ({no_server}: ")
+    assert note.startswith(f"corpus oz could not be downloaded ({no_server}: ")
     assert note.endswith("); using python-manual instead")
     assert "\n" not in note
     assert corpus.record()["name"] == "python-manual"
@@ -693,9 +694,9 @@ def test_corpora_of_different_tokenizers_are_not_mixed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a:1,text.txt:1", "text.txt of a mixture is no prepared folder; make one"),
+        ("a:1,text.txt:1", "text.txt of a mixture is not a prepared folder; make one"),
         ("a:1,a:0", "/a has the weight 0; give it more, or leave it out"),
-        ("a:1,absent:1", "absent of a mixture is no prepared folder"),
+        ("a:1,absent:1", "absent of a mixture is not a prepared folder"),
     ],
 )
 def test_a_mixture_that_cannot_be_is_refused(tmp_path, monkeypatch, name, message):

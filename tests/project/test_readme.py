@@ -26,7 +26,8 @@ from gpt_jax.tokenizer import GPT2_PATTERN, BpeTokenizer
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *GUIDES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
-TEXTS = {page: page.read_text("utf-8") for page in [*PAGES, ROOT / "data" / "README.md"]}
+OTHERS = [ROOT / "data" / "README.md", ROOT / "benchmarks" / "gpu" / "README.md"]
+TEXTS = {page: page.read_text("utf-8") for page in [*PAGES, *OTHERS]}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 # What a newcomer searches for, and the page that explains it.
 WORDS = {
@@ -154,7 +155,8 @@ def test_the_python_of_the_pages_runs(elsewhere):
     (beginning,) = blocks(README, python=True)
     assert code.startswith(beginning)
     assert not [page for page in GUIDES if page.stem != "python-api" and blocks(page, python=True)]
-    short = code.replace('"train.steps": 100', '"train.steps": 10, "train.eval_batches": 2')
+    small = '"train.steps": 10, "train.eval_batches": 2, "model.n_layer": 1, "model.n_embd": 32'
+    short = code.replace('"train.steps": 100', small)
     assert short != code
     values = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -148,7 +148,7 @@ def test_no_sound_checkpoint_is_an_error_that_names_each(saved):
     for name in ("00000002", "00000003"):
         flip(next(p for p in (saved / "checkpoints" / name).rglob("_METADATA")))
     with pytest.raises(
-        CheckpointError, match=r"00000003 is damaged.*00000002 is damaged.*no sound"
+        CheckpointError, match=r"00000003 is damaged.*00000002 is damaged.*no valid"
     ):
         restore(saved, target())
 
@@ -305,7 +305,7 @@ def test_a_failed_save_is_reported_and_keeps_what_was_there(saved, monkeypatch):
 
     monkeypatch.setattr(Folder, "write", full)
     writer.save(4, state(4), {})
-    with pytest.raises(CheckpointError, match=r"No space left on device.*the last sound one is 3"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*the last valid one is 3"):
         writer.wait()
     writer.close()
     assert restore(saved, target())[0] == 3

@@ -47,9 +47,8 @@ def test_no_other_module_asks_whether_a_folder_is_remote():
         "gpt_jax/storage/__init__.py",
         "gpt_jax/config/run_config.py",
     }
-    assert "gs://" not in re.sub(
-        r'"folder of the run[^"]*"', "", (ROOT / "gpt_jax/config/run_config.py").read_text("utf-8")
-    )
+    help_text = (ROOT / "gpt_jax/config/run_config.py").read_text("utf-8")
+    assert re.findall(r"is_remote|gs://.*|BUCKET\b.*", help_text) == ['gs://BUCKET/FOLDER",']
 
 
 def test_a_folder_of_a_name(tmp_path):

@@ -50,7 +50,7 @@ def test_what_does_not_fit_is_told_with_a_way_out():
     done = run(["plan", "--config", "large", "--topology", "v5e:2x2", "--train.micro-batch", "4"])
     assert done.returncode == 1
     assert "does NOT fit" in done.stdout
-    assert "it fits, with" in done.stdout
+    assert "it fits with" in done.stdout
     assert "--mesh.data 1 --mesh.fsdp 4" in done.stdout
 
 
@@ -58,4 +58,4 @@ def test_what_does_not_fit_is_told_with_a_way_out():
 def test_no_such_slice_is_one_line(topology):
     done = run(["plan", "--config", "base", "--topology", topology])
     assert done.returncode == 2
-    assert f"error: topology={topology} is no TPU slice" in done.stderr
+    assert f"error: topology={topology} is not a TPU slice" in done.stderr

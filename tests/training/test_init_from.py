@@ -180,7 +180,7 @@ def test_a_gpt2_folder_is_no_place_for_a_run(tiny_config, gpt2):
 
 
 def test_a_gpt2_folder_has_no_corpus_of_its_own(gpt2):
-    with pytest.raises(UserError, match=r"has no corpus of its own; name one with --data\.corpus"):
+    with pytest.raises(UserError, match=r"which has no corpus; name one with --data\.corpus"):
         gpt_jax.evaluate(gpt_jax.load_run(gpt2))
 
 
@@ -386,13 +386,17 @@ for name in sys.argv[1:]:
     assert set(Hub.asked) == {"config.json", "model.safetensors", "tokenizer.json"}
     assert sorted(os.listdir(folder)) == sorted(set(Hub.asked))
     assert hf.load(folder)[0] == hf.load(saved_gpt2)[0]
-    assert missing.startswith("error: me/none is no folder, and can't be had from Hugging Face's")
+    assert missing.startswith(
+        "error: me/none is not a folder, and can't be downloaded from Hugging"
+    )
     assert missing.endswith("check the name and the network, or give a folder")
 
 
 def test_without_the_hubs_package_a_name_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"me/gpt2 is no folder; .*: pip install huggingface_hub"):
+    with pytest.raises(
+        UserError, match=r"me/gpt2 is not a folder; .*: pip install huggingface_hub"
+    ):
         hf.find("me/gpt2")
 
 

@@ -157,7 +157,7 @@ def test_a_bucket_that_cannot_be_had_is_one_line(tiny_config, monkeypatch):
             raise RuntimeError("no\ncredentials")
 
     monkeypatch.setattr(storage.folders, "_bucket_path", lambda text: Unreachable())
-    message = r"gs://a/b can't be had \(RuntimeError: no credentials\); see that the bucket"
+    message = r"gs://a/b is not available \(RuntimeError: no credentials\); check that the bucket"
     with pytest.raises(UserError, match=message):
         train(tiny_config, run_dir="gs://a/b")
 
@@ -192,7 +192,7 @@ def test_a_bucket_that_refuses_a_write_ends_training_and_keeps_what_is_there(
         return write(path, raw)
 
     monkeypatch.setattr(path, "write_bytes", refuse)
-    with pytest.raises(gpt_jax.TrainingError, match="RuntimeError: 403; the last sound one is 4"):
+    with pytest.raises(gpt_jax.TrainingError, match="RuntimeError: 403; the last valid one is 4"):
         train(tiny_config, run_dir=run_dir)
     monkeypatch.undo()
     assert_same_run(train(tiny_config, run_dir=run_dir), train(tiny_config))

@@ -269,7 +269,7 @@ def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tm
     config = dataclasses.replace(tiny_config, data=data)
     run = gpt_jax.train(config)
     out = capsys.readouterr().out
-    assert out.count("note: corpus oz could not be had") == 1
+    assert out.count("note: corpus oz could not be downloaded") == 1
     assert "using python-manual instead" in out
     assert run.config.data.corpus == run.corpus["name"] == "python-manual"
     assert run.corpus["requested"] == "oz"
@@ -910,7 +910,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
     assert line.startswith(f"error: cannot save a checkpoint in {run_dir}/checkpoints: ")
     assert ("File too large" if what == "full" else "ermission denied") in line
     kept = max(gpt_jax.checkpoint.steps(run_dir))
-    assert f"the last sound one is {kept}" in line
+    assert f"the last valid one is {kept}" in line
     assert gpt_jax.load_run(run_dir).step == kept
     finish(start(run_dir), 0)
     finish(start(tmp_path / "undisturbed"), 0)

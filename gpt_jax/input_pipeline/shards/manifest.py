@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.errors import UserError
+from gpt_jax.storage import parse_json, read_small
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
 MAX_SHARD_TOKENS = 2**31 - 1  # an offset in a shard is an int32
-MAX_JSON_BYTES = 1 << 26
 
 SHARD_NAME = re.compile(r"(train|val)-\d{5,9}\.bin")
 
@@ -28,17 +27,17 @@ class ShardError(UserError):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns a folder's manifest, its form checked: types, names, sizes and sums of sizes.
+    """Returns a folder's manifest, validated: types, names, sizes and sums of sizes.
 
     Raises:
       ShardError: it is damaged, or a newer program wrote it.
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(read_small(path))
-    except (ValueError, RecursionError) as error:
+        manifest = parse_json(read_raw(path))
+    except ValueError as error:
         raise ShardError(f"{path} is damaged: {error}; prepare the corpus again") from error
-    written = manifest.get("format") if isinstance(manifest, dict) else None
+    written = manifest.get("format")
     if type(written) is int and written > FORMAT:
         raise ShardError(
             f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
@@ -49,7 +48,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def content_sha256(manifest: Mapping[str, Any]) -> str:
-    """Returns one sum for what a manifest says of tokens and tokenizer, wherever they came from."""
+    """Returns one sha256 of the tokens and tokenizer in a manifest, whatever their source."""
     content = {name: manifest[name] for name in ("dtype", "vocab_size", "shards")}
     content["tokenizer"] = manifest["tokenizer"]["sha256"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -57,7 +56,7 @@ def content_sha256(manifest: Mapping[str, Any]) -> str:
 
 def _problem(manifest: Any) -> str:
     """Returns what is wrong with the form of a manifest, or ''."""
-    if not isinstance(manifest, dict) or repr(manifest.get("format")) != repr(FORMAT):
+    if repr(manifest.get("format")) != repr(FORMAT):
         return "it has no format number"
     if manifest.get("dtype") not in ("uint16", "uint32"):
         return f"its dtype {manifest.get('dtype')!r:.40} is neither uint16 nor uint32"
@@ -96,7 +95,7 @@ def _problem(manifest: Any) -> str:
 
 
 def entries_of(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
-    """Returns what a manifest says of each shard of a split, in order."""
+    """Returns the entries of a split's shards in a manifest, in order."""
     return [s for s in manifest.get("shards", []) if s["name"].startswith(f"{split}-")]
 
 
@@ -108,14 +107,11 @@ def _is_sum(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
-def read_small(path: Path) -> bytes:
+def read_raw(path: Path) -> bytes:
     """Returns the bytes of a small file; raises ShardError where it is missing or not small."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size  # `read` takes what it is asked for at once
-            raw = file.read(min(size, MAX_JSON_BYTES) + 1)
+        return read_small(path)
     except OSError as error:
         raise ShardError(f"{path} can't be read: {error.strerror}; restore the file") from error
-    if len(raw) > MAX_JSON_BYTES:
-        raise ShardError(f"{path} is damaged: it has more than {MAX_JSON_BYTES:,} bytes")
-    return raw
+    except ValueError as error:
+        raise ShardError(f"{path} is damaged: {error}; prepare the corpus again") from error
