@@ -60,7 +60,8 @@ def initial_losses(config: Config, n: int = 200) -> dict[str, float]:
     from gpt_jax.training.step import make_eval_step
 
     start = prepare_run(config)
-    config, tokens = start.config, jax.numpy.asarray(start.splits["val"].shards[0])
+    (component,) = start.splits["val"].components
+    config, tokens = start.config, jax.numpy.asarray(component.shards[0])
     eval_step = make_eval_step(config.model, config.train)
 
     @jax.jit

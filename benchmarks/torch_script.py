@@ -49,7 +49,7 @@ def main() -> None:
             F.cross_entropy(model(i).flatten(0, 1), t.flatten(), reduction="sum").item()
             for i, t in zip(inputs.split(64), targets.split(64), strict=True)
         )
-        print(f"whole validation split: {total / (n * 64):.4f} nats a token")
+        print(f"whole validation split: {total / (n * 64):.4f} nats per token")
     prompt = torch.tensor([[ids[c] for c in "The Great Wizard said "]], device=args.device)
     out = torch_gpt.generate(model, prompt, 1, 300)[0].tolist()
     print("".join(vocabulary[i] for i in out))
