@@ -29,11 +29,11 @@ class RefusedDownload(FailedDownload):
 
 
 class TooLarge(FailedDownload):
-    """More bytes than `Limits.max_bytes`."""
+    """More bytes than `DownloadLimits.max_bytes`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """How long to try, and for how much.
 
     Attributes:
@@ -54,7 +54,7 @@ class Limits:
 
 
 def fetch(
-    url: str, limits: Limits, progress: Callable[[int, int | None], None] | None = None
+    url: str, limits: DownloadLimits, progress: Callable[[int, int | None], None] | None = None
 ) -> bytes:
     """Returns all that a URL serves; calls `progress` with (bytes so far, total bytes or None).
 
@@ -64,7 +64,7 @@ def fetch(
     return _retry(functools.partial(_fetch_once, url, limits, progress), limits)
 
 
-def download(url: str, path: Path, limits: Limits) -> None:
+def download(url: str, path: Path, limits: DownloadLimits) -> None:
     """Stores what a URL serves at `path`, whole; resumes an unfinished download.
 
     The length is checked against the one that the server names.
@@ -100,7 +100,7 @@ def download_error_reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _retry(attempt: Callable[[float | None], T], limits: Limits) -> T:
+def _retry(attempt: Callable[[float | None], T], limits: DownloadLimits) -> T:
     """Returns `attempt(deadline)`; failures that may pass are tried again.
 
     Those are no connection, a file that breaks off, and the statuses 429 and 5xx.
@@ -129,7 +129,7 @@ def _retry(attempt: Callable[[float | None], T], limits: Limits) -> T:
 def _receive(
     response: Any,
     write: Callable[[bytes], object],
-    limits: Limits,
+    limits: DownloadLimits,
     deadline: float | None,
     progress: Callable[[int, int | None], None] | None = None,
     total: int | None = None,
@@ -148,7 +148,7 @@ def _receive(
 
 def _fetch_once(
     url: str,
-    limits: Limits,
+    limits: DownloadLimits,
     progress: Callable[[int, int | None], None] | None,
     deadline: float | None,
 ) -> bytes:
@@ -164,7 +164,9 @@ def _fetch_once(
     return b"".join(blocks)
 
 
-def _download_rest(url: str, unfinished: Path, limits: Limits, deadline: float | None) -> None:
+def _download_rest(
+    url: str, unfinished: Path, limits: DownloadLimits, deadline: float | None
+) -> None:
     import requests
 
     have = unfinished.stat().st_size if unfinished.exists() else 0
@@ -188,7 +190,9 @@ def _download_rest(url: str, unfinished: Path, limits: Limits, deadline: float |
     tag.unlink(missing_ok=True)
 
 
-def _check_answer(response: Any, unfinished: Path, have: int, limits: Limits) -> tuple[bool, int]:
+def _check_answer(
+    response: Any, unfinished: Path, have: int, limits: DownloadLimits
+) -> tuple[bool, int]:
     """Returns whether a server resumes after `have` bytes, and the length of the whole file."""
     if response.status_code == 416:  # the stored bytes are not the beginning of what is served
         unfinished.unlink(missing_ok=True)

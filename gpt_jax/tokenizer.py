@@ -1,7 +1,7 @@
-"""Tokenizers: text to token ids and back, a character or some bytes at a time.
+"""Tokenizers: text to token ids and back, by characters or byte pairs.
 
-A tokenizer knows its vocabulary and nothing of models, corpora or devices. It is saved whole with
-every run, and whatever reads the run takes it from there, without a network.
+A tokenizer knows its vocabulary and nothing of models, corpora or devices. It is saved with every
+run, so that reading a run needs no network.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
     r"""|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
-TRAINING_CHUNK_CHARACTERS = (
-    100_000  # of the text that merges are learned from, at once: bounds the memory
-)
+TRAINING_CHUNK_CHARACTERS = 100_000  # of the training text, passed on at once: bounds the memory
 # GPT-2's (Radford et al. 2019): English endings, words, numbers, marks, spaces.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-GPT2_SPELLINGS = (  # all cut every text alike
+GPT2_SPELLINGS = (  # all split every text alike
     GPT2_PATTERN,
     # tiktoken's, whose possessive repeats are faster
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
@@ -42,7 +40,7 @@ GPT2_SPELLINGS = (  # all cut every text alike
 
 
 class CharTokenizer:
-    """One token a character; the vocabulary is the characters of a text, in code point order.
+    """One token per character; the vocabulary is the characters of a text, in code point order.
 
     Attributes:
       vocabulary: the characters; a token's id is its character's index.
@@ -79,7 +77,7 @@ class CharTokenizer:
 
     @property
     def start_token(self) -> int:
-        """The id that an empty prompt starts from: a line break, or token 0 where there is none."""
+        """The id that an empty prompt starts from: a line break, or token 0 without one."""
         return max(self.vocabulary.find("\n"), 0)
 
     def encode(self, text: str) -> np.ndarray:
@@ -100,7 +98,7 @@ class CharTokenizer:
         return "".join([self.vocabulary[i] for i in _checked(ids, self.vocab_size)])
 
     def make_decoder(self) -> Callable[..., str]:
-        """Returns decode(ids, last=False) for ids that come a few at a time."""
+        """Returns decode(ids, last=False) for ids that arrive a few at a time."""
         return lambda ids, last=False: self.decode(ids)
 
     def to_json(self) -> str:
@@ -112,15 +110,15 @@ class BpeTokenizer:
     """Byte-level BPE: a token is some bytes of UTF-8, so any text has ids.
 
     Byte pairs are merged in the order of the vocabulary (Sennrich et al. 2016,
-    https://arxiv.org/abs/1508.07909; over bytes: Radford et al. 2019). `tiktoken` does it, wherever
-    the vocabulary is from.
+    https://arxiv.org/abs/1508.07909; over bytes: Radford et al. 2019). `tiktoken` does the
+    merging, whatever the source of the vocabulary.
 
     Attributes:
       vocab_size: one more than the highest id; published ones leave some ids without a token.
       tokens: the bytes of each token that merging can give; a token's id is its index.
-      pattern: the regular expression that cuts a text first; merges stay inside its matches.
-      special_tokens: {text: id} of tokens that merging never gives. In a text they are characters
-        like any others, unless they are allowed.
+      pattern: the regular expression that splits a text first; merges stay inside its matches.
+      special_tokens: {text: id} of tokens that merging never gives. In a text they are ordinary
+        characters, unless they are allowed.
     """
 
     def __init__(self, tokens: Sequence[bytes], pattern: str, special_tokens: Mapping[str, int]):
@@ -139,7 +137,7 @@ class BpeTokenizer:
             raise ValueError("each of the 256 bytes must be a token")
         special_ids = set(special_tokens.values())
         if "" in special_tokens or len(special_ids) < len(special_tokens):
-            raise ValueError("special tokens have a text and an id of their own")
+            raise ValueError("special tokens have a separate text and id each")
         if not all(len(tokens) <= i < 2**31 for i in special_ids):
             raise ValueError(f"ids of special tokens must be in [{len(tokens)}, 2**31)")
         self.tokens = tuple(tokens)
@@ -154,16 +152,16 @@ class BpeTokenizer:
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
-        """Learns a vocabulary: the 256 bytes, the merges most frequent in `text`, END_OF_TEXT.
+        """Trains a vocabulary: the 256 bytes, the merges most frequent in `text`, END_OF_TEXT.
 
         The same text gives the same vocabulary, on any number of cores.
 
         Args:
-          text: what to learn from, valid Unicode.
-          vocab_size: tokens in all, at least 257.
+          text: the training text, valid Unicode.
+          vocab_size: total number of tokens, at least 257.
 
         Raises:
-          UserError: the text has not so many tokens to give; the message says how many.
+          UserError: the text gives fewer tokens; the message says how many.
         """
         vocabulary = _train_bpe(text, vocab_size - 1).get_vocab()
         n = len(vocabulary)
@@ -182,10 +180,10 @@ class BpeTokenizer:
         """Returns a vocabulary that tiktoken knows: "gpt2", "cl100k_base", "o200k_base".
 
         It is read from the folder that TIKTOKEN_CACHE_DIR names, else from tiktoken's own cache,
-        and downloaded to there where it is missing.
+        and downloaded to there if it is missing.
 
         Raises:
-          UserError: it can't be had.
+          UserError: it can't be downloaded.
         """
         import tiktoken
 
@@ -197,7 +195,7 @@ class BpeTokenizer:
                 "TIKTOKEN_CACHE_DIR name a folder with tiktoken's files, or choose the tokenizer "
                 "bpe, which is trained"
             ) from error
-        ranks = encoding._mergeable_ranks  # tiktoken's README has no other way to them
+        ranks = encoding._mergeable_ranks  # tiktoken's README gives no other way to get them
         tokens = sorted(ranks, key=ranks.__getitem__)
         return cls(tokens, encoding._pat_str, encoding._special_tokens)
 
@@ -218,10 +216,10 @@ class BpeTokenizer:
 
         Args:
           text: valid Unicode.
-          allowed_special: which special tokens to take as such where the text has them.
+          allowed_special: special tokens to encode as such where the text has them.
 
         Raises:
-          UserError: the text holds a surrogate, which UTF-8 has no bytes for.
+          UserError: the text contains a surrogate, which UTF-8 has no bytes for.
         """
         allowed = set(allowed_special)
         try:
@@ -250,15 +248,15 @@ class BpeTokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def make_decoder(self) -> Callable[..., str]:
-        """Returns decode(ids, last=False) for ids that come a few at a time.
+        """Returns decode(ids, last=False) for ids that arrive a few at a time.
 
-        A character comes with the last of its bytes. With `last`, what is left of one is U+FFFD.
+        A character appears with the last of its bytes. With `last`, an incomplete one is U+FFFD.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda ids, last=False: decoder.decode(self.decode_bytes(ids), last)
 
     def to_json(self) -> str:
-        """Returns what `from_json` reads; tokens are in base64, a line each, in order."""
+        """Returns what `from_json` reads; tokens are in base64, one per line, in order."""
         values = {
             "kind": "bpe",
             "pattern": self.pattern,
@@ -276,15 +274,15 @@ def make_tokenizer(data: DataConfig, texts: Mapping[str, str]) -> Tokenizer:
 
     Args:
       data: the settings.
-      texts: "train" and "val". Characters are those of both; byte pairs are learned from "train".
+      texts: "train" and "val". Characters are those of both; byte pairs are trained on "train".
 
     Raises:
-      UserError: a published vocabulary can't be had, or so many tokens can't be learned.
+      UserError: a published vocabulary can't be downloaded, or the text gives too few tokens.
     """
     if data.tokenizer == "char":
         return CharTokenizer.train("".join(texts.values()))
     if data.tokenizer == "bpe":
-        assert data.vocab_size is not None  # DataConfig sees to it
+        assert data.vocab_size is not None  # DataConfig checks it
         return BpeTokenizer.train(texts["train"], data.vocab_size)
     return BpeTokenizer.published(data.tokenizer)
 
@@ -342,14 +340,14 @@ def _checked(ids, vocab_size: int) -> list[int]:
 
 
 def _train_bpe(text: str, vocab_size: int):
-    """Returns a `tokenizers.Tokenizer` with up to so many tokens, the 256 bytes among them."""
+    """Returns a `tokenizers.Tokenizer` with at most `vocab_size` tokens, the 256 bytes included."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     cut = pre_tokenizers.Split(Regex(PATTERN), "isolated")
     learner.pre_tokenizer = pre_tokenizers.Sequence([cut, byte_level])
-    at_most = 256 + 4 * len(text)  # memory is reserved for as many as are asked for
+    at_most = 256 + 4 * len(text)  # memory is reserved for all that are asked for
     trainer = trainers.BpeTrainer(
         vocab_size=min(vocab_size, at_most),
         initial_alphabet=byte_level.alphabet(),
@@ -396,7 +394,7 @@ def find_difference(a: Tokenizer, b: Tokenizer) -> str:
     for i in range(a.vocab_size):
         if a.decode([i]) != b.decode([i]):
             return f"token {i} is {a.decode([i])!r} and {b.decode([i])!r}"
-    return "they cut a text differently before they merge"
+    return "they split a text differently before merging"
 
 
 def _content(tokenizer: Tokenizer) -> tuple[Any, ...]:
@@ -406,7 +404,7 @@ def _content(tokenizer: Tokenizer) -> tuple[Any, ...]:
 
 
 def canonical_pattern(pattern: str) -> str:
-    """Returns one spelling, good for every program, of known expressions that cut texts alike."""
+    """Returns one spelling, good for every program, of known expressions that split texts alike."""
     if pattern in GPT2_SPELLINGS:
         return GPT2_PATTERN
     # In cl100k's a digit can't begin what follows, so the + that keeps what was taken changes

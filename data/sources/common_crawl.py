@@ -27,8 +27,8 @@ from data.sources.documents import (
     too_large,
 )
 from gpt_jax.download import (
+    DownloadLimits,
     FailedDownload,
-    Limits,
     RefusedDownload,
     TooLarge,
     download,
@@ -119,7 +119,9 @@ def download_file(url: str, path: Path, max_bytes: int | None = None) -> None:
       UserError: the server refuses, or sends more than `max_bytes`.
       TrainingError: it is not available now, or can't be written.
     """
-    limits = Limits(TRIES, PAUSE_SECONDS, TIMEOUT_SECONDS, DOWNLOAD_BYTES, max_bytes=max_bytes)
+    limits = DownloadLimits(
+        TRIES, PAUSE_SECONDS, TIMEOUT_SECONDS, DOWNLOAD_BYTES, max_bytes=max_bytes
+    )
     try:
         download(url, path, limits)
     except TooLarge as error:
@@ -208,6 +210,6 @@ def download_path(unit: Unit, work: Path) -> Path:
 
 
 def discard(unit: Unit, work: Path) -> None:
-    """Removes what was downloaded for a unit; for when its part is in place."""
+    """Removes the download of a unit, once the unit is encoded."""
     if unit.get("url"):
         download_path(unit, work).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""JSON lines, plain, .gz or .zst: a document each."""
+"""JSON lines, plain, .gz or .zst: one document per line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gpt_jax.errors import UserError
 
 
 def plan(path: str, size: int, unit_bytes: int) -> list[Unit]:
-    """Parts a plain file into ranges: the lines that begin in [start, end); others stay whole."""
+    """Divides a plain file into ranges, the lines that begin in [start, end); others stay whole."""
     if not size:
         raise BadInput(f"{path} is empty")
     if path.endswith((".gz", ".zst")):
@@ -40,7 +40,7 @@ def plan(path: str, size: int, unit_bytes: int) -> list[Unit]:
 
 
 def open_stream(path: str) -> Any:
-    """Opens a file, .gz and .zst decompressed; one that breaks off raises EOFError at its end.
+    """Opens a file, .gz and .zst decompressed; a truncated one raises EOFError at its end.
 
     Raises:
       UserError: .zst needs a package that is not installed.
@@ -56,7 +56,7 @@ def open_stream(path: str) -> Any:
 
 
 def _zstd() -> Any:
-    """Returns the module that notices where a file breaks off, or None; `zstandard` does not."""
+    """Returns a module that notices a truncated file, which `zstandard` does not, or None."""
     return import_optional("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 
 
@@ -66,7 +66,7 @@ def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
     try:
         with open_stream(unit["path"]) as raw_file:
             file = io.BufferedReader(raw_file, STREAM_BYTES)
-            if at:  # the line that is under way belongs to the range before
+            if at:  # a line already begun belongs to the range before
                 file.seek(at - 1)
                 at += _skip_line(file) - 1
             while not end or at < end:
@@ -80,7 +80,7 @@ def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
                     yield too_large(where, limit)
                 elif line.strip():
                     yield _document(line, field, where)
-    except Exception as error:  # a ZstdError can't be named where the package is not there
+    except Exception as error:  # a ZstdError can't be named if its package is not installed
         if not isinstance(error, zlib.error) and type(error).__name__ != "ZstdError":
             raise
         raise BadInput(f"{unit['name']} can't be read to its end: {error}") from error
@@ -102,7 +102,7 @@ def _document(line: bytes, field: str, where: str) -> Document | BadInput:
         if isinstance(text, str):
             return Document(text)  # without half of a surrogate pair: orjson takes none
     except ValueError:
-        try:  # it also takes NaN, and has the words for what is wrong
+        try:  # it also accepts NaN, and its message says what is wrong
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             return BadInput(f"{where}, is not JSON: {error}")

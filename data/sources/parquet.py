@@ -1,4 +1,4 @@
-"""Parquet files: a document a row."""
+"""Parquet files: one document per row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _open(path: str) -> Any:
 
 
 def plan(path: str, size: int, unit_bytes: int) -> list[Unit]:
-    """Parts a file into ranges of row groups."""
+    """Divides a file into ranges of row groups."""
     with _open(path) as file:
         metadata = file.metadata
         sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]

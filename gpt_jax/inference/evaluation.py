@@ -31,8 +31,8 @@ from gpt_jax.parallel.sharding import (
 from gpt_jax.run.load import Run
 from gpt_jax.run.metrics import bits_per_byte
 
-BATCH_TOKENS = 4096  # computed at once
-CALL_BATCHES = 16  # at most, in one compiled call
+BATCH_TOKENS = 4096  # per micro-batch
+CALL_BATCHES = 16  # micro-batches in one compiled call, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,10 @@ class Evaluation:
 
     Attributes:
       nats_per_token: mean cross-entropy; of a mixture, the corpora's means by their weights.
-      tokens: how many were predicted: all but the first of each shard, or as many as were asked
-        for.
+      tokens: number of predicted tokens: all but the first of each shard, or the number asked for.
       n_bytes: UTF-8 bytes of those tokens.
       stride: from one window's start to the next, in tokens.
-      n_predictable: tokens that could be predicted.
+      n_predictable: tokens of the whole split that can be predicted.
       components: of a mixture: (weight, evaluation) of each corpus; else empty.
     """
 
@@ -94,18 +93,18 @@ class Evaluation:
         if not self.is_whole:
             tokens = f"the first {tokens} of {self.n_predictable:,}"
         return (
-            f"{self.nats_per_token:.4f} nats a token, perplexity {self.perplexity:.3f}, "
-            f"{self.bits_per_byte:.4f} bits a byte ({tokens} tokens, {self.n_bytes:,} bytes)"
+            f"{self.nats_per_token:.4f} nats per token, perplexity {self.perplexity:.3f}, "
+            f"{self.bits_per_byte:.4f} bits per byte ({tokens} tokens, {self.n_bytes:,} bytes)"
         )
 
 
 def choose_batch(block_size: int, train: TrainConfig | None = None) -> tuple[int, int | None]:
-    """Returns how many windows are computed at once, and the loss_chunk to do it with.
+    """Returns the number of windows per micro-batch, and the loss_chunk.
 
-    They are `BATCH_TOKENS`, in a multiple of 8 windows, so that the windows in a batch are the same
-    for any number of devices up to 8. Where the settings of training compute less at once, as in
-    a small memory, so does this: no more than its micro_batch, and more tokens than `BATCH_TOKENS`
-    only where it has a batch of as many windows. Their loss is then taken in chunks.
+    A micro-batch has `BATCH_TOKENS` in a multiple of 8 windows, so that its windows are the same
+    for any number of devices up to 8. It is smaller if the settings of training are, as for a small
+    memory: at most their micro_batch, and more than `BATCH_TOKENS` only if their batch has as many
+    windows. Its loss is then computed in chunks.
     """
     batch_size = 8 * max(1, BATCH_TOKENS // block_size // 8)
     loss_chunk = None
@@ -134,18 +133,18 @@ def evaluate_split(
     train: TrainConfig | None = None,
     max_tokens: int | None = None,
 ) -> Evaluation:
-    """Evaluates a model on a whole split; sums in float64.
+    """Evaluates a model on a whole dataset; sums in float64.
 
-    The host gathers the windows, a few at a time, so the memory does not grow with the split.
+    The host gathers a few windows at a time, so the memory does not grow with the dataset.
 
     Args:
       config: the model's.
       params: the model's, on any devices.
       dataset: what to predict.
       token_bytes: int32 (V,), UTF-8 bytes a token.
-      stride: see `data.make_windows`; None is block_size.
-      train: the settings of training, which say how much is computed at once; see `choose_batch`.
-      max_tokens: the most tokens to predict, the first ones, of each corpus; None is all.
+      stride: see `make_windows`; None is block_size.
+      train: the settings of training, which bound the micro-batch; see `choose_batch`.
+      max_tokens: predict at most this many tokens, the first ones, of each corpus; None is all.
 
     Raises:
       ConfigError: the stride is not in [1, block_size].
@@ -186,9 +185,9 @@ def _evaluate_component(
     n_predictable = sum(len(shard) - 1 for shard in component.shards)
     n_predicted, shards = 0, []
     for shard in component.shards:
-        left = n_predictable if max_tokens is None else max_tokens - n_predicted
-        if left > 0 and len(shard) > 1:
-            shards.append(shard[: left + 1])
+        remaining = n_predictable if max_tokens is None else max_tokens - n_predicted
+        if remaining > 0 and len(shard) > 1:
+            shards.append(shard[: remaining + 1])
             n_predicted += len(shards[-1]) - 1
     total, n_bytes = 0.0, 0
     index_T = np.arange(config.block_size)
@@ -208,16 +207,17 @@ def _evaluate_component(
 
 
 def _calls(shards: Sequence[np.ndarray], block_size: int, stride: int | None, batch_size: int):
-    """Yields what each call of `_window_losses` takes: batches (W, B, T + 1), firsts, lasts (W, B).
+    """Yields the arguments of each call of `_window_losses`: batches (W, B, T + 1), firsts and
+    lasts (W, B).
 
-    The windows of all shards follow one another; W is the same in every call.
+    The windows of all shards are consecutive; W is the same in every call.
     """
     n_windows = [count_windows(len(shard), block_size, stride or block_size) for shard in shards]
     shape = min(CALL_BATCHES, -(-sum(n_windows) // batch_size)), batch_size
     n_rows = shape[0] * shape[1]
 
     def empty() -> tuple[np.ndarray, ...]:
-        # What no window fills is read, and never counted.
+        # Rows without a window are computed, and never counted.
         rows = np.zeros((n_rows, block_size + 1), np.int32)
         return rows, np.zeros(n_rows, np.int32), np.zeros(n_rows, np.int32)
 
@@ -231,8 +231,8 @@ def _calls(shards: Sequence[np.ndarray], block_size: int, stride: int | None, ba
                 len(shard), block_size, stride, windows
             )
             for row, start in zip(rows[here], starts, strict=True):
-                part = shard[start : start + block_size + 1]
-                row[: len(part)] = part
+                ids = shard[start : start + block_size + 1]
+                row[: len(ids)] = ids
             at, used = windows.stop, here.stop
             if used == n_rows:
                 yield rows.reshape(*shape, -1), firsts.reshape(shape), lasts.reshape(shape)
@@ -246,15 +246,14 @@ def load_datasets(run: Run, corpus_name: str | None = None) -> dict[str, Dataset
 
     Args:
       run: the run.
-      corpus_name: where that corpus is now; None is where it was. For a GPT-2 folder, any corpus.
+      corpus_name: the path of that corpus if it has moved. For a GPT-2 folder, any corpus.
 
     Raises:
-      UserError: it can't be had, or is not the same any more.
+      UserError: it is not available, or has changed.
     """
     if not run.corpus and not corpus_name:
         raise UserError(
-            f"{run.run_dir} is a GPT-2 folder and has no corpus of its own; name one with "
-            "--data.corpus"
+            f"{run.run_dir} is a GPT-2 folder, which has no corpus; name one with --data.corpus"
         )
     corpus = load_corpus(corpus_name or run.config.data.corpus, tokenizer=run.tokenizer)
     check_same_tokenizer(corpus, run.tokenizer, run.run_dir)
@@ -273,15 +272,15 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a run exactly: every token of the split but the first, predicted once.
 
-    "First" is that of each shard. Of a mixture it evaluates each corpus and weighs them.
+    "First" means the first of each shard. Of a mixture, each corpus is evaluated and weighted.
 
     Args:
       run: the run.
       split: "val" or "train".
-      stride: tokens from one window's start to the next; None is block_size. Smaller gives each
-        prediction more context, at more cost.
-      corpus_name: where the run's corpus is now; None is where it was.
-      max_tokens: the most tokens to predict, of each corpus; None is all.
+      stride: tokens from one window's start to the next; None is block_size. A smaller one gives
+        each prediction more context, at more cost.
+      corpus_name: the path of the run's corpus if it has moved.
+      max_tokens: predict at most this many tokens of each corpus; None is all.
     """
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
@@ -305,8 +304,8 @@ def make_window_losses(
 ) -> Callable:
     """Returns window_losses(params, batches, firsts, lasts) -> summed losses, (W, B).
 
-    For the exact evaluation: the windows of `data.make_windows`, in W batches (B, T + 1). A
-    window's sum, in nats, is over its predictions in [first, last); where they are equal, it is 0.
+    For the exact evaluation: the windows of `make_windows`, in W batches (B, T + 1). A window's
+    sum, in nats, is over its predictions in [first, last); if these are equal, it is 0.
     """
 
     def window_losses(params, batches, firsts_WB, lasts_WB):

@@ -1,4 +1,4 @@
-"""Windows over a split in which every token but the first is predicted exactly once."""
+"""Windows over tokens in which every token but the first is predicted exactly once."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from gpt_jax.errors import ConfigError
 
 
 def count_windows(n_tokens: int, block_size: int, stride: int) -> int:
-    """Returns W, how many windows `make_windows` lays."""
+    """Returns W, the number of windows of `make_windows`."""
     return 1 + max(0, -(-(n_tokens - 1 - block_size) // stride))
 
 
 def make_windows(
     n_tokens: int, block_size: int, stride: int | None = None, windows: range | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lays windows over N tokens so that every token but the first is predicted exactly once.
+    """Returns windows over N tokens in which every token but the first is predicted exactly once.
 
     Args:
       n_tokens: N, at least 2.
-      block_size: T, inputs in a window.
-      stride: from one window's start to the next, in [1, T]; None is T. Smaller gives the tokens
-        of all windows but the first at least T - stride tokens of context before them.
-      windows: which of them to return; None is all, W of them.
+      block_size: T, inputs per window.
+      stride: from one window's start to the next, in [1, T]; None is T. A smaller one gives every
+        prediction of all windows but the first at least T - stride tokens of context.
+      windows: the numbers of the windows to return; None is all W.
 
     Returns:
       starts (W,) and, for each window, the range [first, last) of its T predictions that count:

@@ -33,7 +33,7 @@ from gpt_jax.input_pipeline.text_corpus import (
 )
 from gpt_jax.tokenizer import Tokenizer, find_difference
 
-WEIGHTED = re.compile(r"\s*(.+?):(\d+\.?\d*|\.\d+)(?:,|$)")  # an entry of a mixture
+WEIGHTED = re.compile(r"\s*(.+?):(\d+\.?\d*|\.\d+)(?:,|$)")  # a component of a mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,8 @@ class TokenCorpus(Corpus):
     def choose_tokenizer(self, data: DataConfig) -> Tokenizer:
         if data.tokenizer != DataConfig().tokenizer:
             raise ConfigError(
-                f"data.tokenizer={data.tokenizer} is for a text, and {self.source} is prepared "
-                "with a tokenizer of its own; leave data.tokenizer out"
+                f"data.tokenizer={data.tokenizer} is for a text, and {self.source} has the "
+                "tokenizer that it was prepared with; leave data.tokenizer out"
             )
         return self.tokenizer
 
@@ -110,16 +110,16 @@ def load_corpus(
     progress: Callable[[int, int | None], None] | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Corpus:
-    """Returns the corpus `name`: one of `NAMES`, a UTF-8 text file, prepared folders.
+    """Returns the corpus `name`: one of `NAMES`, a UTF-8 text file, or prepared folders.
 
     Args:
       name: a name, a path, or paths of prepared folders with weights ("DIR1:0.7,DIR2:0.3").
-      fallback: a corpus to use where `name` can't be downloaded; None makes that an error.
-      progress: called with (bytes so far, bytes in all or None) during a download.
+      fallback: a corpus to use if `name` can't be downloaded; None makes that an error.
+      progress: called with (bytes so far, total bytes or None) during a download.
       tokenizer: of prepared folders that do not name their own, see `shards.open_shards`.
 
     Raises:
-      CorpusError: it can't be had, and why, and the ways out.
+      CorpusError: it is not available, and why, and the ways out.
       ShardError: a prepared folder is damaged.
     """
     if name in DOWNLOADS:
@@ -146,8 +146,8 @@ def load_corpus(
 def parse_mixture(name: str) -> list[tuple[Path, str]]:
     """Returns (absolute path, weight as written) of each entry of DIR1:0.7,DIR2:0.3.
 
-    An entry ends at its weight, so a path may hold commas and colons. A name that is no mixture, or
-    is a file's or folder's, has none.
+    An entry ends at its weight, so a path may contain commas and colons. A name that is not a
+    mixture, or that is a file's or folder's, has none.
     """
     if os.path.exists(os.path.expanduser(name)):
         return []
@@ -159,7 +159,7 @@ def parse_mixture(name: str) -> list[tuple[Path, str]]:
 
 
 def with_absolute_paths(name: str) -> str:
-    """Returns `name` with the paths in it made absolute, where there is something at them."""
+    """Returns `name` with its paths made absolute, if they exist."""
     if entries := parse_mixture(name):
         return ",".join(f"{path}:{weight}" for path, weight in entries)
     path = os.path.abspath(os.path.expanduser(name))
@@ -175,7 +175,7 @@ def _load_mixture(entries: list[tuple[Path, str]], tokenizer: Tokenizer | None) 
             )
         if not has_shards(path):
             raise CorpusError(
-                f"corpus {path} of a mixture is no prepared folder; make one of your text with: "
+                f"corpus {path} of a mixture is not a prepared folder; make one of your text with: "
                 "python main.py prepare"
             )
     opened = [open_shards(path, tokenizer) for path, _ in entries]

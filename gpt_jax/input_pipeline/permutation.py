@@ -1,4 +1,4 @@
-"""A shuffle as arithmetic: where an index goes, in 32-bit integers, with no order kept anywhere."""
+"""A shuffle as arithmetic in 32-bit integers: an index's new position, with no stored order."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def divmod_product(a: jax.Array, b: int, n: int) -> tuple[jax.Array, jax.Array]:
 
 
 def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
-    """Returns where a shuffle of 0, ..., n - 1 puts `index`, without making the shuffle.
+    """Returns the position of `index` in a shuffle of 0, ..., n - 1, without making the shuffle.
 
-    A Feistel network (Luby and Rackoff 1988) permutes the numbers of as many bits as n - 1 has;
-    results beyond n go through it again until one is below, which keeps it a permutation ("cycle
-    walking", Black and Rogaway 2002). A round hashes one half of the bits into the other by
+    A Feistel network (Luby and Rackoff 1988) permutes the numbers with as many bits as n - 1;
+    results that are not below n pass through it again until one is, which keeps it a permutation
+    ("cycle walking", Black and Rogaway 2002). A round hashes one half of the bits into the other by
     MurmurHash3's 32-bit finaliser.
 
     Args:

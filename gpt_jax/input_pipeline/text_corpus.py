@@ -1,4 +1,4 @@
-"""Texts: those that have a name, downloaded once, and the user's own files.
+"""Texts: named ones, downloaded once, and the user's own files.
 
 Each is a `TextCorpus`, with a record of where it came from. `corpus.py` has those of token ids.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.files import checkout_dir
-from gpt_jax.download import FailedDownload, Limits, TooLarge, download_error_reason, fetch
+from gpt_jax.download import DownloadLimits, FailedDownload, TooLarge, download_error_reason, fetch
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset, datasets_of_arrays, split_text
 from gpt_jax.storage import write_atomically
@@ -36,15 +36,15 @@ SHAKESPEARE_CHARACTERS = 1_115_394
 MAX_DOWNLOAD_BYTES = 20_000_000
 TRIES = 3
 TIMEOUT_SECONDS = (5, 10)  # to connect; between two packets
-TOTAL_SECONDS = 60
+TOTAL_SECONDS = 60  # of all attempts together
 
 
 class CorpusError(UserError):
-    """A corpus that can't be had or can't be used."""
+    """A corpus that is not available or can't be used."""
 
 
 class DownloadError(CorpusError):
-    """A corpus that could not be downloaded, for a reason; another may serve in its place."""
+    """A corpus that could not be downloaded, for a reason; a fallback may be used instead."""
 
     def __init__(self, message: str, reason: str):
         super().__init__(message)
@@ -147,7 +147,7 @@ def load_named(name: str, progress: Callable[[int, int | None], None] | None) ->
 
     Raises:
       DownloadError: it can't be downloaded, and why, and the ways out.
-      CorpusError: what lies in the folder can't be read.
+      CorpusError: the stored file can't be read.
     """
     download = DOWNLOADS[name]
     path, checkout = data_dir() / download.file, checkout_dir()
@@ -205,13 +205,13 @@ def _shakespeare_notes(corpus: TextCorpus) -> tuple[str, ...]:
 
 
 def original_form(raw: bytes) -> str:
-    """Brings a Project Gutenberg page to the form that the original model was trained on.
+    """Returns a Project Gutenberg page in the form that the original model was trained on.
 
-    That is the text between the START and END markers, with LF line ends and without outer blank
-    space, behind the byte order mark that headed the original's file.
+    That is the text between the START and END markers, with LF line ends and without outer white
+    space, after the byte order mark that began the original's file.
 
     Raises:
-      ValueError: it is not UTF-8, or a marker is missing (an error page, or a part of the book).
+      ValueError: it is not UTF-8, or a marker is missing (an error page, or half of the book).
     """
     text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     start = re.search(r"^\*\*\* ?START OF TH[^\n]*\*\*\*[ \t]*$", text, re.MULTILINE)
@@ -229,7 +229,7 @@ def checked_shakespeare(raw: bytes) -> str:
     """Returns the text as it is served.
 
     Raises:
-      ValueError: it is another (an error page, or a part of the text).
+      ValueError: it is another (an error page, or half of the text).
     """
     found = hashlib.sha256(raw).hexdigest()
     if found != SHAKESPEARE_SHA256:
@@ -245,10 +245,10 @@ class Download:
 
     Attributes:
       file: its name in the folder of texts.
-      url: where it is; the environment's GPT_JAX_NAME_URL comes first.
-      what: a word for it.
-      form: from what is served to the text; raises ValueError where that is not the text.
-      notes: what differs from what one would expect of a text of this name, a sentence each.
+      url: its address; the environment variable GPT_JAX_NAME_URL takes precedence.
+      what: a word for it, for messages.
+      form: from the bytes served to the text; raises ValueError if they are not the text.
+      notes: from a corpus to what differs from the usual text of this name, a sentence each.
     """
 
     file: str
@@ -268,7 +268,7 @@ NAMES = "oz, shakespeare and python-manual"
 
 
 def _fetch(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
-    limits = Limits(
+    limits = DownloadLimits(
         tries=TRIES,
         pause_seconds=0.5,
         timeout_seconds=TIMEOUT_SECONDS,
@@ -283,7 +283,7 @@ def _fetch(url: str, progress: Callable[[int, int | None], None] | None, what: s
 
 
 def load_python_manual() -> TextCorpus:
-    """Returns what Python says of its own topics, which is on every machine."""
+    """Returns the help texts of Python's topics, which every machine has."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))

@@ -739,8 +739,8 @@ def test_eval_prints_the_same_figures_as_text_and_json(capsys, trained):
     assert record["stride"] == 8
     assert record["tokens_predicted"] == len(TEXT) - int(0.8 * len(TEXT)) - 1
     assert record["corpus"]["name"] == str(trained[1])
-    assert f"{record['nats_per_token']:.4f} nats a token" in text
-    assert f"{record['bits_per_byte']:.4f} bits a byte" in text
+    assert f"{record['nats_per_token']:.4f} nats per token" in text
+    assert f"{record['bits_per_byte']:.4f} bits per byte" in text
 
 
 @pytest.mark.parametrize("verb", ["sample", "eval", "export"])

@@ -37,6 +37,7 @@ from data.sources import common_crawl, json_lines, parquet
 from data.sources.readers import make_plan, read_unit
 from data.sources.text import CUT, plan_text
 from gpt_jax.console import Display
+from gpt_jax.download import DownloadLimits, FailedDownload, download
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.input_pipeline.dataset import split_text
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE
@@ -1184,6 +1185,18 @@ def test_a_download_goes_on_in_another_process(tmp_path, server):
     assert server.requests == [(path, f"bytes={half_of(server, path)}-")]
 
 
+def test_a_download_is_bounded_before_anything_is_stored(tmp_path, server):
+    url, target = server.values["base_url"] + server.paths[0][1:], tmp_path / "file"
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes, more than the 100 expected$"):
+        common_crawl.download_file(url, target, 100)
+    with pytest.raises(FailedDownload, match=r"^only 256 bytes in 0 s$"):
+        download(url, target, DownloadLimits(2, 0, (1, 1), 256, total_seconds=0))
+    assert not target.exists()
+    with pytest.raises(TrainingError, match=r"absent/file.part can't be written: No such file"):
+        common_crawl.download_file(url, tmp_path / "absent" / "file")
+    assert len(server.requests) == 3  # none of these is tried again
+
+
 def test_a_crawl_that_is_not_there_is_a_users_error(tmp_path, server):
     with pytest.raises(UserError, match="404 Not Found; check the crawl's id"):
         run(tmp_path, **server.values | {"input": "CC-MAIN-2019-01"})
@@ -1281,7 +1294,7 @@ def test_recipes_give_the_counts_that_the_readme_says(
         (["--input=i", "--out=o", "--shard-tokens=0"], "shard_tokens=0 must be a whole number in"),
         (["--inputs=i"], "unknown setting '--inputs'; did you mean --input?"),
         (["--verify=o", "--input=i"], "--verify o takes no other setting"),
-        (["--verify=o"], "o is no prepared corpus"),
+        (["--verify=o"], "o is not a prepared corpus"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, words, message):

@@ -694,9 +694,9 @@ def test_corpora_of_different_tokenizers_are_not_mixed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a:1,text.txt:1", "text.txt of a mixture is no prepared folder; make one"),
+        ("a:1,text.txt:1", "text.txt of a mixture is not a prepared folder; make one"),
         ("a:1,a:0", "/a has the weight 0; give it more, or leave it out"),
-        ("a:1,absent:1", "absent of a mixture is no prepared folder"),
+        ("a:1,absent:1", "absent of a mixture is not a prepared folder"),
     ],
 )
 def test_a_mixture_that_cannot_be_is_refused(tmp_path, monkeypatch, name, message):

@@ -301,7 +301,7 @@ def test_a_folder_that_is_no_corpus(tmp_path):
     assert not has_shards(tmp_path / "missing")
     assert not has_shards("a\0b")
     assert not has_shards("x" * 10_000)
-    with pytest.raises(ShardError, match=r"is no prepared corpus: .* python main.py prepare"):
+    with pytest.raises(ShardError, match=r"is not a prepared corpus: .* python main.py prepare"):
         open_shards(tmp_path)
 
 

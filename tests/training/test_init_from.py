@@ -180,7 +180,7 @@ def test_a_gpt2_folder_is_no_place_for_a_run(tiny_config, gpt2):
 
 
 def test_a_gpt2_folder_has_no_corpus_of_its_own(gpt2):
-    with pytest.raises(UserError, match=r"has no corpus of its own; name one with --data\.corpus"):
+    with pytest.raises(UserError, match=r"which has no corpus; name one with --data\.corpus"):
         gpt_jax.evaluate(gpt_jax.load_run(gpt2))
 
 

@@ -23,7 +23,7 @@ from gpt_jax.tokenizer import BpeTokenizer, Tokenizer
 
 FOREIGN_NAME = re.compile(r"(?:.*_)?(train|val)(?:_\d+)?\.bin")
 HEADER_BYTES = 256 * 4
-# {(magic, version): bytes of a token}, of llm.c's headers for GPT-2 and Llama 3.
+# {(magic, version): bytes per token}, of llm.c's headers for GPT-2 and Llama 3.
 HEADERS = {(20240520, 1): 2, (20240801, 7): 4}
 CHARACTERS_FILE = "meta.pkl"  # of nanoGPT: the characters that ids stand for
 
@@ -53,7 +53,7 @@ def _open_foreign(
     kinds = {(kind, width) for shards in found.values() for _, kind, width, _ in shards}
     if len(kinds) > 1:
         shown = ", ".join(sorted(f"{kind} with {8 * width} bits" for kind, width in kinds))
-        raise ShardError(f"{folder} mixes token files of different kinds ({shown}); part them")
+        raise ShardError(f"{folder} mixes token files of different kinds ({shown}); separate them")
     kind, width = kinds.pop()
     if kind == "nanoGPT" and tokenizer is None and os.path.lexists(folder / CHARACTERS_FILE):
         raise ShardError(
@@ -84,8 +84,8 @@ def _open_foreign(
     for split in SPLITS:
         for ids in shards[split]:
             digest.update(f"{split} {len(ids)} {width}\n".encode())
-            for part in _first_and_last_ids(ids):
-                digest.update(part.tobytes())
+            for end in _first_and_last_ids(ids):
+                digest.update(end.tobytes())
     return TokenShards(
         folder=folder,
         kind=kind,
@@ -102,7 +102,7 @@ def _open_foreign(
 
 
 def _inspect(path: Path) -> tuple[Path, str, int, int]:
-    """Returns (path, kind, bytes of a token, tokens) of another program's file."""
+    """Returns (path, kind, bytes per token, tokens) of another program's file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

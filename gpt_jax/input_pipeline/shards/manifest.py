@@ -27,7 +27,7 @@ class ShardError(UserError):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns a folder's manifest, its form checked: types, names, sizes and sums of sizes.
+    """Returns a folder's manifest, validated: types, names, sizes and sums of sizes.
 
     Raises:
       ShardError: it is damaged, or a newer program wrote it.
@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def content_sha256(manifest: Mapping[str, Any]) -> str:
-    """Returns one sum for what a manifest says of tokens and tokenizer, wherever they came from."""
+    """Returns one sha256 of the tokens and tokenizer in a manifest, whatever their source."""
     content = {name: manifest[name] for name in ("dtype", "vocab_size", "shards")}
     content["tokenizer"] = manifest["tokenizer"]["sha256"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -95,7 +95,7 @@ def _problem(manifest: Any) -> str:
 
 
 def entries_of(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
-    """Returns what a manifest says of each shard of a split, in order."""
+    """Returns the entries of a split's shards in a manifest, in order."""
     return [s for s in manifest.get("shards", []) if s["name"].startswith(f"{split}-")]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from gpt_jax.input_pipeline.shards.manifest import SPLITS, ShardError
 from gpt_jax.tokenizer import Tokenizer
 
-WORK_FOLDER = ".prepare"  # there while a preparation is unfinished
+WORK_FOLDER = ".prepare"  # exists while a preparation is unfinished
 CHECKED_TOKENS = 1 << 16
 CHUNK_TOKENS = 1 << 22  # held in memory at once by what reads or writes a whole shard
 
@@ -26,16 +26,16 @@ class TokenShards:
     Attributes:
       folder: where it is.
       kind: "gpt_jax", "nanoGPT" or "llm.c".
-      tokenizer: of its ids; None where the folder doesn't say and GPT-2's can't be meant.
-      vocab_size: V; ids are in [0, V). None where the folder doesn't say and there is no tokenizer.
+      tokenizer: of its ids; None if the folder doesn't name it and it can't be GPT-2's.
+      vocab_size: V; ids are in [0, V). None if the folder names neither it nor a tokenizer.
       dtype: of the ids on disk, little-endian uint16 or uint32.
-      shards: for "train" and "val", the ids (N,) of each shard in order, mapped, not read; N is at
-        most `MAX_SHARD_TOKENS` but for other programs' files, which may be of any length.
-      n_bytes: {split: bytes of UTF-8 that its ids stand for}, None where unknown.
-      n_documents: {split: documents that end in it}, None where unknown.
-      record: what a run keeps of its corpus; its "sha256" identifies the content: of a manifest,
-        the sums of shards and tokenizer; of other programs' folders, which have no sums, the sizes
-        and the first and last `CHECKED_TOKENS` ids of each file.
+      shards: for "train" and "val", the ids (N,) of each shard in order, memory-mapped; N is at
+        most `MAX_SHARD_TOKENS`, except in other programs' files, which may have any length.
+      n_bytes: {split: bytes of UTF-8 that its ids stand for}, None if unknown.
+      n_documents: {split: documents that end in it}, None if unknown.
+      record: what a run records of its corpus; its "sha256" identifies the content: with a
+        manifest, the sums of shards and tokenizer; in other programs' folders, which have no sums,
+        the sizes and the first and last `CHECKED_TOKENS` ids of each file.
       notes: what differs from what one would expect, a sentence each.
       manifest: as read; empty for other programs' folders.
     """
@@ -59,7 +59,7 @@ class TokenShards:
 
 
 def _open_memmap(path: Path, dtype: np.dtype, n_tokens: int, offset: int, says: str) -> np.ndarray:
-    """Maps a file of exactly so many tokens behind `offset` bytes."""
+    """Maps a file of exactly `n_tokens` tokens after `offset` bytes."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -85,7 +85,7 @@ def _read_error(path: Path, error: OSError) -> ShardError:
 
 
 def _raise_open_file_limit(n: int) -> None:
-    """Raises the limit on open files by `n`, as many as shards take, as far as it may be raised."""
+    """Raises the limit on open files by `n`, one per shard, as far as allowed."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -103,8 +103,8 @@ def _first_and_last_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_ids(shards: Mapping[str, tuple[np.ndarray, ...]], vocab_size: int) -> None:
-    for part in shards.values():
-        for ids in part:
+    for of_split in shards.values():
+        for ids in of_split:
             highest = max(int(end.max()) for end in _first_and_last_ids(ids))
             if highest >= vocab_size:
                 raise ShardError(

@@ -1,19 +1,19 @@
-"""Corpora on disk as token ids: the format of a prepared corpus, and its reader.
+"""Token shards: the format of a prepared corpus, and its reader.
 
 A prepared corpus is a folder:
 
     manifest.json     written last: what the shards are, and how they were made
     tokenizer.json    see tokenizer.py
     train-00000.bin   token ids, little-endian uint16 (uint32 for a vocabulary beyond 65,536), no
-    val-00000.bin     header; shards of one split follow one another like the pages of a book
+    val-00000.bin     header; the shards of a split are consecutive
 
 The folders of nanoGPT (https://github.com/karpathy/nanoGPT: train.bin and val.bin, uint16) and of
 llm.c and modded-nanogpt (https://github.com/karpathy/llm.c, dev/data/data_common.py: a header of
 256 int32, then uint16 or uint32) are read as they are.
 
-Opening a corpus maps its shards into memory and reads next to nothing of them: sizes are checked
-against the manifest or the header, and ids against the vocabulary in the first and last
-`CHECKED_TOKENS` of each shard. `verify_shards` reads everything. Nothing here knows batches or
+Opening a corpus maps its shards into memory and reads very little of them: sizes are checked
+against the manifest or the header, and the first and last `CHECKED_TOKENS` ids of each shard
+against the vocabulary. `verify_shards` reads everything. Nothing here knows batches or
 devices; `manifest.py` has the manifest's form, and `writer.py` writes what `data/` prepares.
 """
 
@@ -52,7 +52,7 @@ from gpt_jax.tokenizer import Tokenizer, from_json
 
 
 def has_shards(path: str | os.PathLike[str]) -> bool:
-    """Says whether `path` is a folder that `open_shards` is for, sound and whole or not."""
+    """Returns whether `path` is a folder for `open_shards`, though it may be damaged."""
     folder = os.fspath(path)
     if os.path.isfile(os.path.join(folder, MANIFEST_FILE)):
         return True
@@ -64,9 +64,9 @@ def open_shards(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
 
     Args:
       path: its folder.
-      tokenizer: of a folder of nanoGPT or llm.c, whose ids are otherwise taken for GPT-2's. Where
-        nanoGPT left its meta.pkl they are characters: it is refused without a tokenizer, for that
-        file, a program in disguise, is never read. A folder with a manifest has its own.
+      tokenizer: of a folder of nanoGPT or llm.c, whose ids are otherwise assumed to be GPT-2's.
+        With nanoGPT's meta.pkl they are characters: such a folder is refused without a tokenizer,
+        as that file, which can run code, is never read. A folder with a manifest has a tokenizer.
 
     Raises:
       ShardError: a file is missing, short, damaged or of another kind; which one, and a way out.
@@ -82,8 +82,8 @@ def open_shards(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
     files = _foreign_files(folder)
     if not files:
         raise ShardError(
-            f"{folder} is no prepared corpus: it has no {MANIFEST_FILE} and no train.bin; make one "
-            "with: python main.py prepare"
+            f"{folder} is not a prepared corpus: it has no {MANIFEST_FILE} and no train.bin; make "
+            "one with: python main.py prepare"
         )
     return _open_foreign(folder, files, tokenizer)
 
@@ -91,14 +91,14 @@ def open_shards(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
 def verify_shards(
     prepared: TokenShards, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:
-    """Reads every token: sums against the manifest, ids against the vocabulary.
+    """Reads every token: checks sums against the manifest, ids against the vocabulary.
 
     Args:
       prepared: the corpus; other programs' folders have no sums, so only their ids are checked.
-      progress: called with (tokens so far, tokens in all).
+      progress: called with (tokens so far, total tokens).
 
     Returns:
-      {split: tokens}, all of them sound.
+      {split: tokens}, if all are valid.
 
     Raises:
       ShardError: names every shard that is damaged, and how.
@@ -131,9 +131,6 @@ def verify_shards(
     if damaged:
         raise ShardError(f"{prepared.folder} is damaged: {'; '.join(damaged)}; prepare it again")
     return prepared.n_tokens
-
-
-# --- reading --------------------------------------------------------------------------------------
 
 
 def _open_own(folder: Path) -> TokenShards:

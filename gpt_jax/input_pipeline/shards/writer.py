@@ -1,4 +1,4 @@
-"""Writes the shards of a prepared corpus; `shards.py` has the format and reads it."""
+"""Writes the shards of a prepared corpus; `reader.py` describes the format and reads it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from gpt_jax.tokenizer import Tokenizer
 
 
 class ShardWriter:
-    """Writes the shards of a prepared corpus: what is appended, in order, cut to size.
+    """Writes the shards of a prepared corpus: the appended ids, in order, cut to size.
 
-    Until `finalize` has written the manifest, the folder is no prepared corpus. `save_state` brings
-    everything to disk and returns where it stands; a writer made from that state takes back what
-    came later and goes on, and the shards are the same bytes as without the interruption.
+    Until `finish` has written the manifest, the folder is not a prepared corpus. `save_state`
+    flushes everything to disk and returns the state; a writer made from that state drops what was
+    written later and resumes, and the shards are the same bytes as without the interruption.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class ShardWriter:
         shard_tokens: int,
         state: Mapping[str, Any] | None = None,
     ):
-        """Takes a folder that exists; without a state it begins anew.
+        """Takes a folder that exists; without a state it starts anew.
 
         Args:
           folder: where to write.
           tokenizer: of the ids that will come.
-          shard_tokens: in every shard but a split's last, at most `MAX_SHARD_TOKENS`.
+          shard_tokens: tokens in every shard but a split's last, at most `MAX_SHARD_TOKENS`.
           state: what `save_state` returned.
 
         Raises:
-          ShardError: a shard that the state speaks of is missing or shorter than it says.
+          ShardError: a shard in the state is missing or shorter than recorded.
         """
         if not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
             raise ShardError(
@@ -101,7 +101,7 @@ class ShardWriter:
                     self._close(split)
 
     def save_state(self) -> dict[str, Any]:
-        """Brings all to disk and returns where the writer stands, ready for JSON."""
+        """Flushes everything to disk and returns the state, ready for JSON."""
         for shard in self._open.values():
             shard.sync()
         return {
@@ -122,7 +122,7 @@ class ShardWriter:
         Args:
           tokenizer_name: "char", "bpe", "gpt2", ...
           n_documents: {split: documents}.
-          **facts: what else the manifest is to say: the source, the settings, the counts.
+          **facts: further entries of the manifest: the source, the settings, the counts.
 
         Raises:
           ShardError: a split has no tokens.
@@ -157,7 +157,7 @@ class ShardWriter:
         return manifest
 
     def close(self) -> None:
-        """Closes the files as they are; for a writer that can't go on."""
+        """Closes the files as they are, without a manifest."""
         for shard in self._open.values():
             shard.file.close()
 
