@@ -1,9 +1,9 @@
-"""nano as its PyTorch original was, to the letter: attention scores divided by sqrt(n_embd).
+"""nano as its PyTorch original was, exactly: attention scores divided by sqrt(n_embd).
 
 python main.py --config nano_original
 python main.py plan --config nano_original --topology v5e:2x2
 
-As large as nano, and as fast: some 80 s on two cores of an AMD EPYC. To expect, of five seeds
+As large as nano, and as fast: about 70 s on two cores of an AMD EPYC. To expect, of five seeds
 (`python benchmarks/reproduce.py`): val loss 2.189 at step 450, where the original has 2.191, and
 2.103 at step 500.
 """

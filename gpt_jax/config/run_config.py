@@ -293,7 +293,7 @@ class TrainConfig:
         unset="all at once",
     )
     steps: int = field(500, "total number of optimizer steps", POSITIVE_INT)
-    log_interval: int = field(10, "steps per log row, and at most per compiled call", POSITIVE_INT)
+    log_interval: int = field(10, "steps per log row; a compiled call has no more", POSITIVE_INT)
     eval_interval: int = field(50, "steps between evaluations", POSITIVE_INT)
     eval_batches: int = field(50, "random batches of each split per evaluation", POSITIVE_INT)
     final_eval_tokens: int | None = field(
@@ -321,14 +321,14 @@ class TrainConfig:
     )
     spike: float | None = field(
         None,
-        "a loss above this multiple of the mean of the previous log row counts as a spike",
+        "a loss of at least this multiple of the previous log row's counts as a spike",
         (lambda x: 1 < x <= sys.float_info.max, "a finite number above 1"),
         unset="off",
     )
     deterministic: bool = field(
         False,
         "use deterministic GPU kernels, so that a resumed run is bitwise equal to an "
-        "uninterrupted one; may be slower. Always on elsewhere",
+        "uninterrupted one; may be slower. On a CPU runs are deterministic without it",
     )
     max_minutes: float | None = field(
         None,
