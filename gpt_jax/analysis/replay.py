@@ -145,19 +145,21 @@ def _inspect_step(
 ) -> Replay:
     model, train = start.config.model, start.config.train
     segments, offsets, batch = programs.feed.batch_of_step(keys, step - 1)
-    place = make_constrain_batch(programs.mesh)
+    constrain_batch = make_constrain_batch(programs.mesh)
     key = jax.random.fold_in(keys.dropout, step - 1)
-    parts = batch.reshape(-1, train.micro_batch_size, batch.shape[1])
-    whole = len(parts) == 1
+    micro_batches = batch.reshape(-1, train.micro_batch_size, batch.shape[1])
+    whole = len(micro_batches) == 1
 
     @jax.jit
     def look(params: Params):
-        shown = place(jnp.asarray(batch if whole else parts))
+        shown = constrain_batch(jnp.asarray(batch if whole else micro_batches))
         loss, grads = loss_and_grads(model, params, shown, key, train)
-        keys_P = [key] if whole else [jax.random.fold_in(key, i) for i in range(len(parts))]
+        keys_P = [key] if whole else [jax.random.fold_in(key, i) for i in range(len(micro_batches))]
         losses = [
-            batch_losses(model, params, place(jnp.asarray(part)), k, train.loss_chunk).mean(axis=1)
-            for part, k in zip(parts, keys_P, strict=True)
+            batch_losses(
+                model, params, constrain_batch(jnp.asarray(micro_batch)), k, train.loss_chunk
+            ).mean(axis=1)
+            for micro_batch, k in zip(micro_batches, keys_P, strict=True)
         ]
         norms = jax.tree.map(lambda g, p: (_norm(g), _norm(p)), grads, params)
         return loss, optax.tree.norm(grads), norms, jnp.concatenate(losses)

@@ -88,9 +88,9 @@ def jit_train_chunk(
     Without a sampler its tokens are `layout.gathered`.
     """
     shardings = jax.tree.map(lambda x: x.sharding, layout.state)
-    place = make_constrain_batch(mesh)
+    constrain_batch = make_constrain_batch(mesh)
     return jax.jit(
-        make_train_chunk(config.model, config.optim, config.train, place, sampler),
+        make_train_chunk(config.model, config.optim, config.train, constrain_batch, sampler),
         static_argnames="steps",
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
@@ -148,8 +148,8 @@ class CompiledSteps:
             out_shardings=shardings,
         )  # a copy: placed arrays may share the host's memory, and the state is donated
         self._chunk = jit_train_chunk(config, self.mesh, layout, self.feed.samplers[0])
-        place = make_constrain_batch(self.mesh)
-        evaluate = make_eval_step(config.model, config.train, place, self.feed.samplers)
+        constrain_batch = make_constrain_batch(self.mesh)
+        evaluate = make_eval_step(config.model, config.train, constrain_batch, self.feed.samplers)
         self._evaluate = jax.jit(
             lambda params, splits, key, step: evaluate(
                 params, splits, jax.random.fold_in(key, step)
