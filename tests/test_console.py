@@ -28,7 +28,7 @@ def terminal(width=80):
 
 
 FACTS = {
-    "corpus": "oz, 207,799 characters, from /work/with/a/rather/long/path/data/wizard_of_oz.txt",
+    "corpus": "oz, 207,799 characters, from /home/with/a/rather/long/path/data/wizard_of_oz.txt",
     "sha256": "5fbceadaf1cbc51bd8bf30e5ebe60ed99d67ebda266120ba3f6379d6ecf106c2",
     "model": "620,873 parameters: 3 layers, 4 heads, 128 wide, context 64, 73 tokens",
 }
@@ -44,10 +44,10 @@ def test_no_line_of_a_terminal_breaks_inside_a_word(width):
     assert all(len(line) <= width for line in lines)
     words = " ".join(lines).split()
     assert FACTS["sha256"] in words
-    assert "/work/with/a/rather/long/path/data/wizard_of_oz.txt" in words
+    assert "/home/with/a/rather/long/path/data/wizard_of_oz.txt" in words
     if width == 80:
         assert lines[0] == "corpus  oz, 207,799 characters, from"
-        assert lines[1] == "        /work/with/a/rather/long/path/data/wizard_of_oz.txt"
+        assert lines[1] == "        /home/with/a/rather/long/path/data/wizard_of_oz.txt"
         assert any(line.startswith("      very") for line in lines)  # below "note: "
     else:
         assert lines[0] == f"corpus  {FACTS['corpus']}"
