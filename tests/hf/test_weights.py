@@ -322,7 +322,7 @@ def damage_weights(make):
         (damage_weights(lambda raw: b""), "model.safetensors is damaged or no safetensors"),
         (damage_weights(lambda raw: b"version https://git-lfs"), "model.safetensors is damaged"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json can't be read"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "it is not a JSON object"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json; give a folder"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors; get"),
         (
