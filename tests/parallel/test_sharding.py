@@ -191,7 +191,7 @@ def test_what_devices_tell_one_another():
     sequence what attention reads and gives."""
     found = {}
     for layout, mesh in {"1": ONE, **LAYOUTS}.items():
-        found[layout] = collectives(programs_of("adamw", mesh)._chunk_program(10).result())
+        found[layout] = collectives(programs_of("adamw", mesh).chunk_program(10).result())
     kernel = 4 * MODEL.n_embd**2  # of the MLP, the largest
     states = 16 // 4 * MODEL.block_size * MODEL.n_embd
     assert found["1"] == []
