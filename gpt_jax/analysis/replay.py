@@ -144,7 +144,7 @@ def _inspect_step(
     step: int,
 ) -> Replay:
     model, train = start.config.model, start.config.train
-    segments, offsets, batch = programs.feed.batch_of_step(keys, step - 1)
+    segments, offsets, batch = programs.loader.batch_of_step(keys, step - 1)
     constrain_batch = make_constrain_batch(programs.mesh)
     key = jax.random.fold_in(keys.dropout, step - 1)
     micro_batches = batch.reshape(-1, train.micro_batch_size, batch.shape[1])

@@ -140,16 +140,16 @@ class CompiledSteps:
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         options = _options(config, self.mesh)
         self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
-        self.feed = BatchLoader(config, splits, self.mesh)
+        self.loader = BatchLoader(config, splits, self.mesh)
         self._metrics: Any = None  # of the chunk before
         self._initialize = jax.jit(initialize, out_shardings=shardings, compiler_options=options)
         self._adopt = jax.jit(
             lambda params: state_from_params(jax.tree.map(jnp.copy, params), optimizer),
             out_shardings=shardings,
         )  # a copy: placed arrays may share the host's memory, and the state is donated
-        self._chunk = jit_train_chunk(config, self.mesh, layout, self.feed.samplers[0])
+        self._chunk = jit_train_chunk(config, self.mesh, layout, self.loader.samplers[0])
         constrain_batch = make_constrain_batch(self.mesh)
-        evaluate = make_eval_step(config.model, config.train, constrain_batch, self.feed.samplers)
+        evaluate = make_eval_step(config.model, config.train, constrain_batch, self.loader.samplers)
         self._evaluate = jax.jit(
             lambda params, splits, key, step: evaluate(
                 params, splits, jax.random.fold_in(key, step)
@@ -173,7 +173,7 @@ class CompiledSteps:
         elif step:
             self.chunk_program(self.chunk_length(step))
         self.evaluation_program()
-        self.feed.prefetch(step, self.chunk_length(step))
+        self.loader.prefetch(step, self.chunk_length(step))
 
     def chunk_length(self, step: int) -> int:
         """Returns how many steps the chunk that begins at `step` takes."""
@@ -206,18 +206,18 @@ class CompiledSteps:
           UserError: the corpus has an id beyond the vocabulary.
         """
         program = self.chunk_program(steps).result()
-        tokens = self.feed.train_batches(step, steps)
+        tokens = self.loader.train_batches(step, steps)
         state, metrics = program(state, tokens, keys, np.float32(limit))
         step += steps
         if step < self._config.train.steps:
-            self.feed.prefetch(step, self.chunk_length(step), after=self._metrics)
+            self.loader.prefetch(step, self.chunk_length(step), after=self._metrics)
         self._metrics = metrics
         return state, metrics
 
     def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
         """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""
         return self.evaluation_program().result()(
-            state.params, self.feed.eval_batches(step), keys.eval, np.int32(step)
+            state.params, self.loader.eval_batches(step), keys.eval, np.int32(step)
         )
 
     def is_finite(self, state: TrainState) -> bool:
@@ -226,7 +226,7 @@ class CompiledSteps:
 
     def close(self) -> None:
         """Stops compiling and gathering what nobody waits for."""
-        self.feed.close()
+        self.loader.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def init_program(self) -> Future:
@@ -236,13 +236,13 @@ class CompiledSteps:
     def evaluation_program(self) -> Future:
         """Returns the program that `evaluate` runs, compiled or soon."""
         step = jax.ShapeDtypeStruct((), np.int32)
-        args = (self.abstract_state.params, self.feed.eval_spec(), self._keys_target.eval, step)
+        args = (self.abstract_state.params, self.loader.eval_spec(), self._keys_target.eval, step)
         return self._program("evaluate", self._evaluate, *args)
 
     def chunk_program(self, steps: int) -> Future:
         """Returns the program that `train_chunk` runs for so many steps, compiled or soon."""
         limit = jax.ShapeDtypeStruct((), np.float32)
-        args = (self.abstract_state, self.feed.train_spec(steps), self._keys_target, limit)
+        args = (self.abstract_state, self.loader.train_spec(steps), self._keys_target, limit)
         return self._program(steps, self._chunk, *args, steps=steps)
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:

@@ -50,7 +50,7 @@ def describe_run(setup: RunSetup, compiled: CompiledSteps, display: Display) -> 
             f"{n} x {micro_batch // n} sequences{spare}",
             "step": f"{tokens_per_step:,} tokens; {config.train.steps:,} steps = {total:,} tokens, "
             f"{total / n_train:.1f} times the training text",
-            "batches": f"{config.data.order}, {compiled.feed.describe()}",
+            "batches": f"{config.data.order}, {compiled.loader.describe()}",
             "run": f"{config.run_dir} ({'resumed' if setup.resumes else 'new'})",
         }
     )

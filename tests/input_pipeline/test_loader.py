@@ -50,16 +50,16 @@ def test_losses_are_the_same_bit_for_bit_wherever_the_tokens_lie(order):
     jax.tree.map(np.testing.assert_array_equal, device_params, host_params)
 
 
-def host_feed(**data):
+def host_loader(**data):
     return BatchLoader(config(resident="host", **data), SPLITS, make_mesh(8))
 
 
 def test_batches_are_a_function_of_the_step_alone():
     """However one came to it: with what was prepared, without, or with what was for other steps."""
-    first = host_feed()
+    first = host_loader()
     first.prefetch(0, 2)
     ahead = [np.asarray(first.train_batches(step, 2)) for step in (0, 2, 4)]
-    other = host_feed()
+    other = host_loader()
     other.prefetch(8, 2)
     np.testing.assert_array_equal(ahead[2], other.train_batches(4, 2))
     assert ahead[0].shape == (2, 8, 9)
@@ -74,25 +74,25 @@ def test_batches_are_a_function_of_the_step_alone():
 def test_no_chunk_is_gathered_before_the_one_two_before_it_is_computed(monkeypatch):
     """So at most two are in memory: one that is computed, one that waits."""
     computed, gathered = threading.Event(), threading.Event()
-    feed = host_feed()
-    feed.train_batches(0, 2)  # the sampler is compiled
+    loader = host_loader()
+    loader.train_batches(0, 2)  # the sampler is compiled
     monkeypatch.setattr(module.jax, "block_until_ready", lambda x: x and computed.wait(60))
     gather = module.gather_on_host
     monkeypatch.setattr(module, "gather_on_host", lambda *a: gathered.set() or gather(*a))
-    feed.prefetch(2, 2, after="a chunk")
+    loader.prefetch(2, 2, after="a chunk")
     assert not gathered.wait(0.2)
     computed.set()
-    assert feed.train_batches(2, 2).shape == (2, 8, 9)
+    assert loader.train_batches(2, 2).shape == (2, 8, 9)
     assert gathered.is_set()
-    feed.close()
+    loader.close()
 
 
 def test_programs_prepare_the_next_chunk_after_the_one_before(monkeypatch):
     programs = CompiledSteps(config(resident="host"), SPLITS)
     keys, asked = programs.keys(), []
-    prefetch = programs.feed.prefetch
+    prefetch = programs.loader.prefetch
     monkeypatch.setattr(
-        programs.feed,
+        programs.loader,
         "prefetch",
         lambda step, steps, after=None: asked.append((step, after)) or prefetch(step, steps, after),
     )
@@ -116,16 +116,16 @@ def test_an_id_beyond_the_vocabulary_is_one_line(resident):
 
 
 def test_an_error_in_the_thread_comes_to_who_waits(monkeypatch):
-    feed = host_feed()
+    loader = host_loader()
 
     def fail(*args):
         raise MemoryError("no room for a batch")
 
     monkeypatch.setattr(module, "gather_on_host", fail)
-    feed.prefetch(0, 2)
+    loader.prefetch(0, 2)
     with pytest.raises(MemoryError, match="no room"):
-        feed.train_batches(0, 2)
-    feed.close()
+        loader.train_batches(0, 2)
+    loader.close()
 
 
 @dataclasses.dataclass
@@ -156,7 +156,7 @@ def test_tokens_lie_on_the_devices_where_they_take_a_documented_share(device, n,
 
 
 def test_a_feed_says_what_it_holds():
-    assert host_feed().describe() == (
+    assert host_loader().describe() == (
         "gathered by the host, at most 2 chunks of 0.0 MiB at a time, from 0.0 MiB of tokens"
     )
     on_device = BatchLoader(config(), SPLITS, make_mesh(8))
