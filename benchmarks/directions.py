@@ -111,7 +111,7 @@ def main() -> None:
                 values = {**values, "seed": seed, "train.steps": args.steps}
                 runs[name].append(run_one(values, val_text))
                 bits, seconds = runs[name][-1]["bits_per_byte"], runs[name][-1]["seconds"]
-                print(f"{name}, seed {seed}: {bits:.4f} bits a byte, {seconds:.0f} s", flush=True)
+                print(f"{name}, seed {seed}: {bits:.4f} bits per byte, {seconds:.0f} s", flush=True)
     result = {
         "machine": describe_machine(),
         "command": " ".join(["python", *sys.argv]),

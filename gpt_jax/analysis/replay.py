@@ -43,8 +43,8 @@ class Replay:
       segments: which segment of the training tokens each sequence is from, (B,).
       offsets: where in it the sequence begins, (B,).
       batch: its tokens, int32 (B, T + 1).
-      losses: of each sequence, with the step's dropout, nats a token, (B,).
-      loss: of the step, nats a token.
+      losses: of each sequence, with the step's dropout, nats per token, (B,).
+      loss: of the step, nats per token.
       grad_norm: global L2 norm, before clipping.
       norms: {path of a parameter: (L2 norm of its gradient, of the parameter before the step)}.
       tokenizer: of the run.
