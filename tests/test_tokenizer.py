@@ -175,6 +175,7 @@ def bpe_json(**changes) -> str:
     return json.dumps(values | changes)
 
 
+@pytest.mark.slow
 @given(st.text() | JUNK.map(json.dumps))
 @example(bpe_json(special_tokens={"<|endoftext|>": 300}))
 @example("[" * 200_000)

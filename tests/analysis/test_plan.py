@@ -42,6 +42,7 @@ def product_flops(jaxpr) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -65,6 +66,7 @@ def test_flops_are_those_of_the_models_products(options):
     assert flops == product_flops(step.jaxpr) + 6 * tokens * vectors
 
 
+@pytest.mark.slow
 def test_the_operations_of_a_setting_that_the_count_may_not_know_are_not_counted(monkeypatch):
     monkeypatch.delitem(KNOWN, "qk_norm")
     model = dataclasses.replace(SMALL.model, qk_norm=True)
@@ -78,6 +80,7 @@ def test_the_operations_of_a_setting_that_the_count_may_not_know_are_not_counted
     assert found.record()["flops"] is None
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine():
     found = plan.make_plan(SMALL, sampling=True)
     assert found.mesh == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
@@ -96,6 +99,7 @@ def test_a_plan_for_this_machine():
     json.dumps(found.record())
 
 
+@pytest.mark.slow
 def test_parameters_that_are_split_are_gathered():
     found = plan.make_plan(override(SMALL, {"mesh.data": 1, "mesh.fsdp": 8}))
     kinds = {c.kind for c in found.collectives}
@@ -103,6 +107,7 @@ def test_parameters_that_are_split_are_gathered():
     assert found.arguments < plan.make_plan(SMALL).arguments / 4
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_gets_a_way_that_does(monkeypatch):
     config = override(SMALL, {"model.n_layer": 8, "train.batch_size": 64})
     needs = plan.make_plan(config).memory
@@ -151,6 +156,7 @@ def test_data_sheets_are_plausible():
         assert chip.network < chip.bandwidth < 1e13
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "small.py"
     path.write_text(

@@ -26,6 +26,7 @@ def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [
@@ -61,6 +62,7 @@ def test_steps_computed_again_are_those_of_the_rows(tiny_config, values):
     assert contents(run.run_dir) == before
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_what_the_corpus_has_there(tiny_config, book, capsys):
     run = train(tiny_config)
     assert main.main(["replay", "--run-dir", str(run.run_dir), "--step", "3", "--json"]) == 0
@@ -87,6 +89,7 @@ def paths_of(params, prefix=()):
             yield (*prefix, name)
 
 
+@pytest.mark.slow
 def test_a_step_that_a_run_died_of_is_shown(tiny_config):
     with pytest.raises(gpt_jax.TrainingError) as end:
         train(tiny_config, **{"optim.learning_rate": 1e38})
@@ -96,6 +99,7 @@ def test_a_step_that_a_run_died_of_is_shown(tiny_config):
     assert "nan" in str(found)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_passed_over(tiny_config):
     run = train(tiny_config)
     whole = replay(run.run_dir, 11)
@@ -107,6 +111,7 @@ def test_damaged_checkpoints_are_passed_over(tiny_config):
     np.testing.assert_array_equal(again.batch, whole.batch)
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_another_is_computed_from_that(tiny_config, tmp_path):
     train(tiny_config, run_dir=str(tmp_path / "first"))
     config = gpt_jax.start_from(
@@ -118,6 +123,7 @@ def test_a_run_that_started_from_another_is_computed_from_that(tiny_config, tmp_
     assert np.mean(pair) == pytest.approx(row["loss"], abs=ROUNDING)
 
 
+@pytest.mark.slow
 def test_steps_that_a_run_does_not_have(tiny_config):
     run = train(tiny_config)
     for step in (-1, 0, 13):

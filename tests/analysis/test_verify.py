@@ -54,6 +54,7 @@ def shifted(config, batch_size):
 init_cache = verify.init_cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "place", "attribute", "broken"),
     [

@@ -653,11 +653,13 @@ def run_dir(trained, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_an_unknown_character_of_a_prompt_is_named(mistake, trained):
     line = mistake("sample", "--run-dir", str(trained[0]), "--prompt", "Zoë")
     assert line.startswith("the vocabulary lacks 'Z' (U+005A), 'ë' (U+00EB); it has  .T")
 
 
+@pytest.mark.slow
 def test_top_k_beyond_the_vocabulary_is_refused(mistake, trained):
     n = len(set(TEXT))
     line = mistake("sample", "--run-dir", str(trained[0]), "--top-k", str(n + 1))
@@ -671,12 +673,14 @@ def sample(capsys, run_dir, *argv) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_prompt_and_as_many_tokens_as_asked_for(capsys, trained):
     text = sample(capsys, trained[0], "--prompt", "The fox", "--max-new-tokens", "40")
     assert text.startswith("The fox")
     assert len(text) == len("The fox") + 40 + len("\n")
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_text_again_and_temperature_0_needs_none(capsys, trained):
     options = ["--prompt", "The", "--max-new-tokens", "30"]
     one = sample(capsys, trained[0], *options, "--seed", "1")
@@ -688,6 +692,7 @@ def test_a_seed_gives_the_same_text_again_and_temperature_0_needs_none(capsys, t
     )
 
 
+@pytest.mark.slow
 def test_several_samples_are_set_apart(capsys, trained):
     text = sample(capsys, trained[0], "--prompt", "The", "--num-samples", "3")
     assert [line for line in text.splitlines() if line.startswith("---")] == [

@@ -603,6 +603,7 @@ SOME_SETTING = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(ARBITRARY | SOME_SETTING)
 @example({"optim": {"learning_rate": 10**400}})
 @example({"sample": {"window": []}})

@@ -259,6 +259,7 @@ def test_documents_are_parted_by_their_hash_and_end_with_the_token_for_it(
     }
 
 
+@pytest.mark.slow
 def test_a_document_stays_on_its_side_as_the_corpus_grows():
     train, val = halves(DOCUMENTS)
     more_train, more_val = halves([*DOCUMENTS, *(f"more {i}" for i in range(500))])
@@ -728,6 +729,7 @@ def many_files(folder, n=8):
     }
 
 
+@pytest.mark.slow
 def test_a_preparation_killed_at_any_file_operation_goes_on_to_the_same_bytes(
     tmp_path, monkeypatch
 ):
@@ -768,6 +770,7 @@ def command(values, out, workers=2):
     return [*words, f"--workers={workers}"]
 
 
+@pytest.mark.slow
 def test_real_kills_and_two_processes_give_the_same_bytes(tmp_path):
     values = many_files(tmp_path, 24)
     whole = run(tmp_path, "whole", **values)
@@ -793,6 +796,7 @@ def test_real_kills_and_two_processes_give_the_same_bytes(tmp_path):
     assert sum(whole.n_documents.values()) == len(set(DOCUMENTS))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
 def test_processes_end_with_a_parent_that_is_killed(tmp_path):
     process = subprocess.Popen(
@@ -818,6 +822,7 @@ def test_the_number_of_processes_does_not_show(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_datatrove_gives_the_same_bytes(tmp_path):
     """By the command: datatrove forks, which a process that jax has threads in must not."""
     values = many_files(tmp_path)
@@ -954,6 +959,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert contents(tmp_path / "whole") == contents(out)
 
 
+@pytest.mark.slow
 def test_many_documents_of_one_unit_take_little_memory(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl.gz", [f"{i:06d}" for i in range(50_000)])
     values = {"source": "jsonl", "input": str(source), "tokenizer": "char"}

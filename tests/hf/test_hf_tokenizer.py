@@ -39,6 +39,7 @@ def gpt2(gpt2_folder):
     return load_tokenizer(gpt2_folder, 50257)
 
 
+@pytest.mark.slow
 def test_gpt2s_files_give_tiktokens_ids(gpt2, gpt2_files, monkeypatch, no_vocabularies):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
     published = BpeTokenizer.published("gpt2")
@@ -59,6 +60,7 @@ def test_every_spelling_of_gpt2s_pattern_cuts_alike(pattern, gpt2, gpt2_files, m
         np.testing.assert_array_equal(gpt2.encode(text), other.encode(text))
 
 
+@pytest.mark.slow
 def test_gpt2s_tokenizer_json_is_as_good(tmp_path, gpt2, gpt2_folder):
     """As openai-community/gpt2 has it: no type, merges as texts, an older ByteLevel."""
     values = {
@@ -79,6 +81,7 @@ def test_gpt2s_tokenizer_json_is_as_good(tmp_path, gpt2, gpt2_folder):
     assert load_tokenizer(tmp_path, 50257).to_json() == gpt2.to_json()
 
 
+@pytest.mark.slow
 def test_merges_are_found_again(gpt2, gpt2_folder):
     lines = (gpt2_folder / "merges.txt").read_text("utf-8").splitlines()[1:]
     assert [" ".join(pair) for pair in find_merges(gpt2.tokens)] == lines

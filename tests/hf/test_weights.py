@@ -389,6 +389,7 @@ EXPORTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTS)
 def test_what_is_saved_loads_as_it_was(tmp_path, name):
     config = dataclasses.replace(OURS, **EXPORTS[name])
@@ -413,6 +414,7 @@ def test_what_is_saved_loads_as_it_was(tmp_path, name):
     assert values["eos_token_id"] == values["bos_token_id"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_bias_is_held_only_where_it_is_zero(tmp_path, tied):
     config = dataclasses.replace(OURS, tied=tied, head_bias=True)
@@ -428,6 +430,7 @@ def test_a_head_bias_is_held_only_where_it_is_zero(tmp_path, tied):
     np.testing.assert_array_equal(logits(config, params), logits(*hf.load(tmp_path / "new")))
 
 
+@pytest.mark.slow
 def test_a_setting_that_export_does_not_know_is_refused_unless_it_is_at_its_default(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class NewConfig(ModelConfig):
@@ -468,6 +471,7 @@ def test_what_gpt2_has_no_place_for_is_named(tmp_path, setting, value):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_save_checks_what_it_is_given(tmp_path):
     params = init_unlike(OURS)
     with pytest.raises(ConfigError, match="vocab_size is 0"):
@@ -483,6 +487,7 @@ def test_save_checks_what_it_is_given(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_model_is_never_written_over(tmp_path, name):
     (tmp_path / name).write_text("mine")
@@ -509,6 +514,7 @@ def gpt2_random():
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_has_its_logits_loss_and_text(gpt2_random):
     expected = np.load(gpt2_random / "expected.npz")
     config, params = hf.load(gpt2_random)

@@ -63,6 +63,7 @@ def test_among_equals_the_smaller_id_goes_first():
     assert allowed(Filters(temperature=1.0, top_p=0.5), jnp.zeros((1, 4))) == [0, 1]
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12),
     st.integers(1, 12),
@@ -131,6 +132,7 @@ def generate(prompt, n, filters=GREEDY, key=None, **kwargs):
     return np.concatenate(list(parts), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prompt", [[3], [1, 2, 3], list(range(7)), list(range(8)), list(range(11))]
 )
@@ -148,6 +150,7 @@ def test_greedy_decoding_equals_the_full_forward_across_the_border(prompt):
     assert generate(prompt, 40)[0].tolist() == text[len(prompt) :]
 
 
+@pytest.mark.slow
 def test_logits_stay_equal_to_the_full_forwards_across_the_border():
     padded = np.zeros(TINY.block_size, np.int32)
     padded[:3] = text = [1, 2, 3]
@@ -160,6 +163,7 @@ def test_logits_stay_equal_to_the_full_forwards_across_the_border():
         text = [*text, int(token[0, 0])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 32, 33, 39, 40])
 def test_a_prompt_read_in_parts_equals_the_full_forward(length):
     """Parts of 16 tokens, of a block_size that they don't divide: the last part overlaps."""
@@ -177,6 +181,7 @@ def test_a_prompt_read_in_parts_equals_the_full_forward(length):
         np.testing.assert_allclose(ours[:, :length], expected, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -204,6 +209,7 @@ def test_other_models_decode_as_their_full_forward_does_across_the_border(option
     assert (texts[0] != texts[1]).any()
 
 
+@pytest.mark.slow
 def test_one_compiled_program_serves_any_prompt_length():
     compiled_decode = decoding.jit_decode("cpu")
     prefill._clear_cache()
@@ -215,6 +221,7 @@ def test_one_compiled_program_serves_any_prompt_length():
     assert compiled_decode._cache_size() == 2  # inside the context, and past it
 
 
+@pytest.mark.slow
 def test_a_stream_depends_on_its_number_and_the_key_alone():
     warm = Filters(temperature=1.0)
     many = generate([1, 2], 50, warm, num_samples=4)
@@ -241,6 +248,7 @@ def test_refill_is_exact_inside_the_context_and_sees_less_past_it():
     assert refilled[0].tolist() == text[len(prompt) :]
 
 
+@pytest.mark.slow
 def test_a_block_of_one_token_works():
     config = dataclasses.replace(TINY, block_size=1)
     params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]

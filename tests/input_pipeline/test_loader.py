@@ -42,6 +42,7 @@ def run(resident, order):
     return losses, jax.device_get(state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["random", "epochs"])
 def test_losses_are_the_same_bit_for_bit_wherever_the_tokens_lie(order):
     (device, device_params), (host, host_params) = run("device", order), run("host", order)
@@ -87,6 +88,7 @@ def test_no_chunk_is_gathered_before_the_one_two_before_it_is_computed(monkeypat
     loader.close()
 
 
+@pytest.mark.slow
 def test_programs_prepare_the_next_chunk_after_the_one_before(monkeypatch):
     programs = CompiledSteps(config(resident="host"), SPLITS)
     keys, asked = programs.keys(), []

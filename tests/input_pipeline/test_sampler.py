@@ -37,6 +37,7 @@ from gpt_jax.input_pipeline.sampler import (
 checked = settings(deadline=None, derandomize=True, max_examples=60)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 300), st.integers(1, 64))
 @checked
 def test_every_start_is_valid_and_a_key_gives_one_batch(seed, block_size, extra, batch_size):
@@ -98,6 +99,7 @@ def test_a_stride_outside_the_window_is_refused(stride):
         make_windows(100, 8, stride)
 
 
+@pytest.mark.slow
 @given(st.text(), st.floats(0, 1, exclude_min=True, exclude_max=True))
 @checked
 def test_a_text_is_cut_by_characters(text, fraction):

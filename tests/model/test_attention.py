@@ -197,6 +197,7 @@ def test_blockwise_equals_plain_and_so_do_its_gradients(monkeypatch, heads, T):
         np.testing.assert_allclose(one, other, atol=10 * 4 * T * EPS * float(jnp.abs(one).max()))
 
 
+@pytest.mark.slow
 def test_a_model_with_every_option_computes_the_same_blockwise(monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
     options = {"positions": "rotary", "n_kv_head": 1, "qk_norm": True, "attention_scale": 0.3}

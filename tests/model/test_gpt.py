@@ -61,6 +61,7 @@ def test_every_config_has_the_parameter_count_it_states(name):
     assert f"{parameters:,}" in MODELS_PAGE
 
 
+@pytest.mark.slow
 def test_initial_weights_have_the_originals_distribution():
     params = init(dataclasses.replace(load_config("nano").model, vocab_size=73))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -199,6 +200,7 @@ def plain_logits(c: ModelConfig, params, tokens_T):
     return dense(x, p["head"])
 
 
+@pytest.mark.slow
 @each_option
 def test_logits_equal_a_plain_numpy_transformer(name):
     config = CONFIGS[name]
@@ -211,6 +213,7 @@ def test_logits_equal_a_plain_numpy_transformer(name):
         np.testing.assert_allclose(ours_TV, expected_TV, atol=atol)
 
 
+@pytest.mark.slow
 @each_combination
 def test_every_way_to_the_logits_gives_the_full_forwards(name):
     """Token by token and several at a time through the cache, and the last position alone."""
@@ -231,6 +234,7 @@ def test_every_way_to_the_logits_gives_the_full_forwards(name):
     np.testing.assert_allclose(last_B1V, full_BTV[:, -1:], atol=atol)
 
 
+@pytest.mark.slow
 @each_combination
 def test_every_parameter_has_a_finite_gradient_and_a_sharding_rule(name):
     config = CONFIGS[name]
@@ -294,6 +298,7 @@ FIRST_AND_LAST = {  # of nano's parameters, seed 0; all others are all 0 or all 
 }
 
 
+@pytest.mark.slow
 def test_nano_starts_from_the_parameters_it_always_had():
     """To the seventh place: versions of jax differ in a normal draw's last bits."""
     config = dataclasses.replace(load_config("nano").model, vocab_size=73)
@@ -311,6 +316,7 @@ def test_nano_starts_from_the_parameters_it_always_had():
     assert drawn == set(FIRST_AND_LAST)
 
 
+@pytest.mark.slow
 def test_residual_layers_may_start_smaller():
     config = dataclasses.replace(BASE, n_layer=8, n_embd=64)
     one, other = (
@@ -328,6 +334,7 @@ def test_residual_layers_may_start_smaller():
     assert math.isclose(0.25, (2 * 8) ** -0.5)
 
 
+@pytest.mark.slow
 def test_embeddings_are_dropped_when_asked():
     config = dataclasses.replace(BASE, dropout=0.0, embedding_dropout=0.5)
     rngs = {"dropout": jax.random.key(0)}
@@ -348,6 +355,7 @@ def test_no_position_depends_on_a_later_one():
     np.testing.assert_array_equal(reached_TE, np.tri(TINY.block_size, dtype=bool))
 
 
+@pytest.mark.slow
 def test_cached_decoding_equals_the_full_forward_at_every_position():
     full_BTV = forward(TINY, PARAMS, TOKENS_BT)
     cache = init_cache(TINY, len(TOKENS_BT))
@@ -357,6 +365,7 @@ def test_cached_decoding_equals_the_full_forward_at_every_position():
         np.testing.assert_allclose(step_B1V[:, 0], full_BTV[:, t], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 3, 7])
 def test_a_cache_may_be_filled_several_tokens_at_a_time(first):
     cache = init_cache(TINY, len(TOKENS_BT))
@@ -381,6 +390,7 @@ def test_deterministic_by_default_and_dropout_needs_a_key():
         forward(TINY, PARAMS, TOKENS_BT, deterministic=False)
 
 
+@pytest.mark.slow
 def test_dropout_changes_with_its_key_alone():
     def apply(seed):
         rngs = {"dropout": jax.random.key(seed)}
@@ -459,6 +469,7 @@ def test_in_bfloat16_products_are_and_parameters_gradients_and_sums_are_not(name
     assert of_kernels == ["float32"] * (len(layers) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "modern"])
 def test_bfloat16_changes_rounding_only(name):
     """Its logits are as far from float32's as some 10 roundings a block and 3 more allow.
@@ -477,6 +488,7 @@ def test_bfloat16_changes_rounding_only(name):
     assert abs(float(loss - other)) < 2 * bound
 
 
+@pytest.mark.slow
 def test_in_bfloat16_too_the_cache_gives_the_full_forwards_logits():
     config = dataclasses.replace(CONFIGS["modern"], dtype="bfloat16")
     params = init(config)
@@ -494,6 +506,7 @@ def test_in_bfloat16_too_the_cache_gives_the_full_forwards_logits():
     np.testing.assert_allclose(last_B1V, full_BTV[:, -1:], atol=bound)
 
 
+@pytest.mark.slow
 def test_computing_again_changes_nothing_but_memory():
     """With dropout: masks of its own would move the loss by some 1e-2."""
     plain = dataclasses.replace(TINY, n_layer=4)
@@ -519,6 +532,7 @@ def test_computing_again_changes_nothing_but_memory():
             np.testing.assert_allclose(one, other, atol=20 * 64 * EPS * float(jnp.abs(other).max()))
 
 
+@pytest.mark.slow
 def test_in_bfloat16_as_many_products_are_computed_again():
     """Their gradients are defined by hand there, and remat's policy must see inside."""
 
@@ -532,6 +546,7 @@ def test_in_bfloat16_as_many_products_are_computed_again():
     assert half["none"] < half["dots"] < half["full"]
 
 
+@pytest.mark.slow
 def test_blocks_of_deep_models_are_a_loop_and_compute_the_same(monkeypatch):
     config = dataclasses.replace(BASE, n_layer=7)
     params = init(config, scale=5.0)

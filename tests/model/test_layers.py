@@ -40,6 +40,7 @@ def test_activations_by_hand(name, values):
     np.testing.assert_allclose(ACTIVATIONS[name].function(jax, x), values, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_new_activation_is_one_entry(monkeypatch, gated):
     """The setting, the model and the estimate of memory of a deep model take it from the table."""
@@ -137,6 +138,7 @@ def test_dropout_of_neighbours_is_independent(lag):
     assert abs(correlation(kept[lag:], kept[:-lag])) < 5 / (len(kept) - lag) ** 0.5
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
 @settings(deadline=None, derandomize=True, max_examples=50)
 def test_masks_of_different_keys_are_independent(seed, step, other):

@@ -116,6 +116,7 @@ def distance(a, b) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layout_trains_the_same(kind, layout):
@@ -138,6 +139,7 @@ def test_another_batch_or_mask_would_be_seen():
         assert (np.abs(np.asarray(metrics["loss"]) - losses) > 3 * loss_reach).mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_and_what_the_optimizer_keeps_are_split(kind):
     """Whatever is larger than a width's worth of numbers lies in quarters on 2 x 2 devices."""
@@ -212,6 +214,7 @@ def test_what_devices_tell_one_another():
     assert max(gathered) <= MODEL.block_size * MODEL.n_embd  # the table of positions
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_on_another_mesh(tmp_path):
     """The same batches and masks: what differs is rounding, some 1e-6 after so few steps."""
     text = tmp_path / "text.txt"

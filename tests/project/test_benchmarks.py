@@ -4,12 +4,14 @@ import json
 import math
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 from benchmarks import longer, reproduce, tables
 from gpt_jax.config import load_config
 
 
+@pytest.mark.slow
 def test_the_loss_over_initialisations_is_near_that_of_guessing(tiny_config):
     found = reproduce.initial_losses(tiny_config, n=3)
     assert found["initialisations"] == 3
@@ -18,6 +20,7 @@ def test_the_loss_over_initialisations_is_near_that_of_guessing(tiny_config):
     assert abs(found["mean"] - math.log(n)) < 0.1  # logits of weights of 0.02 are near 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_becomes_the_readmes_block(tmp_path, monkeypatch):
     """Losses, seconds of training and a sample, from a run of the previous release."""
     folder = ROOT / "tests" / "fixtures" / "run_2026_11" / "run"

@@ -123,6 +123,7 @@ def run_dir(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_runs_config(run_dir):
     def read():
         config, _ = read_config(run_dir)
@@ -132,6 +133,7 @@ def test_a_runs_config(run_dir):
     fuzz(run_dir / "config.json", read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_a_tokenizer(tmp_path, kind):
     tokenizer = CharTokenizer("\nabcdé")
@@ -147,6 +149,7 @@ def test_a_tokenizer(tmp_path, kind):
     fuzz(tmp_path / "tokenizer.json", read)
 
 
+@pytest.mark.slow
 def test_a_runs_rows_and_summary(tmp_path):
     rows = [{"step": i, "loss": 2.5 / (i + 1), "grad_norm": 0.1} for i in range(9)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -156,6 +159,7 @@ def test_a_runs_rows_and_summary(tmp_path):
     fuzz(tmp_path / "summary.json", lambda: read_summary(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_checkpoints_manifest_and_files(tmp_path):
     writer = checkpoints.CheckpointWriter(tmp_path, keep_newest=1)
     writer.save(3, {"kernel": np.arange(40.0, dtype=np.float32)}, {}, 1.5)
@@ -194,11 +198,13 @@ def corpus(tmp_path):
     return tmp_path / "corpus"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "train-00000.bin"])
 def test_a_prepared_corpus(corpus, name):
     fuzz(corpus / name, lambda: verify_shards(open_shards(corpus)))
 
 
+@pytest.mark.slow
 def test_a_folder_of_llm_c(tmp_path):
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     for split, n in (("train", 400), ("val", 40)):
@@ -209,6 +215,7 @@ def test_a_folder_of_llm_c(tmp_path):
     fuzz(path, lambda: verify_shards(open_shards(tmp_path, CharTokenizer("abcd"))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_gpt2_folder(tmp_path, name):
     config = ModelConfig(
@@ -229,6 +236,7 @@ def wet_bytes():
     return b"".join(record % (len(text), text) for text in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [True, False])
 def test_text_of_common_crawl(tmp_path, compressed):
     path = tmp_path / "a.warc.wet.gz"
@@ -246,6 +254,7 @@ def test_text_of_common_crawl(tmp_path, compressed):
     fuzz(path, read, (UserError, BadInput))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_json_lines(tmp_path, name):
     raw = b"".join(json.dumps({"text": f"document {i} é"}).encode() + b"\n" for i in range(20))

@@ -140,6 +140,7 @@ def one_device(tiny_config):
     return override(tiny_config, values)
 
 
+@pytest.mark.slow
 def test_programs_lower_for_devices_that_are_described(one_device):
     devices = jax.devices()[:1]
     with internals.compiling_for("cuda 9.0"):
@@ -172,6 +173,7 @@ def test_programs_run(one_device):
     assert sum(x.size for x in jax.tree.leaves(gradient)) == training.n_params
 
 
+@pytest.mark.slow
 def test_the_one_pass_loss_has_the_same_value_and_gradient():
     logits = 3 * jax.random.normal(jax.random.key(0), (2, 5, 11))
     targets = jax.random.randint(jax.random.key(1), (2, 5), 0, 11)

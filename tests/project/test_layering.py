@@ -174,6 +174,7 @@ def test_the_package_imports_nothing_outside_it():
         assert not tops & {"data", "main", "tests", "benchmarks"}, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [

@@ -44,6 +44,7 @@ def test_the_newest_are_kept_and_the_last_one_loads(saved):
     assert not [p for p in (saved / "checkpoints").iterdir() if "tmp" in p.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep_newest", "keep_interval", "keep_best", "left"),
     [
@@ -103,6 +104,7 @@ def flip(path):
     path.write_bytes(raw)
 
 
+@pytest.mark.slow
 def test_every_damage_to_every_file_is_found_and_the_one_before_is_used(saved, tmp_path):
     newest = saved / "checkpoints" / "00000003"
     names = files(newest)
@@ -230,6 +232,7 @@ def test_only_the_parameters_are_read_for_a_model(trained, monkeypatch):
     assert all_bytes > 2.7 * size  # of that kind were these
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target",
     [
@@ -318,6 +321,7 @@ def test_a_users_own_folder_among_the_checkpoints_stays(saved):
     assert (saved / "checkpoints" / "best" / "notes.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_just_saved_is_never_the_one_that_goes(saved):
     flip(next((saved / "checkpoints" / "00000003").rglob("_METADATA")))
     (saved / "checkpoints" / "00000002.json").unlink()

@@ -107,6 +107,7 @@ def test_the_rate_of_the_added_steps_is_said(capsys):
     assert "10 times the steps (from step 500 at the lowest learning rate of its schedule): " in out
 
 
+@pytest.mark.slow
 def test_what_training_prints_at_its_end_resumes_it(tiny_config, capsys):
     cosine = {"optim.schedule": "cosine", "optim.warmup_steps": 3, "train.steps": 4}
     gpt_jax.train(override(tiny_config, cosine))
@@ -118,6 +119,7 @@ def test_what_training_prints_at_its_end_resumes_it(tiny_config, capsys):
     assert "10 times the steps (about " in out
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_parameters_is_resumed_by_its_command(tiny_config, tmp_path):
     source = gpt_jax.train(override(tiny_config, {"train.steps": 2}), quiet=True)
     values = {"init_from": str(source.run_dir), "run_dir": str(tmp_path / "tuned")}

@@ -70,6 +70,7 @@ def digest(params):
     return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(params)))
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_the_imported_models_loss(tiny_config, gpt2, book):
     """The first row is the folder's loss, far above a new model's, and training lowers it."""
     run = train(tiny_config, gpt2)
@@ -90,6 +91,7 @@ def test_fine_tuning_goes_on_from_the_imported_models_loss(tiny_config, gpt2, bo
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_state_begins_with_the_folders_parameters_where_the_table_says(tiny_config, gpt2):
     config = dataclasses.replace(tiny_config, init_from=str(gpt2))
     start = prepare_run(start_from(config, {"model.block_size": 8}))
@@ -107,6 +109,7 @@ def test_the_state_begins_with_the_folders_parameters_where_the_table_says(tiny_
     programs.close()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_folder_as_if_it_were_there(tiny_config, gpt2, tmp_path):
     whole = train(tiny_config, gpt2)
     config = override(tiny_config, {"run_dir": str(tmp_path / "other")})
@@ -128,6 +131,7 @@ def test_a_run_goes_on_without_the_folder_as_if_it_were_there(tiny_config, gpt2,
         train(config, gpt2, **{"model.n_layer": 3})
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_run(command, tiny_config):
     first = gpt_jax.train(override(tiny_config, {"optim.learning_rate": 3e-4}), quiet=True)
     config = dataclasses.replace(tiny_config, run_dir="other", init_from="run")
@@ -201,6 +205,7 @@ def gpt2_of_its_own_tokens(tmp_path, gpt2_files, monkeypatch, no_vocabularies):
     return folder
 
 
+@pytest.mark.slow
 def test_gpt2s_weights_go_on_with_a_corpus_prepared_with_gpt2s_tokens(
     tiny_config, tmp_path, gpt2_of_its_own_tokens
 ):
@@ -255,6 +260,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_import_train_export_and_back(command, book, tmp_path):
     text = command("sample --run-dir gpt2 --prompt Toto --max-new-tokens 9 --temperature 0")
     assert text == command(
@@ -418,6 +424,7 @@ def train_until(step, config, source):
             train(config, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_run_killed_before_its_first_checkpoint_starts_from_the_same(
     tiny_config, gpt2, tmp_path, step
@@ -430,6 +437,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_same(
     assert digest(again.params).hexdigest() == digest(whole.params).hexdigest()
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_started_from_must_be_the_same(tiny_config, gpt2):
     train_until(0, tiny_config, gpt2)
     other = jax.tree.map(lambda x: x + 1, gpt_jax.load_run(gpt2).params)

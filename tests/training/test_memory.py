@@ -43,6 +43,7 @@ def planned(config: Config) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "train"),
     [
@@ -258,6 +259,7 @@ def test_a_program_that_xla_plans_larger_than_the_memory_left_does_not_start(mon
         check_program(program, need - 1, "it")
 
 
+@pytest.mark.slow
 def test_training_asks_for_xlas_own_plan_before_its_first_step(monkeypatch, tmp_path):
     """The estimate lets the run pass, and what XLA plans does not."""
     config = override(load_config("nano"), {"run_dir": str(tmp_path / "r"), "train.steps": 20})

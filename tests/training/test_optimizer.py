@@ -206,6 +206,7 @@ def take_steps(config: OptimConfig, params, gradients):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -252,6 +253,7 @@ def first_update(config, model):
     return jax.jit(optimizer.update)(gradient, optimizer.init(params), params)[0]
 
 
+@pytest.mark.slow
 def test_muon_treats_each_layers_kernel_as_if_it_were_alone():
     """By optax's Muon for a single matrix, whose factor 0.2 sqrt(max(in, out)) is the paper's.
 

@@ -58,6 +58,7 @@ def test_loss_by_hand():
     np.testing.assert_allclose(losses, [[math.log(2), math.log(8)]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_position_is_asked_for_the_token_that_follows_it():
     """The loss is the mean of -log p[next token], here summed by hand in float64."""
     batch, params = TOKENS[:18].reshape(2, 9), new_state().params
@@ -78,6 +79,7 @@ def test_bits_per_byte_by_hand():
     assert bits_per_byte(3 * math.log(4), 2) == pytest.approx(3)  # 6 bits over 2 bytes
 
 
+@pytest.mark.slow
 def test_one_step_equals_adamw_by_hand():
     """At the first step the moments' corrections cancel: p - lr * (g / (|g| + eps) + wd * p)."""
     batch = TOKENS[:72].reshape(8, 9)
@@ -97,6 +99,7 @@ def test_one_step_equals_adamw_by_hand():
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_learns_a_sequence():
     chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
     _, metrics = chunk(new_state(), TOKENS, KEYS, steps=150)
@@ -105,6 +108,7 @@ def test_training_learns_a_sequence():
     assert float(metrics["loss"][-10:].mean()) < 1.0  # squares modulo 11 repeat every 11 tokens
 
 
+@pytest.mark.slow
 def test_chunks_of_any_length_take_the_same_steps():
     chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
     whole, _ = chunk(new_state(), TOKENS, KEYS, steps=6)
@@ -116,6 +120,7 @@ def test_chunks_of_any_length_take_the_same_steps():
     assert largest_difference(parts.params, whole.params) < 6 * 1e-5
 
 
+@pytest.mark.slow
 def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
     """Steps taken one by one, with the keys that ARCHITECTURE.md promises."""
     chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
@@ -131,6 +136,7 @@ def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
     np.testing.assert_allclose(metrics["loss"], losses, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_step_above_the_limit_changes_counts_alone():
     """Beside steps taken one by one, of which those above the limit are left out by hand."""
     train_step = jax.jit(make_train_step(TINY, make_optimizer(OPTIM)))
@@ -181,6 +187,7 @@ def in_parts(size):
     return dataclasses.replace(TRAIN, micro_batch=size)
 
 
+@pytest.mark.slow
 def test_gradients_of_parts_are_those_of_the_whole_batch():
     """Means of n = 64 terms in another order: n * eps * the largest term, of loss or gradient."""
     params = new_state().params
@@ -205,6 +212,7 @@ def test_gradients_of_parts_are_those_of_the_whole_batch():
             assert b.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_each_part_has_dropout_masks_of_its_own():
     """Part i has the key fold_in(key, i): equal rows in two parts get two losses."""
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
@@ -224,6 +232,7 @@ def test_each_part_has_dropout_masks_of_its_own():
     assert largest_difference(gradients, mean) < 64 * eps * 10
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_is_the_step_of_its_whole_batch():
     """On two devices as on one; the optimizer's batch stays batch_size."""
     bound = 64 * np.finfo(np.float32).eps * 2.4  # n eps of 64 terms of about 2.4 each
@@ -233,6 +242,7 @@ def test_a_step_in_parts_is_the_step_of_its_whole_batch():
     np.testing.assert_allclose(parts, whole, atol=20 * bound)  # 5 steps of AdamW amplify it
 
 
+@pytest.mark.slow
 def test_a_part_that_is_the_whole_batch_changes_nothing():
     def program(train):
         chunk = jax.jit(make_train_chunk(TINY, OPTIM, train), static_argnames="steps")
@@ -248,6 +258,7 @@ def test_each_part_is_split_over_the_devices():
     assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 2, 9)}
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_parts_is_the_same():
     """Means of 3 * 64 losses of about 2.4 in another order."""
     params = new_state().params
@@ -265,6 +276,7 @@ def test_an_evaluation_in_parts_is_the_same():
     np.testing.assert_allclose(parts, whole, rtol=3 * 64 * np.finfo(np.float32).eps)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_of_each_step_is_among_its_numbers():
     optim = OptimConfig(learning_rate=1e-2, schedule="cosine", warmup_steps=2, schedule_steps=9)
     chunk = jax.jit(make_train_chunk(TINY, optim, TRAIN), static_argnames="steps")
@@ -291,6 +303,7 @@ def test_keys_are_functions_of_seed_and_purpose():
     assert leaves_equal(jax.tree.map(jax.random.key_data, a), jax.tree.map(jax.random.key_data, b))
 
 
+@pytest.mark.slow
 def test_eval_step_is_the_mean_over_its_batches():
     eval_step = make_eval_step(TINY, TRAIN)
     params = new_state().params
@@ -302,6 +315,7 @@ def test_eval_step_is_the_mean_over_its_batches():
     np.testing.assert_array_equal(losses, eval_step(params, [TOKENS, constant], KEYS.eval))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [None, 8, 3, 1])
 def test_exact_evaluation_equals_one_window_at_a_time(stride):
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
@@ -347,6 +361,7 @@ def test_a_mesh_takes_the_devices_that_divide_the_batch():
 # --- the loss in chunks ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"tied": True, "head_bias": False}],
@@ -374,6 +389,7 @@ def test_the_loss_in_chunks_is_the_loss_and_so_are_its_gradients(options):
         assert largest_difference(other_grads, grads) < 20 * 32 * EPS * largest
 
 
+@pytest.mark.slow
 def test_evaluations_take_the_loss_in_chunks():
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
     chunked = dataclasses.replace(TRAIN, loss_chunk=16)
@@ -426,6 +442,7 @@ def test_the_exact_evaluation_in_small_batches_is_the_same():
     assert (parts.tokens, parts.n_bytes) == (whole.tokens, whole.n_bytes)
 
 
+@pytest.mark.slow
 def test_the_loss_in_chunks_never_has_all_logits_in_memory():
     """GPT-2's vocabulary: the logits of 2 x 256 tokens are 103 MB, of 16 tokens 3.2 MB."""
     model = dataclasses.replace(TINY, n_layer=1, block_size=256, vocab_size=50257, tied=True)
@@ -444,6 +461,7 @@ def test_the_loss_in_chunks_never_has_all_logits_in_memory():
     assert temporary_bytes(16, False) < logits / 4
 
 
+@pytest.mark.slow
 def test_chunks_of_the_loss_are_shared_by_all_devices():
     """A chunk spans the batch, so that no device waits for another's sequences."""
     mesh = make_mesh(8)

@@ -64,6 +64,7 @@ def names_below(folder):
     return {path.relative_to(folder).as_posix() for path in storage.files_below(folder)}
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
     here, there = train(tiny_config), train(tiny_config, run_dir=f"{bucket}/a/run")
     assert str(there.run_dir) == f"{bucket}/a/run"
@@ -83,6 +84,7 @@ def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
     assert replay(there.run_dir, 7).loss == replay(here.run_dir, 7).loss
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_and_is_left_alone_when_finished(tiny_config, bucket, capsys):
     run_dir = f"{bucket}/on"
     train(tiny_config, run_dir=run_dir, **{"train.steps": 8})
@@ -92,6 +94,7 @@ def test_a_run_in_a_bucket_goes_on_and_is_left_alone_when_finished(tiny_config, 
     assert "Nothing was changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
     run = train(tiny_config, run_dir=f"{bucket}/damaged")
     path = checkpoints.path_of(run.run_dir, 12)
@@ -107,6 +110,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
     assert_same_run(train(run.config), train(tiny_config))
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_in_a_bucket_is_cleared(tiny_config, bucket):
     run_dir = storage.to_folder(f"{bucket}/killed")
     (run_dir / "tokenizer.json").write_text("{")  # before config.json, which makes it a run
@@ -168,6 +172,7 @@ def test_a_bucket_needs_a_package(monkeypatch):
         storage.to_folder("gs://a/b2")
 
 
+@pytest.mark.slow
 def test_gpt2_folders_are_on_this_machine(tiny_config, bucket):
     run = train(tiny_config)
     with pytest.raises(UserError, match="gs://a/b: must be on this machine"):
@@ -178,6 +183,7 @@ def test_gpt2_folders_are_on_this_machine(tiny_config, bucket):
         gpt_jax.load_run(f"{bucket}/gpt2")
 
 
+@pytest.mark.slow
 def test_a_bucket_that_refuses_a_write_ends_training_and_keeps_what_is_there(
     tiny_config, bucket, monkeypatch
 ):

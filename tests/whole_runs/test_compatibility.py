@@ -45,6 +45,7 @@ def test_an_old_run_writes_the_text_that_it_wrote(old):
     assert run.config.sample.prompt + written == text[: len(text) - 2] or written == text[:-2]
 
 
+@pytest.mark.slow
 def test_an_old_run_is_trained_on(old):
     before = read_rows(old[0])
     config, _ = read_config(old[0])

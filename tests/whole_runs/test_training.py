@@ -49,6 +49,7 @@ def assert_same_run(a, b):
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_folder_with_all_that_belongs_to_it(tiny_config):
     run = train(tiny_config)
     names = {path.name for path in run.run_dir.iterdir()}
@@ -83,6 +84,7 @@ def run_val_text(run):
     return text[int(0.8 * len(text)) :]
 
 
+@pytest.mark.slow
 def test_bits_a_byte_counts_the_bytes_of_the_text(tiny_config, tmp_path):
     book = tmp_path / "cyrillic.txt"
     book.write_text("страшила и дровосек " * 50, encoding="utf-8")
@@ -98,6 +100,7 @@ def test_bits_a_byte_counts_the_bytes_of_the_text(tiny_config, tmp_path):
     assert gpt_jax.evaluate(run).record() == exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 4, 6, 10, 12])
 def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, tmp_path, step):
     whole = train(tiny_config)
@@ -116,6 +119,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, tmp_path, step):
     assert_same_run(whole, train(tiny_config, **other))
 
 
+@pytest.mark.slow
 def test_more_steps_continue_a_run_as_if_it_had_been_longer_from_the_start(tiny_config, tmp_path):
     longer = train(tiny_config, **{"train.steps": 20})
     other = {"run_dir": str(tmp_path / "other")}
@@ -141,12 +145,14 @@ def rates(run):
     return [row["learning_rate"] for row in read_rows(run.run_dir)[1:]]
 
 
+@pytest.mark.slow
 def test_a_run_says_how_devices_share_its_batch(tiny_config, capsys):
     gpt_jax.train(override(tiny_config, {"mesh.data": 2, "mesh.sequence": 2}))
     shown = "4 x cpu (data 2 x sequence 2): batch 8 = 2 x 4 sequences (4 more left idle"
     assert shown in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     whole = gpt_jax.train(override(tiny_config, SCHEDULED))
     # As many devices as divide a part, of the 8 there are.
@@ -168,6 +174,7 @@ def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     assert config["optim"]["schedule_steps"] == 12
 
 
+@pytest.mark.slow
 def test_more_steps_do_not_move_the_end_of_a_schedule(tiny_config, tmp_path, capsys):
     cosine = {"optim.schedule": "cosine", "optim.warmup_steps": 3}
     run = train(tiny_config, **cosine)
@@ -394,6 +401,7 @@ def test_a_kill_between_more_steps_and_the_first_of_them_loses_nothing(
     assert_same_run(longer, train(tiny_config, **{"train.steps": 20}))
 
 
+@pytest.mark.slow
 def test_names_with_dollars_and_chinese_are_only_names(tiny_config, book, tmp_path, recwarn):
     odd = tmp_path / "中文$x^$.txt"
     book.rename(odd)
@@ -402,6 +410,7 @@ def test_names_with_dollars_and_chinese_are_only_names(tiny_config, book, tmp_pa
     assert not recwarn.list
 
 
+@pytest.mark.slow
 def test_the_picture_names_its_axes_and_units(tiny_config):
     svg = (train(tiny_config).run_dir / "loss.svg").read_text("utf-8")
     for text in (
@@ -413,6 +422,7 @@ def test_the_picture_names_its_axes_and_units(tiny_config):
         assert f"<!-- {text}" in svg
 
 
+@pytest.mark.slow
 def test_training_works_inside_a_running_event_loop(tiny_config):
     import asyncio
 
@@ -422,6 +432,7 @@ def test_training_works_inside_a_running_event_loop(tiny_config):
     assert asyncio.run(notebook()).step == 12
 
 
+@pytest.mark.slow
 def test_a_full_disk_outside_a_checkpoint_is_one_line(tiny_config, monkeypatch):
     def full(self, row):
         raise OSError(28, "No space left on device")
@@ -431,6 +442,7 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line(tiny_config, monkeypatch):
         train(tiny_config)
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_one_run(tiny_config):
     train(tiny_config)
     with storage.lock(Path(tiny_config.run_dir)), pytest.raises(UserError, match="another process"):
@@ -446,6 +458,7 @@ def test_a_folder_of_other_files_is_refused_and_untouched(tiny_config):
     assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_steps_that_no_chunk_divides(tiny_config):
     values = {"train.steps": 7, "train.log_interval": 4}
     run = train(tiny_config, **values)
@@ -453,6 +466,7 @@ def test_steps_that_no_chunk_divides(tiny_config):
     assert run.step == 7
 
 
+@pytest.mark.slow
 def test_the_state_is_freed_before_the_exact_evaluation(tiny_config, monkeypatch):
     """The parameters are loaded again for it: beside them no others may be in memory."""
     made, of_state = [], trainer.Trainer.restore_or_initialize
@@ -470,6 +484,7 @@ def test_the_state_is_freed_before_the_exact_evaluation(tiny_config, monkeypatch
     assert made[1] is None
 
 
+@pytest.mark.slow
 def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=train, args=(tiny_config,))
@@ -480,6 +495,7 @@ def test_signals_are_put_back_and_work_outside_the_main_thread(tiny_config):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
     write = trainer.MetricsWriter.write
 
@@ -497,6 +513,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny_config, monkeypatch):
     assert train(tiny_config).step == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 4])
 def test_ctrl_c_while_compiling_says_so_and_ends_before_a_step(
     tiny_config, monkeypatch, capsys, step
@@ -529,6 +546,7 @@ def test_ctrl_c_while_compiling_says_so_and_ends_before_a_step(
     assert train(tiny_config).step == 12
 
 
+@pytest.mark.slow
 def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, tmp_path):
     """Stopped after each chunk in turn, it ends with the numbers of a run left alone."""
     whole = train(tiny_config, run_dir=str(tmp_path / "whole"))
@@ -543,6 +561,7 @@ def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, tmp_path):
     assert_same_run(parts, whole)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_kept_and_read_by_step_and_by_loss(tiny_config):
     keep = {"train.keep_checkpoints": 1, "train.keep_interval": 4, "train.checkpoint_interval": 2}
     run = train(tiny_config, **keep)
@@ -568,6 +587,7 @@ def test_checkpoints_are_kept_and_read_by_step_and_by_loss(tiny_config):
 BPE = {"data.tokenizer": "bpe", "data.vocab_size": 280}
 
 
+@pytest.mark.slow
 def test_a_run_of_byte_pairs_from_corpus_to_text(tiny_config, tmp_path):
     book = tmp_path / "cyrillic.txt"
     book.write_text("страшила и дровосек 😀 " * 80, encoding="utf-8")
@@ -587,6 +607,7 @@ def test_a_run_of_byte_pairs_from_corpus_to_text(tiny_config, tmp_path):
     assert gpt_jax.generate(run, prompt, max_new_tokens=40).startswith(prompt)
 
 
+@pytest.mark.slow
 def test_a_run_of_byte_pairs_goes_on_as_if_never_interrupted(tiny_config, tmp_path):
     whole = train(tiny_config, **BPE, **{"train.steps": 16})
     other = {"run_dir": str(tmp_path / "other")}
@@ -597,6 +618,7 @@ def test_a_run_of_byte_pairs_goes_on_as_if_never_interrupted(tiny_config, tmp_pa
         train(tiny_config, **other)
 
 
+@pytest.mark.slow
 def test_a_run_of_gpt2s_tokens_is_read_without_them(
     tiny_config, gpt2_files, no_vocabularies, monkeypatch, tmp_path
 ):
@@ -608,6 +630,7 @@ def test_a_run_of_gpt2s_tokens_is_read_without_them(
     assert train(tiny_config, **{"data.tokenizer": "gpt2", "train.steps": 4}).step == 4
 
 
+@pytest.mark.slow
 def test_a_text_shows_a_character_with_the_last_of_its_tokens(tiny_config, monkeypatch):
     run = train(tiny_config, **BPE)
     rows = [[run.tokenizer.tokens.index(bytes([b])) for b in t.encode()] for t in ("a😀", "éé€")]
