@@ -923,7 +923,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
         err = finish(start(run_dir, harm=HARMS[what]), 1)
     else:
         process = start(run_dir, harm=HARMS[what])
-        while not gpt_jax.checkpoint.steps(run_dir):
+        while not checkpoints.steps(run_dir):
             assert process.poll() is None
             time.sleep(0.01)
         (run_dir / "checkpoints").chmod(0o555)
@@ -932,7 +932,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
     (line,) = err.splitlines()
     assert line.startswith(f"error: cannot save a checkpoint in {run_dir}/checkpoints: ")
     assert ("File too large" if what == "full" else "ermission denied") in line
-    kept = max(gpt_jax.checkpoint.steps(run_dir))
+    kept = max(checkpoints.steps(run_dir))
     assert f"the last valid one is {kept}" in line
     assert gpt_jax.load_run(run_dir).step == kept
     finish(start(run_dir), 0)
