@@ -260,6 +260,7 @@ def test_determinism_is_asked_of_xla_and_a_users_flag_wins(monkeypatch, before, 
     assert os.environ["XLA_FLAGS"] == after
 
 
+@pytest.mark.slow
 def test_xla_knows_the_flag_of_determinism():
     """A flag that XLA does not know ends the process."""
     code = "from gpt_jax import devices; devices.request_determinism(); import jax; jax.devices()"

@@ -140,6 +140,7 @@ def test_a_compiler_that_gives_up_says_how_much_it_needed(monkeypatch):
     assert "at least 20.50 GiB" in str(found)
 
 
+@pytest.mark.slow
 def test_the_least_time_is_that_of_the_slowest_part():
     chip = Chip("toy", GIB, flops=1e12, bandwidth=1e9, network=1e8)
     found = dataclasses.replace(plan.make_plan(SMALL), chip=chip, traffic=5e8)

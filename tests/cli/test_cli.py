@@ -702,6 +702,7 @@ def test_several_samples_are_set_apart(capsys, trained):
     assert text.count("The") >= 3
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_says_what_happens(capsys, trained):
     argv = ["sample", "--run-dir", str(trained[0]), "--prompt", "", "--max-new-tokens", "9"]
     assert main.main(argv) == 0

@@ -376,6 +376,7 @@ def test_several_text_files_are_documents(tmp_path, small_units):
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_data_set_of_the_hub_is_streamed(tmp_path):
     folder = tmp_path / "set"
@@ -1146,6 +1147,7 @@ def documents_of(prepared):
     return sorted(texts_of(prepared, "train") + texts_of(prepared, "val"))
 
 
+@pytest.mark.slow
 def test_a_crawl_is_downloaded_by_its_id(tmp_path, server, gpt2, monkeypatch):
     monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
     prepared = run(tmp_path, tokenizer="gpt2", **server.values)

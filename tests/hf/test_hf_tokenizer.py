@@ -50,6 +50,7 @@ def test_gpt2s_files_give_tiktokens_ids(gpt2, gpt2_files, monkeypatch, no_vocabu
     assert gpt2.encode("Hello, world!").tolist() == [15496, 11, 995, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", GPT2_SPELLINGS)
 def test_every_spelling_of_gpt2s_pattern_cuts_alike(pattern, gpt2, gpt2_files, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))

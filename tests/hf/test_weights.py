@@ -497,6 +497,7 @@ def test_a_model_is_never_written_over(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_folder_that_cant_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file.*; choose another folder"):

@@ -233,6 +233,7 @@ def test_a_stream_depends_on_its_number_and_the_key_alone():
     assert (other != many[:1]).any()
 
 
+@pytest.mark.slow
 def test_refill_is_exact_inside_the_context_and_sees_less_past_it():
     prompt = [1, 2, 3]
     room = TINY.block_size - len(prompt) + 1  # the last of these is drawn from a full context

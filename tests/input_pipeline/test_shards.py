@@ -99,6 +99,7 @@ def test_a_vocabulary_beyond_16_bits_is_written_in_32(tmp_path):
     verify_shards(prepared)
 
 
+@pytest.mark.slow
 @given(
     parts=st.lists(st.tuples(st.sampled_from(["train", "val"]), st.integers(0, 70)), max_size=12),
     stops=st.sets(st.integers(0, 11)),

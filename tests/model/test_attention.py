@@ -172,6 +172,7 @@ def test_the_tpus_kernel_equals_plain_and_so_do_its_gradients(monkeypatch):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "T"), [(4, 1), (2, 21), (1, 16)])
 def test_blockwise_equals_plain_and_so_do_its_gradients(monkeypatch, heads, T):
     """Blocks of 8 positions; 21 is no multiple of it."""

@@ -344,6 +344,7 @@ def test_embeddings_are_dropped_when_asked():
     np.testing.assert_array_equal(forward(none, PARAMS, TOKENS_BT, deterministic=False), plain)
 
 
+@pytest.mark.slow
 def test_no_position_depends_on_a_later_one():
     def logits(embedding):
         params = {**PARAMS, "tokens": {"embedding": embedding}}
@@ -375,6 +376,7 @@ def test_a_cache_may_be_filled_several_tokens_at_a_time(first):
     np.testing.assert_allclose(jnp.concatenate([one, two], axis=1), full, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_last_only_equals_the_last_position_of_the_full_forward():
     full = forward(TINY, PARAMS, TOKENS_BT)
     last = forward(TINY, PARAMS, TOKENS_BT, last_only=True)

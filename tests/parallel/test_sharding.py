@@ -128,6 +128,7 @@ def test_every_layout_trains_the_same(kind, layout):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_another_batch_or_mask_would_be_seen():
     losses, _, loss_reach, _ = one_device("adamw")
     programs = programs_of("adamw", ONE)
@@ -188,6 +189,7 @@ def test_batches_and_activations_share_one_table(monkeypatch):
     assert activation_spec("batch") == PartitionSpec(("data",))
 
 
+@pytest.mark.slow
 def test_what_devices_tell_one_another():
     """Over fsdp a layer's parameters, over tensor its results for the device's own sequences, over
     sequence what attention reads and gives."""

@@ -126,6 +126,7 @@ def with_vocabulary(name: str, vocab_size: int) -> Config:
     return fix_schedule(dataclasses.replace(config, model=model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change", "limit", "message"),
     [

@@ -229,6 +229,7 @@ def test_steps_equal_adamw_by_hand(config):
         np.testing.assert_allclose(found[name], x, rtol=0, atol=bound_too, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_default_is_optax_adamw_to_the_bit():
     config = OptimConfig()
     params = parameters(TINY)
@@ -286,6 +287,7 @@ def test_muons_updates_are_nearly_orthogonal_and_as_large_as_adamws():
         assert 0.65 * 0.2 < rms < 1.2 * 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", ["all", "matrices"])
 def test_under_muon_all_else_is_adamws(decay):
     config = dataclasses.replace(MUON, weight_decay=0.3, decay=decay)

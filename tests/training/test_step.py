@@ -68,6 +68,7 @@ def test_each_position_is_asked_for_the_token_that_follows_it():
     np.testing.assert_allclose(loss_fn(TINY, params, batch), by_hand, rtol=16 * 6e-8 * 2)
 
 
+@pytest.mark.slow
 def test_uniform_logits_cost_the_log_of_the_vocabulary():
     zeros = jax.tree.map(jnp.zeros_like, new_state().params)
     loss = loss_fn(TINY, zeros, jnp.zeros((2, 9), jnp.int32))
@@ -426,6 +427,7 @@ def test_the_exact_evaluation_computes_no_more_at_once_than_training(
     assert choose_batch(block_size, settings) == (batch_size, loss_chunk)
 
 
+@pytest.mark.slow
 def test_the_exact_evaluation_in_small_batches_is_the_same():
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
     split, token_bytes = Dataset.from_shards((np.asarray(TOKENS[:83]),), 83), np.ones(11, np.int32)

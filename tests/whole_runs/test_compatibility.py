@@ -27,6 +27,7 @@ def old(tmp_path):
     return folder / "run", folder / "book.txt"
 
 
+@pytest.mark.slow
 def test_an_old_run_has_the_losses_that_it_had(old):
     run = gpt_jax.load_run(old[0])
     assert (run.step, checkpoints.steps(run.run_dir)) == (4, [4])
@@ -37,6 +38,7 @@ def test_an_old_run_has_the_losses_that_it_had(old):
     assert now["nats_per_token"] == pytest.approx(was["nats_per_token"], rel=639 * 2**-23)
 
 
+@pytest.mark.slow
 def test_an_old_run_writes_the_text_that_it_wrote(old):
     run = gpt_jax.load_run(old[0])
     heading, _, text = (old[0] / "samples.txt").read_text().partition("\n")

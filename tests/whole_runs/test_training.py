@@ -199,6 +199,7 @@ def test_more_steps_do_not_move_the_end_of_a_schedule(tiny_config, tmp_path, cap
     np.testing.assert_allclose(rates(longer)[6:], [3e-5] * 4, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, tmp_path):
     """The use of wsd: train on at the stable rate, and decay when it is enough."""
     far = {"optim.schedule_steps": 1000}
@@ -219,6 +220,7 @@ def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, tmp_p
         train(tiny_config, **other, **{"train.steps": 16, "optim.decay_steps": 5})
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
     run = train(tiny_config)
     before = {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()}
@@ -231,6 +233,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
     assert "--train.steps 24" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -252,6 +255,7 @@ def test_another_setting_is_refused_by_name(tiny_config, name, value, message):
     assert timeless(run.run_dir) == before
 
 
+@pytest.mark.slow
 def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp_path):
     run = train(tiny_config)
     moved = tmp_path / "moved.txt"
@@ -265,6 +269,7 @@ def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp
         gpt_jax.evaluate(gpt_jax.load_run(run.run_dir), corpus_name=str(moved))
 
 
+@pytest.mark.slow
 def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "data"))
     monkeypatch.setattr("gpt_jax.input_pipeline.text_corpus.checkout_dir", lambda: None)
@@ -290,6 +295,7 @@ def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tm
         train(config, **{"data.corpus": "oz", "train.steps": 16, "sample.prompt": None})
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_config, tmp_path, capsys):
     whole = train(tiny_config, **{"train.steps": 16})
     other = {"run_dir": str(tmp_path / "other")}
@@ -302,6 +308,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_config, t
     assert_same_run(whole, again)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
     tiny_config, monkeypatch
 ):
@@ -328,6 +335,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
 SPIKES = {"train.on_divergence": "skip", "train.spike": 1.003, "optim.learning_rate": 1e-6}
 
 
+@pytest.mark.slow
 def test_a_spike_stops_a_run_or_is_left_out_and_counted(tiny_config, tmp_path, capsys):
     """Where nothing is learned a loss 3 in a thousand above those before is not rare."""
     stops = {**SPIKES, "train.on_divergence": "stop"}
@@ -347,6 +355,7 @@ def test_a_spike_stops_a_run_or_is_left_out_and_counted(tiny_config, tmp_path, c
     assert {row for row in counts if counts[row]} == {step + step % 2 for step in steps}
 
 
+@pytest.mark.slow
 def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, tmp_path):
     whole = train(tiny_config, **SPIKES, run_dir=str(tmp_path / "whole"))
     assert sum(row.get("skipped", 0) for row in whole.rows)
@@ -356,11 +365,13 @@ def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, tmp_path):
     assert_same_run(train(tiny_config, **SPIKES), whole)
 
 
+@pytest.mark.slow
 def test_a_run_all_of_whose_steps_are_skipped_ends(tiny_config):
     with pytest.raises(TrainingError, match=r"not finite .* step"):
         train(tiny_config, **{"optim.learning_rate": 1e38, "train.on_divergence": "skip"})
 
 
+@pytest.mark.slow
 def test_a_real_divergence_is_found(tiny_config):
     with pytest.raises(TrainingError, match=r"not finite .* step"):
         train(tiny_config, **{"optim.learning_rate": 1e38})
@@ -368,6 +379,7 @@ def test_a_real_divergence_is_found(tiny_config):
     assert all(np.isfinite(row.get("loss", 0.0)) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny_config, tmp_path):
     run = train(tiny_config)
     metadata = next((run.run_dir / "checkpoints" / "00000012").rglob("_METADATA"))
@@ -377,6 +389,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny_
     assert_same_run(again, train(tiny_config, run_dir=str(tmp_path / "other")))
 
 
+@pytest.mark.slow
 def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
     train(tiny_config)
     with monkeypatch.context() as patch:
@@ -387,6 +400,7 @@ def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
     assert train(tiny_config, **{"train.steps": 16}).summary["step"] == 16
 
 
+@pytest.mark.slow
 def test_a_kill_between_more_steps_and_the_first_of_them_loses_nothing(
     tiny_config, tmp_path, monkeypatch
 ):
@@ -666,6 +680,7 @@ def val_bytes(folder):
     return open_shards(folder).n_bytes["val"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["random", "epochs"])
 def test_a_prepared_corpus_trains_alike_from_device_and_host_and_goes_on(
     tiny_config, tmp_path, order
@@ -691,6 +706,7 @@ def test_a_prepared_corpus_trains_alike_from_device_and_host_and_goes_on(
     assert_same_run(whole, train(tiny_config, **{**other, **moved, "data.resident": "host"}))
 
 
+@pytest.mark.slow
 def test_bits_a_byte_of_a_prepared_corpus_count_its_bytes(tiny_config, tmp_path, capsys):
     folder = prepare(tmp_path / "corpus")
     run = train(tiny_config, **{"data.corpus": str(folder), "train.final_eval_tokens": 50})
@@ -716,6 +732,7 @@ def test_bits_a_byte_of_a_prepared_corpus_count_its_bytes(tiny_config, tmp_path,
     assert "random, cut from tokens on each device" in out
 
 
+@pytest.mark.slow
 def test_the_exact_evaluation_of_shards_is_that_of_each(tiny_config, tmp_path):
     """The first token of each of the 2 training shards has nothing before it."""
     folder = prepare(tmp_path / "corpus")
@@ -735,6 +752,7 @@ def test_the_exact_evaluation_of_shards_is_that_of_each(tiny_config, tmp_path):
     assert both.nats_per_token == pytest.approx(mean, rel=1e-12)  # sums in float64
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_on_and_evaluated_by_its_shares(tiny_config, tmp_path, monkeypatch):
     first, second = prepare(tmp_path / "a,b:2"), prepare(tmp_path / "c", seed=1, n=800)
     monkeypatch.chdir(tmp_path)
@@ -757,6 +775,7 @@ def test_a_mixture_is_trained_on_and_evaluated_by_its_shares(tiny_config, tmp_pa
         train(tiny_config, **{"data.corpus": name, "data.order": "epochs", "run_dir": "other"})
 
 
+@pytest.mark.slow
 def test_a_changed_prepared_corpus_is_refused(tiny_config, tmp_path):
     values = {"data.corpus": str(prepare(tmp_path / "one")), "train.steps": 2}
     run = train(tiny_config, **values)
@@ -767,6 +786,7 @@ def test_a_changed_prepared_corpus_is_refused(tiny_config, tmp_path):
         gpt_jax.evaluate(run, corpus_name=changed["data.corpus"])
 
 
+@pytest.mark.slow
 def test_a_folder_of_nanogpt_trains_as_it_is(
     tiny_config, tmp_path, gpt2_files, monkeypatch, no_vocabularies
 ):
@@ -958,6 +978,7 @@ def test_a_reader_that_goes_away_does_not_end_training(tmp_path, book):
 # --- what a machine can't do ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_how_attention_is_computed_is_said_with_the_reason(tiny_config, capsys):
     gpt_jax.train(tiny_config)
     reason = "fused is for NVIDIA GPUs and TPUs, and this is cpu"
@@ -974,6 +995,7 @@ def test_a_batch_too_large_for_the_machine_is_refused_before_a_folder_is_made(ti
     assert not Path(tiny_config.run_dir).exists()
 
 
+@pytest.mark.slow
 def test_a_device_without_memory_left_is_one_line(tiny_config, monkeypatch):
     def fail(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nx")
@@ -986,6 +1008,7 @@ def test_a_device_without_memory_left_is_one_line(tiny_config, monkeypatch):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_in_the_way_that_another_machine_needs(tiny_config, tmp_path):
     """How attention and gradients are computed changes rounding only: the masks stay."""
     whole = train(tiny_config)
@@ -1002,6 +1025,7 @@ def test_a_run_may_go_on_in_the_way_that_another_machine_needs(tiny_config, tmp_
     assert train(tiny_config, **other, **{"train.steps": 14}).config.model.remat == "none"
 
 
+@pytest.mark.slow
 def test_a_run_with_every_saving_trains_and_resumes(tiny_config, tmp_path):
     """bfloat16, what blocks computed computed again, the loss in chunks, a batch in parts."""
     savings = {
