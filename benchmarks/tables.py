@@ -282,10 +282,7 @@ def first_run() -> str:
 def long_run() -> str:
     """Ten times the steps: losses, time and a sample, once benchmarks/longer.py has measured it."""
     if not (RESULTS / LONG_RUN).exists():
-        return (
-            "The losses of up to 14,000 steps, with a sample, are in "
-            "[reproduction and speed](docs/reproduction-and-speed.md#more-steps)."
-        )
+        return _longer_run()
     result = load(LONG_RUN)
     exact, seconds, m = result["exact"], result["seconds"], result["machine"]
     return "\n".join(
@@ -296,6 +293,23 @@ def long_run() -> str:
             f"{_duration(seconds['command'])}, on {m['cores']} cores ({m['cpu']}). A sample:",
             "",
             *sample_block(result["sample"], SAMPLE_CHARACTERS),
+        ]
+    )
+
+
+def _longer_run() -> str:
+    """What is known of more steps before that: losses and a sample of a run of 14,000 steps."""
+    result = load("longer.json")
+    losses = {row["step"]: row["val_loss"] for row in result["rows"]}
+    lowest = result["lowest"]
+    return "\n".join(
+        [
+            f"In a run of {max(losses):,} steps the validation loss was {losses[5000]:.3f} nats "
+            f"per token at step 5,000 and lowest, {losses[lowest['step']]:.3f}, at step "
+            f"{lowest['step']:,} "
+            "([all its losses](docs/reproduction-and-speed.md#more-steps)). A sample from there:",
+            "",
+            *sample_block(lowest["sample"], SAMPLE_CHARACTERS),
         ]
     )
 
