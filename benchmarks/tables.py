@@ -528,11 +528,12 @@ def gpu() -> str:
     rows = _gpu_rows(GPU)
     lines = ["| on one GPU | ms per step or token | tokens/s | MFU | peak memory, GiB |",
              "|---|---|---|---|---|"]  # fmt: skip
-    for name, row in [(name, row) for name in (GPU, GPU_BEFORE) for row in _gpu_rows(name)]:
+    earlier = [row | {"earlier": True} for row in _gpu_rows(GPU_BEFORE)]
+    for row in [*rows, *earlier]:
         label, time = _gpu_label(row), row.get("ms_per_step", row.get("ms_per_token"))
         if not label or time is None or row.get("graphs_here", "default") != "default":
             continue
-        label += " (earlier run)" if name == GPU_BEFORE else ""
+        label += " (earlier run)" if "earlier" in row else ""
         mfu = f"{row['mfu']:.1%}" if row.get("mfu") else "-"
         peak = f"{row['peak_gib']:.1f}" if row.get("peak_gib", 0) > 1 else "-"
         rate = f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "-"
