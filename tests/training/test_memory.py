@@ -138,8 +138,8 @@ def with_vocabulary(name: str, vocab_size: int) -> Config:
             "base",
             {},
             20,
-            "training needs at least 46.0 GiB of memory, 4.6 for the model and its optimizer and "
-            "41.3 for what a batch of 32 at once computes, and this machine has 20.0; try "
+            "training needs at least 55.2 GiB of memory, 4.6 for the model and its optimizer and "
+            "50.5 for what a batch of 32 at once computes, and this machine has 20.0; try "
             "--train.micro-batch 4",
         ),
         ("base", {}, 5, "this machine has 5.0; try --train.micro-batch 1"),
