@@ -427,6 +427,25 @@ def test_the_exact_evaluation_computes_no_more_at_once_than_training(
     assert choose_batch(block_size, settings) == (batch_size, loss_chunk)
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "block_size", "train", "loss_chunk"),
+    [
+        (8192, 8, TrainConfig(batch_size=8), None),  # 4096 tokens have 2^25 logits
+        (50257, 8, TrainConfig(batch_size=8), 667),
+        (50257, 256, TrainConfig(batch_size=4), 1024),  # as many as in training
+        (50257, 1024, TrainConfig(batch_size=32), 4096),
+        (50257, 1024, TrainConfig(batch_size=1), 1024),
+        (50257, 1024, TrainConfig(batch_size=32, micro_batch=1), None),
+        (50257, 64, TrainConfig(batch_size=8, loss_chunk=99), 99),
+        (50257, 64, None, None),
+    ],
+)
+def test_the_exact_evaluation_has_no_more_logits_at_once_than_training(
+    vocab_size, block_size, train, loss_chunk
+):
+    assert choose_batch(block_size, train, vocab_size)[1] == loss_chunk
+
+
 @pytest.mark.slow
 def test_the_exact_evaluation_in_small_batches_is_the_same():
     params = jax.tree.map(lambda x: 5 * x, new_state().params)

@@ -65,8 +65,8 @@ def names_below(folder):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
-    here, there = train(tiny_config), train(tiny_config, run_dir=f"{bucket}/a/run")
+def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, finished_run, bucket):
+    here, there = finished_run(tiny_config), train(tiny_config, run_dir=f"{bucket}/a/run")
     assert str(there.run_dir) == f"{bucket}/a/run"
     assert_same_run(here, there)
     assert there.summary == here.summary
@@ -85,17 +85,19 @@ def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_goes_on_and_is_left_alone_when_finished(tiny_config, bucket, capsys):
+def test_a_run_in_a_bucket_goes_on_and_is_left_alone_when_finished(
+    tiny_config, finished_run, bucket, capsys
+):
     run_dir = f"{bucket}/on"
     train(tiny_config, run_dir=run_dir, **{"train.steps": 8})
     on = train(tiny_config, run_dir=run_dir)
-    assert_same_run(on, train(tiny_config))
+    assert_same_run(on, finished_run(tiny_config))
     gpt_jax.train(on.config)
     assert "Nothing was changed" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
+def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, finished_run, bucket, capsys):
     run = train(tiny_config, run_dir=f"{bucket}/damaged")
     path = checkpoints.path_of(run.run_dir, 12)
     file = max(storage.files_below(path), key=lambda file: file.stat().length)
@@ -107,7 +109,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
             file.write_bytes(harm)
         assert gpt_jax.load_run(run.run_dir).step == 8
         assert f"{path} is damaged: {file.relative_to(path)}" in capsys.readouterr().err
-    assert_same_run(train(run.config), train(tiny_config))
+    assert_same_run(train(run.config), finished_run(tiny_config))
 
 
 @pytest.mark.slow
@@ -173,8 +175,8 @@ def test_a_bucket_needs_a_package(monkeypatch):
 
 
 @pytest.mark.slow
-def test_gpt2_folders_are_on_this_machine(tiny_config, bucket):
-    run = train(tiny_config)
+def test_gpt2_folders_are_on_this_machine(tiny_config, finished_run, bucket):
+    run = finished_run(tiny_config)
     with pytest.raises(UserError, match="gs://a/b: must be on this machine"):
         hf.save("gs://a/b", run.config.model, run.params)
     folder = storage.to_folder(f"{bucket}/gpt2")
@@ -185,7 +187,7 @@ def test_gpt2_folders_are_on_this_machine(tiny_config, bucket):
 
 @pytest.mark.slow
 def test_a_bucket_that_refuses_a_write_ends_training_and_keeps_what_is_there(
-    tiny_config, bucket, monkeypatch
+    tiny_config, finished_run, bucket, monkeypatch
 ):
     run_dir = f"{bucket}/refuses"
     train(tiny_config, run_dir=run_dir, **{"train.steps": 4})
@@ -201,4 +203,4 @@ def test_a_bucket_that_refuses_a_write_ends_training_and_keeps_what_is_there(
     with pytest.raises(gpt_jax.TrainingError, match="RuntimeError: 403; the last valid one is 4"):
         train(tiny_config, run_dir=run_dir)
     monkeypatch.undo()
-    assert_same_run(train(tiny_config, run_dir=run_dir), train(tiny_config))
+    assert_same_run(train(tiny_config, run_dir=run_dir), finished_run(tiny_config))

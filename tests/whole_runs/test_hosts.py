@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 from conftest import ROOT
 
 import gpt_jax
+import main
 from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.parallel import multihost
 from gpt_jax.parallel.multihost import HostsConfig, has_launcher
@@ -216,11 +218,11 @@ def rows_of(run_dir):
 
 
 def train_alone(run_dir, book, devices, *args):
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    done = subprocess.run(
-        command(run_dir, book, *args), env=env, capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    """Trains in this process, on so many of its devices; returns what is printed."""
+    words = command(run_dir, book, "--mesh.data", str(devices), *args)[2:]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main.main(words) == 0
+    return out.getvalue()
 
 
 def assert_close_rows(ours, theirs, steps):
@@ -279,22 +281,23 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
 @pytest.mark.parametrize("launcher", [slurm, open_mpi])
 def test_hosts_find_each_other_by_what_their_launcher_sets(tmp_path, book, launcher):
     run_dir, alone = tmp_path / "run", tmp_path / "alone"
-    ended = Hosts.start(run_dir, book, 2, "--train.steps", "20", launcher=launcher).end()
+    short = ("--train.eval-interval", "20", "--train.steps", "20")
+    ended = Hosts.start(run_dir, book, 2, *short, launcher=launcher).end()
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "2 x cpu: batch 8 = 2 x 4 sequences" in ended[0][1]
     assert "whole validation" in ended[0][1]
     assert "whole validation" not in ended[1][1]
     if launcher is slurm:  # a run may go on with another number of hosts
-        assert "resuming from step 20" in train_alone(run_dir, book, 1, "--train.steps", "40")
-        for steps in ("20", "40"):
-            train_alone(alone, book, 1, "--train.steps", steps)
+        longer = (*short[:3], "40")
+        assert "resuming from step 20" in train_alone(run_dir, book, 1, *longer)
+        train_alone(alone, book, 1, *longer)
         assert_close_rows(rows_of(run_dir), rows_of(alone), 40)
 
 
 @pytest.mark.slow
 def test_four_hosts_that_share_the_parameters_train_as_one_does(tmp_path, book):
     mesh = ("--mesh.fsdp", "2", "--mesh.tensor", "2", "--train.steps", "40")
-    train_alone(tmp_path / "alone", book, 4, *mesh)
+    train_alone(tmp_path / "alone", book, 1, *mesh)  # as many along data: 4 devices
     ended = Hosts.start(tmp_path / "four", book, 4, *mesh).end()
     assert [status for status, _, _ in ended] == [0] * 4, ended
     ours = rows_of(tmp_path / "four")

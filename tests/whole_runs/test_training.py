@@ -44,14 +44,29 @@ def timeless(run_dir):
     ]
 
 
+def train_until(step, config, **values):
+    """Trains, and is killed, as it were, when the row of `step` is written."""
+    write = trainer.MetricsWriter.write
+
+    def failing(self, row):
+        write(self, row)
+        if row["step"] == step:
+            raise KeyboardInterrupt("stopped by the test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.MetricsWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt, match="by the test"):
+            train(config, **values)
+
+
 def assert_same_run(a, b):
     assert timeless(a.run_dir) == timeless(b.run_dir)
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
 
 
 @pytest.mark.slow
-def test_a_run_is_a_folder_with_all_that_belongs_to_it(tiny_config):
-    run = train(tiny_config)
+def test_a_run_is_a_folder_with_all_that_belongs_to_it(tiny_config, finished_run):
+    run = finished_run(tiny_config)
     names = {path.name for path in run.run_dir.iterdir()}
     assert names >= {
         "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt",
@@ -101,29 +116,21 @@ def test_bits_a_byte_counts_the_bytes_of_the_text(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [0, 2, 4, 6, 10, 12])
-def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, tmp_path, step):
-    whole = train(tiny_config)
-    other = {"run_dir": str(tmp_path / "other")}
-    with pytest.MonkeyPatch.context() as patch:
-        write = trainer.MetricsWriter.write
-
-        def failing(self, row):
-            write(self, row)
-            if row["step"] == step:
-                raise KeyboardInterrupt("stopped by the test")
-
-        patch.setattr(trainer.MetricsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_config, **other)
-    assert_same_run(whole, train(tiny_config, **other))
+def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, finished_run, tmp_path):
+    """One run, stopped before and after each checkpoint and at its end, and resumed each time."""
+    whole = finished_run(tiny_config, run_dir=str(tmp_path / "whole"))
+    for step in (0, 2, 4, 6, 10, 12):
+        train_until(step, tiny_config)
+    assert_same_run(whole, train(tiny_config))
 
 
 @pytest.mark.slow
-def test_more_steps_continue_a_run_as_if_it_had_been_longer_from_the_start(tiny_config, tmp_path):
-    longer = train(tiny_config, **{"train.steps": 20})
+def test_more_steps_continue_a_run_as_if_it_had_been_longer_from_the_start(
+    tiny_config, finished_run, tmp_path
+):
+    longer = finished_run(tiny_config, **{"train.steps": 20})
     other = {"run_dir": str(tmp_path / "other")}
-    train(tiny_config, **other)
+    finished_run(tiny_config, **other)
     continued = train(tiny_config, **other, **{"train.steps": 20})
     assert continued.config.train.steps == 20
     assert_same_run(longer, continued)
@@ -158,17 +165,7 @@ def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     # As many devices as divide a part, of the 8 there are.
     assert "4 x cpu: batch 8 = 2 micro-batches x 4 x 1 sequences" in capsys.readouterr().out
     other = {"run_dir": str(tmp_path / "other"), **SCHEDULED}
-    with pytest.MonkeyPatch.context() as patch:
-        write = trainer.MetricsWriter.write
-
-        def failing(self, row):
-            write(self, row)
-            if row["step"] == 6:  # two steps after a checkpoint
-                raise KeyboardInterrupt("stopped by the test")
-
-        patch.setattr(trainer.MetricsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_config, **other)
+    train_until(6, tiny_config, **other)  # two steps after a checkpoint
     assert_same_run(whole, train(tiny_config, **other))
     config = json.loads((whole.run_dir / "config.json").read_text())
     assert config["optim"]["schedule_steps"] == 12
@@ -200,10 +197,10 @@ def test_more_steps_do_not_move_the_end_of_a_schedule(tiny_config, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, tmp_path):
+def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, finished_run, tmp_path):
     """The use of wsd: train on at the stable rate, and decay when it is enough."""
     far = {"optim.schedule_steps": 1000}
-    train(tiny_config, **WSD, **far)
+    finished_run(tiny_config, **WSD, **far)
     then = {"train.steps": 20, "optim.schedule_steps": 20, "optim.decay_steps": 6}
     longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **WSD, **then)
     continued = train(tiny_config, **WSD, **then)
@@ -215,14 +212,14 @@ def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, tmp_p
     with pytest.raises(ConfigError, match="schedule_steps is 20 there and 30 here"):
         train(tiny_config, **WSD, **{**then, "train.steps": 30, "optim.schedule_steps": 30})
     other = {"run_dir": str(tmp_path / "other"), **WSD}
-    train(tiny_config, **other, **far)
+    finished_run(tiny_config, **other, **far)
     with pytest.raises(ConfigError, match=r"schedule_steps is 1000 there and 16 here"):
         train(tiny_config, **other, **{"train.steps": 16, "optim.decay_steps": 5})
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
-    run = train(tiny_config)
+def test_a_finished_run_is_left_as_it_is(tiny_config, finished_run, capsys):
+    run = finished_run(tiny_config)
     before = {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()}
     again = gpt_jax.train(tiny_config)
     assert {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()} == before
@@ -247,8 +244,8 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
         ("data.corpus", "python-manual", "data.corpus is .*book.txt there and python-manual here"),
     ],
 )
-def test_another_setting_is_refused_by_name(tiny_config, name, value, message):
-    run = train(tiny_config)
+def test_another_setting_is_refused_by_name(tiny_config, finished_run, name, value, message):
+    run = finished_run(tiny_config)
     before = timeless(run.run_dir)
     with pytest.raises(ConfigError, match=message):
         train(tiny_config, **{name: value})
@@ -256,8 +253,10 @@ def test_another_setting_is_refused_by_name(tiny_config, name, value, message):
 
 
 @pytest.mark.slow
-def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp_path):
-    run = train(tiny_config)
+def test_a_changed_text_is_refused_and_a_moved_one_is_not(
+    tiny_config, finished_run, book, tmp_path
+):
+    run = finished_run(tiny_config)
     moved = tmp_path / "moved.txt"
     book.rename(moved)
     longer = {"train.steps": 14, "data.corpus": str(moved), "sample.prompt": None}
@@ -296,12 +295,14 @@ def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tm
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_config, tmp_path, capsys):
-    whole = train(tiny_config, **{"train.steps": 16})
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tiny_config, finished_run, tmp_path, capsys
+):
+    whole = finished_run(tiny_config, **{"train.steps": 20})
     other = {"run_dir": str(tmp_path / "other")}
-    run = train(tiny_config, **other)
+    run = finished_run(tiny_config, **other)
     next((run.run_dir / "checkpoints" / "00000012").rglob("_METADATA")).write_bytes(b"")
-    again = gpt_jax.train(override(tiny_config, {**other, "train.steps": 16}))
+    again = gpt_jax.train(override(tiny_config, {**other, "train.steps": 20}))
     out = capsys.readouterr().out
     assert "00000012 is damaged" in out
     assert "resuming from step 8" in out
@@ -356,8 +357,8 @@ def test_a_spike_stops_a_run_or_is_left_out_and_counted(tiny_config, tmp_path, c
 
 
 @pytest.mark.slow
-def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, tmp_path):
-    whole = train(tiny_config, **SPIKES, run_dir=str(tmp_path / "whole"))
+def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, finished_run, tmp_path):
+    whole = finished_run(tiny_config, **SPIKES, run_dir=str(tmp_path / "whole"))
     assert sum(row.get("skipped", 0) for row in whole.rows)
     for _ in range(2):  # after the first chunk and after the second
         with pytest.raises(OutOfTime):
@@ -380,18 +381,20 @@ def test_a_real_divergence_is_found(tiny_config):
 
 
 @pytest.mark.slow
-def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny_config, tmp_path):
-    run = train(tiny_config)
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(
+    tiny_config, finished_run, tmp_path
+):
+    run = finished_run(tiny_config)
     metadata = next((run.run_dir / "checkpoints" / "00000012").rglob("_METADATA"))
     metadata.write_bytes(metadata.read_bytes() + b"x")
     again = train(tiny_config)
     assert again.step == 12
-    assert_same_run(again, train(tiny_config, run_dir=str(tmp_path / "other")))
+    assert_same_run(again, finished_run(tiny_config, run_dir=str(tmp_path / "other")))
 
 
 @pytest.mark.slow
-def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
-    train(tiny_config)
+def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, finished_run, monkeypatch):
+    finished_run(tiny_config)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "finalize", lambda *args: None)  # killed after its last checkpoint
         train(tiny_config, **{"train.steps": 16})
@@ -402,10 +405,10 @@ def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
 
 @pytest.mark.slow
 def test_a_kill_between_more_steps_and_the_first_of_them_loses_nothing(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, finished_run, tmp_path, monkeypatch
 ):
-    longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **{"train.steps": 20})
-    train(tiny_config)
+    longer = finished_run(tiny_config, run_dir=str(tmp_path / "longer"), **{"train.steps": 20})
+    finished_run(tiny_config)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "Trainer", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -425,8 +428,8 @@ def test_names_with_dollars_and_chinese_are_only_names(tiny_config, book, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_picture_names_its_axes_and_units(tiny_config):
-    svg = (train(tiny_config).run_dir / "loss.svg").read_text("utf-8")
+def test_the_picture_names_its_axes_and_units(tiny_config, finished_run):
+    svg = (finished_run(tiny_config).run_dir / "loss.svg").read_text("utf-8")
     for text in (
         "optimizer step",
         "cross-entropy loss (nats per token)",
@@ -457,8 +460,8 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line(tiny_config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_do_not_train_one_run(tiny_config):
-    train(tiny_config)
+def test_two_processes_do_not_train_one_run(tiny_config, finished_run):
+    finished_run(tiny_config)
     with storage.lock(Path(tiny_config.run_dir)), pytest.raises(UserError, match="another process"):
         train(tiny_config, **{"train.steps": 14})
 
@@ -561,9 +564,9 @@ def test_ctrl_c_while_compiling_says_so_and_ends_before_a_step(
 
 
 @pytest.mark.slow
-def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, tmp_path):
+def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, finished_run, tmp_path):
     """Stopped after each chunk in turn, it ends with the numbers of a run left alone."""
-    whole = train(tiny_config, run_dir=str(tmp_path / "whole"))
+    whole = finished_run(tiny_config, run_dir=str(tmp_path / "whole"))
     stops = [0]
     while stops[-1] < 12 - tiny_config.train.chunk_steps:
         with pytest.raises(OutOfTime, match=r"^1e-09 minutes are over: saved at step \d+ of 12"):
@@ -622,10 +625,10 @@ def test_a_run_of_byte_pairs_from_corpus_to_text(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_byte_pairs_goes_on_as_if_never_interrupted(tiny_config, tmp_path):
+def test_a_run_of_byte_pairs_goes_on_as_if_never_interrupted(tiny_config, finished_run, tmp_path):
     whole = train(tiny_config, **BPE, **{"train.steps": 16})
     other = {"run_dir": str(tmp_path / "other")}
-    train(tiny_config, **BPE, **other)
+    finished_run(tiny_config, **BPE, **other)
     assert_same_run(whole, train(tiny_config, **BPE, **other, **{"train.steps": 16}))
     message = r"data.tokenizer is bpe there and char here; data.vocab_size is 280 there and None"
     with pytest.raises(ConfigError, match=message):
@@ -645,8 +648,10 @@ def test_a_run_of_gpt2s_tokens_is_read_without_them(
 
 
 @pytest.mark.slow
-def test_a_text_shows_a_character_with_the_last_of_its_tokens(tiny_config, monkeypatch):
-    run = train(tiny_config, **BPE)
+def test_a_text_shows_a_character_with_the_last_of_its_tokens(
+    tiny_config, finished_run, monkeypatch
+):
+    run = finished_run(tiny_config, **BPE)
     rows = [[run.tokenizer.tokens.index(bytes([b])) for b in t.encode()] for t in ("a😀", "éé€")]
     rows[1] = rows[1][:5]
     tokens_BT = np.array(rows, np.int32)
@@ -690,17 +695,7 @@ def test_a_prepared_corpus_trains_alike_from_device_and_host_and_goes_on(
     assert whole.config.model.vocab_size == LETTERS.vocab_size
     assert whole.tokenizer.to_json() == LETTERS.to_json()
     other = {**values, "run_dir": str(tmp_path / "other"), "train.steps": 16}
-    with pytest.MonkeyPatch.context() as patch:
-        write = trainer.MetricsWriter.write
-
-        def failing(self, row):
-            write(self, row)
-            if row["step"] == 10:
-                raise KeyboardInterrupt("stopped by the test")
-
-        patch.setattr(trainer.MetricsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_config, **other, **{"data.resident": "host"})
+    train_until(10, tiny_config, **other, **{"data.resident": "host"})
     (tmp_path / "corpus").rename(tmp_path / "moved")
     moved = {"data.corpus": str(tmp_path / "moved"), "sample.prompt": None}
     assert_same_run(whole, train(tiny_config, **{**other, **moved, "data.resident": "host"}))
@@ -1009,9 +1004,9 @@ def test_a_device_without_memory_left_is_one_line(tiny_config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_may_go_on_in_the_way_that_another_machine_needs(tiny_config, tmp_path):
+def test_a_run_may_go_on_in_the_way_that_another_machine_needs(tiny_config, finished_run, tmp_path):
     """How attention and gradients are computed changes rounding only: the masks stay."""
-    whole = train(tiny_config)
+    whole = finished_run(tiny_config)
     other = {"run_dir": str(tmp_path / "other")}
     train(tiny_config, **other, **{"train.steps": 8})
     ways = {"model.attention": "plain", "model.remat": "full", "train.loss_chunk": 16}
