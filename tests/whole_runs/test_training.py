@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 
 import gpt_jax
+import main
 from gpt_jax import storage
 from gpt_jax.config import override
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, UserError
@@ -640,11 +641,12 @@ def test_a_run_of_gpt2s_tokens_is_read_without_them(
     tiny_config, gpt2_files, no_vocabularies, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
-    run = train(tiny_config, **{"data.tokenizer": "gpt2", "train.steps": 2})
+    values = {"data.tokenizer": "gpt2", "train.micro_batch": 8}  # also of the exact evaluation
+    run = train(tiny_config, **values, **{"train.steps": 2})
     monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
     assert gpt_jax.evaluate(gpt_jax.load_run(run.run_dir)).record() == run.summary["val"]
-    assert train(tiny_config, **{"data.tokenizer": "gpt2", "train.steps": 4}).step == 4
+    assert train(tiny_config, **values, **{"train.steps": 4}).step == 4
 
 
 @pytest.mark.slow
@@ -791,7 +793,7 @@ def test_a_folder_of_nanogpt_trains_as_it_is(
     ids = {"train": np.arange(300) * 97 % 50_257, "val": np.array([50_256, *range(40)])}
     for split, part in ids.items():
         (folder / f"{split}.bin").write_bytes(part.astype("<u2").tobytes())
-    values = {"data.corpus": str(folder), "train.steps": 2, "train.eval_interval": 2}
+    values = {"data.corpus": str(folder), "train.steps": 2, "train.micro_batch": 8}
     run = train(tiny_config, **values)
     assert run.config.model.vocab_size == 50_257
     assert "<|endoftext|>" not in run.config.sample.prompt
@@ -839,20 +841,26 @@ def command(run_dir, book, *more):
     # fmt: on
 
 
+def train_here(run_dir, book, *more):
+    """Runs `command` in this process. Other processes find its programs in the cache, and have its
+    numbers if they have its environment.
+    """
+    assert main.main(command(run_dir, book, *more)[2:]) == 0
+
+
 def environment():
-    """As a user's: without the test process's own device count."""
+    """As a user's: without the test process's own device count and options."""
     return {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
 
 
 @pytest.mark.slow
-def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book):
-    env = environment()
-    subprocess.run(command(tmp_path / "a", book), env=env, check=True, capture_output=True)
+def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book, capsys):
+    train_here(tmp_path / "a", book)
     rows, statuses = tmp_path / "b" / "metrics.jsonl", []
     for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         seen = rows.stat().st_size if rows.exists() else 0
         process = subprocess.Popen(
-            command(tmp_path / "b", book), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command(tmp_path / "b", book), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -866,8 +874,10 @@ def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book):
             assert b"saved at step" in err
     assert statuses[0] == -signal.SIGKILL
     assert set(statuses) <= {-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT, 0}
-    done = subprocess.run(command(tmp_path / "b", book), env=env, check=True, capture_output=True)
-    assert b"finished" in done.stdout or b"losses over the steps" in done.stdout
+    capsys.readouterr()
+    train_here(tmp_path / "b", book)
+    out = capsys.readouterr().out
+    assert "finished" in out or "losses over the steps" in out
     assert_same_run(gpt_jax.load_run(tmp_path / "a"), gpt_jax.load_run(tmp_path / "b"))
 
 
@@ -876,8 +886,9 @@ def test_the_commands_from_corpus_to_text(tmp_path, book):
     """train, sample and eval as a user types them, with plain lines where there is no terminal."""
     env = environment()
     trained = subprocess.run(
-        command(tmp_path / "r", book), env=env, check=True, capture_output=True, text=True
-    )
+        command(tmp_path / "r", book, "--train.steps", "40"),
+        env=env, check=True, capture_output=True, text=True,
+    )  # fmt: skip
     out = trained.stdout
     for expected in ("corpus", "sha256", "parameters", "devices", "tokens;", "whole validation"):
         assert expected in out
@@ -920,29 +931,33 @@ HARMS = {
 def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, book, what):
     run_dir = tmp_path / "run"
 
-    def start(folder, *more, harm="pass"):
-        words = command(folder, book, "--model.n-embd", "64", "--train.steps", "100", *more)
-        harm += "; import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    undisturbed = tmp_path / "undisturbed"
+    large = ("--model.n-embd", "64", "--train.steps", "100")
+    train_here(undisturbed, book, *large)
+
+    def start_harmed():
+        words = command(run_dir, book, *large)
+        harm = "; import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
         return subprocess.Popen(
-            [sys.executable, "-c", harm, *words[1:]],
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", HARMS[what] + harm, *words[1:]],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def finish(process, status):
+    def fail(process):
         out, err = process.communicate(timeout=300)
-        assert process.returncode == status, out + err
+        assert process.returncode == 1, out + err
         return err
 
     if what == "full":
-        finish(start(run_dir, "--train.steps", "40"), 0)
-        err = finish(start(run_dir, harm=HARMS[what]), 1)
+        train_here(run_dir, book, *large, "--train.steps", "40")
+        err = fail(start_harmed())
     else:
-        process = start(run_dir, harm=HARMS[what])
+        process = start_harmed()
         while not checkpoints.steps(run_dir):
             assert process.poll() is None
             time.sleep(0.01)
         (run_dir / "checkpoints").chmod(0o555)
-        err = finish(process, 1)
+        err = fail(process)
         (run_dir / "checkpoints").chmod(0o755)
     (line,) = err.splitlines()
     assert line.startswith(f"error: cannot save a checkpoint in {run_dir}/checkpoints: ")
@@ -950,9 +965,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
     kept = max(checkpoints.steps(run_dir))
     assert f"the last valid one is {kept}" in line
     assert gpt_jax.load_run(run_dir).step == kept
-    finish(start(run_dir), 0)
-    finish(start(tmp_path / "undisturbed"), 0)
-    ours, theirs = gpt_jax.load_run(run_dir), gpt_jax.load_run(tmp_path / "undisturbed")
+    train_here(run_dir, book, *large)
+    ours, theirs = gpt_jax.load_run(run_dir), gpt_jax.load_run(undisturbed)
     assert ours.step == 100
     assert_same_run(ours, theirs)
 
@@ -961,8 +975,9 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
 def test_a_reader_that_goes_away_does_not_end_training(tmp_path, book):
     process = subprocess.Popen(
         command(tmp_path / "r", book, "--train.steps", "40"),
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdout.readline()
     process.stdout.close()  # as in `| head -1`
     assert process.wait(timeout=120) == 0, process.stderr.read()
