@@ -18,7 +18,10 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 # of their own, do without. A flag that this jaxlib doesn't know would end the process.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += (
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        " --xla_llvm_disable_expensive_passes=true"
+    )
 # Tests build many equal programs: each of pytest's processes compiles one once. They do not share
 # what they keep, because jax may read a file there that another process is still writing.
 PARENT = os.environ["JAX_COMPILATION_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else None
@@ -40,11 +43,32 @@ from gpt_jax.config import (  # noqa: E402
     override,
     to_dict,
 )
+from gpt_jax.devices import compiler_options  # noqa: E402
 
 # Past this much memory a test process drops its compiled programs: two processes stay below 5 GB.
 MEMORY_LIMIT_MIB = 1200
 
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.2, vocab_size=11)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiling_fast():
+    """The program's own options for XLA, as those of a user's processes, take twice as long."""
+    from gpt_jax.inference import decoding, evaluation
+    from gpt_jax.training import compiled_steps
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compiled_steps, decoding, evaluation):
+            patch.setattr(module, "compiler_options", lambda backend, *, library_products: {})
+        yield
+
+
+@pytest.fixture
+def own_compiler_options(monkeypatch):
+    """Training in this process has the program's own options for XLA, as that in others."""
+    from gpt_jax.training import compiled_steps
+
+    monkeypatch.setattr(compiled_steps, "compiler_options", compiler_options)
 
 
 @pytest.fixture(autouse=True)
