@@ -18,10 +18,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 # of their own, do without. A flag that this jaxlib doesn't know would end the process.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] += (
-        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-        " --xla_llvm_disable_expensive_passes=true"
-    )
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # Tests build many equal programs: each of pytest's processes compiles one once. They do not share
 # what they keep, because jax may read a file there that another process is still writing.
 PARENT = os.environ["JAX_COMPILATION_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else None
