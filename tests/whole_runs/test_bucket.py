@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from test_hosts import Hosts, train_alone
+from test_hosts import MAIN, Hosts, train_alone
 from test_training import assert_same_run, train
 
 import gpt_jax
@@ -131,9 +131,10 @@ def test_a_run_in_a_bucket_goes_on_after_a_refused_write_and_a_kill(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiler_options")
 def test_hosts_in_a_bucket_that_are_killed_go_on_bit_for_bit_as_one_process(tmp_path, book, bucket):
     run_dir, alone = storage.to_folder(f"{bucket}/hosts/run"), tmp_path / "alone"
-    pair = Hosts.start(run_dir, book, 2, *INTERVALS)
+    pair = Hosts.start(run_dir, book, 2, *INTERVALS, program=MAIN)
     while not checkpoints.steps(run_dir):
         assert all(process.poll() is None for process in pair.processes), pair.end()
         time.sleep(0.02)

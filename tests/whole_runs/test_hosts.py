@@ -165,10 +165,8 @@ class Hosts:
         for i in range(n):
             env = {k: v for k, v in os.environ.items() if k not in NO_DEVICES}
             env |= {"JAX_NUM_CPU_DEVICES": "1"}
-            # Another than this process's, and with a limit, for then jax locks the folder. Only the
-            # first host writes there; all read, so that those of a resumed run need not compile.
-            env["JAX_COMPILATION_CACHE_DIR"] += "/hosts"
-            env["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
+            # Each its own: jax may read there what another process has half written.
+            env["JAX_COMPILATION_CACHE_DIR"] += f"/host{i}"
             where = (f"--hosts.timeout={TIMEOUT}",)
             if launcher:
                 env |= launcher(port, n, i)
@@ -248,13 +246,17 @@ def exact_line(text):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiler_options")
 def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, book):
-    """Told to stop, killed, and begun again by the same command: the rows are one process's."""
+    """Told to stop, killed, and begun again by the same command: the rows are one process's.
+
+    To the bit they are so with the program's own options for XLA.
+    """
     alone, run_dir = tmp_path / "alone", tmp_path / "two"
     printed = train_alone(alone, book, 2)
     gathered = ("--data.resident", "host")  # each host its own rows
 
-    pair = Hosts.start(run_dir, book, 2, *gathered)
+    pair = Hosts.start(run_dir, book, 2, *gathered, program=MAIN)
     pair.wait_for_rows(run_dir, 4)
     pair.processes[1].send_signal(signal.SIGTERM)  # one is told, both stop
     ended = pair.end()
@@ -263,7 +265,7 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
     assert said[0] == said[1]
     assert "SIGTERM: saved at step " in said[0]
 
-    pair = Hosts.start(run_dir, book, 2, *gathered)
+    pair = Hosts.start(run_dir, book, 2, *gathered, program=MAIN)
     pair.wait_for_rows(run_dir, len(gpt_jax.load_run(run_dir).rows) + 5)
     pair.processes[1].kill()
     killed = time.monotonic()
@@ -276,7 +278,7 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
     assert "another host ended or can't be reached" in said or "another task died" in said
     assert not (run_dir / "summary.json").exists()
 
-    ended = Hosts.start(run_dir, book, 2, *gathered).end()
+    ended = Hosts.start(run_dir, book, 2, *gathered, program=MAIN).end()
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "resuming from step" in ended[0][1]
     assert ended[1][1].replace("[Gloo]", "").count("whole validation") == 0  # one of them prints
@@ -291,8 +293,7 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
 def test_hosts_find_each_other_by_what_their_launcher_sets(tmp_path, book, launcher):
     run_dir, alone = tmp_path / "run", tmp_path / "alone"
     short = ("--train.eval-interval", "20", "--train.steps", "20")
-    program = MAIN if launcher is open_mpi else FAST
-    ended = Hosts.start(run_dir, book, 2, *short, launcher=launcher, program=program).end()
+    ended = Hosts.start(run_dir, book, 2, *short, launcher=launcher).end()
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "2 x cpu: batch 8 = 2 x 4 sequences" in ended[0][1]
     assert "whole validation" in ended[0][1]
