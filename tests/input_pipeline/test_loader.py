@@ -44,6 +44,7 @@ def run(resident, order):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiler_options")
 @pytest.mark.parametrize("order", ["random", "epochs"])
 def test_losses_are_the_same_bit_for_bit_wherever_the_tokens_lie(order):
     (device, device_params), (host, host_params) = run("device", order), run("host", order)

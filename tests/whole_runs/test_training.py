@@ -687,6 +687,7 @@ def val_bytes(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiler_options")  # to the bit, by two programs
 @pytest.mark.parametrize("order", ["random", "epochs"])
 def test_a_prepared_corpus_trains_alike_from_device_and_host_and_goes_on(
     tiny_config, tmp_path, order
