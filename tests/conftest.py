@@ -6,6 +6,7 @@ import gc
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -30,12 +31,41 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 
-from gpt_jax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig  # noqa: E402
+from gpt_jax.config import (  # noqa: E402
+    Config,
+    DataConfig,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+    override,
+    to_dict,
+)
+from gpt_jax.devices import compiler_options  # noqa: E402
 
 # Past this much memory a test process drops its compiled programs: two processes stay below 5 GB.
 MEMORY_LIMIT_MIB = 1200
 
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.2, vocab_size=11)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiling_fast():
+    """The program's own options for XLA, as those of a user's processes, take twice as long."""
+    from gpt_jax.inference import decoding, evaluation
+    from gpt_jax.training import compiled_steps
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compiled_steps, decoding, evaluation):
+            patch.setattr(module, "compiler_options", lambda backend, *, library_products: {})
+        yield
+
+
+@pytest.fixture
+def own_compiler_options(monkeypatch):
+    """Training in this process has the program's own options for XLA, as that in others."""
+    from gpt_jax.training import compiled_steps
+
+    monkeypatch.setattr(compiled_steps, "compiler_options", compiler_options)
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +145,34 @@ def tiny_config(tmp_path, book):
         ),
         sample=SampleConfig(max_new_tokens=20),
     )
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """Returns finished_run(config, **values): the run that `gpt_jax.train` makes of these settings.
+
+    One is trained for equal settings and texts, and its folder copied to `run_dir` each time. For
+    tests that begin with a run, or compare one with it, and are not about its training.
+    """
+    import gpt_jax
+
+    trained: dict[tuple[str, bytes], Path] = {}
+
+    def copy_run(config, **values):
+        config = override(config, values)
+        text = Path(config.data.corpus).read_bytes()
+        key = json.dumps(to_dict(override(config, {"run_dir": "x", "data.corpus": "x"}))), text
+        if key not in trained:
+            trained[key] = folder = tmp_path_factory.mktemp("finished")
+            (folder / "book.txt").write_bytes(text)
+            paths = {"run_dir": str(folder / "run"), "data.corpus": str(folder / "book.txt")}
+            gpt_jax.train(override(config, paths), quiet=True)
+        folder = trained[key]
+        run_dir = shutil.copytree(folder / "run", config.run_dir)
+        for name in ("config.json", "summary.json", "samples.txt"):
+            file = Path(run_dir) / name
+            here = file.read_text("utf-8").replace(str(folder / "book.txt"), config.data.corpus)
+            file.write_text(here, encoding="utf-8")
+        return gpt_jax.load_run(run_dir)
+
+    return copy_run

@@ -146,26 +146,26 @@ def _inspect_step(
     model, train = start.config.model, start.config.train
     segments, offsets, batch = programs.loader.batch_of_step(keys, step - 1)
     constrain_batch = make_constrain_batch(programs.mesh)
-    key = jax.random.fold_in(keys.dropout, step - 1)
-    micro_batches = batch.reshape(-1, train.micro_batch_size, batch.shape[1])
-    whole = len(micro_batches) == 1
+    n = train.batch_size // train.micro_batch_size
 
-    @jax.jit
-    def look(params: Params):
-        shown = constrain_batch(jnp.asarray(batch if whole else micro_batches))
+    @jax.jit  # batch and key are arguments: one program, and one in jax's cache, for all steps
+    def look(params: Params, batch: jax.Array, key: jax.Array):
+        micro_batches = batch.reshape(n, train.micro_batch_size, batch.shape[1])
+        shown = constrain_batch(batch if n == 1 else micro_batches)
         loss, grads = loss_and_grads(model, params, shown, key, train)
-        keys_P = [key] if whole else [jax.random.fold_in(key, i) for i in range(len(micro_batches))]
+        keys_P = [key] if n == 1 else [jax.random.fold_in(key, i) for i in range(n)]
         losses = [
-            batch_losses(
-                model, params, constrain_batch(jnp.asarray(micro_batch)), k, train.loss_chunk
-            ).mean(axis=1)
+            batch_losses(model, params, constrain_batch(micro_batch), k, train.loss_chunk).mean(
+                axis=1
+            )
             for micro_batch, k in zip(micro_batches, keys_P, strict=True)
         ]
         norms = jax.tree.map(lambda g, p: (_norm(g), _norm(p)), grads, params)
         return loss, optax.tree.norm(grads), norms, jnp.concatenate(losses)
 
     with programs.layouts():
-        loss, grad_norm, norms, losses = jax.device_get(look(state.params))
+        key = jax.random.fold_in(keys.dropout, step - 1)
+        loss, grad_norm, norms, losses = jax.device_get(look(state.params, batch, key))
     named = jax.tree.flatten_with_path(norms, is_leaf=lambda x: isinstance(x, tuple))[0]
     return Replay(
         step=step,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import hf
-from gpt_jax.config import Config, override
+from gpt_jax.config import Config, ModelConfig, override
 from gpt_jax.errors import OutOfTime
 from gpt_jax.model import GPT, forward, init_cache
 from gpt_jax.run import checkpoints
@@ -165,14 +165,20 @@ def _accumulated(config: Config) -> tuple[float, str]:
     return _largest(_losses(whole), _losses(micro)), ""
 
 
+def _compile_forward(model: ModelConfig) -> Callable:
+    """Returns `forward` of a model, compiled; traced anew, as it is to be checked now."""
+    return jax.jit(lambda params, tokens, cache=None: forward(model, params, tokens, cache=cache))
+
+
 def _cached(config: Config) -> tuple[float, str]:
     model = dataclasses.replace(config.model, vocab_size=VOCAB_SIZE)
     tokens_1T = jnp.arange(model.block_size)[None]
-    params = GPT(model).init(jax.random.key(0), tokens_1T)["params"]
-    whole_1TV = forward(model, params, tokens_1T)
+    params = jax.jit(GPT(model).init)(jax.random.key(0), tokens_1T)["params"]
+    compiled = _compile_forward(model)
+    whole_1TV = compiled(params, tokens_1T)
     cache, steps = init_cache(model, 1), []
     for t in range(model.block_size):
-        logits, cache = forward(model, params, tokens_1T[:, t : t + 1], cache=cache)
+        logits, cache = compiled(params, tokens_1T[:, t : t + 1], cache)
         steps.append(logits[:, 0])
     return _largest(jnp.stack(steps, axis=1), whole_1TV), ""
 
@@ -181,11 +187,11 @@ def _gpt2(config: Config) -> tuple[float, str]:
     gpt2 = {"activation": "gelu", "qkv_bias": True, "tied": True, "head_bias": False}
     model = dataclasses.replace(config.model, vocab_size=VOCAB_SIZE, **gpt2)
     tokens_1T = jnp.arange(model.block_size)[None]
-    params = GPT(model).init(jax.random.key(0), tokens_1T)["params"]
+    params = jax.jit(GPT(model).init)(jax.random.key(0), tokens_1T)["params"]
     folder = Path(config.run_dir).with_name("gpt2")
     hf.save(folder, model, params)
     read, loaded = hf.load(folder)
-    logits = [forward(m, p, tokens_1T) for m, p in ((model, params), (read, loaded))]
+    logits = [_compile_forward(m)(p, tokens_1T) for m, p in ((model, params), (read, loaded))]
     return _largest(*logits), ""
 
 

@@ -32,6 +32,7 @@ from gpt_jax.run.load import Run
 from gpt_jax.run.metrics import bits_per_byte
 
 BATCH_TOKENS = 4096  # per micro-batch
+LOGITS = 2**25  # in memory at once, at most, unless training has more: 128 MiB
 CALL_BATCHES = 16  # micro-batches in one compiled call, at most
 
 
@@ -98,13 +99,16 @@ class Evaluation:
         )
 
 
-def choose_batch(block_size: int, train: TrainConfig | None = None) -> tuple[int, int | None]:
+def choose_batch(
+    block_size: int, train: TrainConfig | None = None, vocab_size: int = 1
+) -> tuple[int, int | None]:
     """Returns the number of windows per micro-batch, and the loss_chunk.
 
     A micro-batch has `BATCH_TOKENS` in a multiple of 8 windows, so that its windows are the same
     for any number of devices up to 8. It is smaller if the settings of training are, as for a small
     memory: at most their micro_batch, and more than `BATCH_TOKENS` only if their batch has as many
-    windows. Its loss is then computed in chunks.
+    windows. Its loss is then computed in chunks; so it is if its logits were more than `LOGITS` and
+    than those of training.
     """
     batch_size = 8 * max(1, BATCH_TOKENS // block_size // 8)
     loss_chunk = None
@@ -113,6 +117,9 @@ def choose_batch(block_size: int, train: TrainConfig | None = None) -> tuple[int
         batch_size, loss_chunk = min(batch_size, most), train.loss_chunk
     if loss_chunk is None and batch_size * block_size > BATCH_TOKENS:
         loss_chunk = BATCH_TOKENS
+    if loss_chunk is None and train is not None:
+        most = max(train.micro_batch_size * block_size, LOGITS // vocab_size)
+        loss_chunk = most if batch_size * block_size > most else None
     return batch_size, loss_chunk
 
 
@@ -177,7 +184,7 @@ def _evaluate_component(
     max_tokens: int | None,
     train: TrainConfig | None,
 ) -> Evaluation:
-    batch_size, loss_chunk = choose_batch(config.block_size, train)
+    batch_size, loss_chunk = choose_batch(config.block_size, train, config.vocab_size)
     if jax.process_count() > 1:  # windows for every host
         batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     mesh = make_mesh(batch_size)

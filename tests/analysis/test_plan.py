@@ -1,6 +1,7 @@
 """Plans: what a step takes, without taking it. For TPU slices see `tests/tpu`."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -25,6 +26,11 @@ SMALL = Config(
     model=ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=64, dropout=0.0, vocab_size=300),
     train=TrainConfig(batch_size=16),
 )
+
+
+@functools.cache
+def small_plan() -> plan.Plan:
+    return plan.make_plan(SMALL, sampling=True)
 
 
 def product_flops(jaxpr) -> int:
@@ -82,7 +88,7 @@ def test_the_operations_of_a_setting_that_the_count_may_not_know_are_not_counted
 
 @pytest.mark.slow
 def test_a_plan_for_this_machine():
-    found = plan.make_plan(SMALL, sampling=True)
+    found = small_plan()
     assert found.mesh == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
     assert found.tokens == 16 * 64
     assert found.fits
@@ -104,7 +110,7 @@ def test_parameters_that_are_split_are_gathered():
     found = plan.make_plan(override(SMALL, {"mesh.data": 1, "mesh.fsdp": 8}))
     kinds = {c.kind for c in found.collectives}
     assert "all-gather" in kinds
-    assert found.arguments < plan.make_plan(SMALL).arguments / 4
+    assert found.arguments < small_plan().arguments / 4
 
 
 @pytest.mark.slow
@@ -112,13 +118,14 @@ def test_what_does_not_fit_gets_a_way_that_does(monkeypatch):
     config = override(SMALL, {"model.n_layer": 8, "train.batch_size": 64})
     needs = plan.make_plan(config).memory
     monkeypatch.setattr(plan, "memory_limit", lambda device: 0.6 * needs)
-    assert not plan.make_plan(config).fits
-    assert "does NOT fit" in str(plan.make_plan(config))
+    found = plan.make_plan(config)
+    assert not found.fits
+    assert "does NOT fit" in str(found)
     options, found = plan.find_fitting_config(config)
     assert found.fits
     assert found.memory <= 0.6 * needs
     assert options.startswith("--mesh.data 1 --mesh.fsdp 8")
-    monkeypatch.setattr(plan, "memory_limit", lambda device: 1.0)
+    monkeypatch.setattr(plan, "make_plan", lambda *args: dataclasses.replace(found, limit=1.0))
     assert plan.find_fitting_config(config) is None
 
 
@@ -143,7 +150,7 @@ def test_a_compiler_that_gives_up_says_how_much_it_needed(monkeypatch):
 @pytest.mark.slow
 def test_the_least_time_is_that_of_the_slowest_part():
     chip = Chip("toy", GIB, flops=1e12, bandwidth=1e9, network=1e8)
-    found = dataclasses.replace(plan.make_plan(SMALL), chip=chip, traffic=5e8)
+    found = dataclasses.replace(small_plan(), chip=chip, traffic=5e8)
     assert found.seconds["computing"] == found.flops / 8 / 1e12
     assert found.seconds["memory"] == 0.5
     assert found.seconds["network"] == found.collectives[0].bytes_sent / 1e8

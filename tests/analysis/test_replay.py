@@ -43,8 +43,8 @@ def contents(folder):
     ],
     ids=["plain", "in parts", "skipping"],
 )
-def test_steps_computed_again_are_those_of_the_rows(tiny_config, values):
-    run = train(tiny_config, **values)
+def test_steps_computed_again_are_those_of_the_rows(tiny_config, finished_run, values):
+    run = finished_run(tiny_config, **values)
     before = contents(run.run_dir)
     rows = {row["step"]: row for row in run.rows}
     assert checkpoints.steps(run.run_dir) == [8, 12]
@@ -63,8 +63,8 @@ def test_steps_computed_again_are_those_of_the_rows(tiny_config, values):
 
 
 @pytest.mark.slow
-def test_what_is_shown_is_what_the_corpus_has_there(tiny_config, book, capsys):
-    run = train(tiny_config)
+def test_what_is_shown_is_what_the_corpus_has_there(tiny_config, finished_run, book, capsys):
+    run = finished_run(tiny_config)
     assert main.main(["replay", "--run-dir", str(run.run_dir), "--step", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     text = book.read_text()
@@ -100,8 +100,8 @@ def test_a_step_that_a_run_died_of_is_shown(tiny_config):
 
 
 @pytest.mark.slow
-def test_damaged_checkpoints_are_passed_over(tiny_config):
-    run = train(tiny_config)
+def test_damaged_checkpoints_are_passed_over(tiny_config, finished_run):
+    run = finished_run(tiny_config)
     whole = replay(run.run_dir, 11)
     assert whole.from_step == 8
     (run.run_dir / "checkpoints" / "00000008.json").write_text("{")
@@ -112,8 +112,8 @@ def test_damaged_checkpoints_are_passed_over(tiny_config):
 
 
 @pytest.mark.slow
-def test_a_run_that_started_from_another_is_computed_from_that(tiny_config, tmp_path):
-    train(tiny_config, run_dir=str(tmp_path / "first"))
+def test_a_run_that_started_from_another_is_computed_from_that(tiny_config, finished_run, tmp_path):
+    finished_run(tiny_config, run_dir=str(tmp_path / "first"))
     config = gpt_jax.start_from(
         override(tiny_config, {"init_from": str(tmp_path / "first"), "data.tokenizer": "char"}), {}
     )
@@ -124,8 +124,8 @@ def test_a_run_that_started_from_another_is_computed_from_that(tiny_config, tmp_
 
 
 @pytest.mark.slow
-def test_steps_that_a_run_does_not_have(tiny_config):
-    run = train(tiny_config)
+def test_steps_that_a_run_does_not_have(tiny_config, finished_run):
+    run = finished_run(tiny_config)
     for step in (-1, 0, 13):
         with pytest.raises(UserError, match=rf"has no step {step}; its steps are 1 to 12"):
             replay(run.run_dir, step)

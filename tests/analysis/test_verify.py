@@ -9,6 +9,7 @@ import pytest
 import main
 from gpt_jax import hf
 from gpt_jax.analysis import verify
+from gpt_jax.config import override
 from gpt_jax.run import checkpoints
 from gpt_jax.training import step
 
@@ -26,7 +27,7 @@ def test_every_promise_is_kept_here(capsys):
 
 @pytest.fixture
 def config(tmp_path):
-    return verify._small_config(tmp_path)
+    return override(verify._small_config(tmp_path), {"model.n_layer": 1})
 
 
 def broken_mean(function, parts, key):
@@ -64,9 +65,11 @@ init_cache = verify.init_cache
         ("damaged", checkpoints, "problem", lambda path: ""),
     ],
 )
-def test_a_broken_promise_is_found(config, monkeypatch, name, place, attribute, broken):
+def test_a_broken_promise_is_found(
+    config, tiny_config, finished_run, monkeypatch, name, place, attribute, broken
+):
     if name == "damaged":
-        verify._quiet_train(config)
+        finished_run(tiny_config, run_dir=config.run_dir)
     allowed, check = next(found[1:] for found in verify._checks(config) if name in found[0])
     monkeypatch.setattr(place, attribute, broken)
     assert check()[0] > allowed

@@ -1,6 +1,7 @@
 """Sampling: the filters by hand, the distribution drawn, and the equality of cached and full."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,17 @@ from gpt_jax.inference.decoding import (
 )
 from gpt_jax.model import GPT, forward, init_cache
 
-PARAMS = jax.tree.map(
-    lambda x: x * 5, GPT(TINY).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-)
+
+@functools.cache
+def init(config):
+    """Parameters scaled up, so that logits are far from uniform."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.jit(
+        lambda key: jax.tree.map(lambda x: x * 5, GPT(config).init(key, tokens)["params"])
+    )(jax.random.key(0))
+
+
+PARAMS = init(TINY)
 PROBABILITIES = np.array([0.1, 0.4, 0.05, 0.3, 0.15])
 LOGITS = jnp.log(jnp.array(PROBABILITIES, jnp.float32))[None]
 GREEDY = Filters(temperature=0.0)
@@ -112,16 +121,16 @@ def test_tokens_are_drawn_with_the_right_frequencies(filters):
     assert ((counts[p > 0] - expected) ** 2 / expected).sum() < 25.7
 
 
-@jax.jit
-def padded_logits(padded_BS, length):
-    return forward(TINY, PARAMS, padded_BS)[0, length - 1]
+compiled = jax.jit(forward, static_argnums=0)
 
 
-def next_logits(context):
+def next_logits(context, config=TINY):
     """The full forward's logits after `context`; what is later does not reach earlier positions."""
-    padded = np.zeros((1, TINY.block_size), np.int32)
-    padded[0, : len(context)] = context
-    return padded_logits(padded, len(context))
+    context = np.atleast_2d(np.asarray(context, np.int32))
+    padded_BS = np.zeros((len(context), config.block_size), np.int32)
+    padded_BS[:, : context.shape[1]] = context
+    logits_BV = np.asarray(compiled(config, init(config), padded_BS))[:, context.shape[1] - 1]
+    return logits_BV if len(logits_BV) > 1 else logits_BV[0]
 
 
 def generate(prompt, n, filters=GREEDY, key=None, **kwargs):
@@ -194,11 +203,10 @@ def test_a_prompt_read_in_parts_equals_the_full_forward(length):
     """Parts of 16 tokens, of a block_size that they don't divide: the last part overlaps."""
     config = dataclasses.replace(TINY, block_size=40)
     assert decoding.PREFILL_TOKENS == 16
-    params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = jax.tree.map(lambda x: x * 5, params)
+    params = init(config)
     window = np.arange(40, dtype=np.int32) ** 2 % 11
     state = prefill(config, params, window, np.int32(length), jax.random.key(5), batch_size=3)
-    full, cache = forward(config, params, window[None], cache=init_cache(config, 1))
+    full, cache = compiled(config, params, window[None], cache=init_cache(config, 1))
     for row in range(3):
         np.testing.assert_allclose(state.logits_BV[row], full[0, length - 1], atol=2e-5)
     for ours, whole in zip(state.cache.k_NSK, cache.k_NSK, strict=True):
@@ -217,15 +225,14 @@ def test_a_prompt_read_in_parts_equals_the_full_forward(length):
 )
 def test_other_models_decode_as_their_full_forward_does_across_the_border(options):
     config = dataclasses.replace(TINY, **options)
-    params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = jax.tree.map(lambda x: x * 5, params)
+    params = init(config)
     padded = np.zeros(config.block_size, np.int32)
     padded[:3] = [1, 2, 3]
     texts = np.array([[1, 2, 3]] * 2)
     state = prefill(config, params, padded, np.int32(3), jax.random.key(5), batch_size=2)
     for _ in range(10):
-        expected_BTV = forward(config, params, texts[:, -config.block_size :])
-        np.testing.assert_allclose(state.logits_BV, expected_BTV[:, -1], atol=2e-5)
+        expected_BV = next_logits(texts[:, -config.block_size :], config)
+        np.testing.assert_allclose(state.logits_BV, expected_BV, atol=2e-5)
         mode = "cached" if texts.shape[1] < config.block_size else "recompute"
         state, tokens_B1 = decode(
             config, params, state, Filters(temperature=1.0), steps=1, mode=mode
@@ -277,7 +284,7 @@ def test_refill_is_exact_inside_the_context_and_sees_less_past_it():
 @pytest.mark.slow
 def test_a_block_of_one_token_works():
     config = dataclasses.replace(TINY, block_size=1)
-    params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = init(config)
     for window in ("exact", "refill"):
         parts = generate_tokens(
             config,

@@ -6,7 +6,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY as TWO_LAYERS
 
 from gpt_jax.config import Config, DataConfig, TrainConfig
 from gpt_jax.errors import UserError
@@ -16,6 +16,7 @@ from gpt_jax.input_pipeline.loader import BatchLoader, fits
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.training.compiled_steps import CompiledSteps
 
+TINY = dataclasses.replace(TWO_LAYERS, n_layer=1)
 TOKENS = np.arange(700, dtype=np.uint16) ** 2 % 11
 TRAIN = TrainConfig(
     batch_size=8, steps=12, log_interval=2, eval_interval=4, eval_batches=3, checkpoint_interval=4
@@ -43,6 +44,7 @@ def run(resident, order):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiler_options")
 @pytest.mark.parametrize("order", ["random", "epochs"])
 def test_losses_are_the_same_bit_for_bit_wherever_the_tokens_lie(order):
     (device, device_params), (host, host_params) = run("device", order), run("host", order)

@@ -22,8 +22,11 @@ EPS = np.finfo(np.float32).eps
 
 def init(config: ModelConfig, scale: float = 1.0):
     """Parameters of a tiny model; scaled up, so that its logits are far from uniform."""
-    params = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return jax.tree.map(lambda x: x * scale, params)
+    return jax.tree.map(lambda x: x * scale, jit_init(config)(jax.random.key(0)))
+
+
+def jit_init(config: ModelConfig):
+    return jax.jit(lambda key: GPT(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 PARAMS = init(TINY, scale=5.0)
@@ -124,11 +127,14 @@ compiled = jax.jit(forward, static_argnums=0, static_argnames="last_only")
 @functools.cache
 def init_unlike(config: ModelConfig):
     """Parameters of which no two are alike: biases are not zero, scales are not one."""
-    params = init(config, scale=5.0)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    new = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, new)
+    random = np.random.default_rng(2)
+
+    def draw(path, like):
+        mean = 5.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(random.normal(mean, 0.3, like.shape), like.dtype)
+
+    shapes = jax.eval_shape(jit_init(config), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def plain_logits(c: ModelConfig, params, tokens_T):
@@ -303,7 +309,7 @@ def test_nano_starts_from_the_parameters_it_always_had():
     """To the seventh place: versions of jax differ in a normal draw's last bits."""
     config = dataclasses.replace(load_config("nano").model, vocab_size=73)
     key = make_keys(load_config("nano").seed).init
-    params = GPT(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jit_init(config)(key)
     drawn = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -358,10 +364,10 @@ def test_no_position_depends_on_a_later_one():
 
 @pytest.mark.slow
 def test_cached_decoding_equals_the_full_forward_at_every_position():
-    full_BTV = forward(TINY, PARAMS, TOKENS_BT)
+    full_BTV = compiled(TINY, PARAMS, TOKENS_BT)
     cache = init_cache(TINY, len(TOKENS_BT))
     for t in range(TINY.block_size):
-        step_B1V, cache = forward(TINY, PARAMS, TOKENS_BT[:, t : t + 1], cache=cache)
+        step_B1V, cache = compiled(TINY, PARAMS, TOKENS_BT[:, t : t + 1], cache=cache)
         assert int(cache.length) == t + 1
         np.testing.assert_allclose(step_B1V[:, 0], full_BTV[:, t], atol=2e-5)
 
@@ -370,16 +376,16 @@ def test_cached_decoding_equals_the_full_forward_at_every_position():
 @pytest.mark.parametrize("first", [1, 3, 7])
 def test_a_cache_may_be_filled_several_tokens_at_a_time(first):
     cache = init_cache(TINY, len(TOKENS_BT))
-    one, cache = forward(TINY, PARAMS, TOKENS_BT[:, :first], cache=cache)
-    two, cache = forward(TINY, PARAMS, TOKENS_BT[:, first:], cache=cache)
-    full = forward(TINY, PARAMS, TOKENS_BT)
+    one, cache = compiled(TINY, PARAMS, TOKENS_BT[:, :first], cache=cache)
+    two, cache = compiled(TINY, PARAMS, TOKENS_BT[:, first:], cache=cache)
+    full = compiled(TINY, PARAMS, TOKENS_BT)
     np.testing.assert_allclose(jnp.concatenate([one, two], axis=1), full, atol=2e-5)
 
 
 @pytest.mark.slow
 def test_last_only_equals_the_last_position_of_the_full_forward():
-    full = forward(TINY, PARAMS, TOKENS_BT)
-    last = forward(TINY, PARAMS, TOKENS_BT, last_only=True)
+    full = compiled(TINY, PARAMS, TOKENS_BT)
+    last = compiled(TINY, PARAMS, TOKENS_BT, last_only=True)
     assert last.shape == (3, 1, TINY.vocab_size)
     np.testing.assert_allclose(last[:, 0], full[:, -1], atol=2e-5)
 
@@ -511,7 +517,7 @@ def test_in_bfloat16_too_the_cache_gives_the_full_forwards_logits():
 @pytest.mark.slow
 def test_computing_again_changes_nothing_but_memory():
     """With dropout: masks of its own would move the loss by some 1e-2."""
-    plain = dataclasses.replace(TINY, n_layer=4)
+    plain = dataclasses.replace(TINY, n_layer=2)
     params = init(plain, scale=5.0)
     found, memory = {}, {}
     for remat in ("none", "dots", "full"):
@@ -539,8 +545,8 @@ def test_in_bfloat16_as_many_products_are_computed_again():
     """Their gradients are defined by hand there, and remat's policy must see inside."""
 
     def count_products(remat, dtype):
-        config = dataclasses.replace(TINY, n_layer=4, remat=remat, dtype=dtype)
-        traced = jax.make_jaxpr(jax.grad(functools.partial(dropped_loss, config)))(init(config))
+        config = dataclasses.replace(TINY, n_layer=2, remat=remat, dtype=dtype)
+        traced = jax.make_jaxpr(jax.grad(functools.partial(dropped_loss, config)))(PARAMS)
         return sum(e.primitive.name == "dot_general" for e in equations(traced.jaxpr))
 
     half = {remat: count_products(remat, "bfloat16") for remat in ("none", "dots", "full")}

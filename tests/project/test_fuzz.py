@@ -5,6 +5,7 @@ doubled or replaced by what formats care about, and must return, or raise a `Use
 source that is prepared, `BadInput`): no other exception, and no memory is taken on a file's word.
 """
 
+import functools
 import gzip
 import json
 import tracemalloc
@@ -72,10 +73,10 @@ def change(raw, changes):
     return bytes(raw)
 
 
-def fuzz(path, read, expected=UserError):
-    """Reads `path` in `EXAMPLES` versions; returns how many were read and how many refused."""
-    sound = path.read_bytes()
-    counts = {"read": 0, "refused": 0}
+@functools.cache
+def examples():
+    """Returns `EXAMPLES` lists of changes, the same for every reader and at every time."""
+    found = []
 
     @settings(
         deadline=None,
@@ -85,18 +86,30 @@ def fuzz(path, read, expected=UserError):
         database=None,
     )
     @given(CHANGES)
-    def one(changes):
-        path.write_bytes(change(sound, changes))
-        try:
-            read()
-            counts["read"] += 1
-        except expected:
-            counts["refused"] += 1
+    def collect(changes):
+        found.append(changes)
 
+    collect()
+    assert len(found) >= EXAMPLES
+    return found
+
+
+def fuzz(path, read, expected=UserError):
+    """Reads `path` in `EXAMPLES` versions; returns how many were read and how many refused."""
+    sound = path.read_bytes()
+    counts = {"read": 0, "refused": 0}
     read()
     tracemalloc.start()
     try:
-        one()
+        for changes in examples():
+            path.write_bytes(change(sound, changes))
+            try:
+                read()
+                counts["read"] += 1
+            except expected:
+                counts["refused"] += 1
+            except Exception as error:
+                raise AssertionError(f"{path.name}, changed by {changes}") from error
         assert tracemalloc.get_traced_memory()[1] < MEMORY
     finally:
         tracemalloc.stop()

@@ -96,10 +96,10 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
     monkeypatch.setenv("GPT_JAX_DATA", str(tmp_path / "texts"))
     (tmp_path / "texts").mkdir()
-    book = "The Great Wizard said to Dorothy and Toto: go on, Dorothy!\n" * 60
-    (tmp_path / "texts" / "wizard_of_oz.txt").write_text(book, encoding="utf-8")
+    book = "The Great Wizard said to Dorothy and Toto: go on, Dorothy!\n" * 60 + TEXTS[README]
     (tmp_path / "my").mkdir()
-    (tmp_path / "my" / "book.txt").write_text(book + TEXTS[README], encoding="utf-8")
+    for name in ("texts/wizard_of_oz.txt", "my/book.txt"):  # one text: its programs serve twice
+        (tmp_path / name).write_text(book, encoding="utf-8")
     save_tiny_gpt2(tmp_path / "gpt2")
     return tmp_path
 

@@ -120,8 +120,10 @@ def test_what_training_prints_at_its_end_resumes_it(tiny_config, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_that_started_from_parameters_is_resumed_by_its_command(tiny_config, tmp_path):
-    source = gpt_jax.train(override(tiny_config, {"train.steps": 2}), quiet=True)
+def test_a_run_that_started_from_parameters_is_resumed_by_its_command(
+    tiny_config, finished_run, tmp_path
+):
+    source = finished_run(tiny_config, **{"train.steps": 2})
     values = {"init_from": str(source.run_dir), "run_dir": str(tmp_path / "tuned")}
     config = gpt_jax.start_from(override(tiny_config, values), {"train.steps": 2})
     run = gpt_jax.train(config, quiet=True)

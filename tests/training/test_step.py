@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import TINY
+from conftest import TINY as TWO_LAYERS
 
 from gpt_jax.config import OptimConfig, TrainConfig
 from gpt_jax.inference.evaluation import choose_batch, evaluate_split
@@ -31,6 +31,7 @@ from gpt_jax.training.step import (
     make_train_step,
 )
 
+TINY = dataclasses.replace(TWO_LAYERS, n_layer=1)
 OPTIM = OptimConfig(learning_rate=1e-2)
 TRAIN = TrainConfig(batch_size=8, eval_batches=3)
 KEYS = make_keys(0)
@@ -41,6 +42,12 @@ TOKENS = jnp.asarray(np.arange(500) ** 2 % 11, jnp.int32)
 @jax.jit
 def new_state():
     return init_state(TINY, make_optimizer(OPTIM), KEYS.init)
+
+
+logits_of = jax.jit(forward, static_argnums=0)
+loss_of = jax.jit(loss_fn, static_argnums=0)
+train_step = jax.jit(make_train_step(TINY, make_optimizer(OPTIM)))
+train_chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
 
 
 def leaves_equal(a, b):
@@ -62,16 +69,16 @@ def test_loss_by_hand():
 def test_each_position_is_asked_for_the_token_that_follows_it():
     """The loss is the mean of -log p[next token], here summed by hand in float64."""
     batch, params = TOKENS[:18].reshape(2, 9), new_state().params
-    log_p = np.asarray(jax.nn.log_softmax(forward(TINY, params, batch[:, :8])), np.float64)
+    log_p = np.asarray(jax.nn.log_softmax(logits_of(TINY, params, batch[:, :8])), np.float64)
     by_hand = -np.mean([log_p[b, t, batch[b, t + 1]] for b in range(2) for t in range(8)])
     # float32 sums of 16 terms of about 2.4
-    np.testing.assert_allclose(loss_fn(TINY, params, batch), by_hand, rtol=16 * 6e-8 * 2)
+    np.testing.assert_allclose(loss_of(TINY, params, batch), by_hand, rtol=16 * 6e-8 * 2)
 
 
 @pytest.mark.slow
 def test_uniform_logits_cost_the_log_of_the_vocabulary():
     zeros = jax.tree.map(jnp.zeros_like, new_state().params)
-    loss = loss_fn(TINY, zeros, jnp.zeros((2, 9), jnp.int32))
+    loss = loss_of(TINY, zeros, jnp.zeros((2, 9), jnp.int32))
     np.testing.assert_allclose(loss, math.log(11), rtol=1e-6)
 
 
@@ -86,7 +93,6 @@ def test_one_step_equals_adamw_by_hand():
     batch = TOKENS[:72].reshape(8, 9)
     state = new_state()
     grads = jax.jit(jax.grad(lambda p: loss_fn(TINY, p, batch, KEYS.dropout)))(state.params)
-    train_step = jax.jit(make_train_step(TINY, make_optimizer(OPTIM)))
     after, metrics = train_step(state, batch, KEYS.dropout)
     lr, decay = OPTIM.learning_rate, OPTIM.weight_decay
 
@@ -102,20 +108,21 @@ def test_one_step_equals_adamw_by_hand():
 
 @pytest.mark.slow
 def test_training_learns_a_sequence():
-    chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
-    _, metrics = chunk(new_state(), TOKENS, KEYS, steps=150)
-    assert metrics["loss"].shape == (150,)
-    assert abs(float(metrics["loss"][0]) - math.log(11)) < 0.1
-    assert float(metrics["loss"][-10:].mean()) < 1.0  # squares modulo 11 repeat every 11 tokens
+    state, losses = new_state(), []
+    for _ in range(25):
+        state, metrics = train_chunk(state, TOKENS, KEYS, steps=6)
+        assert metrics["loss"].shape == (6,)
+        losses += metrics["loss"].tolist()
+    assert abs(losses[0] - math.log(11)) < 0.1
+    assert np.mean(losses[-10:]) < 1.0  # squares modulo 11 repeat every 11 tokens
 
 
 @pytest.mark.slow
 def test_chunks_of_any_length_take_the_same_steps():
-    chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
-    whole, _ = chunk(new_state(), TOKENS, KEYS, steps=6)
+    whole, _ = train_chunk(new_state(), TOKENS, KEYS, steps=6)
     parts = new_state()
     for _ in range(2):
-        parts, _ = chunk(parts, TOKENS, KEYS, steps=3)
+        parts, _ = train_chunk(parts, TOKENS, KEYS, steps=3)
     assert int(parts.step) == int(whole.step) == 6
     # The same operations in two programs, so up to the rounding of 6 steps.
     assert largest_difference(parts.params, whole.params) < 6 * 1e-5
@@ -124,11 +131,9 @@ def test_chunks_of_any_length_take_the_same_steps():
 @pytest.mark.slow
 def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
     """Steps taken one by one, with the keys that ARCHITECTURE.md promises."""
-    chunk = jax.jit(make_train_chunk(TINY, OPTIM, TRAIN), static_argnames="steps")
-    _, metrics = chunk(new_state(), TOKENS, KEYS, steps=4)
-    train_step = jax.jit(make_train_step(TINY, make_optimizer(OPTIM)))
+    _, metrics = train_chunk(new_state(), TOKENS, KEYS, steps=6)
     state, losses = new_state(), []
-    for step in range(4):
+    for step in range(6):
         data, dropout = (jax.random.fold_in(key, step) for key in (KEYS.data, KEYS.dropout))
         batch = gather_batch(TOKENS, sample_offsets(data, len(TOKENS), 8, 8), 8)
         state, one = train_step(state, batch, dropout)
@@ -140,7 +145,6 @@ def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
 @pytest.mark.slow
 def test_a_step_above_the_limit_changes_counts_alone():
     """Beside steps taken one by one, of which those above the limit are left out by hand."""
-    train_step = jax.jit(make_train_step(TINY, make_optimizer(OPTIM)))
     train = dataclasses.replace(TRAIN, on_divergence="skip")
     chunk = jax.jit(make_train_chunk(TINY, OPTIM, train), static_argnames="steps")
     nothing, metrics = chunk(new_state(), TOKENS, KEYS, 0.0, steps=6)
@@ -281,9 +285,8 @@ def test_an_evaluation_in_parts_is_the_same():
 def test_the_learning_rate_of_each_step_is_among_its_numbers():
     optim = OptimConfig(learning_rate=1e-2, schedule="cosine", warmup_steps=2, schedule_steps=9)
     chunk = jax.jit(make_train_chunk(TINY, optim, TRAIN), static_argnames="steps")
-    state, metrics = chunk(
-        init_state(TINY, make_optimizer(optim), KEYS.init), TOKENS, KEYS, steps=3
-    )
+    init = jax.jit(lambda: init_state(TINY, make_optimizer(optim), KEYS.init))
+    state, metrics = chunk(init(), TOKENS, KEYS, steps=3)
     _, more = chunk(state, TOKENS, KEYS, steps=3)
     rates = [float(make_learning_rate(optim)(t)) for t in range(6)]
     found = np.concatenate([metrics["learning_rate"], more["learning_rate"]])
@@ -306,12 +309,12 @@ def test_keys_are_functions_of_seed_and_purpose():
 
 @pytest.mark.slow
 def test_eval_step_is_the_mean_over_its_batches():
-    eval_step = make_eval_step(TINY, TRAIN)
+    eval_step = jax.jit(make_eval_step(TINY, TRAIN))
     params = new_state().params
     constant = jnp.full((300,), 4, jnp.int32)  # every batch is the same here
     losses = eval_step(params, [TOKENS, constant], KEYS.eval)
     assert losses.shape == (2,)
-    expected = loss_fn(TINY, params, constant[:9][None])
+    expected = loss_of(TINY, params, constant[:9][None])
     np.testing.assert_allclose(losses[1], expected, rtol=1e-5)
     np.testing.assert_array_equal(losses, eval_step(params, [TOKENS, constant], KEYS.eval))
 
@@ -425,6 +428,25 @@ def test_the_exact_evaluation_computes_no_more_at_once_than_training(
 ):
     settings = None if train is None else TrainConfig(**train)
     assert choose_batch(block_size, settings) == (batch_size, loss_chunk)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "block_size", "train", "loss_chunk"),
+    [
+        (8192, 8, TrainConfig(batch_size=8), None),  # 4096 tokens have 2^25 logits
+        (50257, 8, TrainConfig(batch_size=8), 667),
+        (50257, 256, TrainConfig(batch_size=4), 1024),  # as many as in training
+        (50257, 1024, TrainConfig(batch_size=32), 4096),
+        (50257, 1024, TrainConfig(batch_size=1), 1024),
+        (50257, 1024, TrainConfig(batch_size=32, micro_batch=1), None),
+        (50257, 64, TrainConfig(batch_size=8, loss_chunk=99), 99),
+        (50257, 64, None, None),
+    ],
+)
+def test_the_exact_evaluation_has_no_more_logits_at_once_than_training(
+    vocab_size, block_size, train, loss_chunk
+):
+    assert choose_batch(block_size, train, vocab_size)[1] == loss_chunk
 
 
 @pytest.mark.slow

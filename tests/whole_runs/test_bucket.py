@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from test_hosts import Hosts, train_alone
+from test_hosts import MAIN, Hosts, train_alone
 from test_training import assert_same_run, train
 
 import gpt_jax
@@ -65,8 +65,8 @@ def names_below(folder):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
-    here, there = train(tiny_config), train(tiny_config, run_dir=f"{bucket}/a/run")
+def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, finished_run, bucket, capsys):
+    here, there = finished_run(tiny_config), train(tiny_config, run_dir=f"{bucket}/a/run")
     assert str(there.run_dir) == f"{bucket}/a/run"
     assert_same_run(here, there)
     assert there.summary == here.summary
@@ -82,22 +82,10 @@ def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket):
     text = gpt_jax.generate(there, "the ", max_new_tokens=10)
     assert text == gpt_jax.generate(here, "the ", max_new_tokens=10)
     assert replay(there.run_dir, 7).loss == replay(here.run_dir, 7).loss
-
-
-@pytest.mark.slow
-def test_a_run_in_a_bucket_goes_on_and_is_left_alone_when_finished(tiny_config, bucket, capsys):
-    run_dir = f"{bucket}/on"
-    train(tiny_config, run_dir=run_dir, **{"train.steps": 8})
-    on = train(tiny_config, run_dir=run_dir)
-    assert_same_run(on, train(tiny_config))
-    gpt_jax.train(on.config)
+    gpt_jax.train(there.config)
     assert "Nothing was changed" in capsys.readouterr().out
 
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
-    run = train(tiny_config, run_dir=f"{bucket}/damaged")
-    path = checkpoints.path_of(run.run_dir, 12)
+    path = checkpoints.path_of(there.run_dir, 12)
     file = max(storage.files_below(path), key=lambda file: file.stat().length)
     raw = file.read_bytes()
     for harm in (raw[:-1] + bytes([raw[-1] ^ 1]), b"", None):
@@ -105,21 +93,37 @@ def test_a_damaged_checkpoint_in_a_bucket_is_named(tiny_config, bucket, capsys):
             file.unlink()
         else:
             file.write_bytes(harm)
-        assert gpt_jax.load_run(run.run_dir).step == 8
+        assert gpt_jax.load_run(there.run_dir).step == 8
         assert f"{path} is damaged: {file.relative_to(path)}" in capsys.readouterr().err
-    assert_same_run(train(run.config), train(tiny_config))
+    assert_same_run(train(there.config), here)
 
 
 @pytest.mark.slow
-def test_what_a_kill_leaves_in_a_bucket_is_cleared(tiny_config, bucket):
+def test_a_run_in_a_bucket_goes_on_after_a_refused_write_and_a_kill(
+    tiny_config, finished_run, bucket, monkeypatch
+):
+    """What is there stays, and what a kill leaves behind is cleared."""
     run_dir = storage.to_folder(f"{bucket}/killed")
     (run_dir / "tokenizer.json").write_text("{")  # before config.json, which makes it a run
-    run = train(tiny_config, run_dir=str(run_dir), **{"train.steps": 8})
+    run = train(tiny_config, run_dir=str(run_dir), **{"train.steps": 4})
+    path = type(run_dir)
+    write = path.write_bytes
+
+    def refuse(path, raw):
+        if path.name == "00000008.json":
+            raise RuntimeError("403")
+        return write(path, raw)
+
+    monkeypatch.setattr(path, "write_bytes", refuse)
+    with pytest.raises(gpt_jax.TrainingError, match="RuntimeError: 403; the last valid one is 4"):
+        train(tiny_config, run_dir=str(run_dir))
+    monkeypatch.undo()
     left = run_dir / "checkpoints" / "00000010"
     (left / "state" / "d").write_text("half")
-    train(tiny_config, run_dir=str(run_dir))
+    on = train(tiny_config, run_dir=str(run_dir))
     assert not (left / "state" / "d").exists()
     assert is_run(run.run_dir)
+    assert_same_run(on, finished_run(tiny_config))
     other = storage.to_folder(f"{bucket}/other")
     (other / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files \(notes.txt\)"):
@@ -127,9 +131,10 @@ def test_what_a_kill_leaves_in_a_bucket_is_cleared(tiny_config, bucket):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiler_options")
 def test_hosts_in_a_bucket_that_are_killed_go_on_bit_for_bit_as_one_process(tmp_path, book, bucket):
     run_dir, alone = storage.to_folder(f"{bucket}/hosts/run"), tmp_path / "alone"
-    pair = Hosts.start(run_dir, book, 2, *INTERVALS)
+    pair = Hosts.start(run_dir, book, 2, *INTERVALS, program=MAIN)
     while not checkpoints.steps(run_dir):
         assert all(process.poll() is None for process in pair.processes), pair.end()
         time.sleep(0.02)
@@ -173,32 +178,11 @@ def test_a_bucket_needs_a_package(monkeypatch):
 
 
 @pytest.mark.slow
-def test_gpt2_folders_are_on_this_machine(tiny_config, bucket):
-    run = train(tiny_config)
+def test_gpt2_folders_are_on_this_machine(tiny_config, finished_run, bucket):
+    run = finished_run(tiny_config)
     with pytest.raises(UserError, match="gs://a/b: must be on this machine"):
         hf.save("gs://a/b", run.config.model, run.params)
     folder = storage.to_folder(f"{bucket}/gpt2")
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UserError, match="is a GPT-2 folder; copy it to this machine"):
         gpt_jax.load_run(f"{bucket}/gpt2")
-
-
-@pytest.mark.slow
-def test_a_bucket_that_refuses_a_write_ends_training_and_keeps_what_is_there(
-    tiny_config, bucket, monkeypatch
-):
-    run_dir = f"{bucket}/refuses"
-    train(tiny_config, run_dir=run_dir, **{"train.steps": 4})
-    path = type(storage.to_folder(run_dir))
-    write = path.write_bytes
-
-    def refuse(path, raw):
-        if path.name == "00000008.json":
-            raise RuntimeError("403")
-        return write(path, raw)
-
-    monkeypatch.setattr(path, "write_bytes", refuse)
-    with pytest.raises(gpt_jax.TrainingError, match="RuntimeError: 403; the last valid one is 4"):
-        train(tiny_config, run_dir=run_dir)
-    monkeypatch.undo()
-    assert_same_run(train(tiny_config, run_dir=run_dir), train(tiny_config))

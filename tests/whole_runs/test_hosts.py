@@ -2,23 +2,27 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
 import gpt_jax
+import main
 from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.parallel import multihost
 from gpt_jax.parallel.multihost import HostsConfig, has_launcher
 from gpt_jax.run.metrics import TIMING_FIELDS
 
+MAIN, FAST = ROOT / "main.py", Path(__file__).with_name("fast_main.py")
 TIMEOUT = 20  # --hosts.timeout
 NO_DEVICES = {"JAX_NUM_CPU_DEVICES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"}
 
@@ -154,7 +158,7 @@ class Hosts:
     processes: list
 
     @classmethod
-    def start(cls, run_dir, book, n, *args, more=None, launcher=None):
+    def start(cls, run_dir, book, n, *args, more=None, launcher=None, program=FAST):
         """Starts `n` of them, told where the others are as people or launchers do."""
         port = free_port()
         processes = []
@@ -169,7 +173,13 @@ class Hosts:
             else:
                 where += (f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={n}")
                 where += (f"--hosts.index={i}",)
-            words = [*command(run_dir, book, *args), *where, *(more or {}).get(i, ())]
+            words = [
+                sys.executable,
+                str(program),
+                *options(run_dir, book, *args),
+                *where,
+                *(more or {}).get(i, ()),
+            ]
             processes.append(
                 subprocess.Popen(
                     words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -197,10 +207,9 @@ class Hosts:
             time.sleep(0.01)
 
 
-def command(run_dir, book, *args):
+def options(run_dir, book, *args):
     # fmt: off
     return [
-        sys.executable, str(ROOT / "main.py"),
         "--run-dir", str(run_dir), "--data.corpus", str(book),
         "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16",
         "--model.block-size", "16", "--train.batch-size", "8", "--train.steps", "600",
@@ -216,11 +225,11 @@ def rows_of(run_dir):
 
 
 def train_alone(run_dir, book, devices, *args):
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    done = subprocess.run(
-        command(run_dir, book, *args), env=env, capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    """Trains in this process, on so many of its devices; returns what is printed."""
+    words = options(run_dir, book, "--mesh.data", str(devices), *args)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main.main(words) == 0
+    return out.getvalue()
 
 
 def assert_close_rows(ours, theirs, steps):
@@ -237,13 +246,17 @@ def exact_line(text):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiler_options")
 def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, book):
-    """Told to stop, killed, and begun again by the same command: the rows are one process's."""
+    """Told to stop, killed, and begun again by the same command: the rows are one process's.
+
+    To the bit they are so with the program's own options for XLA.
+    """
     alone, run_dir = tmp_path / "alone", tmp_path / "two"
     printed = train_alone(alone, book, 2)
     gathered = ("--data.resident", "host")  # each host its own rows
 
-    pair = Hosts.start(run_dir, book, 2, *gathered)
+    pair = Hosts.start(run_dir, book, 2, *gathered, program=MAIN)
     pair.wait_for_rows(run_dir, 4)
     pair.processes[1].send_signal(signal.SIGTERM)  # one is told, both stop
     ended = pair.end()
@@ -252,7 +265,7 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
     assert said[0] == said[1]
     assert "SIGTERM: saved at step " in said[0]
 
-    pair = Hosts.start(run_dir, book, 2, *gathered)
+    pair = Hosts.start(run_dir, book, 2, *gathered, program=MAIN)
     pair.wait_for_rows(run_dir, len(gpt_jax.load_run(run_dir).rows) + 5)
     pair.processes[1].kill()
     killed = time.monotonic()
@@ -265,7 +278,7 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
     assert "another host ended or can't be reached" in said or "another task died" in said
     assert not (run_dir / "summary.json").exists()
 
-    ended = Hosts.start(run_dir, book, 2, *gathered).end()
+    ended = Hosts.start(run_dir, book, 2, *gathered, program=MAIN).end()
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "resuming from step" in ended[0][1]
     assert ended[1][1].replace("[Gloo]", "").count("whole validation") == 0  # one of them prints
@@ -279,22 +292,23 @@ def test_two_hosts_train_as_one_does_and_outlive_signals_and_deaths(tmp_path, bo
 @pytest.mark.parametrize("launcher", [slurm, open_mpi])
 def test_hosts_find_each_other_by_what_their_launcher_sets(tmp_path, book, launcher):
     run_dir, alone = tmp_path / "run", tmp_path / "alone"
-    ended = Hosts.start(run_dir, book, 2, "--train.steps", "20", launcher=launcher).end()
+    short = ("--train.eval-interval", "20", "--train.steps", "20")
+    ended = Hosts.start(run_dir, book, 2, *short, launcher=launcher).end()
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "2 x cpu: batch 8 = 2 x 4 sequences" in ended[0][1]
     assert "whole validation" in ended[0][1]
     assert "whole validation" not in ended[1][1]
     if launcher is slurm:  # a run may go on with another number of hosts
-        assert "resuming from step 20" in train_alone(run_dir, book, 1, "--train.steps", "40")
-        for steps in ("20", "40"):
-            train_alone(alone, book, 1, "--train.steps", steps)
+        longer = (*short[:3], "40")
+        assert "resuming from step 20" in train_alone(run_dir, book, 1, *longer)
+        train_alone(alone, book, 1, *longer)
         assert_close_rows(rows_of(run_dir), rows_of(alone), 40)
 
 
 @pytest.mark.slow
 def test_four_hosts_that_share_the_parameters_train_as_one_does(tmp_path, book):
     mesh = ("--mesh.fsdp", "2", "--mesh.tensor", "2", "--train.steps", "40")
-    train_alone(tmp_path / "alone", book, 4, *mesh)
+    train_alone(tmp_path / "alone", book, 1, *mesh)  # as many along data: 4 devices
     ended = Hosts.start(tmp_path / "four", book, 4, *mesh).end()
     assert [status for status, _, _ in ended] == [0] * 4, ended
     ours = rows_of(tmp_path / "four")
@@ -324,7 +338,8 @@ def test_hosts_that_start_from_something_else_are_refused(tmp_path, book, own, m
 
 @pytest.mark.slow
 def test_a_host_that_nobody_meets_says_so(tmp_path, book):
-    lonely = (*command(tmp_path / "r", book), "--hosts.coordinator=127.0.0.1:9", "--hosts.count=2")
+    lonely = (sys.executable, str(FAST), *options(tmp_path / "r", book))
+    lonely += ("--hosts.coordinator=127.0.0.1:9", "--hosts.count=2")
     env = {k: v for k, v in os.environ.items() if k not in NO_DEVICES}
     done = subprocess.run(
         [*lonely, "--hosts.index=1", "--hosts.timeout=2"],

@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 
 import gpt_jax
+import main
 from gpt_jax import storage
 from gpt_jax.config import override
 from gpt_jax.errors import ConfigError, Interrupted, OutOfTime, TrainingError, UserError
@@ -44,14 +45,29 @@ def timeless(run_dir):
     ]
 
 
+def train_until(step, config, **values):
+    """Trains, and is killed, as it were, when the row of `step` is written."""
+    write = trainer.MetricsWriter.write
+
+    def failing(self, row):
+        write(self, row)
+        if row["step"] == step:
+            raise KeyboardInterrupt("stopped by the test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.MetricsWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt, match="by the test"):
+            train(config, **values)
+
+
 def assert_same_run(a, b):
     assert timeless(a.run_dir) == timeless(b.run_dir)
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
 
 
 @pytest.mark.slow
-def test_a_run_is_a_folder_with_all_that_belongs_to_it(tiny_config):
-    run = train(tiny_config)
+def test_a_run_is_a_folder_with_all_that_belongs_to_it(tiny_config, finished_run):
+    run = finished_run(tiny_config)
     names = {path.name for path in run.run_dir.iterdir()}
     assert names >= {
         "config.json", "tokenizer.json", "metrics.jsonl", "summary.json", "samples.txt",
@@ -101,29 +117,21 @@ def test_bits_a_byte_counts_the_bytes_of_the_text(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [0, 2, 4, 6, 10, 12])
-def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, tmp_path, step):
-    whole = train(tiny_config)
-    other = {"run_dir": str(tmp_path / "other")}
-    with pytest.MonkeyPatch.context() as patch:
-        write = trainer.MetricsWriter.write
-
-        def failing(self, row):
-            write(self, row)
-            if row["step"] == step:
-                raise KeyboardInterrupt("stopped by the test")
-
-        patch.setattr(trainer.MetricsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_config, **other)
-    assert_same_run(whole, train(tiny_config, **other))
+def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, finished_run, tmp_path):
+    """One run, stopped before and after each checkpoint and at its end, and resumed each time."""
+    whole = finished_run(tiny_config, run_dir=str(tmp_path / "whole"))
+    for step in (0, 2, 4, 6, 10, 12):
+        train_until(step, tiny_config)
+    assert_same_run(whole, train(tiny_config))
 
 
 @pytest.mark.slow
-def test_more_steps_continue_a_run_as_if_it_had_been_longer_from_the_start(tiny_config, tmp_path):
-    longer = train(tiny_config, **{"train.steps": 20})
+def test_more_steps_continue_a_run_as_if_it_had_been_longer_from_the_start(
+    tiny_config, finished_run, tmp_path
+):
+    longer = finished_run(tiny_config, **{"train.steps": 20})
     other = {"run_dir": str(tmp_path / "other")}
-    train(tiny_config, **other)
+    finished_run(tiny_config, **other)
     continued = train(tiny_config, **other, **{"train.steps": 20})
     assert continued.config.train.steps == 20
     assert_same_run(longer, continued)
@@ -158,17 +166,7 @@ def test_a_scheduled_run_goes_on_bit_for_bit(tiny_config, tmp_path, capsys):
     # As many devices as divide a part, of the 8 there are.
     assert "4 x cpu: batch 8 = 2 micro-batches x 4 x 1 sequences" in capsys.readouterr().out
     other = {"run_dir": str(tmp_path / "other"), **SCHEDULED}
-    with pytest.MonkeyPatch.context() as patch:
-        write = trainer.MetricsWriter.write
-
-        def failing(self, row):
-            write(self, row)
-            if row["step"] == 6:  # two steps after a checkpoint
-                raise KeyboardInterrupt("stopped by the test")
-
-        patch.setattr(trainer.MetricsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_config, **other)
+    train_until(6, tiny_config, **other)  # two steps after a checkpoint
     assert_same_run(whole, train(tiny_config, **other))
     config = json.loads((whole.run_dir / "config.json").read_text())
     assert config["optim"]["schedule_steps"] == 12
@@ -200,10 +198,10 @@ def test_more_steps_do_not_move_the_end_of_a_schedule(tiny_config, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, tmp_path):
+def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, finished_run, tmp_path):
     """The use of wsd: train on at the stable rate, and decay when it is enough."""
     far = {"optim.schedule_steps": 1000}
-    train(tiny_config, **WSD, **far)
+    finished_run(tiny_config, **WSD, **far)
     then = {"train.steps": 20, "optim.schedule_steps": 20, "optim.decay_steps": 6}
     longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **WSD, **then)
     continued = train(tiny_config, **WSD, **then)
@@ -215,14 +213,14 @@ def test_a_schedules_end_may_move_before_any_step_has_felt_it(tiny_config, tmp_p
     with pytest.raises(ConfigError, match="schedule_steps is 20 there and 30 here"):
         train(tiny_config, **WSD, **{**then, "train.steps": 30, "optim.schedule_steps": 30})
     other = {"run_dir": str(tmp_path / "other"), **WSD}
-    train(tiny_config, **other, **far)
+    finished_run(tiny_config, **other, **far)
     with pytest.raises(ConfigError, match=r"schedule_steps is 1000 there and 16 here"):
         train(tiny_config, **other, **{"train.steps": 16, "optim.decay_steps": 5})
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
-    run = train(tiny_config)
+def test_a_finished_run_is_left_as_it_is(tiny_config, finished_run, capsys):
+    run = finished_run(tiny_config)
     before = {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()}
     again = gpt_jax.train(tiny_config)
     assert {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()} == before
@@ -247,8 +245,8 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
         ("data.corpus", "python-manual", "data.corpus is .*book.txt there and python-manual here"),
     ],
 )
-def test_another_setting_is_refused_by_name(tiny_config, name, value, message):
-    run = train(tiny_config)
+def test_another_setting_is_refused_by_name(tiny_config, finished_run, name, value, message):
+    run = finished_run(tiny_config)
     before = timeless(run.run_dir)
     with pytest.raises(ConfigError, match=message):
         train(tiny_config, **{name: value})
@@ -256,8 +254,10 @@ def test_another_setting_is_refused_by_name(tiny_config, name, value, message):
 
 
 @pytest.mark.slow
-def test_a_changed_text_is_refused_and_a_moved_one_is_not(tiny_config, book, tmp_path):
-    run = train(tiny_config)
+def test_a_changed_text_is_refused_and_a_moved_one_is_not(
+    tiny_config, finished_run, book, tmp_path
+):
+    run = finished_run(tiny_config)
     moved = tmp_path / "moved.txt"
     book.rename(moved)
     longer = {"train.steps": 14, "data.corpus": str(moved), "sample.prompt": None}
@@ -296,12 +296,14 @@ def test_a_run_that_began_on_a_fallback_stays_on_it(tiny_config, monkeypatch, tm
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tiny_config, tmp_path, capsys):
-    whole = train(tiny_config, **{"train.steps": 16})
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tiny_config, finished_run, tmp_path, capsys
+):
+    whole = finished_run(tiny_config, **{"train.steps": 20})
     other = {"run_dir": str(tmp_path / "other")}
-    run = train(tiny_config, **other)
+    run = finished_run(tiny_config, **other)
     next((run.run_dir / "checkpoints" / "00000012").rglob("_METADATA")).write_bytes(b"")
-    again = gpt_jax.train(override(tiny_config, {**other, "train.steps": 16}))
+    again = gpt_jax.train(override(tiny_config, {**other, "train.steps": 20}))
     out = capsys.readouterr().out
     assert "00000012 is damaged" in out
     assert "resuming from step 8" in out
@@ -356,8 +358,8 @@ def test_a_spike_stops_a_run_or_is_left_out_and_counted(tiny_config, tmp_path, c
 
 
 @pytest.mark.slow
-def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, tmp_path):
-    whole = train(tiny_config, **SPIKES, run_dir=str(tmp_path / "whole"))
+def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, finished_run, tmp_path):
+    whole = finished_run(tiny_config, **SPIKES, run_dir=str(tmp_path / "whole"))
     assert sum(row.get("skipped", 0) for row in whole.rows)
     for _ in range(2):  # after the first chunk and after the second
         with pytest.raises(OutOfTime):
@@ -380,18 +382,20 @@ def test_a_real_divergence_is_found(tiny_config):
 
 
 @pytest.mark.slow
-def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny_config, tmp_path):
-    run = train(tiny_config)
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(
+    tiny_config, finished_run, tmp_path
+):
+    run = finished_run(tiny_config)
     metadata = next((run.run_dir / "checkpoints" / "00000012").rglob("_METADATA"))
     metadata.write_bytes(metadata.read_bytes() + b"x")
     again = train(tiny_config)
     assert again.step == 12
-    assert_same_run(again, train(tiny_config, run_dir=str(tmp_path / "other")))
+    assert_same_run(again, finished_run(tiny_config, run_dir=str(tmp_path / "other")))
 
 
 @pytest.mark.slow
-def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
-    train(tiny_config)
+def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, finished_run, monkeypatch):
+    finished_run(tiny_config)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "finalize", lambda *args: None)  # killed after its last checkpoint
         train(tiny_config, **{"train.steps": 16})
@@ -402,10 +406,10 @@ def test_a_summary_of_fewer_steps_is_not_the_runs(tiny_config, monkeypatch):
 
 @pytest.mark.slow
 def test_a_kill_between_more_steps_and_the_first_of_them_loses_nothing(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, finished_run, tmp_path, monkeypatch
 ):
-    longer = train(tiny_config, run_dir=str(tmp_path / "longer"), **{"train.steps": 20})
-    train(tiny_config)
+    longer = finished_run(tiny_config, run_dir=str(tmp_path / "longer"), **{"train.steps": 20})
+    finished_run(tiny_config)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "Trainer", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -425,8 +429,8 @@ def test_names_with_dollars_and_chinese_are_only_names(tiny_config, book, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_picture_names_its_axes_and_units(tiny_config):
-    svg = (train(tiny_config).run_dir / "loss.svg").read_text("utf-8")
+def test_the_picture_names_its_axes_and_units(tiny_config, finished_run):
+    svg = (finished_run(tiny_config).run_dir / "loss.svg").read_text("utf-8")
     for text in (
         "optimizer step",
         "cross-entropy loss (nats per token)",
@@ -457,8 +461,8 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line(tiny_config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_do_not_train_one_run(tiny_config):
-    train(tiny_config)
+def test_two_processes_do_not_train_one_run(tiny_config, finished_run):
+    finished_run(tiny_config)
     with storage.lock(Path(tiny_config.run_dir)), pytest.raises(UserError, match="another process"):
         train(tiny_config, **{"train.steps": 14})
 
@@ -561,17 +565,16 @@ def test_ctrl_c_while_compiling_says_so_and_ends_before_a_step(
 
 
 @pytest.mark.slow
-def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, tmp_path):
-    """Stopped after each chunk in turn, it ends with the numbers of a run left alone."""
-    whole = train(tiny_config, run_dir=str(tmp_path / "whole"))
+def test_a_run_out_of_time_saves_and_goes_on_the_same(tiny_config, finished_run, tmp_path):
+    """Stopped after each of three chunks, it ends with the numbers of a run left alone."""
+    whole = finished_run(tiny_config, run_dir=str(tmp_path / "whole"))
     stops = [0]
-    while stops[-1] < 12 - tiny_config.train.chunk_steps:
+    while stops[-1] < 6:
         with pytest.raises(OutOfTime, match=r"^1e-09 minutes are over: saved at step \d+ of 12"):
             train(tiny_config, **{"train.max_minutes": 1e-9})
         stops.append(checkpoints.steps(Path(tiny_config.run_dir))[-1])
-    assert len(stops) > 3
+    assert stops == [0, 2, 4, 6]
     parts = train(tiny_config, **{"train.max_minutes": 60.0})
-
     assert_same_run(parts, whole)
 
 
@@ -622,10 +625,10 @@ def test_a_run_of_byte_pairs_from_corpus_to_text(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_byte_pairs_goes_on_as_if_never_interrupted(tiny_config, tmp_path):
+def test_a_run_of_byte_pairs_goes_on_as_if_never_interrupted(tiny_config, finished_run, tmp_path):
     whole = train(tiny_config, **BPE, **{"train.steps": 16})
     other = {"run_dir": str(tmp_path / "other")}
-    train(tiny_config, **BPE, **other)
+    finished_run(tiny_config, **BPE, **other)
     assert_same_run(whole, train(tiny_config, **BPE, **other, **{"train.steps": 16}))
     message = r"data.tokenizer is bpe there and char here; data.vocab_size is 280 there and None"
     with pytest.raises(ConfigError, match=message):
@@ -637,16 +640,19 @@ def test_a_run_of_gpt2s_tokens_is_read_without_them(
     tiny_config, gpt2_files, no_vocabularies, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(gpt2_files))
-    run = train(tiny_config, **{"data.tokenizer": "gpt2", "train.steps": 2})
+    values = {"data.tokenizer": "gpt2", "train.micro_batch": 8}  # also of the exact evaluation
+    run = train(tiny_config, **values, **{"train.steps": 2})
     monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
     assert gpt_jax.evaluate(gpt_jax.load_run(run.run_dir)).record() == run.summary["val"]
-    assert train(tiny_config, **{"data.tokenizer": "gpt2", "train.steps": 4}).step == 4
+    assert train(tiny_config, **values, **{"train.steps": 4}).step == 4
 
 
 @pytest.mark.slow
-def test_a_text_shows_a_character_with_the_last_of_its_tokens(tiny_config, monkeypatch):
-    run = train(tiny_config, **BPE)
+def test_a_text_shows_a_character_with_the_last_of_its_tokens(
+    tiny_config, finished_run, monkeypatch
+):
+    run = finished_run(tiny_config, **BPE)
     rows = [[run.tokenizer.tokens.index(bytes([b])) for b in t.encode()] for t in ("a😀", "éé€")]
     rows[1] = rows[1][:5]
     tokens_BT = np.array(rows, np.int32)
@@ -681,6 +687,7 @@ def val_bytes(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiler_options")  # to the bit, by two programs
 @pytest.mark.parametrize("order", ["random", "epochs"])
 def test_a_prepared_corpus_trains_alike_from_device_and_host_and_goes_on(
     tiny_config, tmp_path, order
@@ -690,17 +697,7 @@ def test_a_prepared_corpus_trains_alike_from_device_and_host_and_goes_on(
     assert whole.config.model.vocab_size == LETTERS.vocab_size
     assert whole.tokenizer.to_json() == LETTERS.to_json()
     other = {**values, "run_dir": str(tmp_path / "other"), "train.steps": 16}
-    with pytest.MonkeyPatch.context() as patch:
-        write = trainer.MetricsWriter.write
-
-        def failing(self, row):
-            write(self, row)
-            if row["step"] == 10:
-                raise KeyboardInterrupt("stopped by the test")
-
-        patch.setattr(trainer.MetricsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_config, **other, **{"data.resident": "host"})
+    train_until(10, tiny_config, **other, **{"data.resident": "host"})
     (tmp_path / "corpus").rename(tmp_path / "moved")
     moved = {"data.corpus": str(tmp_path / "moved"), "sample.prompt": None}
     assert_same_run(whole, train(tiny_config, **{**other, **moved, "data.resident": "host"}))
@@ -796,7 +793,7 @@ def test_a_folder_of_nanogpt_trains_as_it_is(
     ids = {"train": np.arange(300) * 97 % 50_257, "val": np.array([50_256, *range(40)])}
     for split, part in ids.items():
         (folder / f"{split}.bin").write_bytes(part.astype("<u2").tobytes())
-    values = {"data.corpus": str(folder), "train.steps": 2, "train.eval_interval": 2}
+    values = {"data.corpus": str(folder), "train.steps": 2, "train.micro_batch": 8}
     run = train(tiny_config, **values)
     assert run.config.model.vocab_size == 50_257
     assert "<|endoftext|>" not in run.config.sample.prompt
@@ -844,20 +841,27 @@ def command(run_dir, book, *more):
     # fmt: on
 
 
+def train_here(run_dir, book, *more):
+    """Runs `command` in this process. Other processes find its programs in the cache, and have its
+    numbers if they have its environment.
+    """
+    assert main.main(command(run_dir, book, *more)[2:]) == 0
+
+
 def environment():
-    """As a user's: without the test process's own device count."""
+    """As a user's: without the test process's own device count and options."""
     return {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
 
 
 @pytest.mark.slow
-def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book):
-    env = environment()
-    subprocess.run(command(tmp_path / "a", book), env=env, check=True, capture_output=True)
+@pytest.mark.usefixtures("own_compiler_options")
+def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book, capsys):
+    train_here(tmp_path / "a", book)
     rows, statuses = tmp_path / "b" / "metrics.jsonl", []
     for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         seen = rows.stat().st_size if rows.exists() else 0
         process = subprocess.Popen(
-            command(tmp_path / "b", book), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command(tmp_path / "b", book), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -871,8 +875,10 @@ def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book):
             assert b"saved at step" in err
     assert statuses[0] == -signal.SIGKILL
     assert set(statuses) <= {-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT, 0}
-    done = subprocess.run(command(tmp_path / "b", book), env=env, check=True, capture_output=True)
-    assert b"finished" in done.stdout or b"losses over the steps" in done.stdout
+    capsys.readouterr()
+    train_here(tmp_path / "b", book)
+    out = capsys.readouterr().out
+    assert "finished" in out or "losses over the steps" in out
     assert_same_run(gpt_jax.load_run(tmp_path / "a"), gpt_jax.load_run(tmp_path / "b"))
 
 
@@ -881,8 +887,9 @@ def test_the_commands_from_corpus_to_text(tmp_path, book):
     """train, sample and eval as a user types them, with plain lines where there is no terminal."""
     env = environment()
     trained = subprocess.run(
-        command(tmp_path / "r", book), env=env, check=True, capture_output=True, text=True
-    )
+        command(tmp_path / "r", book, "--train.steps", "40"),
+        env=env, check=True, capture_output=True, text=True,
+    )  # fmt: skip
     out = trained.stdout
     for expected in ("corpus", "sha256", "parameters", "devices", "tokens;", "whole validation"):
         assert expected in out
@@ -921,33 +928,38 @@ HARMS = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and capabilities")
+@pytest.mark.usefixtures("own_compiler_options")
 @pytest.mark.parametrize("what", ["full", "read-only"])
 def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, book, what):
     run_dir = tmp_path / "run"
 
-    def start(folder, *more, harm="pass"):
-        words = command(folder, book, "--model.n-embd", "64", "--train.steps", "100", *more)
-        harm += "; import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    undisturbed = tmp_path / "undisturbed"
+    large = ("--model.n-embd", "64", "--train.steps", "100")
+    train_here(undisturbed, book, *large)
+
+    def start_harmed():
+        words = command(run_dir, book, *large)
+        harm = "; import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
         return subprocess.Popen(
-            [sys.executable, "-c", harm, *words[1:]],
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", HARMS[what] + harm, *words[1:]],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def finish(process, status):
+    def fail(process):
         out, err = process.communicate(timeout=300)
-        assert process.returncode == status, out + err
+        assert process.returncode == 1, out + err
         return err
 
     if what == "full":
-        finish(start(run_dir, "--train.steps", "40"), 0)
-        err = finish(start(run_dir, harm=HARMS[what]), 1)
+        train_here(run_dir, book, *large, "--train.steps", "40")
+        err = fail(start_harmed())
     else:
-        process = start(run_dir, harm=HARMS[what])
+        process = start_harmed()
         while not checkpoints.steps(run_dir):
             assert process.poll() is None
             time.sleep(0.01)
         (run_dir / "checkpoints").chmod(0o555)
-        err = finish(process, 1)
+        err = fail(process)
         (run_dir / "checkpoints").chmod(0o755)
     (line,) = err.splitlines()
     assert line.startswith(f"error: cannot save a checkpoint in {run_dir}/checkpoints: ")
@@ -955,9 +967,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
     kept = max(checkpoints.steps(run_dir))
     assert f"the last valid one is {kept}" in line
     assert gpt_jax.load_run(run_dir).step == kept
-    finish(start(run_dir), 0)
-    finish(start(tmp_path / "undisturbed"), 0)
-    ours, theirs = gpt_jax.load_run(run_dir), gpt_jax.load_run(tmp_path / "undisturbed")
+    train_here(run_dir, book, *large)
+    ours, theirs = gpt_jax.load_run(run_dir), gpt_jax.load_run(undisturbed)
     assert ours.step == 100
     assert_same_run(ours, theirs)
 
@@ -966,8 +977,9 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(tmp_path, boo
 def test_a_reader_that_goes_away_does_not_end_training(tmp_path, book):
     process = subprocess.Popen(
         command(tmp_path / "r", book, "--train.steps", "40"),
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdout.readline()
     process.stdout.close()  # as in `| head -1`
     assert process.wait(timeout=120) == 0, process.stderr.read()
@@ -1009,9 +1021,9 @@ def test_a_device_without_memory_left_is_one_line(tiny_config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_may_go_on_in_the_way_that_another_machine_needs(tiny_config, tmp_path):
+def test_a_run_may_go_on_in_the_way_that_another_machine_needs(tiny_config, finished_run, tmp_path):
     """How attention and gradients are computed changes rounding only: the masks stay."""
-    whole = train(tiny_config)
+    whole = finished_run(tiny_config)
     other = {"run_dir": str(tmp_path / "other")}
     train(tiny_config, **other, **{"train.steps": 8})
     ways = {"model.attention": "plain", "model.remat": "full", "train.loss_chunk": 16}
