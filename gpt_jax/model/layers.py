@@ -64,13 +64,13 @@ def _with_enough_rows(product: Callable[[jax.Array], jax.Array], x: jax.Array) -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mixed_affine(dtype, x, kernel, bias):
-    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
-    return y if bias is None else y + bias.astype(dtype)
+    return _mixed_affine_forward(dtype, x, kernel, bias)[0]
 
 
 def _mixed_affine_forward(dtype, x, kernel, bias):
     kernel = kernel.astype(x.dtype)
-    return _mixed_affine(dtype, x, kernel, bias), (x, kernel, bias is None)
+    y = jnp.dot(x, kernel, preferred_element_type=dtype)
+    return y if bias is None else y + bias.astype(dtype), (x, kernel, bias is None)
 
 
 def _mixed_affine_backward(dtype, saved, gradient):
