@@ -8,6 +8,7 @@ run's folder.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gpt_jax import numerics
 from gpt_jax.errors import UserError
 from gpt_jax.model import Params
 from gpt_jax.model.loss import batch_losses
@@ -27,6 +29,7 @@ from gpt_jax.run.metrics import read_rows
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.divergence import spike_limit
+from gpt_jax.training.history import changed_numerics, numerics_now
 from gpt_jax.training.init_from import reload_initial_params
 from gpt_jax.training.run_setup import RunSetup, prepare_run
 from gpt_jax.training.state import TrainState
@@ -95,6 +98,7 @@ class Replay:
         return "\n".join(lines)
 
 
+@numerics.fixed()
 def replay(run_dir: Path, step: int) -> Replay:
     """Recomputes a training step of a run, from the newest valid checkpoint before it.
 
@@ -114,6 +118,9 @@ def replay(run_dir: Path, step: int) -> Replay:
         raise UserError(f"{run_dir} has no step {step}; its steps are 1 to {config.train.steps:,}")
     rows, spike = read_rows(run_dir), config.train.spike
     start = prepare_run(config)
+    _, line = changed_numerics(run_dir, rows, numerics_now(start.config))
+    if line:
+        print(f"note: {line}", file=sys.stderr)
     programs = CompiledSteps(start.config, start.splits)
     try:
         keys = programs.keys()

@@ -38,6 +38,13 @@ def command(argv: list[str]) -> int:
         devices.request_cpu_devices(config.train.micro_batch_size, at_least=config.mesh.n_requested)
     else:
         os.environ |= devices.TPU_COMPILE_ENVIRONMENT
+    from gpt_jax import numerics
+
+    with numerics.fixed():
+        return _show(config, topology, sampling, as_json)
+
+
+def _show(config: Config, topology: str | None, sampling: bool, as_json: bool) -> int:
     from gpt_jax.analysis import plan
 
     plan.check_can_plan(topology)

@@ -31,7 +31,7 @@ from gpt_jax.hf.safetensors_io import (
     read_json,
     read_tensor,
 )
-from gpt_jax.storage import to_local, write_atomically
+from gpt_jax.storage import give_default_mode, remove_unfinished, to_local, write_atomically
 
 CONFIG_FILE = "config.json"
 PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
@@ -129,8 +129,10 @@ def save(
     temporary = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder / WEIGHTS_FILE)
         try:
             save_file(tensors, temporary, metadata={"format": "pt"})  # transformers asks for it
+            give_default_mode(temporary)  # the library's own is for its owner alone
             temporary.replace(folder / WEIGHTS_FILE)
         finally:
             temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax import numerics
 from gpt_jax.config import ModelConfig, TrainConfig
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.errors import ConfigError, UserError
@@ -123,6 +124,7 @@ def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int
     return jax.jit(losses, out_shardings=replicated(mesh), compiler_options=options)
 
 
+@numerics.fixed()
 def evaluate_split(
     config: ModelConfig,
     params: Params,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt_jax import numerics
 from gpt_jax.config import SampleConfig, override
 from gpt_jax.errors import ConfigError
 from gpt_jax.inference.decoding import Filters, generate_tokens
@@ -40,6 +41,18 @@ def stream(
     Raises:
       UserError: the tokenizer can't encode the prompt, or top_k is above the vocabulary.
     """
+    texts = _stream(run, prompt, settings, seed)
+    while True:
+        with numerics.fixed():  # not while the caller has the turn
+            pieces = next(texts, None)
+        if pieces is None:
+            return
+        yield pieces
+
+
+def _stream(
+    run: Run, prompt: str, settings: SampleConfig | None, seed: int | None
+) -> Iterator[list[str]]:
     settings = run.config.sample if settings is None else settings
     check_top_k(settings, run.tokenizer)
     seed = override(run.config, {} if seed is None else {"seed": seed}).seed

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gpt_jax import hf
+from gpt_jax import hf, numerics
 from gpt_jax.config import Config
 from gpt_jax.errors import UserError
 from gpt_jax.hf import tokenizer as hf_tokenizer
@@ -60,6 +60,7 @@ class Run:
         return jax.jit(unstack_blocks)(self.params)
 
 
+@numerics.fixed()
 def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Run:
     """Returns the run of a folder, with the parameters of one of its checkpoints.
 

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from gpt_jax import numerics
 from gpt_jax.config import Config
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.input_pipeline.dataset import Dataset
@@ -256,5 +257,5 @@ class CompiledSteps:
                 check_program(program, self._memory, f"the program {what!r}")
                 return program
 
-            self._compiled[name] = self._pool.submit(compile_and_check)
+            self._compiled[name] = self._pool.submit(numerics.carried(compile_and_check))
         return self._compiled[name]

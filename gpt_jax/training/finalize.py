@@ -57,7 +57,10 @@ def finalize(
         display.write(pieces[0])
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     display.line("\n")
-    before = folder.read_text(SAMPLES_FILE) if folder.has(SAMPLES_FILE) else ""
+    try:
+        before = folder.read_text(SAMPLES_FILE)
+    except (OSError, ValueError):  # there is none, or no text
+        before = ""
     heading = f"=== step {run.step}, prompt {prompt!r}, corpus {run.corpus['name']} ===\n"
     parts = [part for part in before.split("=== step ") if part]
     kept = [f"=== step {p}" for p in parts if not p.startswith(f"{run.step},")]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from gpt_jax.errors import ConfigError, TrainingError, is_out_of_memory
 from gpt_jax.parallel import multihost
 from gpt_jax.run.checkpoints import CheckpointError
-from gpt_jax.run.folder import create_run, is_run, update_config
+from gpt_jax.run.folder import (
+    clear_unfinished,
+    create_run,
+    is_run,
+    run_record,
+    update_config,
+)
 from gpt_jax.storage import open_folder, to_folder
+from gpt_jax.training.history import numerics_now
 from gpt_jax.training.memory import SUGGESTIONS
 from gpt_jax.training.run_setup import RunSetup
 
@@ -29,22 +38,26 @@ def open_for_training(setup: RunSetup) -> Generator[None]:
 
         def create_or_update() -> None:
             if not setup.resumes:
-                create_run(run_dir, setup.config, setup.corpus, setup.tokenizer, setup.origin)
+                now = numerics_now(setup.config)
+                create_run(run_dir, setup.config, setup.corpus, setup.tokenizer, setup.origin, now)
             held.enter_context(open_folder(run_dir).lock())
+            clear_unfinished(run_dir)
             if setup.resumes:
                 update_config(run_dir, setup.config)
 
         multihost.all_agree(create_or_update if multihost.is_host0() else lambda: None)
-        multihost.all_agree(lambda: _check_shared(run_dir))
+        multihost.all_agree(lambda: _check_shared(run_dir), lambda settings: settings)
         yield
 
 
-def _check_shared(run_dir: Path) -> None:
+def _check_shared(run_dir: Path) -> dict[str, Any]:
+    """Returns what a host sees of the run's folder: one that is not shared differs, or is none."""
     if not is_run(run_dir):
         raise ConfigError(
             f"run_dir={run_dir} is not the folder that host 0 made: name one on a disk that all "
             "hosts share"
         )
+    return {f"the run's {k}": v for k, v in dataclasses.asdict(run_record(run_dir)).items()}
 
 
 @contextlib.contextmanager

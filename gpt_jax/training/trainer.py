@@ -18,31 +18,37 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt_jax import numerics
 from gpt_jax.config import Config, fix_schedule, to_dict
 from gpt_jax.console import Display, TrainingProgress
 from gpt_jax.errors import Interrupted, OutOfTime, TrainingError
+from gpt_jax.input_pipeline.shards.background import SumCheck
 from gpt_jax.parallel import multihost
 from gpt_jax.run import checkpoints as checkpoint
 from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.storage import to_folder
+from gpt_jax.training.compared import compared_on_hosts
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.describe import describe_finished, describe_run
 from gpt_jax.training.divergence import Divergence, divergence_error, find_divergence, spike_limit
 from gpt_jax.training.finalize import finalize
 from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
+from gpt_jax.training.history import changed_numerics, numerics_now
 from gpt_jax.training.run_setup import (
     RunSetup,
     check_machine,
-    compared_on_hosts,
     prepare_run,
 )
 from gpt_jax.training.signals import defer_signals, interruption, out_of_time
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step_timer import StepTimer
 
+SUM_SECONDS = 10  # to wait for the rest of the corpus's sums after the last step
 
+
+@numerics.fixed()
 def train(config: Config, *, quiet: bool = False) -> Run:
     """Trains a model as the settings say, or resumes the run of the folder.
 
@@ -134,6 +140,8 @@ class Trainer:
         self.compiled = CompiledSteps(setup.config, setup.splits)
         self.to_close = contextlib.ExitStack()  # what is opened last is closed first
         self.to_close.callback(self.compiled.close)
+        self.sums = SumCheck(setup.corpus.folders)
+        self.to_close.callback(self.sums.stop)
 
     def run(self) -> float | None:
         """Trains until `train.steps`; leaves a checkpoint of the last step.
@@ -151,6 +159,7 @@ class Trainer:
                 self.evaluate()
             while not self.is_finished:
                 self.dispatch_chunk()
+                self.sums.raise_if_damaged()
                 stop = self.agree_on_stopping()
                 if self.is_due(train.eval_interval):
                     self.evaluate()
@@ -161,6 +170,8 @@ class Trainer:
                     raise stop
             seconds_per_step = self.timer.seconds_per_step(self.step)
             self.wait_for_checkpoint()
+            if not self.sums.finish(SUM_SECONDS):
+                self.display.note("not all sums of the corpus's shards could be compared meanwhile")
         return seconds_per_step
 
     @property
@@ -199,7 +210,18 @@ class Trainer:
         self.to_close.callback(self.checkpoints.close)
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
+        self.say_what_has_changed()
         self.timer.start(self.step)
+
+    def say_what_has_changed(self) -> None:
+        """Says, also in the next row, where a resumed run is rounded otherwise than before."""
+        if not self.setup.resumes or self.is_finished:
+            return
+        now = numerics_now(self.config)
+        changed, line = changed_numerics(self.run_dir, self.metrics.rows, now)
+        if changed:
+            self.metrics.mark({"numerics": changed})
+            self.display.note(line)
 
     def dispatch_chunk(self) -> None:
         """Dispatches the next steps, and then reads the metrics of those before them.
