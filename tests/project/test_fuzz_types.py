@@ -62,6 +62,7 @@ def try_all(path, values, read):
     return counts
 
 
+@pytest.mark.slow
 def test_a_runs_config(tmp_path):
     config = override(Config(), {"model.vocab_size": 4, "data.corpus": "oz", "train.steps": 4})
     origin = {"source": "gpt2", "path": "/gpt2", "step": 0, "block_size": 8, "sha256": "a"}
@@ -93,6 +94,7 @@ def test_a_summary(tmp_path):
     assert min(try_all(path, values, read)) > 20
 
 
+@pytest.mark.slow
 def test_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     row = {"step": 2, "loss": 2.5, "grad_norm": 0.1, "learning_rate": 1e-3, "train_loss": 2.0}
@@ -128,7 +130,7 @@ def test_a_checkpoints_manifest(tmp_path):
         assert best in (None, 3)
         assert checkpoints.newest_valid(tmp_path)[0] == 3
 
-    assert min(try_all(path, json.loads(path.read_text()), read)) > 10
+    assert min(try_all(path, json.loads(path.read_text()), read)) >= 5
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,16 @@ ALLOWED = {
     "inference": {"config", "devices", "errors", "input_pipeline", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer"},
     "training": {"config", "console", "devices", "errors", "hf", "inference", "input_pipeline"}
-    | {"model", "numerics", "parallel", "prng", "run", "storage", "tokenizer"},
+    | {
+        "input_pipeline.shards",
+        "model",
+        "numerics",
+        "parallel",
+        "prng",
+        "run",
+        "storage",
+        "tokenizer",
+    },
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer", "training"},
     "cli": {"analysis", "config", "console", "devices", "errors", "hf", "inference"}
