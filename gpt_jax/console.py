@@ -157,13 +157,14 @@ class TrainingProgress:
             self._display.doing(what)
 
     def update(
-        self, step: int, loss: float, tokens_per_second: float, seconds_left: float | None
+        self, step: int, loss: float | None, tokens_per_second: float, seconds_left: float | None
     ) -> None:
-        """Moves the bar; the first time it opens it."""
+        """Moves the bar; the first time it opens it. Without a sound step there is no loss."""
+        shown = "no loss" if loss is None else f"loss {loss:.3f}"
         left = "" if seconds_left is None else f"{format_clock(seconds_left)} left"
         values: dict[str, Any] = {
             "completed": step,
-            "status": f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {left}",
+            "status": f"{shown}  {tokens_per_second:,.0f} tokens/s  {left}",
         }
         if self._has_bar:
             self._display.move(**values)

@@ -319,11 +319,20 @@ class TrainConfig:
         "on a non-finite loss or gradient or a loss spike: stop, keeping earlier checkpoints; "
         "skip: discard the update and count it",
     )
+    max_skipped: int = field(
+        20, "with skip: stop after this many skipped steps in a row", POSITIVE_INT
+    )
     spike: float | None = field(
         None,
-        "a loss of at least this multiple of the previous log row's counts as a spike",
+        "a loss of at least this multiple of the mean of the losses before it counts as a spike; "
+        "see spike_window",
         (lambda x: 1 < x <= sys.float_info.max, "a finite number above 1"),
         unset="off",
+    )
+    spike_window: int = field(
+        10,
+        "the mean is that of the last this many steps that were not spikes, or of all there are",
+        POSITIVE_INT,
     )
     deterministic: bool = field(
         False,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from gpt_jax.config import TrainConfig
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
 from gpt_jax.model.attention import choose_attention
@@ -28,6 +29,8 @@ def describe_run(setup: RunSetup, compiled: CompiledSteps, display: Display) -> 
     device = mesh.devices.flat[0]
     if hint := missing_accelerator(device.platform):
         display.note(hint)
+    if small := describe_small_chunks(config.train):
+        display.note(small)
     n = mesh.shape["data"] * mesh.shape["fsdp"]
     unused = len(jax.devices()) - mesh.size
     spare = f" ({unused} more left idle: the mesh does not use them)" if unused else ""
@@ -55,6 +58,20 @@ def describe_run(setup: RunSetup, compiled: CompiledSteps, display: Display) -> 
         }
     )
     display.line()
+
+
+def describe_small_chunks(train: TrainConfig) -> str:
+    """Returns a note where the intervals make chunks smaller than `log_interval`, or one step."""
+    chunk = train.chunk_steps
+    if chunk == train.log_interval and (chunk > 1 or train.steps == 1):
+        return ""
+    names = ("log_interval", "eval_interval", "checkpoint_interval")
+    intervals = ", ".join(f"train.{name}={getattr(train, name)}" for name in names)
+    steps = "1 step" if chunk == 1 else f"{chunk} steps"
+    return (
+        f"{intervals}: a compiled call and a row have {steps}, the intervals' greatest common "
+        "divisor; a larger one is faster"
+    )
 
 
 def _describe_origin(origin: dict[str, Any], block_size: int) -> str:

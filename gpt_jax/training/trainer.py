@@ -29,9 +29,16 @@ from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.storage import to_folder
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.describe import describe_finished, describe_run
-from gpt_jax.training.divergence import Divergence, divergence_error, find_divergence, spike_limit
+from gpt_jax.training.divergence import Divergence, divergence_error, find_end, sound_steps
 from gpt_jax.training.finalize import finalize
 from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
+from gpt_jax.training.rows import (
+    chunk_row,
+    count_last_skipped,
+    losses_by_step,
+    recent_losses,
+    step_losses,
+)
 from gpt_jax.training.run_setup import (
     RunSetup,
     check_machine,
@@ -99,12 +106,10 @@ class Chunk:
 
     Attributes:
       step: the number of steps before it.
-      loss_limit: see `divergence.spike_limit`.
       metrics: see `step.make_train_chunk`, each (steps,), on the devices.
     """
 
     step: int
-    loss_limit: float
     metrics: dict[str, jax.Array]
 
 
@@ -114,6 +119,8 @@ class Trainer:
     Attributes:
       step: optimizer steps dispatched so far; `state` is that after them.
       pending: the chunk that ends at `step`, until its metrics are read.
+      recent_losses: see `step.make_train_chunk`; None where no spike is looked for.
+      n_skipped: the last steps in a row, of those read, that were skipped.
       doing: what training waits for, such as "compiling the evaluation"; "" while it trains.
     """
 
@@ -199,6 +206,11 @@ class Trainer:
         self.to_close.callback(self.checkpoints.close)
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
+        losses = step_losses(self.metrics.rows, self.step)
+        self.n_skipped = count_last_skipped(losses)
+        self.recent_losses = (
+            None if train.spike is None else recent_losses(losses, train.spike_window)
+        )
         self.timer.start(self.step)
 
     def dispatch_chunk(self) -> None:
@@ -208,11 +220,11 @@ class Trainer:
         """
         steps = self.compiled.chunk_length(self.step)
         self.wait_for(self.compiled.chunk_program(steps), "the training step")
-        limit = spike_limit(self.metrics.rows, self.step, self.config.train.spike)
         self.state, metrics = self.compiled.train_chunk(
-            self.state, self.keys, self.step, steps, limit
+            self.state, self.keys, self.step, steps, self.recent_losses
         )
-        before, self.pending = self.pending, Chunk(self.step, limit, metrics)
+        self.recent_losses = metrics.pop("recent_losses", None)
+        before, self.pending = self.pending, Chunk(self.step, metrics)
         self.step, self.has_trained = self.step + steps, True
         self.progress.doing("taking the first steps")
         if before:
@@ -237,24 +249,20 @@ class Trainer:
     def read_metrics(self, chunk: Chunk) -> dict[str, Any]:
         """Waits for a chunk's metrics; returns its row, the means of the steps not skipped."""
         values = {name: np.asarray(metric, np.float64) for name, metric in chunk.metrics.items()}
-        losses, grad_norms = values["loss"], values["grad_norm"]
-        sound, skips = np.ones(len(losses), bool), self.config.train.on_divergence == "skip"
-        if diverged := find_divergence(losses, grad_norms, chunk.loss_limit):
-            sound = diverged.is_sound
-            if not skips or diverged.is_whole_chunk:
-                raise self.stop_diverged(diverged, f"at step {chunk.step + diverged.first + 1}")
+        losses, grad_norms, train = values["loss"], values["grad_norm"], self.config.train
+        limits = values.get("loss_limit", np.full(len(losses), math.inf))
+        sound = sound_steps(losses, grad_norms, limits)
+        if (end := find_end(sound, self.n_skipped, train)) is not None:
+            diverged = Divergence(losses[end].item(), grad_norms[end].item(), limits[end].item())
+            where = f"at step {chunk.step + end + 1}"
+            if train.on_divergence == "skip":
+                where += f", the last of {train.max_skipped} skipped in a row (train.max_skipped)"
+            raise self.stop_diverged(diverged, where)
+        self.n_skipped = count_last_skipped(losses_by_step(losses, sound), self.n_skipped)
+        if not sound.all():
             skipped = ", ".join(str(chunk.step + i + 1) for i in np.flatnonzero(~sound))
             self.display.note(f"skipped updates (non-finite or spiking): step {skipped}")
-        row = {
-            "step": chunk.step + len(losses),
-            "loss": losses[sound].mean().item(),
-            "grad_norm": grad_norms[sound].mean().item(),
-        }
-        if "learning_rate" in values:
-            row["learning_rate"] = values["learning_rate"][-1].item()
-        if skips:
-            row["skipped"] = int(np.count_nonzero(~sound))
-        return row
+        return chunk_row(chunk.step + len(losses), values, sound, train)
 
     def log(self, row: dict[str, Any]) -> None:
         """Writes the row of a chunk and moves the bar."""
@@ -264,11 +272,10 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Evaluates the state on random batches; the result is in the row of its step."""
-        row: dict[str, Any] = {"step": self.step}
-        if self.pending:
-            row, self.pending = self.read_metrics(self.pending), None
+        pending, self.pending = self.pending, None
+        row = self.read_metrics(pending) if pending else {"step": self.step}
         timing: dict[str, Any] = {"tokens_per_second": None}
-        if "loss" in row:  # there is none before the first step
+        if pending:  # there is none before the first step
             seconds = self.timer.seconds()
             speed = self.timer.tokens_per_second(self.step)
             timing = {"tokens_per_second": speed, "seconds": seconds}
@@ -318,7 +325,7 @@ class Trainer:
         with contextlib.suppress(checkpoint.CheckpointError):
             self.checkpoints.wait()
         newest = max(checkpoint.steps(self.run_dir), default=None)
-        return divergence_error(divergence, where, str(self.run_dir), newest)
+        return divergence_error(divergence, where, str(self.run_dir), newest, self.config.train)
 
     def show(self, what: str) -> None:
         """Says what training waits for."""
@@ -329,7 +336,7 @@ class Trainer:
         """Moves the bar; the time remaining leaves out compiling, and counts evaluations."""
         per_step = self.timer.seconds_per_step(row["step"])
         left = None if per_step is None else per_step * (self.config.train.steps - row["step"])
-        self.progress.update(row["step"], row["loss"], speed, left)
+        self.progress.update(row["step"], row.get("loss"), speed, left)
 
     @property
     def may_stop_early(self) -> bool:
