@@ -72,7 +72,7 @@ def _to_text(values: dict[str, Any]) -> str:
 def update_config(run_dir: str | os.PathLike[str], config: Config) -> None:
     """Updates, in config.json, the settings that may change on resume; see `training.resume`."""
     values, now = _read_json(run_dir, CONFIG_FILE), to_dict(config)
-    values["model"], values["train"] = now["model"], now["train"]
+    values |= {name: now[name] for name in ("model", "train", "sample")}
     if config.optim.schedule != "constant":
         values["optim"] = now["optim"]
     open_folder(run_dir).write(CONFIG_FILE, _to_text(values))

@@ -74,6 +74,12 @@ def describe_small_chunks(train: TrainConfig) -> str:
     )
 
 
+def describe_changes(changed: dict[str, dict[str, Any]], step: int) -> str:
+    """Returns a note about settings that a run is resumed with; see `resume.changed_measuring`."""
+    changes = "; ".join(f"{name} {at['to']}, not {at['from']}" for name, at in changed.items())
+    return f"changed from step {step} on: {changes}"
+
+
 def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
     step = f", step {origin['step']:,}" if origin["step"] else ""
     cut = f", cut to the first {block_size:,} of its {origin['block_size']:,} positions"

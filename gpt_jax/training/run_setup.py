@@ -35,7 +35,7 @@ from gpt_jax.storage import to_folder
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
 from gpt_jax.training.init_from import initial_params, reload_initial_params
 from gpt_jax.training.memory import check_memory
-from gpt_jax.training.resume import resume_config
+from gpt_jax.training.resume import changed_measuring, resume_config
 from gpt_jax.version import __version__
 
 Progress = Callable[[int, int | None], None]  # of a download, see `corpus.load_corpus`
@@ -53,6 +53,7 @@ class RunSetup:
       resumes: the run's folder exists already.
       params: the initial parameters of a run without a checkpoint, NumPy's; None for random ones.
       origin: the record of where `params` are from, for config.json.
+      changed: see `resume.changed_measuring`.
     """
 
     config: Config
@@ -62,6 +63,7 @@ class RunSetup:
     resumes: bool
     params: Params | None = None
     origin: dict[str, Any] | None = None
+    changed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def prepare_run(config: Config, progress: Progress | None = None) -> RunSetup:
@@ -130,7 +132,8 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     params = origin = None
     if config.init_from is not None and not done:  # killed before its first checkpoint
         params, origin = reload_initial_params(config)
-    return _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
+    setup = _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
+    return dataclasses.replace(setup, changed=changed_measuring(saved, setup.config))
 
 
 def check_machine(config: Config, *, resumes: bool = False) -> None:

@@ -28,7 +28,7 @@ from gpt_jax.run.load import Run, load_run
 from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.storage import to_folder
 from gpt_jax.training.compiled_steps import CompiledSteps
-from gpt_jax.training.describe import describe_finished, describe_run
+from gpt_jax.training.describe import describe_changes, describe_finished, describe_run
 from gpt_jax.training.divergence import Divergence, divergence_error, find_end, sound_steps
 from gpt_jax.training.finalize import finalize
 from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
@@ -206,6 +206,9 @@ class Trainer:
         self.to_close.callback(self.checkpoints.close)
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
+        if self.setup.changed and not self.is_finished:
+            self.metrics.write({"step": self.step, "changed": self.setup.changed})
+            self.display.note(describe_changes(self.setup.changed, self.step))
         losses = step_losses(self.metrics.rows, self.step)
         self.n_skipped = count_last_skipped(losses)
         self.recent_losses = (

@@ -241,7 +241,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, capsys):
         ("optim.learning_rate", 1e-3, r"optim.learning_rate is 0.0003 there and 0.001 here"),
         ("model.n_layer", 2, "model.n_layer is 1 there and 2 here"),
         ("train.steps", 8, r"train.steps is 12 there and 8 here \(it can grow\)"),
-        ("train.eval_interval", 2, "train.eval_interval is 4 there and 2 here"),
+        ("train.spike", 2.0, "train.spike is None there and 2.0 here"),
         ("train.micro_batch", 4, "train.micro_batch is None there and 4 here"),
         ("model.dtype", "bfloat16", "model.dtype is float32 there and bfloat16 here"),
         ("data.corpus", "python-manual", "data.corpus is .*book.txt there and python-manual here"),
@@ -253,6 +253,21 @@ def test_another_setting_is_refused_by_name(tiny_config, name, value, message):
     with pytest.raises(ConfigError, match=message):
         train(tiny_config, **{name: value})
     assert timeless(run.run_dir) == before
+
+
+@pytest.mark.slow
+def test_when_to_look_at_a_run_may_change_and_it_learns_the_same(tiny_config, tmp_path):
+    """Chunks, rows, evaluations and checkpoints at other steps; equal parameters, bit for bit."""
+    whole = train(tiny_config, run_dir=str(tmp_path / "whole"))
+    train(tiny_config, **{"train.steps": 4})
+    looks = {"train.log_interval": 3, "train.eval_interval": 6, "train.eval_batches": 1}
+    run = train(tiny_config, **looks, **{"train.checkpoint_interval": 9})
+    jax.tree.map(np.testing.assert_array_equal, run.params, whole.params)
+    assert [row["step"] for row in run.rows] == [0, 2, 4, 4, 6, 9, 12]
+    (changed,) = (row for row in run.rows if "changed" in row)
+    assert changed["changed"]["train.log_interval"] == {"from": 2, "to": 3}
+    assert changed["changed"].keys() == {*looks, "train.checkpoint_interval"}
+    assert gpt_jax.load_run(run.run_dir).config.train.eval_interval == 6
 
 
 @pytest.mark.slow
