@@ -101,6 +101,8 @@ class CheckpointWriter:
             return
         manifest = {"format": FORMAT, "step": step, "val_loss": val_loss}
         manifest["files"] = describe_files(path)
+        if not manifest["files"]:
+            raise FileNotFoundError(f"{path} is not there any more")
         name = f"{FOLDER}/{manifest_path(path).name}"
         self._run.write(name, json.dumps(manifest, indent=1) + "\n")
         older = [other for other in steps(self._run) if other < step]

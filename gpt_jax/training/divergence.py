@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class Divergence:
         return f"the loss or its gradient is not finite ({self.loss + self.grad_norm})"
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(Divergence))
+
+
 def sound_steps(
     losses: np.ndarray, grad_norms: np.ndarray, loss_limits: np.ndarray | float
 ) -> np.ndarray:
@@ -51,10 +55,13 @@ def sound_steps(
     return (losses < np.asarray(loss_limits, np.float32)) & np.isfinite(grad_norms)
 
 
-def find_end(is_sound: np.ndarray, skipped_before: int, train: TrainConfig) -> int | None:
-    """Returns the index of the step of a chunk at which the run has to end, None where it goes on.
+def find_end(
+    values: Mapping[str, np.ndarray], is_sound: np.ndarray, skipped_before: int, train: TrainConfig
+) -> tuple[int, Divergence] | None:
+    """Returns (index, what happened) of the step of a chunk at which the run has to end, or None.
 
     Args:
+      values: the metrics of `step.make_train_chunk`, each (steps,).
       is_sound: see `sound_steps`.
       skipped_before: consecutive steps just before the chunk that were skipped.
       train: with `on_divergence` "stop" the run ends at the first step that is not sound, with
@@ -65,8 +72,16 @@ def find_end(is_sound: np.ndarray, skipped_before: int, train: TrainConfig) -> i
     for i, sound in enumerate(is_sound):
         in_a_row = 0 if sound else in_a_row + 1
         if in_a_row >= most:
-            return i
+            found = {name: values[name][i].item() for name in _FIELDS if name in values}
+            return i, Divergence(**found)
     return None
+
+
+def describe_end(step: int, train: TrainConfig) -> str:
+    """Returns where a run ends that diverged at `step`."""
+    if train.on_divergence == "stop":
+        return f"at step {step}"
+    return f"at step {step}, the last of {train.max_skipped} skipped in a row (train.max_skipped)"
 
 
 def divergence_error(

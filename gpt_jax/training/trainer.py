@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -29,7 +30,13 @@ from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.storage import to_folder
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.describe import describe_changes, describe_finished, describe_run
-from gpt_jax.training.divergence import Divergence, divergence_error, find_end, sound_steps
+from gpt_jax.training.divergence import (
+    Divergence,
+    describe_end,
+    divergence_error,
+    find_end,
+    sound_steps,
+)
 from gpt_jax.training.finalize import finalize
 from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
 from gpt_jax.training.rows import (
@@ -77,8 +84,8 @@ def train(config: Config, *, quiet: bool = False) -> Run:
         return run
     multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
     run_dir = to_folder(setup.config.run_dir)
-    with one_line_errors(run_dir), open_for_training(setup):
-        seconds_per_step = Trainer(setup, display).run()  # which frees its state
+    with one_line_errors(run_dir), open_for_training(setup) as check_folder:
+        seconds_per_step = Trainer(setup, display, check_folder).run()  # which frees its state
         return finalize(load_run(run_dir), setup, display, seconds_per_step)
 
 
@@ -129,8 +136,9 @@ class Trainer:
     metrics: MetricsWriter
     signals: list[int]
 
-    def __init__(self, setup: RunSetup, display: Display):
+    def __init__(self, setup: RunSetup, display: Display, check_folder: Callable[[], None]):
         self.setup, self.config, self.display = setup, setup.config, display
+        self._check_folder = check_folder  # see `guards.open_for_training`
         self.run_dir = to_folder(setup.config.run_dir)
         minutes = setup.config.train.max_minutes
         self.deadline = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
@@ -252,20 +260,18 @@ class Trainer:
     def read_metrics(self, chunk: Chunk) -> dict[str, Any]:
         """Waits for a chunk's metrics; returns its row, the means of the steps not skipped."""
         values = {name: np.asarray(metric, np.float64) for name, metric in chunk.metrics.items()}
-        losses, grad_norms, train = values["loss"], values["grad_norm"], self.config.train
-        limits = values.get("loss_limit", np.full(len(losses), math.inf))
-        sound = sound_steps(losses, grad_norms, limits)
-        if (end := find_end(sound, self.n_skipped, train)) is not None:
-            diverged = Divergence(losses[end].item(), grad_norms[end].item(), limits[end].item())
-            where = f"at step {chunk.step + end + 1}"
-            if train.on_divergence == "skip":
-                where += f", the last of {train.max_skipped} skipped in a row (train.max_skipped)"
-            raise self.stop_diverged(diverged, where)
-        self.n_skipped = count_last_skipped(losses_by_step(losses, sound), self.n_skipped)
+        train = self.config.train
+        limits = values.get("loss_limit", math.inf)
+        sound = sound_steps(values["loss"], values["grad_norm"], limits)
+        if found := find_end(values, sound, self.n_skipped, train):
+            step, diverged = chunk.step + found[0] + 1, found[1]
+            raise self.stop_diverged(diverged, describe_end(step, train))
+        by_step = losses_by_step(values["loss"], sound)
+        self.n_skipped = count_last_skipped(by_step, self.n_skipped)
         if not sound.all():
             skipped = ", ".join(str(chunk.step + i + 1) for i in np.flatnonzero(~sound))
             self.display.note(f"skipped updates (non-finite or spiking): step {skipped}")
-        return chunk_row(chunk.step + len(losses), values, sound, train)
+        return chunk_row(chunk.step + len(sound), values, sound, train)
 
     def log(self, row: dict[str, Any]) -> None:
         """Writes the row of a chunk and moves the bar."""
@@ -283,6 +289,7 @@ class Trainer:
             speed = self.timer.tokens_per_second(self.step)
             timing = {"tokens_per_second": speed, "seconds": seconds}
             self.show_progress(row, speed)
+        self.check_folder()
         self.wait_for(self.compiled.evaluation_program(), "the evaluation")
         self.show("evaluating")
         losses = self.compiled.evaluate(self.state, self.keys, self.step)
@@ -312,6 +319,7 @@ class Trainer:
         if not self.compiled.is_finite(self.state):
             where = f"in the parameters after step {self.step}"
             raise self.stop_diverged(Divergence(math.nan), where)
+        self.check_folder()
         self.metrics.sync()
         val_loss = self.metrics.rows[-1].get("val_loss")
         with failed_save():
@@ -320,8 +328,19 @@ class Trainer:
             self.timer.restart(self.step)
 
     def wait_for_checkpoint(self) -> None:
+        """Returns once the last save is complete, and the folder is there that has it."""
         with failed_save():
             self.checkpoints.wait()
+        self.check_folder()
+
+    def check_folder(self) -> None:
+        """Raises TrainingError where the run's folder is not the one that was opened."""
+        try:
+            self._check_folder()
+        except TrainingError:
+            with contextlib.suppress(checkpoint.CheckpointError):  # of the save under way
+                self.checkpoints.wait()
+            raise
 
     def stop_diverged(self, divergence: Divergence, where: str) -> TrainingError:
         """Returns the error to raise, once the save under way is done."""

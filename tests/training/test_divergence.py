@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import TrainConfig
-from gpt_jax.training.divergence import Divergence, divergence_error, find_end, sound_steps
+from gpt_jax.training.divergence import (
+    Divergence,
+    describe_end,
+    divergence_error,
+    find_end,
+    sound_steps,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -45,9 +51,25 @@ def test_the_limit_is_rounded_to_float32_as_in_the_compiled_step():
     assert sound([1.0], limit=1.0 + 2.0**-23) == [True]
 
 
+def end(is_sound, before, train):
+    """The index of the step at which a run ends, with what is said of it."""
+    n = len(is_sound)
+    values = {"loss": np.arange(n) + 0.5, "grad_norm": np.ones(n), "loss_limit": np.full(n, 0.25)}
+    found = find_end(values, np.array(is_sound), before, train)
+    if found is None:
+        return None
+    assert found[1] == Divergence(found[0] + 0.5, 1.0, 0.25)
+    return found[0]
+
+
 def test_where_a_run_stops_it_ends_at_its_first_step_that_is_not_sound():
-    assert find_end(np.array([True, True]), 0, TrainConfig()) is None
-    assert find_end(np.array([True, False, False]), 0, TrainConfig()) == 1
+    assert end([True, True], 0, TrainConfig()) is None
+    assert end([True, False, False], 0, TrainConfig()) == 1
+    assert describe_end(7, TrainConfig()) == "at step 7"
+    skips = TrainConfig(on_divergence="skip", max_skipped=3)
+    assert describe_end(7, skips) == (
+        "at step 7, the last of 3 skipped in a row (train.max_skipped)"
+    )
 
 
 def test_where_it_skips_it_ends_at_a_number_in_a_row_whatever_the_chunks():
@@ -63,9 +85,9 @@ def test_where_it_skips_it_ends_at_a_number_in_a_row_whatever_the_chunks():
         cuts = sorted({0, 12, *(rng.randint(0, 12) for _ in range(4))})
         found, before = None, 0
         for start, stop in itertools.pairwise(cuts):
-            end = find_end(np.array(steps[start:stop]), before, train)
-            if end is not None:
-                found = start + end
+            at = end(steps[start:stop], before, train)
+            if at is not None:
+                found = start + at
                 break
             for ok in steps[start:stop]:
                 before = 0 if ok else before + 1

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.shards.reader import open_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.run import checkpoints
-from gpt_jax.run.metrics import TIMING_FIELDS, read_rows
+from gpt_jax.run.metrics import TIMING_FIELDS, MetricsWriter, read_rows
 from gpt_jax.storage import to_folder
 from gpt_jax.tokenizer import CharTokenizer
 from gpt_jax.training import compiled_steps, trainer
@@ -384,6 +385,24 @@ def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, tmp_path):
 def test_a_run_all_of_whose_steps_are_skipped_ends(tiny_config):
     with pytest.raises(TrainingError, match=r"not finite .* step"):
         train(tiny_config, **{"optim.learning_rate": 1e38, "train.on_divergence": "skip"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [6, 8, 12])
+def test_a_run_whose_folder_goes_away_ends_in_one_line(tiny_config, monkeypatch, step):
+    """Before an evaluation, before a save, and after the last step."""
+    run_dir = Path(tiny_config.run_dir)
+    log = MetricsWriter.write
+
+    def write(self, row):
+        log(self, row)
+        if row["step"] == step:
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+    monkeypatch.setattr(MetricsWriter, "write", write)
+    with pytest.raises(TrainingError, match="was removed or replaced while it was trained"):
+        train(tiny_config)
+    assert not (run_dir / "config.json").exists()
 
 
 @pytest.mark.slow
