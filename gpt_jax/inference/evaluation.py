@@ -66,7 +66,8 @@ class Evaluation:
         return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
 
     @property
-    def bits_per_byte(self) -> float:
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of the text; None where the tokens stand for no bytes."""
         if self.components:
             per_token = sum(w * each.n_bytes / each.tokens for w, each in self.components)
             return bits_per_byte(self.nats_per_token, per_token)
@@ -76,7 +77,7 @@ class Evaluation:
         """Returns the figures for JSON."""
         record = {
             "nats_per_token": self.nats_per_token,
-            "perplexity": self.perplexity,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "bits_per_byte": self.bits_per_byte,
             "tokens_predicted": self.tokens,
             "bytes_predicted": self.n_bytes,
@@ -92,9 +93,12 @@ class Evaluation:
         tokens = f"{self.tokens:,}"
         if not self.is_whole:
             tokens = f"the first {tokens} of {self.n_predictable:,}"
+        bits = "no bits per byte: these tokens stand for no text"
+        if (figure := self.bits_per_byte) is not None:
+            bits = f"{figure:.4f} bits per byte"
         return (
             f"{self.nats_per_token:.4f} nats per token, perplexity {self.perplexity:.3f}, "
-            f"{self.bits_per_byte:.4f} bits per byte ({tokens} tokens, {self.n_bytes:,} bytes)"
+            f"{bits} ({tokens} tokens, {self.n_bytes:,} bytes)"
         )
 
 
@@ -189,6 +193,8 @@ def _evaluate_component(
         if remaining > 0 and len(shard) > 1:
             shards.append(shard[: remaining + 1])
             n_predicted += len(shards[-1]) - 1
+    if not n_predicted:
+        raise UserError("the split has no token to predict: none of its shards has two tokens")
     total, n_bytes = 0.0, 0
     index_T = np.arange(config.block_size)
     for batches, firsts, lasts in _calls(shards, config.block_size, stride, batch_size):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, read_summary
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import open_folder
+from gpt_jax.terminal import say
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 
@@ -93,7 +93,7 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
         raise UserError(f"{run_dir} has no checkpoint yet; resume it with the same command")
     params = checkpoints.load_params(run_dir, step, _params_target(model))
     for message in messages:
-        print(f"note: {message}; using step {step}", file=sys.stderr)
+        say(f"note: {message}; using step {step}")
     summary = read_summary(run_dir)
     return Run(
         run_dir=run_dir,

@@ -18,12 +18,12 @@ FILE, EVENTS = "metrics.jsonl", "tensorboard"
 TIMING_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
 
 
-def bits_per_byte(nats: float, n_bytes: float) -> float:
-    """Converts nats to bits per byte of the text: nats / ln 2 / bytes.
+def bits_per_byte(nats: float, n_bytes: float) -> float | None:
+    """Converts nats to bits per byte of the text: nats / ln 2 / bytes; None without a byte.
 
-    It compares models whatever their tokens are.
+    It compares models whatever their tokens are. Special tokens stand for no bytes.
     """
-    return nats / math.log(2) / n_bytes
+    return nats / math.log(2) / n_bytes if n_bytes else None
 
 
 def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

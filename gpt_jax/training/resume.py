@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from typing import Any
 
 from gpt_jax.config import Config, SampleConfig, fix_schedule, override
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError, differences
 from gpt_jax.input_pipeline.corpus import parse_mixture, with_absolute_paths
+from gpt_jax.terminal import quote
 
 # How a schedule ends.
 SCHEDULE_END = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
@@ -84,7 +84,7 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
         raise ConfigError(
             f"{config.run_dir} is a run with other settings: {'; '.join(different)}. A run in "
             "another folder starts from its parameters with --init-from "
-            f"{shlex.quote(config.run_dir)}. Choose another --run-dir, or its own settings{way_out}"
+            f"{quote(config.run_dir)}. Choose another --run-dir, or its own settings{way_out}"
         )
     kept = dataclasses.replace(
         saved,

@@ -32,6 +32,7 @@ from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import check_folder, is_run, read_config
 from gpt_jax.run.load import load_run
 from gpt_jax.storage import to_folder
+from gpt_jax.terminal import shell_command
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
 from gpt_jax.training.init_from import initial_params, reload_initial_params
 from gpt_jax.training.memory import check_memory
@@ -120,7 +121,7 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     if not record:
         raise UserError(
             f"run_dir {run_dir} is a GPT-2 folder; fine-tune it in another folder: "
-            f"--init-from {run_dir} --run-dir {run_dir}-trained"
+            + shell_command("--init-from", run_dir, "--run-dir", f"{run_dir}-trained")
         )
     done = max(checkpoints.steps(run_dir), default=0)
     config = resume_config(config, saved, record, done)
