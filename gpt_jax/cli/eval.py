@@ -35,7 +35,7 @@ def command(argv: list[str]) -> int:
         run,
         split=args.split,
         stride=args.stride,
-        corpus_name=args.corpus,
+        corpus=args.corpus,
         max_tokens=args.max_tokens,
     )
     corpus = run.corpus or {"name": args.corpus}

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         keep_compiled_programs()
         retain_freed_memory()
         devices.check_address_space()
-        return _output_status(_verb_module(verb).command(rest))
+        return _verb_module(verb).command(rest)
     except (UserError, TrainingError) as error:
         if debug:
             raise
@@ -110,11 +110,10 @@ def _output_status(status: int) -> int:
         except OSError as error:
             lost_output.append(error)
             sys.stdout = None  # else it is flushed again
-    if not lost_output:
+    if status or not lost_output:  # the command has told its own error
         return status
-    say(f"error: done, but cannot write the output: {lost_output.pop().strerror}")
-    lost_output.clear()
-    return status or 1
+    say(f"error: done, but cannot write the output: {lost_output[0].strerror}")
+    return 1
 
 
 def _verb_module(verb: str) -> ModuleType:
@@ -145,7 +144,11 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows "?"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    if status := main():
+    try:
+        status = main()
+    except SystemExit as done:  # --help and --version
+        status = int(done.code or 0)
+    if status := _output_status(status):
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.config.fields import plain
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf.safetensors_io import (
     INDEX_FILE,
@@ -118,7 +119,7 @@ def save(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    folder = to_local(folder)
+    folder, end_token = to_local(folder), plain(end_token)
     _check_is_gpt2(config)
     if end_token is not None and not 0 <= end_token < config.vocab_size:
         raise UserError(f"end_token={end_token} must be an id in [0, {config.vocab_size}), or none")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config import ModelConfig, TrainConfig
+from gpt_jax.config.fields import plain
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.windows import count_windows, make_windows
@@ -273,8 +274,9 @@ def evaluate(
     *,
     split: str = "val",
     stride: int | None = None,
-    corpus_name: str | None = None,
+    corpus: str | None = None,
     max_tokens: int | None = None,
+    corpus_name: str | None = None,
 ) -> Evaluation:
     """Evaluates a run exactly: every token of the split but the first, predicted once.
 
@@ -285,9 +287,14 @@ def evaluate(
       split: "val" or "train".
       stride: tokens from one window's start to the next; None is block_size. A smaller one gives
         each prediction more context, at more cost.
-      corpus_name: the path of the run's corpus if it has moved.
+      corpus: the path of the run's corpus if it has moved.
       max_tokens: predict at most this many tokens of each corpus; None is all.
+      corpus_name: an older name of `corpus`.
     """
+    stride, max_tokens = plain(stride), plain(max_tokens)
+    for name, number in (("stride", stride), ("max_tokens", max_tokens)):
+        if number is not None and type(number) is not int:
+            raise ConfigError(f"{name}={number!r} must be a whole number")
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
     if split not in ("train", "val"):
@@ -295,7 +302,7 @@ def evaluate(
     return evaluate_split(
         run.config.model,
         run.params,
-        load_datasets(run, corpus_name)[split],
+        load_datasets(run, corpus_name if corpus is None else corpus)[split],
         run.tokenizer.token_bytes,
         stride=stride,
         train=run.config.train,
