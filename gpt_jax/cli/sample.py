@@ -27,7 +27,16 @@ def command(argv: list[str]) -> int:
         metavar="X",
         help="random seed of the samples (default: drawn anew, and printed to standard error)",
     )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times. A text also ends at the "
+        "tokenizer's end-of-text token (default: none)",
+    )
     values = vars(parser.parse(argv))
+    stop = values.pop("stop")
     folder, seed = [values.pop(name) for name in ("run_dir", "init_from")], values.pop("seed")
     which = values.pop("checkpoint")
     del values["debug"]
@@ -35,6 +44,8 @@ def command(argv: list[str]) -> int:
         raise ConfigError(f"seed={seed} must be a whole number in [0, 2**32)")
     is_drawn = seed is None
     seed = secrets.randbelow(2**32) if seed is None else seed
+    if "" in stop:
+        raise ConfigError("--stop is empty; give the text before which to end")
     SampleConfig(**values)  # a value that breaks a rule is found before jax is imported
 
     devices.request_cpu_devices(1)
@@ -57,7 +68,7 @@ def command(argv: list[str]) -> int:
         say(f"seed {seed} (--seed {seed} writes this text again)")
     first = True
     texts: list[str] = []
-    for pieces in stream(run, prompt, chosen, seed=seed):
+    for pieces in stream(run, prompt, chosen, seed=seed, stop=stop):
         if first:
             _write(prompt)
             texts, first = [prompt] * len(pieces), False

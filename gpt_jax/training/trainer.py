@@ -57,7 +57,9 @@ from gpt_jax.training.state import TrainState
 from gpt_jax.training.step_timer import StepTimer
 
 
-def train(config: Config, *, quiet: bool = False) -> Run:
+def train(
+    config: Config, *, quiet: bool = False, on_row: Callable[[dict[str, Any]], None] | None = None
+) -> Run:
     """Trains a model as the settings say, or resumes the run of the folder.
 
     A finished run is left as it is and returned. With more `train.steps` it is resumed.
@@ -65,6 +67,8 @@ def train(config: Config, *, quiet: bool = False) -> Run:
     Args:
       config: the settings; `config.run_dir` is the run's folder.
       quiet: print nothing.
+      on_row: called with each row of metrics.jsonl, once it is written; an error of it ends
+        training, and the same call resumes from the last checkpoint.
 
     Returns:
       The finished run.
@@ -85,7 +89,9 @@ def train(config: Config, *, quiet: bool = False) -> Run:
     multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
     run_dir = to_folder(setup.config.run_dir)
     with one_line_errors(run_dir), open_for_training(setup) as check_folder:
-        seconds_per_step = Trainer(setup, display, check_folder).run()  # which frees its state
+        trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None))
+        seconds_per_step = trainer.run()
+        del trainer  # frees its state
         return finalize(load_run(run_dir), setup, display, seconds_per_step)
 
 
@@ -136,7 +142,14 @@ class Trainer:
     metrics: MetricsWriter
     signals: list[int]
 
-    def __init__(self, setup: RunSetup, display: Display, check_folder: Callable[[], None]):
+    def __init__(
+        self,
+        setup: RunSetup,
+        display: Display,
+        check_folder: Callable[[], None],
+        on_row: Callable[[dict[str, Any]], None],
+    ):
+        self.on_row = on_row
         self.setup, self.config, self.display = setup, setup.config, display
         self._check_folder = check_folder  # see `guards.open_for_training`
         self.run_dir = to_folder(setup.config.run_dir)
@@ -215,7 +228,7 @@ class Trainer:
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
         if self.setup.changed and not self.is_finished:
-            self.metrics.write({"step": self.step, "changed": self.setup.changed})
+            self.write_row({"step": self.step, "changed": self.setup.changed})
             self.display.note(describe_changes(self.setup.changed, self.step))
         losses = step_losses(self.metrics.rows, self.step)
         self.n_skipped = count_last_skipped(losses)
@@ -276,8 +289,12 @@ class Trainer:
     def log(self, row: dict[str, Any]) -> None:
         """Writes the row of a chunk and moves the bar."""
         speed = self.timer.tokens_per_second(row["step"])
-        self.metrics.write(row)
+        self.write_row(row)
         self.show_progress(row, speed)
+
+    def write_row(self, row: dict[str, Any]) -> None:
+        self.metrics.write(row)
+        self.on_row(dict(row))
 
     def evaluate(self) -> None:
         """Evaluates the state on random batches; the result is in the row of its step."""
@@ -299,7 +316,7 @@ class Trainer:
             raise self.stop_diverged(Divergence(train_loss + val_loss), where)
         val_bpb = bits_per_byte(val_loss, self.setup.splits["val"].bytes_per_token)
         row |= {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb, **timing}
-        self.metrics.write(row)
+        self.write_row(row)
         self.display.evaluation(row)
         self.timer.restart(self.step)
 
