@@ -25,6 +25,7 @@ from gpt_jax.config.fields import (
     field,
     from_nested_dict,
     iter_fields,
+    plain,
 )
 from gpt_jax.errors import ConfigError, suggest
 
@@ -479,6 +480,12 @@ class Config:
         "and residual_init_scale may differ, model.block_size may be smaller",
         unset="random parameters",
     )
+    checkpoint: str = field(
+        "newest",
+        "with init_from: the checkpoint of that run to start from: newest, best (lowest "
+        "validation loss) or a step",
+        (lambda x: x in ("newest", "best") or x.isdecimal(), "newest, best or a step"),
+    )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -487,9 +494,15 @@ class Config:
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
     def __post_init__(self):
+        if isinstance(number := plain(self.checkpoint), int) and not isinstance(number, bool):
+            object.__setattr__(self, "checkpoint", str(number))
         check_fields(self)
         if not self.run_dir:
             raise ConfigError("run_dir is empty; give a folder such as runs/nano")
+        if self.checkpoint != "newest" and self.init_from is None:
+            raise ConfigError(
+                f"checkpoint={self.checkpoint} is of the run that init_from names; give it too"
+            )
         heads, tensor = self.model.kv_heads, self.mesh.tensor
         if tensor != -1 and heads % tensor:
             name = "n_head" if self.model.n_kv_head is None else "n_kv_head"

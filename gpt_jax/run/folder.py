@@ -38,11 +38,13 @@ FORMAT = 1  # of a run folder; a reader refuses a newer one
 def create_run(
     run_dir: str | os.PathLike[str],
     config: Config,
-    corpus: Corpus,
+    corpus: Corpus | dict[str, Any],
     tokenizer: Tokenizer,
     origin: dict[str, Any] | None = None,
 ) -> None:
     """Creates a run's folder, whole or not at all; origin records the initial parameters' source.
+
+    The corpus may be given by its record.
 
     Raises:
       UserError: it can't be written.
@@ -51,7 +53,7 @@ def create_run(
     values = {
         "format": FORMAT,
         **{k: v for k, v in to_dict(config).items() if k != "run_dir"},
-        "corpus": corpus.record(),
+        "corpus": corpus if isinstance(corpus, dict) else corpus.record(),
         "origin": origin,
         "versions": {"python": platform.python_version(), **versions},
     }

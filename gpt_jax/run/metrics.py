@@ -50,6 +50,11 @@ def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def write_rows(run_dir: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Writes all rows of a run at once."""
+    open_folder(run_dir).write(FILE, "".join(map(_line, rows)))
+
+
 class MetricsWriter:
     """Appends rows to a run's metrics.jsonl and to its TensorBoard events."""
 

@@ -16,7 +16,6 @@ import numpy as np
 from gpt_jax.config import Config, DataConfig, fix_schedule
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.hf import find
 from gpt_jax.inference.generation import check_top_k
 from gpt_jax.input_pipeline.corpus import (
     check_same_corpus,
@@ -30,11 +29,10 @@ from gpt_jax.model.attention import choose_attention
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import check_folder, is_run, read_config
-from gpt_jax.run.load import load_run
 from gpt_jax.storage import to_folder
 from gpt_jax.terminal import shell_command
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
-from gpt_jax.training.init_from import initial_params, reload_initial_params
+from gpt_jax.training.init_from import initial_params, load_source, reload_initial_params
 from gpt_jax.training.memory import check_memory
 from gpt_jax.training.resume import changed_measuring, resume_config
 from gpt_jax.version import __version__
@@ -97,7 +95,7 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
     """Returns the setup of a run that starts from the parameters that `config.init_from` names."""
     check_folder(to_folder(config.run_dir))
     data = config.data
-    source = load_run(find(config.init_from or ""))
+    source = load_source(config)
     params, origin = initial_params(source, config)
     tokenizer = source.tokenizer
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
