@@ -51,8 +51,8 @@ class ModelConfig:
     activation: str = field(
         "relu",
         f"activation of the MLP: {', '.join(ACTIVATIONS)}. gelu is the tanh form, as in GPT-2; "
-        "relu2 is squared; swiglu is gated, with a width of 8/3 n_embd, rounded to a multiple of "
-        "8, not 4 n_embd, for as many parameters",
+        "gelu_exact is not; relu2 is squared; swiglu is gated, with a width of 8/3 n_embd, rounded "
+        "to a multiple of 8, not 4 n_embd, for as many parameters",
         (lambda x: x in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     )
     norm: typing.Literal["layer", "rms"] = field(

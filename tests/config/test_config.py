@@ -46,6 +46,8 @@ POSITIVE_INTS = [
     "train.keep_checkpoints",
     "train.micro_batch",
     "train.loss_chunk",
+    "train.max_skipped",
+    "train.spike_window",
     "optim.schedule_steps",
     "sample.max_new_tokens",
     "sample.top_k",
@@ -88,7 +90,7 @@ SWITCHES = [
 CHOICES = {
     "data.order": "random, epochs",
     "data.resident": "auto, device, host",
-    "model.activation": "relu, gelu, relu2, swiglu",
+    "model.activation": "relu, gelu, relu2, swiglu, gelu_exact",
     "model.norm": "layer, rms",
     "model.positions": "learned, rotary",
     "model.dtype": "float32, bfloat16",
