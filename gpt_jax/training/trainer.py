@@ -23,6 +23,7 @@ from gpt_jax.config import Config, fix_schedule, to_dict
 from gpt_jax.console import Display, TrainingProgress
 from gpt_jax.errors import Interrupted, OutOfTime, TrainingError
 from gpt_jax.parallel import multihost
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run import checkpoints as checkpoint
 from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
@@ -97,6 +98,7 @@ def train(
 
 def _prepare(config: Config, display: Display) -> RunSetup:
     """Reads and checks all that a run starts from, on this host."""
+    target_backend()  # a platform that is not there is found at once
     with display:
         display.doing("reading the corpus")
         if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
