@@ -64,13 +64,19 @@ class MetricsWriter:
         Without `writes` it only keeps the rows, as the hosts after the first do.
         """
         folder = open_folder(run_dir)
+        self._mark: dict[str, Any] = {}
         self.rows = [row for row in read_rows(folder) if row["step"] <= step] if step else []
         self._logs: list[_RowLog | _EventLog] = []
         if writes:
             self._logs = [_RowLog(folder, self.rows), _EventLog(folder, step)]
 
+    def mark(self, fields: dict[str, Any]) -> None:
+        """Adds fields to the next row."""
+        self._mark |= fields
+
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row; on a disk it is in the operating system's hands when this returns."""
+        row, self._mark = {**row, **self._mark}, {}
         self.rows.append(row)
         for log in self._logs:
             log.write(row)

@@ -230,7 +230,7 @@ class Trainer:
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
         if self.setup.changed and not self.is_finished:
-            self.write_row({"step": self.step, "changed": self.setup.changed})
+            self.metrics.mark({"changed": {"since": self.step, **self.setup.changed}})
             self.display.note(describe_changes(self.setup.changed, self.step))
         losses = step_losses(self.metrics.rows, self.step)
         self.n_skipped = count_last_skipped(losses)
@@ -296,7 +296,7 @@ class Trainer:
 
     def write_row(self, row: dict[str, Any]) -> None:
         self.metrics.write(row)
-        self.on_row(dict(row))
+        self.on_row(dict(self.metrics.rows[-1]))
 
     def evaluate(self) -> None:
         """Evaluates the state on random batches; the result is in the row of its step."""

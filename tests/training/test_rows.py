@@ -34,7 +34,6 @@ def test_a_run_that_neither_skips_nor_looks_for_spikes_has_the_rows_it_had():
 ROWS = [
     {"step": 0, "val_loss": 9.0},
     {"step": 2, "step_losses": [4.0, 5.0], "loss": 4.5, "skipped": 0},
-    {"step": 2, "changed": {"train.log_interval": 3}},
     {"step": 5, "step_losses": [None, 3.0, None], "loss": 3.0, "skipped": 2},
     {"step": 7, "step_losses": [None, None], "skipped": 2},
 ]

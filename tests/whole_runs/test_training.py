@@ -264,10 +264,11 @@ def test_when_to_look_at_a_run_may_change_and_it_learns_the_same(tiny_config, tm
     looks = {"train.log_interval": 3, "train.eval_interval": 6, "train.eval_batches": 1}
     run = train(tiny_config, **looks, **{"train.checkpoint_interval": 9})
     jax.tree.map(np.testing.assert_array_equal, run.params, whole.params)
-    assert [row["step"] for row in run.rows] == [0, 2, 4, 4, 6, 9, 12]
+    assert [row["step"] for row in run.rows] == [0, 2, 4, 6, 9, 12]
     (changed,) = (row for row in run.rows if "changed" in row)
     assert changed["changed"]["train.log_interval"] == {"from": 2, "to": 3}
-    assert changed["changed"].keys() == {*looks, "train.checkpoint_interval"}
+    assert (changed["step"], changed["changed"]["since"]) == (6, 4)
+    assert changed["changed"].keys() == {"since", *looks, "train.checkpoint_interval"}
     assert gpt_jax.load_run(run.run_dir).config.train.eval_interval == 6
 
 
