@@ -55,10 +55,10 @@ def test_generated_text_is_changed_for_a_terminal_alone():
 @pytest.mark.parametrize("word", WORDS)
 def test_a_command_is_pasted_as_it_was_meant(word):
     command = shell_command("python", "main.py", "sample", "--run-dir", word, "--seed", 3)
-    argv = shlex.split(command)[3:]
+    argv = shlex.split(command)[2:]
     parser = run_parser("sample")
     parser.add_argument("--seed")
-    args = parser.parse(argv)
+    args = parser.parse(argv[1:])
     assert (str(args.run_dir), args.seed) == (word or ".", "3")
     script = command.replace("python main.py", "printf '%s\\n'")
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
@@ -69,7 +69,7 @@ def test_a_command_is_broken_between_the_words_of_a_shell_only():
     command = shell_command("python", "main.py", "--run-dir", "a b " * 9, "--seed", 3)
     for width in range(1, 80):
         lines = wrap_command(command, width)
-        assert shlex.split(" \\\n ".join(lines)) == shlex.split(command)
+        assert shlex.split(" ".join(lines)) == shlex.split(command)
         assert all(len(line) <= width or len(shlex.split(line)) == 1 for line in lines)
 
 

@@ -45,10 +45,10 @@ class Ending:
         if len(ended):
             ids, last, self.is_done = ids[: ended[0]], True, True
         self._held += self._decode(ids, last=last)
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        found = [(self._held.find(stop), len(stop)) for stop in self._stops if stop in self._held]
+        if found:  # the first that is complete, whatever comes at once
             self.is_done = True
-            return self._held[: min(found)]
+            return self._held[: min(found, key=lambda stop: (sum(stop), stop))[0]]
         text, self._held = self._held, ""
         if last:
             return text
