@@ -73,8 +73,10 @@ def environment_problem(error: BaseException) -> str:
         asked = [name for name in names if os.environ.get(name)]
         way_out = "set JAX_PLATFORMS=cpu, or unset it"
     elif isinstance(error, ValueError) and _was_raised_in(error, "jax/_src/config.py"):
-        values = {name: value for name, value in os.environ.items() if name.startswith("JAX_")}
-        asked = [name for name, value in values.items() if repr(value.lower()) in text.lower()]
+        said = text.lower()
+        names = [name for name in os.environ if name.startswith("JAX_")]
+        asked = [name for name in names if name.lower() in said]
+        asked = asked or [name for name in names if repr(os.environ[name].lower()) in said]
         way_out = "mend it, or unset it"
     else:
         return ""
