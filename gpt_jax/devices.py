@@ -67,8 +67,10 @@ def check_address_space() -> None:
 
 def environment_problem(error: BaseException) -> str:
     """Returns a line where an error says that jax refuses a setting of the environment, else ""."""
-    text = str(error)
-    if isinstance(error, RuntimeError) and REFUSED_BACKEND.search(text):
+    text = str(error) or "there is no such device here"  # jax asserts that there is one
+    if _was_raised_in(error, "jax/_src/xla_bridge.py") or (
+        isinstance(error, RuntimeError) and REFUSED_BACKEND.search(text)
+    ):
         names = ["JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES"]
         asked = [name for name in names if os.environ.get(name)]
         way_out = "set JAX_PLATFORMS=cpu, or unset it"

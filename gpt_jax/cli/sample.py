@@ -64,8 +64,6 @@ def command(argv: list[str]) -> int:
     run = load_run(run_dir, which)
     if not prompt:
         say("note: the prompt is empty; starting from a line break")
-    if is_drawn:
-        say(f"seed {seed} (--seed {seed} writes this text again)")
     first = True
     texts: list[str] = []
     for pieces in stream(run, prompt, chosen, seed=seed, stop=stop):
@@ -78,6 +76,9 @@ def command(argv: list[str]) -> int:
     print()
     for number, text in enumerate(texts[1:], 2):
         _write(f"\n--- {number} ---\n{text}\n")
+    sys.stdout.flush()
+    if is_drawn:
+        say(f"seed {seed} (--seed {seed} writes this text again)")
     return 0
 
 

@@ -61,7 +61,7 @@ def test_a_closed_standard_input_is_one_line(tmp_path):
     ("name", "value"),
     [
         ("JAX_PLATFORMS", "foo"),
-        ("JAX_PLATFORMS", "tpu"),
+        ("JAX_PLATFORMS", "cuda"),
         ("JAX_NUM_CPU_DEVICES", "x"),
         ("JAX_ENABLE_X64", "perhaps"),
     ],
