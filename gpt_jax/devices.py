@@ -13,6 +13,8 @@ import platform
 import re
 from pathlib import Path
 
+from gpt_jax.errors import UserError
+
 # PCI vendor and device, as in jax's hardware_utils; Google's other cards are not TPUs.
 TPU_DEVICES = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 TPUS = {("0x1ae0", device) for device in TPU_DEVICES}
@@ -39,8 +41,58 @@ CGROUPS = (
     ("memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
+# jax's words for a device that isn't there.
+REFUSED_BACKEND = re.compile(
+    r"^(Unable to initialize|Unknown|Could not initialize) backend|^Backend '"
+)
+LEAST_ADDRESS_SPACE = 4 * 2**30
+
 WIDE_N_EMBD = 256  # n_embd from which XLA's own matrix products are faster on a CPU
 GIB = 2**30
+
+
+def check_address_space() -> None:
+    """Raises UserError where a limit of this process is too small for jax, which would abort."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit not in (resource.RLIM_INFINITY, -1) and limit < LEAST_ADDRESS_SPACE:
+        raise UserError(
+            f"the address space of this process is limited to {limit / GIB:.1f} GiB (ulimit -v), "
+            f"and jax needs {LEAST_ADDRESS_SPACE / GIB:.0f}; raise the limit"
+        )
+
+
+def environment_problem(error: BaseException) -> str:
+    """Returns a line where an error says that jax refuses a setting of the environment, else ""."""
+    text = str(error) or "there is no such device here"  # jax asserts that there is one
+    if _was_raised_in(error, "jax/_src/xla_bridge.py") or (
+        isinstance(error, RuntimeError) and REFUSED_BACKEND.search(text)
+    ):
+        names = ["JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES"]
+        asked = [name for name in names if os.environ.get(name)]
+        way_out = "set JAX_PLATFORMS=cpu, or unset it"
+    elif isinstance(error, ValueError) and _was_raised_in(error, "jax/_src/config.py"):
+        said = text.lower()
+        names = [name for name in os.environ if name.startswith("JAX_")]
+        asked = [name for name in names if name.lower() in said]
+        asked = asked or [name for name in names if repr(os.environ[name].lower()) in said]
+        way_out = "mend it, or unset it"
+    else:
+        return ""
+    settings = ", ".join(f"{name}={os.environ[name]}" for name in asked)
+    return f"jax refuses {settings or 'the environment'}: {text.splitlines()[0]:.300}; {way_out}"
+
+
+def _was_raised_in(error: BaseException, file: str) -> bool:
+    at = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename.replace(os.sep, "/").endswith(file):
+            return True
+        at = at.tb_next
+    return False
 
 
 def largest_divisor(n: int, limit: int) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 
 from gpt_jax import devices
 from gpt_jax.cli.options import add_settings
 from gpt_jax.cli.parsers import add_config, add_debug, named_config, verb_parser
 from gpt_jax.config import Config, fix_schedule, load_config, override
+from gpt_jax.terminal import say
 
 
 def command(argv: list[str]) -> int:
@@ -72,6 +72,6 @@ def _with_vocabulary(config: Config) -> Config:
 
     corpus = load_corpus(config.data.corpus, config.data.fallback_corpus)
     for note in corpus.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     n = corpus.choose_tokenizer(config.data).vocab_size
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n))

@@ -110,6 +110,8 @@ class CheckpointWriter:
         if self._id is not None:
             manifest["run"] = self._id
         manifest["files"] = describe_files(self._run, name)
+        if not manifest["files"]:
+            raise FileNotFoundError(f"{name} is not there any more")
         self._run.write(f"{name}.json", json.dumps(manifest, indent=1) + "\n")
         older = [other for other in steps(self._run) if other < step]
         stay: set[int | None] = set(older[max(0, len(older) - self._keep_newest + 1) :])

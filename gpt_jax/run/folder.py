@@ -80,7 +80,7 @@ class RunRecord:
 def create_run(
     run_dir: str | os.PathLike[str],
     config: Config,
-    corpus: Corpus,
+    corpus: Corpus | dict[str, Any],
     tokenizer: Tokenizer,
     origin: dict[str, Any] | None = None,
     numerics: dict[str, Any] | None = None,
@@ -95,13 +95,15 @@ def create_run(
       origin: the record of the initial parameters' source.
       numerics: the record of how it is computed.
 
+    The corpus may be given by its record.
+
     Raises:
       UserError: it can't be written.
     """
     versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax")}
     begun = {
         **{k: v for k, v in to_dict(config).items() if k != "run_dir"},
-        "corpus": corpus.record(),
+        "corpus": corpus if isinstance(corpus, dict) else corpus.record(),
         "origin": origin,
     }
     # No random number: runs that were begun alike have the same checkpoints.
@@ -130,7 +132,7 @@ def _to_text(values: dict[str, Any]) -> str:
 def update_config(run_dir: str | os.PathLike[str], config: Config) -> None:
     """Updates, in config.json, the settings that may change on resume; see `training.resume`."""
     values, now = _read_json(run_dir, CONFIG_FILE), to_dict(config)
-    values["model"], values["train"] = now["model"], now["train"]
+    values |= {name: now[name] for name in ("model", "train", "sample")}
     if config.optim.schedule != "constant":
         values["optim"] = now["optim"]
     open_folder(run_dir).write(CONFIG_FILE, _to_text(values))

@@ -18,15 +18,16 @@ FILE, EVENTS = "metrics.jsonl", "tensorboard"
 MAX_ROW_BYTES = 1 << 20
 NUMBERS = {"loss", "grad_norm", "learning_rate", "train_loss", "val_loss", "val_bpb"}
 NUMBERS |= {"tokens_per_second", "seconds", "skipped"}
+OTHERS = {"numerics": dict, "changed": dict, "step_losses": list}
 TIMING_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
 
 
-def bits_per_byte(nats: float, n_bytes: float) -> float:
-    """Converts nats to bits per byte of the text: nats / ln 2 / bytes.
+def bits_per_byte(nats: float, n_bytes: float) -> float | None:
+    """Converts nats to bits per byte of the text: nats / ln 2 / bytes; None without a byte.
 
-    It compares models whatever their tokens are.
+    It compares models whatever their tokens are. Special tokens stand for no bytes.
     """
-    return nats / math.log(2) / n_bytes
+    return nats / math.log(2) / n_bytes if n_bytes else None
 
 
 def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -66,11 +67,17 @@ def _check_row(row: Any) -> dict[str, Any]:
             continue
         if type(value) is not float and (type(value) is not int or abs(value) >= 2**63):
             raise ValueError(f"its {name} is no number")
-    if not isinstance(row.get("numerics", {}), dict):
-        raise ValueError("its numerics are no record")
+    for name, kind in OTHERS.items():
+        if not isinstance(row.get(name, kind()), kind):
+            raise ValueError(f"its {name} is of another type")
     if "val_loss" in row and "train_loss" not in row:
         raise ValueError("it has half an evaluation")
     return {"step": row["step"], **row}
+
+
+def write_rows(run_dir: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Writes all rows of a run at once."""
+    open_folder(run_dir).write(FILE, "".join(map(_line, rows)))
 
 
 class MetricsWriter:

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -219,6 +219,25 @@ class Folder:
         """Keeps other processes out, where the storage can; raises UserError where one is in."""
         return lock(self.path, doing)
 
+    @contextlib.contextmanager
+    def watch(self, name: str) -> Generator[Callable[[], bool]]:
+        """Yields a function: whether the folder is there, the same one, and has a file `name`."""
+        if os.name == "nt":  # where an open folder can't be removed
+            yield lambda: self.has(name)
+            return
+        opened = os.open(self.path, os.O_RDONLY)  # so that no other folder gets its number
+
+        def is_same() -> bool:
+            try:
+                return os.path.samestat(os.fstat(opened), os.stat(self.path)) and self.has(name)
+            except OSError:
+                return False
+
+        try:
+            yield is_same
+        finally:
+            os.close(opened)
+
 
 class BucketFolder(Folder):
     """A folder in a bucket: an object appears whole; nothing is appended, renamed or locked."""
@@ -307,6 +326,10 @@ class BucketFolder(Folder):
 
     def lock(self, doing: str = "trained") -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def watch(self, name: str) -> Generator[Callable[[], bool]]:
+        yield lambda: self.has(name)
 
 
 def open_folder(name: str | os.PathLike[str]) -> Folder:

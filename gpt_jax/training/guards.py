@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from gpt_jax.errors import ConfigError, TrainingError, is_out_of_memory
+from gpt_jax.errors import ConfigError, TrainingError, UserError, is_out_of_memory
 from gpt_jax.parallel import multihost
 from gpt_jax.run.checkpoints import CheckpointError
 from gpt_jax.run.folder import (
+    CONFIG_FILE,
     clear_unfinished,
     create_run,
     is_run,
@@ -27,11 +28,16 @@ from gpt_jax.training.run_setup import RunSetup
 
 
 @contextlib.contextmanager
-def open_for_training(setup: RunSetup) -> Generator[None]:
+def open_for_training(setup: RunSetup) -> Generator[Callable[[], None]]:
     """Creates or updates the run's folder, on host 0, and keeps it locked.
+
+    Yields:
+      a function for all hosts to call together, which raises TrainingError where the folder is not
+      the locked one any more.
 
     Raises:
       UserError: it can't be created, is locked, or another host does not see it.
+      TrainingError: what failed in it, because it was removed or replaced.
     """
     run_dir = to_folder(setup.config.run_dir)
     with contextlib.ExitStack() as held:
@@ -46,8 +52,24 @@ def open_for_training(setup: RunSetup) -> Generator[None]:
                 update_config(run_dir, setup.config)
 
         multihost.all_agree(create_or_update if multihost.is_host0() else lambda: None)
-        multihost.all_agree(lambda: _check_shared(run_dir), lambda settings: settings)
-        yield
+        multihost.all_agree(lambda: _check_shared(run_dir), lambda seen: seen)
+        is_there = lambda: True
+        if multihost.is_host0():
+            is_there = held.enter_context(open_folder(run_dir).watch(CONFIG_FILE))
+        try:
+            yield lambda: multihost.all_agree(lambda: _check_there(run_dir, is_there))
+        except (OSError, UserError, TrainingError):
+            _check_there(run_dir, is_there)
+            raise
+
+
+def _check_there(run_dir: Path, is_there: Callable[[], bool]) -> None:
+    """Raises TrainingError where the run's folder is gone."""
+    if not is_there():
+        raise TrainingError(
+            f"the run's folder {run_dir} was removed or replaced while it was trained, so training "
+            "has ended and is not saved there; if it was moved, give its new place as --run-dir"
+        )
 
 
 def _check_shared(run_dir: Path) -> dict[str, Any]:

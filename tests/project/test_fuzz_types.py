@@ -22,9 +22,9 @@ from gpt_jax.run.folder import create_run, read_config, read_init_from, read_sum
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.run.plots import plot_losses
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, load_tokenizer
-from gpt_jax.training.divergence import spike_limit
 from gpt_jax.training.history import changed_numerics
 from gpt_jax.training.resume import resume_config
+from gpt_jax.training.rows import step_losses
 
 VALUES = [None, True, 0, -1, 1.5, math.nan, math.inf, 10**400, "", "x", [], [1], {}, {"a": 1}]
 
@@ -99,7 +99,7 @@ def test_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     row = {"step": 2, "loss": 2.5, "grad_norm": 0.1, "learning_rate": 1e-3, "train_loss": 2.0}
     row |= {"val_loss": 2.1, "val_bpb": 3.0, "tokens_per_second": 5.0, "seconds": 1.0}
-    row |= {"skipped": 0, "numerics": {"jax": "0.1"}}
+    row |= {"skipped": 0, "numerics": {"jax": "0.1"}, "step_losses": [2.5, None], "changed": {}}
     (tmp_path / "config.json").write_text(
         json.dumps({"format": 1, "corpus": {"name": "a", "sha256": "b"}})
     )
@@ -109,7 +109,7 @@ def test_rows(tmp_path):
         nonlocal drawn
         path.write_text(path.read_text() + "\n")
         rows = read_rows(tmp_path)
-        spike_limit(rows, 10, 2.0)
+        step_losses(rows, 10)
         changed_numerics(tmp_path, rows, {"jax": "0.1"})
         assert [f"{r['step']:,} {r.get('loss', 0):.4f} {r.get('seconds') or 0:g}" for r in rows]
         if drawn < 20 and drawn % 4 == 0:  # a picture takes a while

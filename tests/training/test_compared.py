@@ -26,6 +26,7 @@ def setup(**changes):
         "resumes": False,
         "params": {"head": {"kernel": np.ones((2, 3), np.float32)}},
         "origin": {"source": "x", "path": "/a/x", "step": 3, "sha256": "e"},
+        "changed": {},
     }
     return RunSetup(**values | changes)
 
@@ -47,6 +48,7 @@ DIFFERENT = {
         {"head": {"bias": np.ones((2, 3), np.float32)}},
     ],
     "origin": [None, {"source": "x", "path": "/a/x", "step": 4, "sha256": "e"}],
+    "changed": [{"train.log_interval": {"from": 1, "to": 2}}],
 }
 
 
