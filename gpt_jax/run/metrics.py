@@ -18,6 +18,7 @@ FILE, EVENTS = "metrics.jsonl", "tensorboard"
 MAX_ROW_BYTES = 1 << 20
 NUMBERS = {"loss", "grad_norm", "learning_rate", "train_loss", "val_loss", "val_bpb"}
 NUMBERS |= {"tokens_per_second", "seconds", "skipped"}
+OTHERS = {"numerics": dict, "changed": dict, "step_losses": list}
 TIMING_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
 
 
@@ -66,8 +67,9 @@ def _check_row(row: Any) -> dict[str, Any]:
             continue
         if type(value) is not float and (type(value) is not int or abs(value) >= 2**63):
             raise ValueError(f"its {name} is no number")
-    if not isinstance(row.get("numerics", {}), dict):
-        raise ValueError("its numerics are no record")
+    for name, kind in OTHERS.items():
+        if not isinstance(row.get(name, kind()), kind):
+            raise ValueError(f"its {name} is of another type")
     if "val_loss" in row and "train_loss" not in row:
         raise ValueError("it has half an evaluation")
     return {"step": row["step"], **row}

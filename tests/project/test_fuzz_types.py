@@ -99,7 +99,7 @@ def test_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     row = {"step": 2, "loss": 2.5, "grad_norm": 0.1, "learning_rate": 1e-3, "train_loss": 2.0}
     row |= {"val_loss": 2.1, "val_bpb": 3.0, "tokens_per_second": 5.0, "seconds": 1.0}
-    row |= {"skipped": 0, "numerics": {"jax": "0.1"}}
+    row |= {"skipped": 0, "numerics": {"jax": "0.1"}, "step_losses": [2.5, None], "changed": {}}
     (tmp_path / "config.json").write_text(
         json.dumps({"format": 1, "corpus": {"name": "a", "sha256": "b"}})
     )
