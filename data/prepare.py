@@ -71,10 +71,10 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         return manifest
     work = inside(out, WORK_FOLDER)
     _check_folder(out, work)
-    check_tree(work)  # somebody else may have packed it: nothing is changed behind a link
     is_new = not os.path.isdir(work)
     try:
         work.mkdir(parents=True, exist_ok=True)
+        check_tree(work)  # somebody else may have packed it: nothing is changed behind a link
     except OSError as error:
         raise UserError(f"cannot make {work}: {error.strerror}; choose another --out") from error
     try:

@@ -280,8 +280,8 @@ def _step_target(saved: Any, target: Any) -> dict[str, Any]:
 
 def _check_step(loaded: Any, step: int) -> None:
     """Raises ValueError where a state, or part of one, is that of another step."""
-    found = loaded.get("step") if set(loaded) == {"params", "step"} else None
-    found = getattr(loaded, "step", found)
+    is_part = isinstance(loaded, dict) and set(loaded) == {"params", "step"}
+    found = loaded["step"] if is_part else getattr(loaded, "step", None)
     if found is not None and int(found) != step:
         raise ValueError(f"its state is that of step {int(found)}")
 

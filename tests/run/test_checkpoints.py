@@ -15,6 +15,7 @@ from gpt_jax.parallel.sharding import replicated
 from gpt_jax.run import checkpoints
 from gpt_jax.run.checkpoints import CheckpointError, CheckpointWriter, best_step, restore, steps
 from gpt_jax.storage import Folder
+from gpt_jax.training.state import TrainState
 
 
 def state(value: float):
@@ -407,6 +408,18 @@ def test_the_parameters_of_another_step_are_refused(tmp_path):
     writer.close()
     with pytest.raises(CheckpointError, match="its state is that of step 1"):
         checkpoints.load_params(tmp_path, 4, on_one_device(train_state(1))["params"])
+
+
+def test_the_state_of_another_step_is_refused(tmp_path):
+    made = TrainState(**train_state(3))
+    writer = CheckpointWriter(tmp_path, keep_newest=2)
+    for step in (3, 4):
+        writer.save(step, made, {})
+    writer.close()
+    loaded = checkpoints.load(tmp_path, 3, on_one_device(made))
+    assert int(loaded.step) == 3
+    with pytest.raises(CheckpointError, match="its state is that of step 3"):
+        checkpoints.load(tmp_path, 4, on_one_device(made))
 
 
 @pytest.mark.parametrize("where", ["top", "deep"])
