@@ -45,7 +45,7 @@ CGROUPS = (
 REFUSED_BACKEND = re.compile(
     r"^(Unable to initialize|Unknown|Could not initialize) backend|^Backend '"
 )
-LEAST_ADDRESS_SPACE = 4 * 2**30
+LEAST_ADDRESS_SPACE = 2 * 2**30  # nano takes 2.1 GiB of it on two cores
 
 WIDE_N_EMBD = 256  # n_embd from which XLA's own matrix products are faster on a CPU
 GIB = 2**30
@@ -139,7 +139,11 @@ def request_cpu_devices(batch_size: int, at_least: int = 1) -> None:
 
     Two XLA devices on two cores train 1.3 times as fast as one device with two threads. Has no
     effect on a GPU or TPU; a user's own JAX_NUM_CPU_DEVICES or device count in XLA_FLAGS wins.
+
+    Raises:
+      UserError: see `check_address_space`.
     """
+    check_address_space()
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         n = max(at_least, largest_divisor(batch_size, usable_cores()))
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(n))

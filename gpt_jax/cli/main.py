@@ -57,7 +57,6 @@ def main(argv: list[str] | None = None) -> int:
                 )
         keep_compiled_programs()
         retain_freed_memory()
-        devices.check_address_space()
         return _verb_module(verb).command(rest)
     except (UserError, TrainingError) as error:
         if debug:

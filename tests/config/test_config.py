@@ -550,7 +550,7 @@ def test_to_dict_nests_by_group():
     assert values["model"]["n_layer"] == 3
     assert values["sample"]["prompt"] is None
     groups = {"model", "data", "optim", "train", "mesh", "sample"}
-    assert set(values) == {"run_dir", "seed", "init_from"} | groups
+    assert set(values) == {"run_dir", "seed", "init_from", "checkpoint"} | groups
 
 
 @pytest.mark.parametrize("name", MESH_SIZES)
