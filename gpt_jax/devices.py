@@ -68,18 +68,17 @@ def check_address_space() -> None:
 def environment_problem(error: BaseException) -> str:
     """Returns a line where an error says that jax refuses a setting of the environment, else ""."""
     text = str(error) or "there is no such device here"  # jax asserts that there is one
-    if _was_raised_in(error, "jax/_src/xla_bridge.py") or (
-        isinstance(error, RuntimeError) and REFUSED_BACKEND.search(text)
-    ):
-        names = ["JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES"]
-        asked = [name for name in names if os.environ.get(name)]
-        way_out = "set JAX_PLATFORMS=cpu, or unset it"
-    elif isinstance(error, ValueError) and _was_raised_in(error, "jax/_src/config.py"):
+    if isinstance(error, ValueError) and _was_raised_in(error, "jax/_src/config.py"):
         said = text.lower()
         names = [name for name in os.environ if name.startswith("JAX_")]
         asked = [name for name in names if name.lower() in said]
         asked = asked or [name for name in names if repr(os.environ[name].lower()) in said]
         way_out = "mend it, or unset it"
+    elif _was_raised_in(error, "jax/_src/xla_bridge.py") or (
+        isinstance(error, RuntimeError) and REFUSED_BACKEND.search(text)
+    ):
+        asked = [name for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES") if os.environ.get(name)]
+        way_out = "set JAX_PLATFORMS=cpu, or unset it"
     else:
         return ""
     settings = ", ".join(f"{name}={os.environ[name]}" for name in asked)
