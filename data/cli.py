@@ -8,6 +8,7 @@ from data.config import PrepareConfig
 from gpt_jax.cli.options import Parser, add_settings
 from gpt_jax.cli.parsers import add_debug, program
 from gpt_jax.errors import ConfigError
+from gpt_jax.terminal import visible
 
 
 def command(argv: list[str]) -> int:
@@ -66,5 +67,5 @@ def _verify(folder: str) -> int:
         display.stop()
     what = "sums, ids and bytes" if prepared.manifest else "ids"
     shown = " and ".join(f"{n:,} tokens for {split}" for split, n in tokens.items())
-    print(f"{folder} is sound ({prepared.kind}, {what}): {shown}")
+    print(visible(f"{folder} is sound ({prepared.kind}, {what}): {shown}"))
     return 0

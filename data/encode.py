@@ -33,16 +33,15 @@ import numpy as np
 
 from data.config import PrepareConfig
 from data.filters import digest, is_validation, reject
+from data.records import PLAN_FILE, read_plan
 from data.sources.common_crawl import discard
 from data.sources.documents import BadInput, Unit
 from data.sources.readers import read_unit
 from gpt_jax.config.fields import from_nested_dict
 from gpt_jax.errors import UserError
-from gpt_jax.storage import read_json
+from gpt_jax.storage import check_tree, open_new
 from gpt_jax.tokenizer import END_OF_TEXT, BpeTokenizer, Tokenizer, load_tokenizer
 
-PLAN_FILE = "plan.json"
-MAX_PLAN_BYTES = 1 << 30  # a plan names every file of its source
 ENCODED_FOLDER = "parts"
 NAMED_DAMAGE = 100  # messages in the manifest, at most; the counts include all
 BUFFER_BYTES = 1 << 20
@@ -68,9 +67,10 @@ def _open_work(
     work: str, plan: tuple[int, int, int]
 ) -> tuple[PrepareConfig, list[Unit], Tokenizer]:
     """Reads a work folder; cached until its plan changes."""
-    values = read_json(Path(work) / PLAN_FILE, MAX_PLAN_BYTES)
-    config = from_nested_dict({**values["settings"], "out": str(Path(work).parent)}, PrepareConfig)
-    return config, values["plan"]["units"], load_tokenizer(Path(work))
+    check_tree(Path(work))
+    found = read_plan(Path(work))
+    config = from_nested_dict({**found.settings, "out": str(Path(work).parent)}, PrepareConfig)
+    return config, found.plan.units, load_tokenizer(Path(work))
 
 
 def encode_unit(work: str, number: int, count: Callable[[int], None] | None = None) -> None:
@@ -99,7 +99,7 @@ def encode_unit(work: str, number: int, count: Callable[[int], None] | None = No
         except BadInput as error:
             if config.on_damage == "stop":
                 raise to_user_error(error) from error
-            with temporary.open("wb") as file:  # drops what was read before the damage
+            with open_new(temporary) as file:  # drops what was read before the damage
                 counts = json.dumps({"damaged_units": 1, "damaged": [str(error)]}).encode()
                 file.write(counts + FOOTER.pack(0, 0, len(counts), zlib.crc32(counts)))
         temporary.replace(path)
@@ -125,7 +125,7 @@ def _write(
     dtype = token_dtype(tokenizer)
     documents, damaged, n_damaged = bytearray(), [], 0
     separator, n_bytes, crc, uncounted = b"", 0, 0, 0
-    with path.open("wb", BUFFER_BYTES) as file:
+    with open_new(path, BUFFER_BYTES) as file:
         for document in read_unit(config, unit, work):
             read += 1
             if isinstance(document, BadInput):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -16,15 +17,15 @@ import numpy as np
 from data.config import PrepareConfig
 from data.encode import NAMED_DAMAGE, encode_unit, encoded_path, load_encoded
 from data.filters import Seen
+from data.records import JOURNAL_FILE, Journal
 from data.sources.documents import Plan
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.shards.manifest import SPLITS
 from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
-from gpt_jax.storage import write_atomically
+from gpt_jax.storage import open_in_place, write_atomically
 from gpt_jax.tokenizer import Tokenizer
 
-JOURNAL_FILE = "journal.json"
 SEEN_FILE = "seen.bin"
 BLOCK_DOCUMENTS = 1 << 16  # appended at once
 SAVE_PAUSE = 10  # pause between two writes of the journal, in multiples of how long one took
@@ -39,26 +40,25 @@ class ShardMerger:
         plan: Plan,
         tokenizer: Tokenizer,
         work: Path,
-        journal: dict[str, Any] | None,
+        journal: Journal | None,
     ):
         """Resumes from the journal, if there is one; `work` is the folder `.prepare`."""
         self._config, self._plan, self._work = config, plan, work
-        state = journal["writer"] if journal else None
-        journal = journal or {}
+        state = None if journal is None else dataclasses.asdict(journal.writer)
         self._writer = ShardWriter(work.parent, tokenizer, config.shard_tokens, state)
         self._before = sum(self._writer.n_tokens.values())
-        self._n_units: int = journal.get("units", 0)
-        self._documents = Counter(journal.get("documents", {}))
-        self._counts = Counter(journal.get("counts", {}))
-        self._dropped = Counter(journal.get("dropped", {}))
-        self._damaged: list[str] = journal.get("damaged", [])
+        self._n_units = 0 if journal is None else journal.units
+        self._documents = Counter({} if journal is None else journal.documents)
+        self._counts = Counter({} if journal is None else journal.counts)
+        self._dropped = Counter({} if journal is None else journal.dropped)
+        self._damaged: list[str] = [] if journal is None else list(journal.damaged)
         self._appended: list[Path] = []  # since the journal was written
         self._next_save = 0.0
         self._seen: Seen | None = None
         if config.filter("deduplicate"):
             self._seen = Seen(config.dedup_documents)
-            self._seen_file = (work / SEEN_FILE).open("a+b")
-            self._seen_file.truncate(8 * journal.get("seen", 0))
+            self._seen_file = open_in_place(work / SEEN_FILE, append=True)
+            self._seen_file.truncate(0 if journal is None else 8 * journal.seen)
             self._seen_file.seek(0)
             while raw := self._seen_file.read(1 << 20):
                 for value in np.frombuffer(raw, "<u8").tolist():

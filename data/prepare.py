@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from data.config import PrepareConfig
-from data.encode import ENCODED_FOLDER, MAX_PLAN_BYTES, PLAN_FILE
-from data.merge import JOURNAL_FILE, ShardMerger
+from data.encode import ENCODED_FOLDER
+from data.merge import ShardMerger
+from data.records import PLAN_FILE, read_journal, read_plan
 from data.sources.documents import Plan
 from data.sources.local_files import local_files, local_path
 from data.sources.readers import make_plan
@@ -41,7 +42,14 @@ from gpt_jax.errors import ConfigError, TrainingError, UserError, differences
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
-from gpt_jax.storage import lock, read_json, remove_unfinished, to_local, write_atomically
+from gpt_jax.storage import (
+    check_tree,
+    inside,
+    lock,
+    remove_unfinished,
+    to_local,
+    write_atomically,
+)
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -61,11 +69,12 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         display.note(f"{out} is prepared already, with these settings")
         _clean(out)
         return manifest
-    work = out / WORK_FOLDER
+    work = inside(out, WORK_FOLDER)
     _check_folder(out, work)
     is_new = not os.path.isdir(work)
     try:
         work.mkdir(parents=True, exist_ok=True)
+        check_tree(work)  # somebody else may have packed it: nothing is changed behind a link
     except OSError as error:
         raise UserError(f"cannot make {work}: {error.strerror}; choose another --out") from error
     try:
@@ -96,8 +105,8 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
         if config.tokenizer in ("char", "bpe"):
             display.line("reading the source for its tokenizer")
         plan = _make_plan(config, work)
-    journal = _load_journal(work)
-    first = journal["units"] if journal else 0
+    journal = read_journal(work, len(plan.units))
+    first = journal.units if journal else 0
     units = range(first, len(plan.units))
     with WorkerPool(config, work, units) as workers:  # they start meanwhile
         tokenizer = load_tokenizer(work) if is_begun else _begin(config, plan, work)
@@ -112,7 +121,7 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
                 "units": f"{len(plan.units):,}",
             }
         )
-        (work / ENCODED_FOLDER).mkdir(exist_ok=True)
+        inside(work, ENCODED_FOLDER).mkdir(exist_ok=True)
         if config.engine == "plan":
             display.line(
                 f"{work} has the plan: encode its units on any machine (data/README.md), then run "
@@ -221,7 +230,7 @@ def _remove_unfinished(out: Path, work: Path) -> None:
     """Removes files that killed processes left unfinished."""
     remove_unfinished(out / TOKENIZER_FILE)
     remove_unfinished(out / MANIFEST_FILE)
-    for path in (work / ENCODED_FOLDER).glob(".*"):
+    for path in inside(work, ENCODED_FOLDER).glob(".*"):
         path.unlink(missing_ok=True)
 
 
@@ -234,38 +243,36 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
     path = work / PLAN_FILE
     if not path.exists():
         return None
-    values = _read_json(path)
-    settings = values["settings"]
-    if lines := differences(settings, config.record(), repr):
+    found = read_plan(work)
+    if lines := differences(found.settings, config.record(), repr):
         raise UserError(
             f"{work.parent} was begun with other settings: {'; '.join(lines)}; use those, choose "
             "another --out, or delete it"
         )
-    there, here = values["plan"]["facts"].get("input"), local_path(config)
+    saved = found.plan
+    there, here = saved.facts.get("input"), local_path(config)
     if there and here and there != here:
         raise UserError(
             f"{work.parent} was begun with --input {there}, and this is {here}; use that, choose "
             "another --out, or delete it"
         )
-    for name, size, changed in values["plan"]["files"]:
+    for name, size, changed in saved.files:
         try:
             now = os.stat(name)
-        except OSError as error:
-            raise UserError(
-                f"{name} is gone since the preparation began: {error.strerror}"
-            ) from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"{name} is gone since the preparation began: {why}") from None
         if (now.st_size, now.st_mtime_ns) != (size, changed):
             raise UserError(
                 f"{name} has changed since the preparation began; delete {work.parent} and start "
                 "again"
             )
-    saved: dict[str, Any] = values["plan"]
     return Plan(
-        saved["units"],
-        saved["files"],
-        saved["by_position"],
-        damaged=tuple(saved["damaged"]),
-        facts=saved["facts"],
+        saved.units,
+        [(name, size, changed) for name, size, changed in saved.files],
+        saved.by_position,
+        damaged=tuple(saved.damaged),
+        facts=saved.facts,
     )
 
 
@@ -290,17 +297,3 @@ def _begin(config: PrepareConfig, plan: Plan, work: Path) -> Tokenizer:
     settings, saved = config.record(), dataclasses.asdict(plan) | {"characters": ""}
     write_atomically(work / PLAN_FILE, json.dumps({"settings": settings, "plan": saved}))
     return tokenizer
-
-
-def _load_journal(work: Path) -> dict[str, Any] | None:
-    path = work / JOURNAL_FILE
-    return _read_json(path) if path.exists() else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path, MAX_PLAN_BYTES)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged: {error}; delete {path.parent.parent} and prepare again"
-        ) from error

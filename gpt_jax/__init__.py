@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gpt_jax.model import GPT
     from gpt_jax.run.load import Run, load_run
     from gpt_jax.training.init_from import start_from
+    from gpt_jax.training.save import save_run
     from gpt_jax.training.trainer import train
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "load_config",
     "load_run",
     "override",
+    "save_run",
     "start_from",
     "stream",
     "train",
@@ -53,6 +55,7 @@ _LAZY = {
     "generate": "inference.generation",
     "hf": "hf",
     "load_run": "run.load",
+    "save_run": "training.save",
     "start_from": "training.init_from",
     "stream": "inference.generation",
 }

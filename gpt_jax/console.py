@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 import sys
 import textwrap
 import time
@@ -19,11 +20,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from gpt_jax.terminal import for_stream, lost_output, visible
+
 LINE_SECONDS = 30
 BAR_WIDTH, TEXT_WIDTH = 40, 62  # of a bar, at most, and of what stands beside it
 
 
 class _Console(Console):
+    def print(self, *objects: Any, **how: Any) -> None:
+        try:
+            super().print(*objects, **how)
+        except OSError as error:
+            lost_output.append(error)  # of which the command line tells at its end
+            self.quiet = True
+
     def on_broken_pipe(self) -> None:
         self.quiet = True  # the reader went away, as in `| head`; training continues
 
@@ -48,6 +58,7 @@ class Display:
 
     def line(self, text: str = "", indent: int = 0, style: str | None = None) -> None:
         """Prints text; where a terminal is too narrow, its further lines are indented."""
+        text = visible(text)
         if self._live:
             text = wrap(text, self._console.width, " " * indent)
         self._console.print(text, style=style, markup=False)
@@ -66,8 +77,8 @@ class Display:
         """Prints what a command is for, and the command: one that can be copied, however long."""
         if self._live and len(f"{what}: {command}") > self._console.width:
             self.line(f"{what}:")
-            lines = wrap(command, self._console.width - 4).split("\n")
-            self._console.print("  " + " \\\n    ".join(lines), markup=False)
+            lines = wrap_command(command, self._console.width - 4)
+            self._console.print(visible("  " + " \\\n    ".join(lines)), markup=False)
         else:
             self.line(f"{what}: {command}")
 
@@ -76,7 +87,7 @@ class Display:
         self.open(
             SpinnerColumn("line"),
             TextColumn("{task.description}, {task.elapsed:.0f} s", markup=False),
-            description=what,
+            description=visible(what),
             total=None,
         )
 
@@ -128,19 +139,23 @@ class Display:
         if not self._headed:
             self._headed = True
             self.line(f"{'step':>8} {'train':>9} {'val':>9} {'bits/byte':>10} {'tokens/s':>10}")
-        speed = row["tokens_per_second"]
+        speed, bits = row["tokens_per_second"], row["val_bpb"]
         self.line(
             f"{row['step']:>8} {row['train_loss']:>9.4f} {row['val_loss']:>9.4f} "
-            f"{row['val_bpb']:>10.4f} {'-' if speed is None else format(speed, ',.0f'):>10}"
+            f"{'-' if bits is None else format(bits, '.4f'):>10} "
+            f"{'-' if speed is None else format(speed, ',.0f'):>10}"
         )
 
     def write(self, text: str) -> None:
-        """Writes text as it comes, without a line break."""
-        if not self._console.quiet:
+        """Writes generated text as it comes, without a line break."""
+        if not self._console.quiet and sys.stdout is not None:
             try:
-                sys.stdout.write(text)
+                sys.stdout.write(for_stream(text, sys.stdout))
                 sys.stdout.flush()
             except BrokenPipeError:
+                self._console.quiet = True
+            except OSError as error:
+                lost_output.append(error)
                 self._console.quiet = True
 
 
@@ -157,13 +172,14 @@ class TrainingProgress:
             self._display.doing(what)
 
     def update(
-        self, step: int, loss: float, tokens_per_second: float, seconds_left: float | None
+        self, step: int, loss: float | None, tokens_per_second: float, seconds_left: float | None
     ) -> None:
-        """Moves the bar; the first time it opens it."""
+        """Moves the bar; the first time it opens it. Without a sound step there is no loss."""
+        shown = "no loss" if loss is None else f"loss {loss:.3f}"
         left = "" if seconds_left is None else f"{format_clock(seconds_left)} left"
         values: dict[str, Any] = {
             "completed": step,
-            "status": f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  {left}",
+            "status": f"{shown}  {tokens_per_second:,.0f} tokens/s  {left}",
         }
         if self._has_bar:
             self._display.move(**values)
@@ -226,6 +242,18 @@ def wrap(text: str, width: int, indent: str = "") -> str:
             replace_whitespace=False,
         ) or [""]
     return "\n".join(lines)
+
+
+def wrap_command(command: str, width: int) -> list[str]:
+    """Returns the lines of a command line, broken between the words of a shell only."""
+    lines = [""]
+    for word in shlex.split(command):
+        longer = f"{lines[-1]} {shlex.quote(word)}".lstrip()
+        if len(longer) > width and lines[-1]:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def format_clock(seconds: float) -> str:

@@ -13,6 +13,8 @@ import platform
 import re
 from pathlib import Path
 
+from gpt_jax.errors import UserError
+
 # PCI vendor and device, as in jax's hardware_utils; Google's other cards are not TPUs.
 TPU_DEVICES = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 TPUS = {("0x1ae0", device) for device in TPU_DEVICES}
@@ -39,8 +41,57 @@ CGROUPS = (
     ("memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
+# jax's words for a device that isn't there.
+REFUSED_BACKEND = re.compile(
+    r"^(Unable to initialize|Unknown|Could not initialize) backend|^Backend '"
+)
+LEAST_ADDRESS_SPACE = 2 * 2**30  # nano takes 2.1 GiB of it on two cores
+
 WIDE_N_EMBD = 256  # n_embd from which XLA's own matrix products are faster on a CPU
 GIB = 2**30
+
+
+def check_address_space() -> None:
+    """Raises UserError where a limit of this process is too small for jax, which would abort."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit not in (resource.RLIM_INFINITY, -1) and limit < LEAST_ADDRESS_SPACE:
+        raise UserError(
+            f"the address space of this process is limited to {limit / GIB:.1f} GiB (ulimit -v), "
+            f"and jax needs {LEAST_ADDRESS_SPACE / GIB:.0f}; raise the limit"
+        )
+
+
+def environment_problem(error: BaseException) -> str:
+    """Returns a line where an error says that jax refuses a setting of the environment, else ""."""
+    text = str(error) or "there is no such device here"  # jax asserts that there is one
+    if isinstance(error, ValueError) and _was_raised_in(error, "jax/_src/config.py"):
+        said = text.lower()
+        names = [name for name in os.environ if name.startswith("JAX_")]
+        asked = [name for name in names if name.lower() in said]
+        asked = asked or [name for name in names if repr(os.environ[name].lower()) in said]
+        way_out = "mend it, or unset it"
+    elif _was_raised_in(error, "jax/_src/xla_bridge.py") or (
+        isinstance(error, RuntimeError) and REFUSED_BACKEND.search(text)
+    ):
+        asked = [name for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES") if os.environ.get(name)]
+        way_out = "set JAX_PLATFORMS=cpu, or unset it"
+    else:
+        return ""
+    settings = ", ".join(f"{name}={os.environ[name]}" for name in asked)
+    return f"jax refuses {settings or 'the environment'}: {text.splitlines()[0]:.300}; {way_out}"
+
+
+def _was_raised_in(error: BaseException, file: str) -> bool:
+    at = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename.replace(os.sep, "/").endswith(file):
+            return True
+        at = at.tb_next
+    return False
 
 
 def largest_divisor(n: int, limit: int) -> int:
@@ -87,7 +138,11 @@ def request_cpu_devices(batch_size: int, at_least: int = 1) -> None:
 
     Two XLA devices on two cores train 1.3 times as fast as one device with two threads. Has no
     effect on a GPU or TPU; a user's own JAX_NUM_CPU_DEVICES or device count in XLA_FLAGS wins.
+
+    Raises:
+      UserError: see `check_address_space`.
     """
+    check_address_space()
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         n = max(at_least, largest_divisor(batch_size, usable_cores()))
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(n))

@@ -1,9 +1,16 @@
-"""One PRNG key for each purpose, all derived from one seed."""
+"""One PRNG key for each purpose, all derived from one seed.
+
+The key's implementation and its bits are named here, so nothing in the environment changes them
+(`numerics.fixed` keeps what remains: how many bits are drawn at once).
+"""
 
 from __future__ import annotations
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+
+IMPLEMENTATION = "threefry2x32"  # Salmon et al. 2011, as jax has it
 
 
 class Keys(flax.struct.PyTreeNode):
@@ -19,7 +26,16 @@ class Keys(flax.struct.PyTreeNode):
     sample: jax.Array
 
 
-def make_keys(seed: int) -> Keys:
+def make_key(seed: int | jax.Array) -> jax.Array:
+    """Returns the key of a seed in [0, 2**32), as `jax.random.key` does by default.
+
+    That one also takes the default implementation and an offset from the environment.
+    """
+    words = jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])
+    return jax.random.wrap_key_data(words, impl=IMPLEMENTATION)
+
+
+def make_keys(seed: int | jax.Array) -> Keys:
     """Returns the keys of a seed in [0, 2**32)."""
-    init, data, dropout, evaluate, sample = jax.random.split(jax.random.key(seed), 5)
+    init, data, dropout, evaluate, sample = jax.random.split(make_key(seed), 5)
     return Keys(init=init, data=data, dropout=dropout, eval=evaluate, sample=sample)

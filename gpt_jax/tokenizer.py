@@ -135,6 +135,8 @@ class BpeTokenizer:
             raise ValueError("tokens are at least one byte each, and different")
         if not all(bytes([b]) in ranks for b in range(256)):
             raise ValueError("each of the 256 bytes must be a token")
+        if _matches_nothing(pattern):
+            raise ValueError("its pattern matches no characters at all, which splits nothing")
         special_ids = set(special_tokens.values())
         if "" in special_tokens or len(special_ids) < len(special_tokens):
             raise ValueError("special tokens have a separate text and id each")
@@ -330,6 +332,17 @@ def load_tokenizer(run_dir: str | os.PathLike[str]) -> Tokenizer:
     except (OSError, ValueError) as error:
         path = folder.path / TOKENIZER_FILE
         raise UserError(f"cannot read the tokenizer {path}: {error}") from error
+
+
+def _matches_nothing(pattern: str) -> bool:
+    """Returns whether a pattern can match the empty text, on which tiktoken ends the process."""
+    import regex
+
+    try:
+        found = regex.finditer(pattern, " a1.\n\u00e9", timeout=1)
+        return any(match.start() == match.end() for match in found)
+    except (regex.error, TimeoutError):  # tiktoken has another engine, and says so itself
+        return False
 
 
 def _checked(ids, vocab_size: int) -> list[int]:

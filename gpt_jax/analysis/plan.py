@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from gpt_jax.analysis.chips import CHIPS, Chip
@@ -33,7 +32,7 @@ from gpt_jax.model.attention import choose_attention, needs_mesh
 from gpt_jax.parallel.backend import compiling_for, target_backend
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import mesh_context
-from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk
+from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk, recent_losses_spec
 from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
 
 SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
@@ -230,7 +229,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
             layout.state,
             layout.gathered(1),
             layout.keys,
-            jax.ShapeDtypeStruct((), np.float32),
+            recent_losses_spec(train, mesh),
             steps=1,
         )
     plan = Plan(

@@ -8,6 +8,7 @@ run's folder.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gpt_jax import numerics
 from gpt_jax.errors import UserError
 from gpt_jax.model import Params
 from gpt_jax.model.loss import batch_losses
@@ -26,8 +28,9 @@ from gpt_jax.run.folder import read_config
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.training.compiled_steps import CompiledSteps
-from gpt_jax.training.divergence import spike_limit
+from gpt_jax.training.history import changed_numerics, numerics_now
 from gpt_jax.training.init_from import reload_initial_params
+from gpt_jax.training.rows import recent_losses, step_losses
 from gpt_jax.training.run_setup import RunSetup, prepare_run
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import loss_and_grads
@@ -95,6 +98,7 @@ class Replay:
         return "\n".join(lines)
 
 
+@numerics.fixed()
 def replay(run_dir: Path, step: int) -> Replay:
     """Recomputes a training step of a run, from the newest valid checkpoint before it.
 
@@ -112,8 +116,10 @@ def replay(run_dir: Path, step: int) -> Replay:
         )
     if not 1 <= step <= config.train.steps:
         raise UserError(f"{run_dir} has no step {step}; its steps are 1 to {config.train.steps:,}")
-    rows, spike = read_rows(run_dir), config.train.spike
     start = prepare_run(config)
+    _, line = changed_numerics(run_dir, read_rows(run_dir), numerics_now(start.config))
+    if line:
+        print(f"note: {line}", file=sys.stderr)
     programs = CompiledSteps(start.config, start.splits)
     try:
         keys = programs.keys()
@@ -125,10 +131,12 @@ def replay(run_dir: Path, step: int) -> Replay:
             state = programs.state_from_params(reload_initial_params(start.config)[0])
         elif state is None:
             state = programs.init_state(keys)
-        at = from_step
+        losses = step_losses(read_rows(run_dir), from_step)
+        at, recent = from_step, recent_losses(losses, config.train.spike_window)
         while at < step - 1:
             n = min(programs.chunk_length(at), step - 1 - at)
-            state, _ = programs.train_chunk(state, keys, at, n, spike_limit(rows, at, spike))
+            state, metrics = programs.train_chunk(state, keys, at, n, recent)
+            recent = metrics.get("recent_losses", recent)
             at += n
         return _inspect_step(programs, start, state, keys, from_step, step)
     finally:

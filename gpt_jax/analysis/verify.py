@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import hf
+from gpt_jax import hf, numerics
 from gpt_jax.config import Config, ModelConfig, override
 from gpt_jax.errors import OutOfTime
 from gpt_jax.model import GPT, forward, init_cache
@@ -82,20 +82,16 @@ def verify() -> Iterator[Result]:
     On a CPU a resumed run must be bitwise equal to an uninterrupted one. Elsewhere sums may be
     taken in another order at each execution, so it must be equal within rounding.
     """
-    before = jax.config.values["jax_default_matmul_precision"]
-    jax.config.update("jax_default_matmul_precision", "highest")
-    try:
-        with tempfile.TemporaryDirectory(prefix="gpt_jax_verify_") as folder:
-            config = _small_config(Path(folder))
-            for promise, allowed, check in _checks(config):
-                begun, note, difference = time.perf_counter(), "", math.nan
-                try:
+    with tempfile.TemporaryDirectory(prefix="gpt_jax_verify_") as folder:
+        config = _small_config(Path(folder))
+        for promise, allowed, check in _checks(config):
+            begun, note, difference = time.perf_counter(), "", math.nan
+            try:
+                with numerics.fixed(), jax.default_matmul_precision("highest"):
                     difference, note = check()
-                except Exception as error:  # whatever it is, the check has failed
-                    note = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-                yield Result(promise, difference, allowed, time.perf_counter() - begun, note)
-    finally:
-        jax.config.update("jax_default_matmul_precision", before)
+            except Exception as error:  # whatever it is, the check has failed
+                note = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+            yield Result(promise, difference, allowed, time.perf_counter() - begun, note)
 
 
 def _small_config(folder: Path) -> Config:

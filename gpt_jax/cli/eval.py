@@ -6,6 +6,7 @@ import json
 
 from gpt_jax import devices
 from gpt_jax.cli.parsers import run_folder, run_parser
+from gpt_jax.terminal import visible
 
 
 def command(argv: list[str]) -> int:
@@ -34,7 +35,7 @@ def command(argv: list[str]) -> int:
         run,
         split=args.split,
         stride=args.stride,
-        corpus_name=args.corpus,
+        corpus=args.corpus,
         max_tokens=args.max_tokens,
     )
     corpus = run.corpus or {"name": args.corpus}
@@ -48,6 +49,7 @@ def command(argv: list[str]) -> int:
         }
         print(json.dumps(record, indent=2))
     else:
-        print(f"{run.run_dir}, step {run.step}, {args.split} split of {corpus['name']}:")
+        where = f"{run.run_dir}, step {run.step}, {args.split} split of {corpus['name']}:"
+        print(visible(where))
         print(evaluation)
     return 0

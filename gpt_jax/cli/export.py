@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpt_jax import devices
 from gpt_jax.cli.parsers import run_folder, run_parser
 from gpt_jax.storage import to_local
+from gpt_jax.terminal import shell_command, visible
 
 
 def command(argv: list[str]) -> int:
@@ -18,7 +19,9 @@ def command(argv: list[str]) -> int:
 
     out = args.out
     export(load_run(run_folder(args.run_dir, args.init_from), args.checkpoint), out)
-    print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    names = ", ".join(sorted(path.name for path in out.iterdir()))
+    print(visible(f"wrote {out}: {names}"))
     print(f"  in transformers: AutoModelForCausalLM.from_pretrained({str(out)!r})")
-    print(f"  here:            python main.py sample --run-dir {out}")
+    here = shell_command("python", "main.py", "sample", "--run-dir", out)
+    print(visible(f"  here:            {here}"))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from typing import Any, NoReturn
 
@@ -43,6 +44,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **kwargs)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:  # argparse's passes over an output that is full
+            (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         if "expected one argument" in message:

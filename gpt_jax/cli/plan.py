@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 
 from gpt_jax import devices
 from gpt_jax.cli.options import add_settings
 from gpt_jax.cli.parsers import add_config, add_debug, named_config, verb_parser
 from gpt_jax.config import Config, fix_schedule, load_config, override
+from gpt_jax.terminal import say
 
 
 def command(argv: list[str]) -> int:
@@ -38,6 +38,13 @@ def command(argv: list[str]) -> int:
         devices.request_cpu_devices(config.train.micro_batch_size, at_least=config.mesh.n_requested)
     else:
         os.environ |= devices.TPU_COMPILE_ENVIRONMENT
+    from gpt_jax import numerics
+
+    with numerics.fixed():
+        return _show(config, topology, sampling, as_json)
+
+
+def _show(config: Config, topology: str | None, sampling: bool, as_json: bool) -> int:
     from gpt_jax.analysis import plan
 
     plan.check_can_plan(topology)
@@ -65,6 +72,6 @@ def _with_vocabulary(config: Config) -> Config:
 
     corpus = load_corpus(config.data.corpus, config.data.fallback_corpus)
     for note in corpus.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     n = corpus.choose_tokenizer(config.data).vocab_size
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=n))

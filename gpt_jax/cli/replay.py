@@ -7,6 +7,7 @@ import json
 from gpt_jax import devices
 from gpt_jax.cli.parsers import add_debug, add_run_dir, verb_parser
 from gpt_jax.config.fields import parse
+from gpt_jax.terminal import visible
 
 
 def command(argv: list[str]) -> int:
@@ -32,5 +33,5 @@ def command(argv: list[str]) -> int:
     from gpt_jax.analysis.replay import replay
 
     found = replay(args.run_dir, args.step)
-    print(json.dumps(found.record(), indent=1) if args.json else found)
+    print(json.dumps(found.record(), indent=1) if args.json else visible(found))
     return 0

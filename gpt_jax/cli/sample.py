@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import sys
 
 from gpt_jax import devices
@@ -10,6 +11,7 @@ from gpt_jax.cli.options import add_settings
 from gpt_jax.cli.parsers import run_folder, run_parser
 from gpt_jax.config import SampleConfig
 from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.terminal import for_stream, say
 
 
 def command(argv: list[str]) -> int:
@@ -20,14 +22,30 @@ def command(argv: list[str]) -> int:
     )
     add_settings(parser, SampleConfig(), default="the run's")
     parser.add_argument(
-        "--seed", type=int, metavar="X", help="random seed of the samples (default: the run's)"
+        "--seed",
+        type=int,
+        metavar="X",
+        help="random seed of the samples (default: drawn anew, and printed to standard error)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times. A text also ends at the "
+        "tokenizer's end-of-text token (default: none)",
     )
     values = vars(parser.parse(argv))
+    stop = values.pop("stop")
     folder, seed = [values.pop(name) for name in ("run_dir", "init_from")], values.pop("seed")
     which = values.pop("checkpoint")
     del values["debug"]
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed} must be a whole number in [0, 2**32)")
+    is_drawn = seed is None
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    if "" in stop:
+        raise ConfigError("--stop is empty; give the text before which to end")
     SampleConfig(**values)  # a value that breaks a rule is found before jax is imported
 
     devices.request_cpu_devices(1)
@@ -45,24 +63,34 @@ def command(argv: list[str]) -> int:
         prompt = chosen.prompt or ""
     run = load_run(run_dir, which)
     if not prompt:
-        print("note: the prompt is empty; starting from a line break", file=sys.stderr)
+        say("note: the prompt is empty; starting from a line break")
     first = True
     texts: list[str] = []
-    for pieces in stream(run, prompt, chosen, seed=seed):
+    for pieces in stream(run, prompt, chosen, seed=seed, stop=stop):
         if first:
-            sys.stdout.write(prompt)
+            _write(prompt)
             texts, first = [prompt] * len(pieces), False
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-        sys.stdout.write(pieces[0])
+        _write(pieces[0])
         sys.stdout.flush()
     print()
     for number, text in enumerate(texts[1:], 2):
-        print(f"\n--- {number} ---\n{text}")
+        _write(f"\n--- {number} ---\n{text}\n")
+    sys.stdout.flush()
+    if is_drawn:
+        say(f"seed {seed} (--seed {seed} writes this text again)")
     return 0
+
+
+def _write(text: str) -> None:
+    """Writes generated text: as it is, and on a terminal without its control characters."""
+    sys.stdout.write(for_stream(text, sys.stdout))
 
 
 def _read_prompt() -> str:
     """Returns standard input, without a line break at its end."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, and --prompt - reads the prompt from it")
     try:
         prompt = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -11,13 +11,14 @@ from gpt_jax.cli.options import TABLE_INDENT, Parser, add_settings
 from gpt_jax.cli.parsers import add_config, add_debug, named_config, program
 from gpt_jax.config import Config, list_configs, load_config, override
 from gpt_jax.config.fields import get_field, iter_fields
+from gpt_jax.errors import UserError
 from gpt_jax.parallel.multihost import HostsConfig, Launch, connect
 from gpt_jax.version import __version__
 
 
 def command(argv: list[str]) -> int:
     name, asks_help = named_config("train", argv), bool({"-h", "--help"} & set(argv))
-    config = load_config("nano" if asks_help and name not in list_configs() else name)
+    config = _config_for_help(name) if asks_help else load_config(name)
     values = vars(_parser(config).parse(argv))
     del values["config"], values["debug"]
     of_hosts = [name for name in values if name.startswith("hosts.")]
@@ -46,6 +47,14 @@ def command(argv: list[str]) -> int:
         config = start_from(config, given)
     train(config)
     return 0
+
+
+def _config_for_help(name: str) -> Config:
+    """Returns the config whose defaults --help shows, which answers whatever else is wrong."""
+    try:
+        return load_config(name)
+    except UserError:
+        return load_config("nano")
 
 
 def _parser(config: Config) -> Parser:

@@ -112,11 +112,22 @@ def _strip_optional(hint: Any) -> Any:
     return hint
 
 
+def plain(value: Any) -> Any:
+    """Returns the number, flag or text that a scalar of NumPy's or jax's stands for."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Raises ConfigError for the first field that has another type or breaks its rule."""
+    """Raises ConfigError for the first field that has another type or breaks its rule.
+
+    NumPy's scalars become Python's; the config is frozen, and this is its `__post_init__`.
+    """
     hints = _type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value, hint = prefix + field.name, getattr(config, field.name), hints[field.name]
+        if (python := plain(value)) is not value:
+            value = python
+            object.__setattr__(config, field.name, value)
         if field.metadata:
             _check_value(name, value, hint, field.metadata)
         elif not isinstance(value, hint):

@@ -25,6 +25,7 @@ from gpt_jax.config.fields import (
     field,
     from_nested_dict,
     iter_fields,
+    plain,
 )
 from gpt_jax.errors import ConfigError, suggest
 
@@ -50,8 +51,8 @@ class ModelConfig:
     activation: str = field(
         "relu",
         f"activation of the MLP: {', '.join(ACTIVATIONS)}. gelu is the tanh form, as in GPT-2; "
-        "relu2 is squared; swiglu is gated, with a width of 8/3 n_embd, rounded to a multiple of "
-        "8, not 4 n_embd, for as many parameters",
+        "gelu_exact is not; relu2 is squared; swiglu is gated, with a width of 8/3 n_embd, rounded "
+        "to a multiple of 8, not 4 n_embd, for as many parameters",
         (lambda x: x in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     )
     norm: typing.Literal["layer", "rms"] = field(
@@ -319,11 +320,20 @@ class TrainConfig:
         "on a non-finite loss or gradient or a loss spike: stop, keeping earlier checkpoints; "
         "skip: discard the update and count it",
     )
+    max_skipped: int = field(
+        20, "with skip: stop after this many skipped steps in a row", POSITIVE_INT
+    )
     spike: float | None = field(
         None,
-        "a loss of at least this multiple of the previous log row's counts as a spike",
+        "a loss of at least this multiple of the mean of the losses before it counts as a spike; "
+        "see spike_window",
         (lambda x: 1 < x <= sys.float_info.max, "a finite number above 1"),
         unset="off",
+    )
+    spike_window: int = field(
+        10,
+        "the mean is that of the last this many steps that were not spikes, or of all there are",
+        POSITIVE_INT,
     )
     deterministic: bool = field(
         False,
@@ -470,6 +480,12 @@ class Config:
         "and residual_init_scale may differ, model.block_size may be smaller",
         unset="random parameters",
     )
+    checkpoint: str = field(
+        "newest",
+        "with init_from: the checkpoint of that run to start from: newest, best (lowest "
+        "validation loss) or a step",
+        (lambda x: x in ("newest", "best") or x.isdecimal(), "newest, best or a step"),
+    )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -478,9 +494,15 @@ class Config:
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
     def __post_init__(self):
+        if isinstance(number := plain(self.checkpoint), int) and not isinstance(number, bool):
+            object.__setattr__(self, "checkpoint", str(number))
         check_fields(self)
         if not self.run_dir:
             raise ConfigError("run_dir is empty; give a folder such as runs/nano")
+        if self.checkpoint != "newest" and self.init_from is None:
+            raise ConfigError(
+                f"checkpoint={self.checkpoint} is of the run that init_from names; give it too"
+            )
         heads, tensor = self.model.kv_heads, self.mesh.tensor
         if tensor != -1 and heads % tensor:
             name = "n_head" if self.model.n_kv_head is None else "n_kv_head"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.storage import read_json, write_atomically
+from gpt_jax.storage import read_json, read_small, write_atomically
 from gpt_jax.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -60,7 +60,7 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         if (path := folder / TOKENIZER_FILE).is_file():
             tokenizer = _from_tokenizer_json(read_json(path), vocab_size)
         elif (path := folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
-            lines = (folder / MERGES_FILE).read_text("utf-8").split("\n")
+            lines = read_small(folder / MERGES_FILE).decode("utf-8").split("\n")
             merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
             vocab = read_json(path)
             tokenizer = _byte_pairs(vocab, merges, {}, GPT2_PATTERN, vocab_size)

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.config import ModelConfig
+from gpt_jax.config.activations import ACTIVATIONS
+from gpt_jax.config.fields import plain
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf.safetensors_io import (
     INDEX_FILE,
@@ -31,7 +33,7 @@ from gpt_jax.hf.safetensors_io import (
     read_json,
     read_tensor,
 )
-from gpt_jax.storage import to_local, write_atomically
+from gpt_jax.storage import give_default_mode, remove_unfinished, to_local, write_atomically
 
 CONFIG_FILE = "config.json"
 PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
@@ -40,7 +42,6 @@ BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks in old
 
 # What every GPT-2 of transformers has, as settings of our model.
 GPT2 = {
-    "activation": "gelu",
     "norm": "layer",
     "positions": "learned",
     "qk_norm": False,
@@ -48,16 +49,18 @@ GPT2 = {
 }
 # Settings that a GPT-2 folder can express at any value or that do not change the logits: biases are
 # written as zeros where the model has none, the last three say how the same logits are computed.
+# `activation` has a list of its own, `ACTIVATION_NAMES`.
 # A setting that is named neither here nor in GPT2 and SIZES must be at its default.
 EXPRESSIBLE = {"attention_scale", "tied", "dropout", "embedding_dropout", "residual_init_scale"}
-EXPRESSIBLE |= {"bias", "qkv_bias", "head_bias", "dtype", "remat", "attention"}
+EXPRESSIBLE |= {"bias", "qkv_bias", "head_bias", "dtype", "remat", "attention", "activation"}
 # What a config.json must say for GPT2; one that says nothing means the first.
 REQUIRED: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh form
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+# activation_function -> model.activation; a config.json that says nothing means gelu_new.
+ACTIVATION_NAMES = {name: ours for ours, a in ACTIVATIONS.items() for name in a.gpt2_names}
 # Our settings of sizes: transformers' name and its default.
 SIZES = {
     "n_layer": ("n_layer", 12),
@@ -118,7 +121,7 @@ def save(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    folder = to_local(folder)
+    folder, end_token = to_local(folder), plain(end_token)
     _check_is_gpt2(config)
     if end_token is not None and not 0 <= end_token < config.vocab_size:
         raise UserError(f"end_token={end_token} must be an id in [0, {config.vocab_size}), or none")
@@ -129,8 +132,10 @@ def save(
     temporary = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder / WEIGHTS_FILE)
         try:
             save_file(tensors, temporary, metadata={"format": "pt"})  # transformers asks for it
+            give_default_mode(temporary)  # the library's own is for its owner alone
             temporary.replace(folder / WEIGHTS_FILE)
         finally:
             temporary.unlink(missing_ok=True)
@@ -206,6 +211,12 @@ def load_config(folder: Path) -> ModelConfig:
                 f"{path}: {name}={value!r:.60} can't be loaded, only "
                 f"{' or '.join(map(repr, choices))}; choose a model with that"
             )
+    activation = values.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
+        raise ConfigError(
+            f"{path}: activation_function={activation!r:.60} can't be loaded, only "
+            f"{', '.join(ACTIVATION_NAMES)}; choose a model with that"
+        )
     attn, resid = (values.get(name, 0.1) for name in ("attn_pdrop", "resid_pdrop"))
     if attn != resid:
         raise ConfigError(
@@ -216,6 +227,7 @@ def load_config(folder: Path) -> ModelConfig:
         config = ModelConfig(
             **{ours: values.get(theirs, default) for ours, (theirs, default) in SIZES.items()},
             **GPT2,
+            activation=ACTIVATION_NAMES[activation],
             qkv_bias=True,
             head_bias=False,
             tied=values.get("tie_word_embeddings", True),
@@ -290,6 +302,8 @@ def _check_is_gpt2(config: ModelConfig) -> None:
     if config.attention_scale not in (None, 1.0, config.head_size**-0.5):
         wanted["attention_scale"] = None
     unlike = {name: value for name, value in wanted.items() if getattr(config, name) != value}
+    if not ACTIVATIONS[config.activation].gpt2_names:
+        unlike["activation"] = "gelu"
     if unlike:
         have = ", ".join(f"model.{name}={getattr(config, name)!r}" for name in unlike)
         need = ", ".join(f"model.{name}={value!r}" for name, value in unlike.items())
@@ -305,6 +319,7 @@ def _export_config(config: ModelConfig) -> dict[str, Any]:
         "model_type": "gpt2",
         **{theirs: getattr(config, ours) for ours, (theirs, _) in SIZES.items()},
         "n_inner": None,
+        "activation_function": ACTIVATIONS[config.activation].gpt2_names[0],
         **{name: choices[0] for name, choices in REQUIRED.items()},
         "scale_attn_weights": config.attention_scale != 1.0,
         "tie_word_embeddings": config.tied,

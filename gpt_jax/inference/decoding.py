@@ -93,7 +93,9 @@ def filter_logits(logits_BV: jax.Array, filters: Filters) -> jax.Array:
 
 def sample_token(keys_B: jax.Array, logits_BV: jax.Array, filters: Filters) -> jax.Array:
     """Returns a token per row, int32 (B,), each sampled with its own key."""
-    sampled_B = jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, filters))
+    sampled_B = jax.vmap(functools.partial(jax.random.categorical, mode="low"))(
+        keys_B, filter_logits(logits_BV, filters)
+    )
     greedy_B = jnp.argmax(logits_BV, axis=-1)
     return jnp.where(filters.temperature == 0, greedy_B, sampled_B).astype(jnp.int32)
 

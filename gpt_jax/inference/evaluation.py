@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax import numerics
 from gpt_jax.config import ModelConfig, TrainConfig
+from gpt_jax.config.fields import plain
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.windows import count_windows, make_windows
@@ -67,7 +69,8 @@ class Evaluation:
         return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
 
     @property
-    def bits_per_byte(self) -> float:
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of the text; None where the tokens stand for no bytes."""
         if self.components:
             per_token = sum(w * each.n_bytes / each.tokens for w, each in self.components)
             return bits_per_byte(self.nats_per_token, per_token)
@@ -77,7 +80,7 @@ class Evaluation:
         """Returns the figures for JSON."""
         record = {
             "nats_per_token": self.nats_per_token,
-            "perplexity": self.perplexity,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "bits_per_byte": self.bits_per_byte,
             "tokens_predicted": self.tokens,
             "bytes_predicted": self.n_bytes,
@@ -93,9 +96,12 @@ class Evaluation:
         tokens = f"{self.tokens:,}"
         if not self.is_whole:
             tokens = f"the first {tokens} of {self.n_predictable:,}"
+        bits = "no bits per byte: these tokens stand for no text"
+        if (figure := self.bits_per_byte) is not None:
+            bits = f"{figure:.4f} bits per byte"
         return (
             f"{self.nats_per_token:.4f} nats per token, perplexity {self.perplexity:.3f}, "
-            f"{self.bits_per_byte:.4f} bits per byte ({tokens} tokens, {self.n_bytes:,} bytes)"
+            f"{bits} ({tokens} tokens, {self.n_bytes:,} bytes)"
         )
 
 
@@ -130,6 +136,7 @@ def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int
     return jax.jit(losses, out_shardings=replicated(mesh), compiler_options=options)
 
 
+@numerics.fixed()
 def evaluate_split(
     config: ModelConfig,
     params: Params,
@@ -196,6 +203,8 @@ def _evaluate_component(
         if remaining > 0 and len(shard) > 1:
             shards.append(shard[: remaining + 1])
             n_predicted += len(shards[-1]) - 1
+    if not n_predicted:
+        raise UserError("the split has no token to predict: none of its shards has two tokens")
     total, n_bytes = 0.0, 0
     index_T = np.arange(config.block_size)
     for batches, firsts, lasts in _calls(shards, config.block_size, stride, batch_size):
@@ -274,8 +283,9 @@ def evaluate(
     *,
     split: str = "val",
     stride: int | None = None,
-    corpus_name: str | None = None,
+    corpus: str | None = None,
     max_tokens: int | None = None,
+    corpus_name: str | None = None,
 ) -> Evaluation:
     """Evaluates a run exactly: every token of the split but the first, predicted once.
 
@@ -286,9 +296,14 @@ def evaluate(
       split: "val" or "train".
       stride: tokens from one window's start to the next; None is block_size. A smaller one gives
         each prediction more context, at more cost.
-      corpus_name: the path of the run's corpus if it has moved.
+      corpus: the path of the run's corpus if it has moved.
       max_tokens: predict at most this many tokens of each corpus; None is all.
+      corpus_name: an older name of `corpus`.
     """
+    stride, max_tokens = plain(stride), plain(max_tokens)
+    for name, number in (("stride", stride), ("max_tokens", max_tokens)):
+        if number is not None and type(number) is not int:
+            raise ConfigError(f"{name}={number!r} must be a whole number")
     if max_tokens is not None and max_tokens < 1:
         raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
     if split not in ("train", "val"):
@@ -296,7 +311,7 @@ def evaluate(
     return evaluate_split(
         run.config.model,
         run.params,
-        load_datasets(run, corpus_name)[split],
+        load_datasets(run, corpus_name if corpus is None else corpus)[split],
         run.tokenizer.token_bytes,
         stride=stride,
         train=run.config.train,

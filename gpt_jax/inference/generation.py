@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from gpt_jax import numerics
 from gpt_jax.config import SampleConfig, override
 from gpt_jax.errors import ConfigError
 from gpt_jax.inference.decoding import Filters, generate_tokens
+from gpt_jax.inference.ending import Ending, check_stops, end_token
 from gpt_jax.prng import make_keys
 from gpt_jax.run.load import Run
 from gpt_jax.tokenizer import Tokenizer
@@ -20,19 +22,25 @@ _keys = jax.jit(make_keys)
 
 
 def stream(
-    run: Run, prompt: str, settings: SampleConfig | None = None, *, seed: int | None = None
+    run: Run,
+    prompt: str,
+    settings: SampleConfig | None = None,
+    *,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
 ) -> Iterator[list[str]]:
     """Continues a prompt; yields the next characters of each text as they are sampled.
 
     An empty prompt starts from a line break (or token 0, in a vocabulary without one), which is
     not part of the text. A character of several tokens is yielded with the last of them; one that
-    the end cuts off is U+FFFD.
+    the end cuts off is U+FFFD. A text ends before the tokenizer's end-of-text token.
 
     Args:
       run: the run.
       prompt: text that the tokenizer can encode.
       settings: of sampling; default: the run's. Its prompt is not used.
       seed: of sampling; default: the run's.
+      stop: a text ends before the first of these that it comes to.
 
     Yields:
       num_samples texts, each to be appended to those before.
@@ -40,12 +48,25 @@ def stream(
     Raises:
       UserError: the tokenizer can't encode the prompt, or top_k is above the vocabulary.
     """
+    texts = _stream(run, prompt, settings, seed, stop)
+    while True:
+        with numerics.fixed():  # not while the caller has the turn
+            pieces = next(texts, None)
+        if pieces is None:
+            return
+        yield pieces
+
+
+def _stream(
+    run: Run, prompt: str, settings: SampleConfig | None, seed: int | None, stop: Sequence[str]
+) -> Iterator[list[str]]:
     settings = run.config.sample if settings is None else settings
     check_top_k(settings, run.tokenizer)
     seed = override(run.config, {} if seed is None else {"seed": seed}).seed
     ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
     key = _keys(np.uint32(seed)).sample
-    decoders = [run.tokenizer.make_decoder() for _ in range(settings.num_samples)]
+    stops, end = check_stops(stop), end_token(run.tokenizer)
+    texts = [Ending(run.tokenizer.make_decoder(), stops, end) for _ in range(settings.num_samples)]
     for tokens_BT in generate_tokens(
         run.config.model,
         run.decode_params,
@@ -56,19 +77,24 @@ def stream(
         num_samples=settings.num_samples,
         window=settings.window,
     ):
-        yield [decode(row) for decode, row in zip(decoders, tokens_BT, strict=True)]
-    cut_off = [decode([], last=True) for decode in decoders]
+        yield [text(row) for text, row in zip(texts, tokens_BT, strict=True)]
+        if all(text.is_done for text in texts):
+            return
+    cut_off = [text([], last=True) for text in texts]
     if any(cut_off):
         yield cut_off
 
 
-def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any) -> str:
+def generate(
+    run: Run, prompt: str, *, seed: int | None = None, stop: Sequence[str] = (), **settings: Any
+) -> str:
     """Returns the prompt and its continuation.
 
     Args:
       run: from `train` or `load_run`.
       prompt: text that the tokenizer can encode; may be empty.
       seed: of sampling; default: the run's.
+      stop: the text ends before the first of these that it comes to.
       **settings: any field of SampleConfig (max_new_tokens, temperature, top_k, top_p, window) in
         place of the run's. For several texts at once, see `stream`.
 
@@ -79,7 +105,8 @@ def generate(run: Run, prompt: str, *, seed: int | None = None, **settings: Any)
         chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
     except TypeError as error:
         raise ConfigError(f"generate: {error}") from None
-    return prompt + "".join(texts[0] for texts in stream(run, prompt, chosen, seed=seed))
+    pieces = stream(run, prompt, chosen, seed=seed, stop=stop)
+    return prompt + "".join(texts[0] for texts in pieces)
 
 
 def check_top_k(settings: SampleConfig, tokenizer: Tokenizer) -> None:

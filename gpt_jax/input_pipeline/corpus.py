@@ -54,6 +54,10 @@ class TokenCorpus(Corpus):
         return first.tokenizer
 
     @property
+    def folders(self) -> tuple[TokenShards, ...]:
+        return tuple(folder for _, folder in self.components)
+
+    @property
     def size(self) -> str:
         return f"{sum(sum(folder.n_tokens.values()) for _, folder in self.components):,} tokens"
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.errors import UserError
+from gpt_jax.input_pipeline.shards.memmap import TokenShards
 from gpt_jax.tokenizer import Tokenizer
 
 
@@ -91,6 +92,11 @@ class Corpus(abc.ABC):
     @abc.abstractmethod
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of its ids; None for a text."""
+
+    @property
+    def folders(self) -> tuple[TokenShards, ...]:
+        """Its folders of token shards; none of a text."""
+        return ()
 
     @property
     @abc.abstractmethod

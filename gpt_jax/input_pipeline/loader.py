@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gpt_jax import numerics
 from gpt_jax.config import Config
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Dataset
@@ -129,7 +130,7 @@ class BatchLoader:
             steps_S = np.arange(step, step + steps, dtype=np.int32)
             return self._put(self._segments[0], self._train_indices(self._keys.data, steps_S))
 
-        self._prefetched = (step, steps), self._pool.submit(gather)
+        self._prefetched = (step, steps), self._pool.submit(numerics.carried(gather))
 
     def eval_batches(self, step: int) -> list[jax.Array]:
         """Returns what `step.make_eval_step`'s function takes for the evaluation after `step`."""

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gpt_jax.config import MeshConfig
+from gpt_jax.config import Config, MeshConfig
 from gpt_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -67,6 +67,16 @@ def resolve_axis_sizes(
         for name, size in sizes.items()
     )
     return data, fsdp, tensor, sequence
+
+
+def mesh_of(config: Config) -> Mesh:
+    """Returns the mesh of a run's settings on the devices there are; raises as `make_mesh`."""
+    return make_mesh(
+        config.train.micro_batch_size,
+        sizes=config.mesh,
+        kv_heads=config.model.kv_heads,
+        block_size=config.model.block_size,
+    )
 
 
 def make_mesh(

@@ -19,6 +19,7 @@ from typing import Any
 
 from gpt_jax.config.fields import NOT_NEGATIVE_INT, POSITIVE_INT, check_fields, field
 from gpt_jax.errors import ConfigError, TrainingError, UserError, differences, is_out_of_memory
+from gpt_jax.terminal import say
 
 # Messages of the libraries below jax about a host that does not answer; the types differ.
 LOST_HOST = re.compile(
@@ -122,7 +123,7 @@ def connect(config: HostsConfig, has_tpu: bool = False) -> None:
     if is_given:  # jax may end the process after the timeout, with another message
         who = f"host {config.index} of {config.count}"
         line = f"{who}: connecting at {where}, timeout {config.timeout} s"
-        print(line, file=sys.stderr, flush=True)
+        say(line)
     try:
         jax.distributed.initialize(
             config.coordinator,

@@ -8,22 +8,25 @@ without a manifest is what a kill left behind: it is never read and is cleared o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from gpt_jax.errors import UserError, is_out_of_memory
-from gpt_jax.run.folder import FORMAT
-from gpt_jax.storage import files_below, open_folder, read_json
-
-FOLDER = "checkpoints"
+from gpt_jax.run.folder import CHECKPOINTS as FOLDER
+from gpt_jax.run.folder import FORMAT, changed_settings, read_id, read_settings
+from gpt_jax.run.manifest import best_step as best_step
+from gpt_jax.run.manifest import checkpoint_name, describe_files, is_step
+from gpt_jax.run.manifest import manifest_path as manifest_path
+from gpt_jax.run.manifest import path_of as path_of
+from gpt_jax.run.manifest import problem as problem
+from gpt_jax.run.manifest import steps as steps
+from gpt_jax.storage import open_folder
 
 
 class CheckpointError(UserError):
@@ -56,11 +59,13 @@ class CheckpointWriter:
         self._is_first = jax.process_index() == 0  # which alone clears, and writes manifests
         if not self._is_first:
             return
+        self._id = read_id(self._run)
         with self._run.errors():
-            (self._run.path / FOLDER).mkdir(exist_ok=True)
+            self._run.make_folder(FOLDER)
+        self._run.remove_unfinished(rf"{FOLDER}/\d+\.json")
         whole = set(steps(self._run))
         for path in self._run.entries(FOLDER):
-            step = int(path.name) if path.name.isdigit() else None
+            step = int(path.name) if is_step(path.name) else None
             ours = step is not None or ".orbax-checkpoint-tmp" in path.name
             if ours and path.is_dir() and step not in whole:
                 self._run.remove(f"{FOLDER}/{path.name}")
@@ -86,6 +91,7 @@ class CheckpointWriter:
             # A checkpoint of this step that failed its manifest may still be there.
             if self._is_first:  # orbax's hosts wait for it
                 self._remove(step)
+            self._run.inside(FOLDER)  # orbax would follow a link
             # One copy: to slice each array among the devices costs one compiled program per array.
             context = ocp.Context()
             context.array_options.saving.use_replica_parallel = False
@@ -93,16 +99,20 @@ class CheckpointWriter:
                 response = ocp.save_async(str(path), state, custom_metadata={"config": config})
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
-        self._pending = self._worker.submit(self._commit, path, step, response, val_loss)
+        self._pending = self._worker.submit(self._commit, step, response, val_loss)
 
-    def _commit(self, path: Path, step: int, response: Any, val_loss: float | None) -> None:
+    def _commit(self, step: int, response: Any, val_loss: float | None) -> None:
         response.result()
         if not self._is_first:
             return
+        name = checkpoint_name(step)
         manifest = {"format": FORMAT, "step": step, "val_loss": val_loss}
-        manifest["files"] = describe_files(path)
-        name = f"{FOLDER}/{manifest_path(path).name}"
-        self._run.write(name, json.dumps(manifest, indent=1) + "\n")
+        if self._id is not None:
+            manifest["run"] = self._id
+        manifest["files"] = describe_files(self._run, name)
+        if not manifest["files"]:
+            raise FileNotFoundError(f"{name} is not there any more")
+        self._run.write(f"{name}.json", json.dumps(manifest, indent=1) + "\n")
         older = [other for other in steps(self._run) if other < step]
         stay: set[int | None] = set(older[max(0, len(older) - self._keep_newest + 1) :])
         if self._keep_interval:
@@ -114,10 +124,8 @@ class CheckpointWriter:
                 self._remove(old)
 
     def _remove(self, step: int) -> None:
-        path = path_of(self._run, step)
-        with self._run.errors():
-            manifest_path(path).unlink(missing_ok=True)
-        self._run.remove(f"{FOLDER}/{path.name}")
+        self._run.remove(f"{checkpoint_name(step)}.json")
+        self._run.remove(checkpoint_name(step))
 
     def wait(self) -> None:
         """Waits until the current save is complete.
@@ -156,70 +164,6 @@ def _import_orbax() -> Any:
 def _is_not_orbaxs(record: logging.LogRecord) -> bool:
     """Hides orbax's tracebacks from users: its errors come as a CheckpointError."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def path_of(run_dir: str | os.PathLike[str], step: int) -> Path:
-    """Returns the absolute path of a step's checkpoint."""
-    return open_folder(run_dir).absolute() / FOLDER / f"{step:08d}"
-
-
-def manifest_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def describe_files(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns {relative path: {"bytes", "sha256"}} for every file below a folder."""
-    files = {}
-    for file in files_below(path):
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            n_bytes = opened.tell()
-        name = file.relative_to(path).as_posix()
-        files[name] = {"bytes": n_bytes, "sha256": digest}
-    return files
-
-
-def steps(run_dir: str | os.PathLike[str]) -> list[int]:
-    """Returns the steps of a run's checkpoints, ascending, valid or not."""
-    names = (path.stem for path in open_folder(run_dir).entries(FOLDER) if path.suffix == ".json")
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def best_step(run_dir: str | os.PathLike[str]) -> int | None:
-    """Returns the step of the checkpoint with the lowest validation loss; None where none has one.
-
-    Of equal ones it is the first.
-    """
-    losses = {}
-    for step in steps(run_dir):
-        try:
-            manifest = read_json(manifest_path(path_of(run_dir, step)))
-            losses[step] = float(manifest["val_loss"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # without one, or damaged
-    return min(losses, key=lambda step: losses[step], default=None)
-
-
-def problem(path: Path) -> str:
-    """Returns what is wrong with a checkpoint, by its manifest; "" where it is valid."""
-    try:
-        manifest = read_json(manifest_path(path))
-        written, expected = manifest["format"], manifest["files"]
-        if written > FORMAT:
-            return f"written by a newer gpt_jax (format {written}; this one reads {FORMAT})"
-        if not expected:
-            return "its manifest names no files"
-        found = describe_files(path)
-        for name in sorted({*expected, *found}):
-            if name not in found:
-                return f"{name} is missing"
-            if name not in expected:
-                return f"{name} does not belong to it"
-            if found[name] != expected[name]:
-                return f"{name} has changed since it was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest can't be read ({error})"
-    return ""
 
 
 def restore(
@@ -284,32 +228,70 @@ def load_params(run_dir: str | os.PathLike[str], step: int, target: Any) -> Any:
 
 
 def _load(run_dir: str | os.PathLike[str], step: int, target: Any, partial: bool = False) -> Any:
-    """Loads a checkpoint's tree or, where `partial`, the subtrees that target has of it."""
+    """Loads a checkpoint's tree or, where `partial`, the subtrees that target has of it.
+
+    What it says of itself is compared with where it lies: its settings before loading, its step
+    after that.
+    """
     ocp = _import_orbax()
     path = path_of(run_dir, step)
+    open_folder(run_dir).check(checkpoint_name(step))  # orbax would follow a link
     context = ocp.Context()
     context.pytree_options.loading.partial_load = partial
     try:
         # A load that fails halfway leaves orbax's tasks behind, which complain at exit. A partial
         # one does not fail where a name is missing: it returns what it was given.
-        saved = ocp.metadata(str(path)).metadata
+        about = ocp.metadata(str(path))
+        saved = about.metadata
         if partial:
+            target = {**target, **_step_target(saved, target)}
             saved = {name: saved[name] for name in target}
         if _shapes(saved) != _shapes(target):
             raise ValueError("its arrays have other names or shapes")
+        _check_same_run(about.custom_metadata, run_dir)
         with context:
             loaded = ocp.load(str(path), target)
+        _check_step(loaded, step)
     except Exception as error:  # orbax raises many kinds; all mean the same to a user
         if is_out_of_memory(error):
             raise
         detail = " ".join(str(error).split())[:300]
         raise CheckpointError(f"checkpoint {path} does not fit its config: {detail}") from error
+    if partial:
+        loaded.pop("step", None)
     # Loaded arrays may share memory with the reader; donation needs arrays that jax owns.
     leaves, tree = jax.tree.flatten(loaded)
     del loaded
     for i, leaf in enumerate(leaves):  # one by one, so that two states are never in memory at once
         leaves[i] = _copy_out_of_shared_memory(leaf)
     return jax.tree.unflatten(tree, leaves)
+
+
+def _step_target(saved: Any, target: Any) -> dict[str, Any]:
+    """Returns what to load of a state's step beside its parameters, if it has one."""
+    leaves = jax.tree.leaves(target)
+    if "step" not in saved or not leaves:
+        return {}
+    sharding = leaves[0].sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return {"step": jax.ShapeDtypeStruct((), saved["step"].dtype, sharding=sharding)}
+
+
+def _check_step(loaded: Any, step: int) -> None:
+    """Raises ValueError where a state, or part of one, is that of another step."""
+    is_part = isinstance(loaded, dict) and set(loaded) == {"params", "step"}
+    found = loaded["step"] if is_part else getattr(loaded, "step", None)
+    if found is not None and int(found) != step:
+        raise ValueError(f"its state is that of step {int(found)}")
+
+
+def _check_same_run(metadata: Any, run_dir: str | os.PathLike[str]) -> None:
+    """Raises ValueError where a checkpoint was saved with settings that its run never had."""
+    theirs = metadata.get("config") if isinstance(metadata, dict) else None
+    ours = read_settings(run_dir)
+    if isinstance(theirs, dict) and ours and (lines := changed_settings(ours, theirs)):
+        raise ValueError(f"it is that of another run: {'; '.join(lines)}")
 
 
 def _copy_out_of_shared_memory(array: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """A run's folder: the names of its files, its creation, and their validation. Never imports jax.
 
-config.json     the settings, the corpus really used, what it started from, versions, a format
-                number
+config.json     the settings, the corpus really used, what it started from, versions and numerics,
+                the run's id, a format number
 tokenizer.json  the vocabulary, whole: a run is read without a network
 metrics.jsonl   one row for each chunk of steps, with the evaluations
 summary.json    the exact evaluation at the end; exists once the run is finished
@@ -13,47 +13,107 @@ checkpoints/    see checkpoints.py
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
+from pathlib import Path
 from typing import Any
 
 from gpt_jax import hf
 from gpt_jax.config import Config, from_dict, to_dict
-from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.input_pipeline.dataset import Corpus
-from gpt_jax.storage import open_folder
+from gpt_jax.storage import open_folder, read_record
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
 
+CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples.txt"
 FIRST_FILES = (TOKENIZER_FILE, CONFIG_FILE)  # with the last it is a run
+FILES = (*FIRST_FILES, "metrics.jsonl", SUMMARY_FILE, SAMPLES_FILE, "loss.png", "loss.svg")
 REPAIR = "; restore the file, or choose another --run-dir"
+RECORDS = ("format", "corpus", "origin", "versions", "numerics", "id")  # beside the settings
 FORMAT = 1  # of a run folder; a reader refuses a newer one
+
+
+# What a run keeps of its settings from its first checkpoint to its last, `KEPT` of them all.
+KEPT = ("seed", "init_from", "model", "data.tokenizer", "data.vocab_size")
+FREE = ("model.attention", "model.remat")  # see `training.resume`
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusRecord:
+    """What config.json must say of the corpus; the whole record is free."""
+
+    name: str
+    sha256: str
+    requested: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What config.json says beside the settings.
+
+    Attributes:
+      format: of the folder.
+      corpus: what it was trained on.
+      origin: what its parameters started from; None where that was random.
+      versions: of the packages that began it.
+      numerics: how it is computed, see `gpt_jax/numerics.py`; None in earlier releases.
+      id: of the run, as its checkpoints have it; None in earlier releases.
+    """
+
+    format: int
+    corpus: CorpusRecord
+    origin: dict[str, Any] | None = None
+    versions: dict[str, str] | None = None
+    numerics: dict[str, Any] | None = None
+    id: str | None = None
 
 
 def create_run(
     run_dir: str | os.PathLike[str],
     config: Config,
-    corpus: Corpus,
+    corpus: Corpus | dict[str, Any],
     tokenizer: Tokenizer,
     origin: dict[str, Any] | None = None,
+    numerics: dict[str, Any] | None = None,
 ) -> None:
-    """Creates a run's folder, whole or not at all; origin records the initial parameters' source.
+    """Creates a run's folder, whole or not at all.
+
+    Args:
+      run_dir: the folder.
+      config: the settings.
+      corpus: what is trained on.
+      tokenizer: of the corpus.
+      origin: the record of the initial parameters' source.
+      numerics: the record of how it is computed.
+
+    The corpus may be given by its record.
 
     Raises:
       UserError: it can't be written.
     """
     versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax")}
+    begun = {
+        **{k: v for k, v in to_dict(config).items() if k != "run_dir"},
+        "corpus": corpus if isinstance(corpus, dict) else corpus.record(),
+        "origin": origin,
+    }
+    # No random number: runs that were begun alike have the same checkpoints.
+    identity = hashlib.sha256(json.dumps(begun, sort_keys=True).encode()).hexdigest()[:16]
     values = {
         "format": FORMAT,
-        **{k: v for k, v in to_dict(config).items() if k != "run_dir"},
-        "corpus": corpus.record(),
-        "origin": origin,
+        **begun,
         "versions": {"python": platform.python_version(), **versions},
+        "numerics": numerics,
+        "id": identity,
     }
     contents = (tokenizer.to_json(), _to_text(values))
     try:
@@ -72,7 +132,7 @@ def _to_text(values: dict[str, Any]) -> str:
 def update_config(run_dir: str | os.PathLike[str], config: Config) -> None:
     """Updates, in config.json, the settings that may change on resume; see `training.resume`."""
     values, now = _read_json(run_dir, CONFIG_FILE), to_dict(config)
-    values["model"], values["train"] = now["model"], now["train"]
+    values |= {name: now[name] for name in ("model", "train", "sample")}
     if config.optim.schedule != "constant":
         values["optim"] = now["optim"]
     open_folder(run_dir).write(CONFIG_FILE, _to_text(values))
@@ -94,35 +154,95 @@ def read_config(run_dir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]
         whats = {"": "does not exist", "folder": "has no config.json", "file": "is a file"}
         what = whats[folder.kind()]
         raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
-    values = _read_json(folder, CONFIG_FILE)
-    if "model_type" in values:  # transformers wrote it
+    values = _read_json(folder, CONFIG_FILE, follow=True)
+    if "model_type" in values:  # transformers wrote it; in the hub's cache it is a link
         model = hf.load_config(folder.local_path("a GPT-2 folder"))
         return Config(run_dir=str(run_dir), model=model), {}
-    written = values.pop("format", None)
-    if not isinstance(written, int) or isinstance(written, bool) or written < 1:
-        raise UserError(f"{path} is damaged: its format is {written!r}{REPAIR}")
-    if written > FORMAT:
-        raise UserError(
-            f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
-        )
-    corpus = values.pop("corpus", None)
-    for record in ("versions", "origin"):
-        values.pop(record, None)
-    if not isinstance(corpus, dict) or not isinstance(corpus.get("sha256"), str):
-        raise UserError(f"{path} is damaged: it has no record of the corpus{REPAIR}")
+    folder.inside(CONFIG_FILE)  # which refuses a link
+    _check_record(values, path)
+    settings = {k: v for k, v in values.items() if k not in RECORDS}
     try:
-        config = from_dict({**values, "run_dir": str(run_dir)})
+        config = from_dict({**settings, "run_dir": str(run_dir)})
     except ConfigError as error:
         raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
     if not config.model.vocab_size:
         raise UserError(f"{path} is damaged: it has no model.vocab_size{REPAIR}")
-    return config, corpus
+    return config, values["corpus"]
+
+
+def _check_record(values: dict[str, Any], path: Path) -> RunRecord:
+    """Returns what config.json says beside the settings; raises UserError where it is damaged."""
+    written = values.get("format")
+    if type(written) is not int or written < 1:
+        raise UserError(f"{path} is damaged: its format is {written!r:.40}{REPAIR}")
+    if written > FORMAT:
+        raise UserError(
+            f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
+        )
+    if not isinstance(values.get("corpus"), dict):
+        raise UserError(f"{path} is damaged: it has no record of the corpus{REPAIR}")
+    try:
+        return read_record(values, RunRecord)
+    except ValueError as error:
+        what = "it has no record of the corpus: " if "corpus" in str(error) else ""
+        raise UserError(f"{path} is damaged: {what}{error}{REPAIR}") from error
+
+
+def run_record(run_dir: str | os.PathLike[str]) -> RunRecord:
+    """Returns what a run's config.json says beside the settings.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    folder = open_folder(run_dir)
+    return _check_record(_read_json(folder, CONFIG_FILE), folder.path / CONFIG_FILE)
+
+
+def read_id(run_dir: str | os.PathLike[str]) -> str | None:
+    """Returns a run's id; None in a folder of an earlier release, and in one that is no run."""
+    return run_record(run_dir).id if is_run(run_dir) else None
+
+
+def read_settings(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns config.json as it is, to be compared with another; {} in a folder that is no run."""
+    return _read_json(run_dir, CONFIG_FILE) if is_run(run_dir) else {}
+
+
+def changed_settings(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Returns a line for each setting that no run changes and that differs between two records."""
+    here, there = _flat(ours), _flat(theirs)
+    names = [name for name in here if name in there and name not in FREE]
+    names = [n for n in names if n in KEPT or n.partition(".")[0] in KEPT]
+    return differences({n: there[n] for n in names}, {n: here[n] for n in names})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by their dotted names."""
+    flat = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def read_init_from(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the record of what a run started from; {} where that was random parameters."""
-    origin = _read_json(run_dir, CONFIG_FILE).get("origin")
-    return origin if isinstance(origin, dict) else {}
+    return run_record(run_dir).origin or {}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactEvaluation:
+    """What a summary must say of the validation split."""
+
+    nats_per_token: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What summary.json must say; the rest of it is for readers."""
+
+    step: int
+    val: ExactEvaluation
 
 
 def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -132,19 +252,29 @@ def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     values = _read_json(folder, SUMMARY_FILE)
     try:
-        float(values["val"]["nats_per_token"]), int(values["step"])
-    except (KeyError, TypeError, ValueError):
+        read_record(values, Summary)
+    except ValueError as error:
         path = folder.path / SUMMARY_FILE
-        raise UserError(f"{path} is damaged: it has no evaluation of a step{REPAIR}") from None
+        raise UserError(
+            f"{path} is damaged: it has no evaluation of a step ({error}){REPAIR}"
+        ) from None
     return values
 
 
-def _read_json(run_dir: str | os.PathLike[str], name: str) -> dict[str, Any]:
+def _read_json(
+    run_dir: str | os.PathLike[str], name: str, *, follow: bool = False
+) -> dict[str, Any]:
     folder = open_folder(run_dir)
     try:
-        return folder.read_json(name)
+        return folder.read_json(name, follow=follow)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder.path / name} is damaged: {error}{REPAIR}") from error
+
+
+def clear_unfinished(run_dir: str | os.PathLike[str]) -> None:
+    """Removes what killed processes left of files that they were writing; the run is locked."""
+    names = "|".join(re.escape(name) for name in FILES)
+    open_folder(run_dir).remove_unfinished(f"({names})")
 
 
 def check_folder(run_dir: str | os.PathLike[str]) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gpt_jax import hf
+from gpt_jax import hf, numerics
 from gpt_jax.config import Config
+from gpt_jax.config.fields import plain
 from gpt_jax.errors import UserError
 from gpt_jax.hf import tokenizer as hf_tokenizer
 from gpt_jax.model import GPT, Params, decoding_params
@@ -24,6 +24,7 @@ from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, read_summary
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import open_folder
+from gpt_jax.terminal import say
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 
@@ -60,24 +61,34 @@ class Run:
         return jax.jit(decoding_params, static_argnums=0)(self.config.model, self.params)
 
 
-def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Run:
+@numerics.fixed()
+def load_run(
+    run_dir: str | os.PathLike[str],
+    checkpoint: str | int = "newest",
+    *,
+    which: str | int | None = None,
+) -> Run:
     """Returns the run of a folder, with the parameters of one of its checkpoints.
 
     A GPT-2 folder is read as a run of 0 steps without a corpus.
 
     Args:
       run_dir: the folder.
-      which: "newest", the newest valid one; "best", the one with the lowest validation loss; or a
-        step.
+      checkpoint: "newest", the newest valid one; "best", the one with the lowest validation loss;
+        or a step.
+      which: an older name of `checkpoint`.
 
     Raises:
       UserError: the folder is no run, has no such checkpoint, or is damaged.
     """
+    checkpoint = plain(checkpoint if which is None else which)
     run_dir = open_folder(run_dir).path
     config, corpus = read_config(run_dir)
     if not corpus:
-        if which != "newest":
-            raise UserError(f"{run_dir} is a GPT-2 folder, without checkpoints; leave {which} out")
+        if checkpoint != "newest":
+            raise UserError(
+                f"{run_dir} is a GPT-2 folder, without checkpoints; leave {checkpoint} out"
+            )
         tokenizer = hf_tokenizer.load_tokenizer(run_dir, config.model.vocab_size)
         params = jax.device_put(hf.load(run_dir)[1], jax.local_devices()[0])
         return Run(run_dir, config, corpus, tokenizer, GPT(config.model), params, 0, [], {})
@@ -88,12 +99,12 @@ def load_run(run_dir: str | os.PathLike[str], which: str | int = "newest") -> Ru
             f"{config.model.vocab_size}"
         )
     model = GPT(config.model)
-    step, messages = checkpoints.newest_valid(run_dir, _find_checkpoints(run_dir, which))
+    step, messages = checkpoints.newest_valid(run_dir, _find_checkpoints(run_dir, checkpoint))
     if not step:
         raise UserError(f"{run_dir} has no checkpoint yet; resume it with the same command")
     params = checkpoints.load_params(run_dir, step, _params_target(model))
     for message in messages:
-        print(f"note: {message}; using step {step}", file=sys.stderr)
+        say(f"note: {message}; using step {step}")
     summary = read_summary(run_dir)
     return Run(
         run_dir=run_dir,
@@ -117,14 +128,18 @@ def _params_target(model: GPT) -> Params:
     )
 
 
-def _find_checkpoints(run_dir: Path, which: str | int) -> list[int]:
-    """Returns the steps that `which` may mean, ascending; see `load_run`."""
+def _find_checkpoints(run_dir: Path, checkpoint: str | int) -> list[int]:
+    """Returns the steps that `checkpoint` may mean, ascending; see `load_run`."""
     there = checkpoints.steps(run_dir)
-    if which == "newest":
+    if checkpoint == "newest":
         return there
-    step = checkpoints.best_step(run_dir) if which == "best" else int(which)
+    step = checkpoints.best_step(run_dir) if checkpoint == "best" else checkpoint
+    if isinstance(step, str) and step.isdecimal():
+        step = int(step)
+    if isinstance(step, str | bool):
+        raise UserError(f"checkpoint={step!r} must be newest, best or a step")
     if step not in there:
-        what = f"step {which}" if step is not None else "an evaluated step"
+        what = f"step {checkpoint}" if step is not None else "an evaluated step"
         raise UserError(
             f"{run_dir} has no checkpoint of {what}; it has those of "
             f"{', '.join(map(str, there)) or 'none'} (see --train.keep-interval)"

@@ -15,15 +15,19 @@ from gpt_jax.errors import UserError
 from gpt_jax.storage import Folder, open_folder
 
 FILE, EVENTS = "metrics.jsonl", "tensorboard"
+MAX_ROW_BYTES = 1 << 20
+NUMBERS = {"loss", "grad_norm", "learning_rate", "train_loss", "val_loss", "val_bpb"}
+NUMBERS |= {"tokens_per_second", "seconds", "skipped"}
+OTHERS = {"numerics": dict, "changed": dict, "step_losses": list}
 TIMING_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
 
 
-def bits_per_byte(nats: float, n_bytes: float) -> float:
-    """Converts nats to bits per byte of the text: nats / ln 2 / bytes.
+def bits_per_byte(nats: float, n_bytes: float) -> float | None:
+    """Converts nats to bits per byte of the text: nats / ln 2 / bytes; None without a byte.
 
-    It compares models whatever their tokens are.
+    It compares models whatever their tokens are. Special tokens stand for no bytes.
     """
-    return nats / math.log(2) / n_bytes
+    return nats / math.log(2) / n_bytes if n_bytes else None
 
 
 def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -34,20 +38,46 @@ def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     folder = open_folder(run_dir)
     path = folder.path / FILE
+    rows = []
     try:
-        lines = folder.read_text(FILE).split("\n")
+        for number, line in enumerate(folder.read_lines(FILE, MAX_ROW_BYTES), 1):
+            if not line.endswith(b"\n") and len(line) < MAX_ROW_BYTES:
+                break  # cut short by a kill
+            try:
+                rows.append(_check_row(json.loads(line.decode("utf-8"))))
+            except (ValueError, RecursionError):
+                start = line[:60].decode("utf-8", "replace")
+                raise UserError(f"{path} is damaged at line {number}: {start!r}") from None
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last "\n" is not a whole row
-        try:
-            row = json.loads(line)
-            rows.append({"step": int(row["step"]), **row})
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            raise UserError(f"{path} is damaged at line {number}: {line[:60]!r}") from None
     return rows
+
+
+def _check_row(row: Any) -> dict[str, Any]:
+    """Returns a row, its step first; raises ValueError where a field is of another type."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError("it has no step")
+    if not 0 <= row["step"] < 2**63:
+        raise ValueError("its step is impossible")
+    for name in NUMBERS & row.keys():
+        value = row[name]
+        if value is None and name in (*TIMING_FIELDS, "val_bpb"):
+            continue
+        if type(value) is not float and (type(value) is not int or abs(value) >= 2**63):
+            raise ValueError(f"its {name} is no number")
+    for name, kind in OTHERS.items():
+        if not isinstance(row.get(name, kind()), kind):
+            raise ValueError(f"its {name} is of another type")
+    if "val_loss" in row and "train_loss" not in row:
+        raise ValueError("it has half an evaluation")
+    return {"step": row["step"], **row}
+
+
+def write_rows(run_dir: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Writes all rows of a run at once."""
+    open_folder(run_dir).write(FILE, "".join(map(_line, rows)))
 
 
 class MetricsWriter:
@@ -59,13 +89,19 @@ class MetricsWriter:
         Without `writes` it only keeps the rows, as the hosts after the first do.
         """
         folder = open_folder(run_dir)
+        self._mark: dict[str, Any] = {}
         self.rows = [row for row in read_rows(folder) if row["step"] <= step] if step else []
         self._logs: list[_RowLog | _EventLog] = []
         if writes:
             self._logs = [_RowLog(folder, self.rows), _EventLog(folder, step)]
 
+    def mark(self, fields: dict[str, Any]) -> None:
+        """Adds fields to the next row."""
+        self._mark |= fields
+
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row; on a disk it is in the operating system's hands when this returns."""
+        row, self._mark = {**row, **self._mark}, {}
         self.rows.append(row)
         for log in self._logs:
             log.write(row)

@@ -12,16 +12,34 @@ from gpt_jax.storage.files import (
     write_atomically,
 )
 from gpt_jax.storage.folders import BucketFolder, Folder, open_folder, to_folder
+from gpt_jax.storage.plain_files import (
+    LinkError,
+    check_tree,
+    give_default_mode,
+    inside,
+    open_in_place,
+    open_new,
+    open_regular,
+)
+from gpt_jax.storage.records import read_record
 
 __all__ = [
     "BucketFolder",
     "Folder",
+    "LinkError",
+    "check_tree",
     "entries",
     "files_below",
+    "give_default_mode",
+    "inside",
     "lock",
     "open_folder",
+    "open_in_place",
+    "open_new",
+    "open_regular",
     "parse_json",
     "read_json",
+    "read_record",
     "read_small",
     "remove_unfinished",
     "to_folder",

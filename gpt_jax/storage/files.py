@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
+from gpt_jax.storage.plain_files import open_lock, open_new, read_bounded
 
 MAX_JSON_BYTES = 1 << 26
 
@@ -39,7 +40,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with open_new(temporary) as file:
             file.write(to_bytes(content))
             file.flush()
             os.fsync(file.fileno())
@@ -68,7 +69,10 @@ def entries(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yields the files in a folder and in the folders in it, in order."""
+    """Yields the files in a folder and in the folders in it, in order; for a bucket.
+
+    On a disk see `plain_files.walk`, which follows no link.
+    """
     for path in entries(folder):
         if path.is_file():
             yield path
@@ -77,18 +81,8 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def read_small(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Returns the bytes of a file, once its size is known to be small.
-
-    Raises:
-      OSError: it can't be read.
-      ValueError: it has more than `max_bytes`.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size > max_bytes:
-            raise ValueError(f"it has more than {max_bytes:,} bytes")
-        file.seek(0)
-        return file.read(size)
+    """Returns the bytes of a small file; see `plain_files.read_bounded`, which follows a link."""
+    return read_bounded(path, max_bytes)
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -116,8 +110,10 @@ def parse_json(raw: bytes | str) -> dict[str, Any]:
 def lock(folder: Path, doing: str = "trained") -> Generator[None]:
     """Keeps a second process from training the run of a folder, or from doing else in it.
 
+    The file `.lock` in it is made where it is missing, and never emptied.
+
     Raises:
-      UserError: another process does, or the folder is not writable.
+      UserError: another process does, the folder is not writable, or `.lock` is no plain file.
     """
     try:
         import fcntl
@@ -125,7 +121,7 @@ def lock(folder: Path, doing: str = "trained") -> Generator[None]:
         yield
         return
     try:
-        file = (folder / ".lock").open("w")
+        file = open_lock(folder / ".lock")
     except OSError as error:
         raise UserError(f"run_dir {folder} is not writable: {error.strerror}") from error
     with file:

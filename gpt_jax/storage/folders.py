@@ -10,24 +10,28 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from gpt_jax.errors import UserError
+from gpt_jax.storage import plain_files
 from gpt_jax.storage.files import (
+    MAX_JSON_BYTES,
     entries,
+    files_below,
     lock,
     parse_json,
-    read_small,
     to_bytes,
     to_local,
     write_atomically,
 )
+from gpt_jax.storage.logs import DiskLog, Log, LogFiles, UploadedFiles
 
 BUCKET = "gs://"
+MAX_LOG_BYTES = 1 << 30
 
 
 def to_folder(name: str | os.PathLike[str]) -> Path:
@@ -82,6 +86,8 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 class Folder:
     """A folder on a disk; `BucketFolder` has the same methods. What goes wrong is an OSError.
 
+    Nothing in it is reached through a symbolic link: a `LinkError` names one that is in the way.
+
     Attributes:
       path: as it was named; in a bucket etils' path, which has the methods of Path.
     """
@@ -116,14 +122,34 @@ class Folder:
         """Says whether a file is in the folder."""
         return os.path.isfile(self.path / name)  # Path.is_file raises on too long a name
 
+    def inside(self, name: str) -> Path:
+        """Returns the path of a name in it, checked just now; see `plain_files.inside`."""
+        return plain_files.inside(self.path, name)
+
     def entries(self, name: str = "") -> list[Path]:
         """Returns what is in the folder, or in one in it; nothing where there is none."""
-        with self.errors():
-            return entries(self.path / name)
+        return entries(self.inside(name))
+
+    def files(self, name: str = "") -> Iterator[Path]:
+        """Yields the files below the folder, or one in it; see `plain_files.walk`."""
+        return plain_files.walk(self.inside(name))
+
+    def check(self, name: str) -> None:
+        """Raises LinkError where a folder in it has anything but files and folders."""
+        plain_files.check_tree(self.inside(name))
+
+    def open(self, path: Path) -> BinaryIO:
+        """Opens one of `files` for reading."""
+        return plain_files.open_regular(path, follow=False)
+
+    def make_folder(self, name: str) -> None:
+        """Makes a folder in it, unless it is there."""
+        self.inside(name).mkdir(exist_ok=True)
 
     def create(self, files: Mapping[str, str]) -> None:
         """Makes a folder that is empty or missing; whole only once it has the last of `files`."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        plain_files.remove_leftovers(self.path, files)
         try:
             temporary.mkdir(parents=True)
             for name, content in files.items():
@@ -138,38 +164,79 @@ class Folder:
         """Returns the names in the folder that keep `create(files)` from making it."""
         return [path.name for path in self.entries()] if self.kind() else []
 
-    def read_text(self, name: str) -> str:
-        """Returns a file's text, of any size; raises ValueError where it is not UTF-8."""
-        with self.errors():
-            raw = (self.path / name).read_bytes()
-        return raw.decode("utf-8")
+    def read(self, name: str, max_bytes: int = MAX_JSON_BYTES, *, follow: bool = False) -> bytes:
+        """Returns a small file's bytes; a link is followed where the caller says so.
 
-    def read_json(self, name: str) -> dict[str, Any]:
+        Raises:
+          ValueError: it is larger.
+        """
+        path = self.path / name if follow else self.inside(name)
+        return plain_files.read_bounded(path, max_bytes, follow=follow)
+
+    def read_text(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> str:
+        """Returns a small file's text; raises ValueError where it is not UTF-8, or larger."""
+        return self.read(name, max_bytes).decode("utf-8")
+
+    def read_lines(self, name: str, max_bytes: int) -> Iterator[bytes]:
+        """Yields a file's lines, each with its end and of at most `max_bytes`; else it is cut."""
+        with plain_files.open_regular(self.inside(name), follow=False) as file:
+            while line := file.readline(max_bytes):
+                yield line
+
+    def read_json(self, name: str, *, follow: bool = False) -> dict[str, Any]:
         """Returns a small file's values; raises as the function does."""
-        with self.errors():
-            raw = read_small(self.path / name)
-        return parse_json(raw)
+        return parse_json(self.read(name, follow=follow))
 
     def write(self, name: str, content: str | bytes) -> None:
         """Writes a file whole or not at all; text as UTF-8."""
-        write_atomically(self.path / name, content)
+        write_atomically(self.inside(name), content)
 
     def remove(self, name: str) -> None:
-        """Removes a folder in it with all in that, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.path / name)
+        """Removes a file or a folder in it with all in that; of a link, the link itself."""
+        parent, _, last = name.rpartition("/")
+        plain_files.remove(self.inside(parent) / last)
+
+    def remove_unfinished(self, name: str) -> None:
+        """Removes what killed writers left of files in a folder in it; `name` is a pattern.
+
+        Nobody may be writing there now.
+        """
+        parent, _, last = name.rpartition("/")
+        unfinished = re.compile(rf"\.{last}\.\d+")
+        for path in self.entries(parent):
+            if unfinished.fullmatch(path.name) and not os.path.isdir(path):
+                plain_files.remove(path)
 
     def append_log(self, name: str, content: str) -> Log:
         """Opens a text for appending, which begins as `content`."""
-        return DiskLog(self, name, content)
+        return DiskLog(functools.partial(self.write, name), content, self.inside(name))
 
     def append_files(self, name: str) -> LogFiles:
         """Opens a folder in it in which another library appends to files of its choice."""
-        return LogFiles(self.path / name)
+        return LogFiles(self.inside(name))
 
     def lock(self, doing: str = "trained") -> contextlib.AbstractContextManager[None]:
         """Keeps other processes out, where the storage can; raises UserError where one is in."""
         return lock(self.path, doing)
+
+    @contextlib.contextmanager
+    def watch(self, name: str) -> Generator[Callable[[], bool]]:
+        """Yields a function: whether the folder is there, the same one, and has a file `name`."""
+        if os.name == "nt":  # where an open folder can't be removed
+            yield lambda: self.has(name)
+            return
+        opened = os.open(self.path, os.O_RDONLY)  # so that no other folder gets its number
+
+        def is_same() -> bool:
+            try:
+                return os.path.samestat(os.fstat(opened), os.stat(self.path)) and self.has(name)
+            except OSError:
+                return False
+
+        try:
+            yield is_same
+        finally:
+            os.close(opened)
 
 
 class BucketFolder(Folder):
@@ -198,6 +265,25 @@ class BucketFolder(Folder):
         with self.errors():
             return (self.path / name).is_file()
 
+    def inside(self, name: str) -> Path:
+        return self.path / name  # a bucket has no links
+
+    def entries(self, name: str = "") -> list[Path]:
+        with self.errors():
+            return entries(self.path / name)
+
+    def files(self, name: str = "") -> Iterator[Path]:
+        return files_below(self.path / name)
+
+    def check(self, name: str) -> None:
+        """Does nothing: there are no links."""
+
+    def open(self, path: Path) -> BinaryIO:
+        return path.open("rb")
+
+    def make_folder(self, name: str) -> None:
+        """Does nothing: a bucket's folders come with what is in them."""
+
     def create(self, files: Mapping[str, str]) -> None:
         for name, content in files.items():
             self.write(name, content)
@@ -206,22 +292,44 @@ class BucketFolder(Folder):
         *others, _ = files  # what a kill left of `create`
         return [path.name for path in self.entries() if path.name not in others]
 
+    def read(self, name: str, max_bytes: int = MAX_JSON_BYTES, *, follow: bool = False) -> bytes:
+        with self.errors(), (self.path / name).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size <= max_bytes:
+                file.seek(0)
+                return file.read(size)
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+
+    def read_lines(self, name: str, max_bytes: int) -> Iterator[bytes]:
+        return iter(self.read(name, MAX_LOG_BYTES).splitlines(keepends=True))
+
     def write(self, name: str, content: str | bytes) -> None:
         with self.errors():
             (self.path / name).write_bytes(to_bytes(content))
 
     def remove(self, name: str) -> None:
         with self.errors():
-            cast(Any, self.path / name).rmtree(missing_ok=True)
+            path = cast(Any, self.path / name)
+            if path.is_file():
+                path.unlink(missing_ok=True)
+            else:
+                path.rmtree(missing_ok=True)
+
+    def remove_unfinished(self, name: str) -> None:
+        """Does nothing: an object appears whole."""
 
     def append_log(self, name: str, content: str) -> Log:
-        return Log(self, name, content)
+        return Log(functools.partial(self.write, name), content)
 
     def append_files(self, name: str) -> LogFiles:
-        return UploadedFiles(self, name)
+        return UploadedFiles(lambda file, content: self.write(f"{name}/{file}", content))
 
     def lock(self, doing: str = "trained") -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def watch(self, name: str) -> Generator[Callable[[], bool]]:
+        yield lambda: self.has(name)
 
 
 def open_folder(name: str | os.PathLike[str]) -> Folder:
@@ -234,68 +342,3 @@ def open_folder(name: str | os.PathLike[str]) -> Folder:
         return name
     path = to_folder(name)
     return BucketFolder(path) if is_remote(path) else Folder(path)
-
-
-class Log:
-    """A text that grows: kept in memory, and written anew by each `sync`."""
-
-    def __init__(self, folder: Folder, name: str, content: str):
-        self._folder, self._name, self._texts = folder, name, [content]
-        folder.write(name, content)
-
-    def write(self, text: str) -> None:
-        """Appends; the text lasts from the next `sync` on."""
-        self._texts.append(text)
-
-    def sync(self) -> None:
-        self._folder.write(self._name, "".join(self._texts))
-
-    def close(self) -> None:
-        """Leaves what is not synced."""
-
-
-class DiskLog(Log):
-    """A text that grows in its file; what is written is in the operating system's hands."""
-
-    def __init__(self, folder: Folder, name: str, content: str):
-        super().__init__(folder, name, content)
-        self._file = (folder.path / name).open("a", encoding="utf-8")
-
-    def write(self, text: str) -> None:
-        self._file.write(text)
-        self._file.flush()
-
-    def sync(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class LogFiles:
-    """Files that another library appends to, in the folder `path` of this machine."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def sync(self) -> None:
-        """Puts them where they belong."""
-
-    def close(self) -> None:
-        """Leaves what is not synced."""
-
-
-class UploadedFiles(LogFiles):
-    """Files that are appended to in a temporary folder and copied to a bucket by each `sync`."""
-
-    def __init__(self, folder: Folder, name: str):
-        self._folder, self._name = folder, name
-        self._temporary = tempfile.TemporaryDirectory(prefix="gpt_jax_events_")
-        super().__init__(Path(self._temporary.name))
-
-    def sync(self) -> None:
-        for path in self.path.iterdir():
-            self._folder.write(f"{self._name}/{path.name}", path.read_bytes())
-
-    def close(self) -> None:
-        self._temporary.cleanup()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from gpt_jax.config import Config, list_configs, load_config, override
@@ -12,6 +11,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.parallel import multihost
 from gpt_jax.run import checkpoints
 from gpt_jax.run.load import Run
+from gpt_jax.terminal import shell_command
 from gpt_jax.training.init_from import COMPUTE_SETTINGS, start_from
 from gpt_jax.training.resume import resume_config
 
@@ -35,8 +35,9 @@ def advise(run: Run, display: Display, seconds_per_step: float | None = None) ->
         )
         best = checkpoints.best_step(run.run_dir)
         if best is not None and best < run.step:
-            sample = f"python main.py sample --run-dir {shlex.quote(str(run.run_dir))}"
-            display.command(f"the best checkpoint, of step {best}", f"{sample} --checkpoint best")
+            sample = ("python", "main.py", "sample", "--run-dir", run.run_dir)
+            command = shell_command(*sample, "--checkpoint", "best")
+            display.command(f"the best checkpoint, of step {best}", command)
         return
     steps = TIMES * run.step
     details = []
@@ -67,9 +68,8 @@ def resume_command(run: Run, steps: int) -> str:
             values = fewer
     words = ["python", "main.py", "--config", name]
     for setting, value in (values | longer).items():
-        option, text = "--" + setting.replace("_", "-"), _to_text(value)
-        words += [f"{option}={text}"] if text.startswith("-") else [option, text]
-    return shlex.join(words)
+        words += ["--" + setting.replace("_", "-"), _to_text(value)]
+    return shell_command(*words)
 
 
 def _differences(config: Config) -> list[tuple[str, dict[str, Any]]]:

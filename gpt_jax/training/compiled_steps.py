@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -19,7 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gpt_jax.config import Config
+from gpt_jax import numerics
+from gpt_jax.config import Config, TrainConfig
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.loader import BatchLoader
@@ -96,6 +96,12 @@ def jit_train_chunk(
         out_shardings=(shardings, replicated(mesh)),
         compiler_options=_options(config, mesh),
     )
+
+
+def recent_losses_spec(train: TrainConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Returns shape, dtype and sharding of what a chunk knows of the losses before it."""
+    shape = (train.spike_window,)
+    return jax.ShapeDtypeStruct(shape, np.float32, sharding=replicated(mesh))
 
 
 def _options(config: Config, mesh: Mesh) -> dict[str, str | int]:
@@ -198,16 +204,25 @@ class CompiledSteps:
         return self._adopt(jax.tree.map(place, params, target))
 
     def train_chunk(
-        self, state: TrainState, keys: Keys, step: int, steps: int, limit: float = math.inf
+        self,
+        state: TrainState,
+        keys: Keys,
+        step: int,
+        steps: int,
+        recent_losses: jax.Array | np.ndarray | None = None,
     ):
         """Takes `steps` steps after `step`; the state given is used up. See `step.py`.
+
+        `recent_losses` may be None before the first step, and where `train.spike` is not set.
 
         Raises:
           UserError: the corpus has an id beyond the vocabulary.
         """
         program = self.chunk_program(steps).result()
         tokens = self.loader.train_batches(step, steps)
-        state, metrics = program(state, tokens, keys, np.float32(limit))
+        if recent_losses is None:
+            recent_losses = np.full(self._config.train.spike_window, np.nan, np.float32)
+        state, metrics = program(state, tokens, keys, recent_losses)
         step += steps
         if step < self._config.train.steps:
             self.loader.prefetch(step, self.chunk_length(step), after=self._metrics)
@@ -241,8 +256,8 @@ class CompiledSteps:
 
     def chunk_program(self, steps: int) -> Future:
         """Returns the program that `train_chunk` runs for so many steps, compiled or soon."""
-        limit = jax.ShapeDtypeStruct((), np.float32)
-        args = (self.abstract_state, self.loader.train_spec(steps), self._keys_target, limit)
+        recent = recent_losses_spec(self._config.train, self.mesh)
+        args = (self.abstract_state, self.loader.train_spec(steps), self._keys_target, recent)
         return self._program(steps, self._chunk, *args, steps=steps)
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:
@@ -256,5 +271,5 @@ class CompiledSteps:
                 check_program(program, self._memory, f"the program {what!r}")
                 return program
 
-            self._compiled[name] = self._pool.submit(compile_and_check)
+            self._compiled[name] = self._pool.submit(numerics.carried(compile_and_check))
         return self._compiled[name]

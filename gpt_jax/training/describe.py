@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 
+from gpt_jax.config import TrainConfig
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
 from gpt_jax.model.attention import choose_attention
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run.load import Run
+from gpt_jax.terminal import shell_command
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.run_setup import RunSetup
 
@@ -28,6 +30,8 @@ def describe_run(setup: RunSetup, compiled: CompiledSteps, display: Display) -> 
     device = mesh.devices.flat[0]
     if hint := missing_accelerator(device.platform):
         display.note(hint)
+    if small := describe_small_chunks(config.train):
+        display.note(small)
     n = mesh.shape["data"] * mesh.shape["fsdp"]
     unused = len(jax.devices()) - mesh.size
     spare = f" ({unused} more left idle: the mesh does not use them)" if unused else ""
@@ -57,6 +61,26 @@ def describe_run(setup: RunSetup, compiled: CompiledSteps, display: Display) -> 
     display.line()
 
 
+def describe_small_chunks(train: TrainConfig) -> str:
+    """Returns a note where the intervals make chunks smaller than `log_interval`, or one step."""
+    chunk = train.chunk_steps
+    if chunk == train.log_interval and (chunk > 1 or train.steps == 1):
+        return ""
+    names = ("log_interval", "eval_interval", "checkpoint_interval")
+    intervals = ", ".join(f"train.{name}={getattr(train, name)}" for name in names)
+    steps = "1 step" if chunk == 1 else f"{chunk} steps"
+    return (
+        f"{intervals}: a compiled call and a row have {steps}, the intervals' greatest common "
+        "divisor; a larger one is faster"
+    )
+
+
+def describe_changes(changed: dict[str, dict[str, Any]], step: int) -> str:
+    """Returns a note about settings that a run is resumed with; see `resume.changed_measuring`."""
+    changes = "; ".join(f"{name} {at['to']}, not {at['from']}" for name, at in changed.items())
+    return f"changed from step {step} on: {changes}"
+
+
 def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
     step = f", step {origin['step']:,}" if origin["step"] else ""
     cut = f", cut to the first {block_size:,} of its {origin['block_size']:,} positions"
@@ -77,5 +101,6 @@ def describe_finished(run: Run, display: Display) -> None:
     if (end := run.config.optim.schedule_steps) is not None:
         more += f" --optim.schedule-steps {end}"
     display.line(f"  resume it:        {more}")
-    display.line(f"  write more text:  python main.py sample --run-dir {run_dir}")
-    display.line(f"  train a new one:  add --run-dir {run_dir}-2")
+    sample = shell_command("python", "main.py", "sample", "--run-dir", run_dir)
+    display.line(f"  write more text:  {sample}")
+    display.line(f"  train a new one:  add {shell_command('--run-dir', f'{run_dir}-2')}")

@@ -1,5 +1,6 @@
 """Divergence: losses or gradients that are not finite, and loss spikes.
 
+Everything is decided step by step, so that it does not depend on how steps are grouped in chunks.
 Functions of numbers alone: what is done about it, `trainer.py` decides.
 """
 
@@ -7,39 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
+from gpt_jax.config import TrainConfig
 from gpt_jax.errors import TrainingError
 
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """The steps of a chunk that diverged; of anything else, such as an evaluation, only numbers.
+    """A step that diverged; or anything else that did, such as an evaluation.
 
     Attributes:
-      loss: of the first of these steps, nats per token.
-      grad_norm: its global L2 norm of the gradient.
+      loss: nats per token.
+      grad_norm: global L2 norm of the gradient.
       loss_limit: a loss of this or more is a spike.
-      is_sound: bool (steps,), False for each step that diverged.
     """
 
     loss: float
     grad_norm: float = 0.0
     loss_limit: float = math.inf
-    is_sound: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1, bool))
-
-    @property
-    def first(self) -> int:
-        """The index in the chunk of the first step that diverged."""
-        return int(np.argmin(self.is_sound))
-
-    @property
-    def is_whole_chunk(self) -> bool:
-        """Whether no step of the chunk is sound."""
-        return not self.is_sound.any()
 
     def __str__(self) -> str:
         if math.isfinite(self.loss + self.grad_norm):
@@ -47,51 +36,71 @@ class Divergence:
         return f"the loss or its gradient is not finite ({self.loss + self.grad_norm})"
 
 
-def find_divergence(
-    losses: np.ndarray, grad_norms: np.ndarray, loss_limit: float
-) -> Divergence | None:
-    """Returns which steps of a chunk diverged, None where none did.
+_FIELDS = tuple(field.name for field in dataclasses.fields(Divergence))
 
-    A step is sound where its loss is below the limit and its gradient is finite. The compiled step
+
+def sound_steps(
+    losses: np.ndarray, grad_norms: np.ndarray, loss_limits: np.ndarray | float
+) -> np.ndarray:
+    """Returns which steps of a chunk are sound, bool (steps,).
+
+    A step is sound where its loss is below its limit and its gradient is finite. The compiled step
     compares the same way, in float32, when it skips an update.
 
     Args:
       losses: of each step, nats per token, (steps,).
       grad_norms: global L2 norms of the gradients, (steps,).
-      loss_limit: see `spike_limit`.
+      loss_limits: of each step, (steps,), or of all.
     """
-    is_sound = (losses < np.float32(loss_limit)) & np.isfinite(grad_norms)
-    if is_sound.all():
-        return None
-    first = int(np.argmin(is_sound))
-    return Divergence(float(losses[first]), float(grad_norms[first]), loss_limit, is_sound)
+    return (losses < np.asarray(loss_limits, np.float32)) & np.isfinite(grad_norms)
+
+
+def find_end(
+    values: Mapping[str, np.ndarray], is_sound: np.ndarray, skipped_before: int, train: TrainConfig
+) -> tuple[int, Divergence] | None:
+    """Returns (index, what happened) of the step of a chunk at which the run has to end, or None.
+
+    Args:
+      values: the metrics of `step.make_train_chunk`, each (steps,).
+      is_sound: see `sound_steps`.
+      skipped_before: consecutive steps just before the chunk that were skipped.
+      train: with `on_divergence` "stop" the run ends at the first step that is not sound, with
+        "skip" at the `max_skipped`th in a row.
+    """
+    most = train.max_skipped if train.on_divergence == "skip" else 1
+    in_a_row = skipped_before
+    for i, sound in enumerate(is_sound):
+        in_a_row = 0 if sound else in_a_row + 1
+        if in_a_row >= most:
+            found = {name: values[name][i].item() for name in _FIELDS if name in values}
+            return i, Divergence(**found)
+    return None
+
+
+def describe_end(step: int, train: TrainConfig) -> str:
+    """Returns where a run ends that diverged at `step`."""
+    if train.on_divergence == "stop":
+        return f"at step {step}"
+    return f"at step {step}, the last of {train.max_skipped} skipped in a row (train.max_skipped)"
 
 
 def divergence_error(
-    divergence: Divergence, where: str, run_dir: str, newest: int | None
+    divergence: Divergence, where: str, run_dir: str, newest: int | None, train: TrainConfig
 ) -> TrainingError:
-    """Returns the error that ends a run.
+    """Returns the error that ends a run; it recommends what is not set already.
 
     Args:
       divergence: what happened.
       where: "at step 8", "in the evaluation at step 8".
       run_dir: the run's folder.
       newest: the step of its newest checkpoint; None without any.
+      train: the settings of the run.
     """
     kept = "none had been saved" if newest is None else f"that of step {newest} stays"
+    way_out = "or --train.on-divergence skip, "
+    if train.on_divergence == "skip":
+        way_out = ""
     return TrainingError(
         f"{divergence} {where}; of the checkpoints in {run_dir}, {kept}. Try a smaller "
-        "--optim.learning-rate, or --train.on-divergence skip, with another --run-dir"
+        f"--optim.learning-rate, {way_out}with another --run-dir"
     )
-
-
-def spike_limit(rows: Sequence[Mapping[str, Any]], step: int, spike: float | None) -> float:
-    """Returns the loss limit of the chunk that begins at `step`: this loss or more is a spike.
-
-    It is `spike` times the loss of the last row before `step`, infinite without one. The row at
-    `step` itself does not count: when the chunk begins, it has not been read yet.
-    """
-    if spike is None:
-        return math.inf
-    losses = (row["loss"] for row in reversed(rows) if "loss" in row and row["step"] < step)
-    return spike * next(losses, math.inf)

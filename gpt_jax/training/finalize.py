@@ -16,6 +16,7 @@ from gpt_jax.run import plots
 from gpt_jax.run.folder import SAMPLES_FILE, SUMMARY_FILE
 from gpt_jax.run.load import Run
 from gpt_jax.storage import open_folder
+from gpt_jax.terminal import shell_command
 from gpt_jax.training.advice import advise
 from gpt_jax.training.run_setup import RunSetup
 
@@ -57,7 +58,10 @@ def finalize(
         display.write(pieces[0])
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     display.line("\n")
-    before = folder.read_text(SAMPLES_FILE) if folder.has(SAMPLES_FILE) else ""
+    try:
+        before = folder.read_text(SAMPLES_FILE)
+    except (OSError, ValueError):  # there is none, or no text
+        before = ""
     heading = f"=== step {run.step}, prompt {prompt!r}, corpus {run.corpus['name']} ===\n"
     parts = [part for part in before.split("=== step ") if part]
     kept = [f"=== step {p}" for p in parts if not p.startswith(f"{run.step},")]
@@ -70,6 +74,7 @@ def finalize(
     }
     folder.write(SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     display.line(f"losses over the steps: {picture}")
-    display.command("more text", f"python main.py sample --run-dir {run.run_dir}")
+    sample = shell_command("python", "main.py", "sample", "--run-dir", run.run_dir)
+    display.command("more text", sample)
     advise(run, display, seconds_per_step)
     return dataclasses.replace(run, summary=summary)

@@ -75,6 +75,16 @@ def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str,
         )
 
 
+def load_source(config: Config, step: int | None = None) -> Run:
+    """Returns the run that `config` starts from, with the parameters of its checkpoint.
+
+    Args:
+      config: with `init_from` and `checkpoint`.
+      step: of the checkpoint that was chosen when the run began; it may not be the newest any more.
+    """
+    return load_run(find(config.init_from or ""), step or config.checkpoint)
+
+
 def initial_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:
     """Returns the parameters to start a run of `config` from, and the record of their source.
 
@@ -110,7 +120,7 @@ def reload_initial_params(config: Config) -> tuple[Params, dict[str, Any]]:
       UserError: it is not available any more, or has changed.
     """
     recorded = read_init_from(to_folder(config.run_dir))
-    params, origin = initial_params(load_run(find(config.init_from or "")), config)
+    params, origin = initial_params(load_source(config, recorded.get("step")), config)
     if origin["sha256"] != recorded.get("sha256"):
         raise UserError(
             f"init_from={config.init_from} has other parameters than when {config.run_dir} began; "

@@ -6,32 +6,40 @@ import dataclasses
 import os
 from typing import Any
 
-from gpt_jax.config import Config, fix_schedule, override
+from gpt_jax.config import Config, SampleConfig, fix_schedule, override
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError, differences
 from gpt_jax.input_pipeline.corpus import parse_mixture, with_absolute_paths
+from gpt_jax.terminal import quote
 
 # How a schedule ends.
 SCHEDULE_END = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
 # What suits the machine that resumes a run. Not train.micro_batch: each micro-batch has its own
 # dropout masks.
 MACHINE_SETTINGS = ("model.attention", "model.remat", "train.loss_chunk", "train.deterministic")
-# When training ends and which checkpoints are kept; train.steps can only grow.
-RUN_LENGTH = (
-    "train.steps",
-    "train.max_minutes",
+# When training ends; train.steps can only grow.
+RUN_LENGTH = ("train.steps", "train.max_minutes", "train.max_skipped")
+# What is measured, shown and kept, which changes nothing of what is learned.
+MEASURING = (
+    "train.log_interval",
+    "train.eval_interval",
+    "train.eval_batches",
+    "train.final_eval_tokens",
+    "train.checkpoint_interval",
     "train.keep_checkpoints",
     "train.keep_interval",
     "train.keep_best",
+    *(f"sample.{name}" for name, _, _ in iter_fields(SampleConfig)),
 )
+FREE = (*RUN_LENGTH, *MEASURING, *MACHINE_SETTINGS, "data.resident")
 
 
 def resume_config(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
     """Returns the settings to resume a run with.
 
-    Three groups may differ: `RUN_LENGTH` (`train.steps` can only grow); `SCHEDULE_END`, if it
-    changes the learning rate of none of the `done` steps; `MACHINE_SETTINGS`, which change
-    rounding only.
+    Four groups may differ: `RUN_LENGTH` (`train.steps` can only grow); `MEASURING`, which changes
+    nothing of what is learned; `SCHEDULE_END`, if it changes the learning rate of none of the
+    `done` steps; `MACHINE_SETTINGS`, which change rounding only.
 
     Raises:
       ConfigError: another setting differs; the message names each.
@@ -43,8 +51,7 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
     path = with_absolute_paths(corpus)
     if corpus != used:
         corpus = path
-    free = {"run_dir", "model.vocab_size", *RUN_LENGTH, *MACHINE_SETTINGS}
-    free |= {"data.corpus", "data.fallback_corpus", "data.resident"}
+    free = {"run_dir", "model.vocab_size", "data.corpus", "data.fallback_corpus", *FREE}
     free |= {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"}
     config = fix_schedule(config)
     ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
@@ -75,8 +82,9 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
         )
     if different:
         raise ConfigError(
-            f"{config.run_dir} is a run with other settings: {'; '.join(different)}. Choose "
-            f"another --run-dir, or its own settings{way_out}"
+            f"{config.run_dir} is a run with other settings: {'; '.join(different)}. A run in "
+            "another folder starts from its parameters with --init-from "
+            f"{quote(config.run_dir)}. Choose another --run-dir, or its own settings{way_out}"
         )
     kept = dataclasses.replace(
         saved,
@@ -85,7 +93,13 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
         optim=config.optim,
         mesh=config.mesh,
     )
-    now = {
-        name: get_field(config, name) for name in (*RUN_LENGTH, *MACHINE_SETTINGS, "data.resident")
+    return override(kept, {name: get_field(config, name) for name in FREE})
+
+
+def changed_measuring(saved: Config, now: Config) -> dict[str, dict[str, Any]]:
+    """Returns {setting: {"from", "to"}} for each of `MEASURING` that differs, for a row."""
+    return {
+        name: {"from": before, "to": after}
+        for name in MEASURING
+        if (before := get_field(saved, name)) != (after := get_field(now, name))
     }
-    return override(kept, now)

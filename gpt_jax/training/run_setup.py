@@ -10,13 +10,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
+from gpt_jax import numerics
 from gpt_jax.config import Config, DataConfig, fix_schedule
-from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.hf import find
 from gpt_jax.inference.generation import check_top_k
 from gpt_jax.input_pipeline.corpus import (
     check_same_corpus,
@@ -29,14 +27,13 @@ from gpt_jax.model import Params
 from gpt_jax.model.attention import choose_attention
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run import checkpoints
-from gpt_jax.run.folder import check_folder, is_run, read_config
-from gpt_jax.run.load import load_run
+from gpt_jax.run.folder import check_folder, is_run, read_config, run_record
 from gpt_jax.storage import to_folder
+from gpt_jax.terminal import shell_command
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
-from gpt_jax.training.init_from import initial_params, reload_initial_params
+from gpt_jax.training.init_from import initial_params, load_source, reload_initial_params
 from gpt_jax.training.memory import check_memory
-from gpt_jax.training.resume import resume_config
-from gpt_jax.version import __version__
+from gpt_jax.training.resume import changed_measuring, resume_config
 
 Progress = Callable[[int, int | None], None]  # of a download, see `corpus.load_corpus`
 
@@ -53,6 +50,7 @@ class RunSetup:
       resumes: the run's folder exists already.
       params: the initial parameters of a run without a checkpoint, NumPy's; None for random ones.
       origin: the record of where `params` are from, for config.json.
+      changed: see `resume.changed_measuring`.
     """
 
     config: Config
@@ -62,6 +60,7 @@ class RunSetup:
     resumes: bool
     params: Params | None = None
     origin: dict[str, Any] | None = None
+    changed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def prepare_run(config: Config, progress: Progress | None = None) -> RunSetup:
@@ -94,7 +93,7 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
     """Returns the setup of a run that starts from the parameters that `config.init_from` names."""
     check_folder(to_folder(config.run_dir))
     data = config.data
-    source = load_run(find(config.init_from or ""))
+    source = load_source(config)
     params, origin = initial_params(source, config)
     tokenizer = source.tokenizer
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
@@ -118,8 +117,9 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     if not record:
         raise UserError(
             f"run_dir {run_dir} is a GPT-2 folder; fine-tune it in another folder: "
-            f"--init-from {run_dir} --run-dir {run_dir}-trained"
+            + shell_command("--init-from", run_dir, "--run-dir", f"{run_dir}-trained")
         )
+    numerics.check_kept(run_record(run_dir).numerics, str(run_dir))
     done = max(checkpoints.steps(run_dir), default=0)
     config = resume_config(config, saved, record, done)
     tokenizer = load_tokenizer(run_dir)
@@ -130,7 +130,8 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     params = origin = None
     if config.init_from is not None and not done:  # killed before its first checkpoint
         params, origin = reload_initial_params(config)
-    return _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
+    setup = _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
+    return dataclasses.replace(setup, changed=changed_measuring(saved, setup.config))
 
 
 def check_machine(config: Config, *, resumes: bool = False) -> None:
@@ -140,13 +141,6 @@ def check_machine(config: Config, *, resumes: bool = False) -> None:
     if asked not in ("auto", name):
         raise ConfigError(f"model.attention={asked} can't be: {reason}; set model.attention=auto")
     check_memory(config, resumes=resumes)
-
-
-def compared_on_hosts(setup: RunSetup) -> dict[str, Any]:
-    """Returns what the hosts of a run must have in common."""
-    values = {name: get_field(setup.config, name) for name, _, _ in iter_fields(Config)}
-    versions = {"gpt_jax": __version__, "jax": jax.__version__}
-    return {**versions, **values, "the corpus's sha256": setup.corpus.sha256}
 
 
 def _first_config(config: Config, data: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Config:

@@ -101,14 +101,19 @@ def make_train_chunk(
     place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
     sampler: Sampler | None = None,
 ) -> Callable:
-    """Returns train_chunk(state, tokens, keys, loss_limit, *, steps) -> (state, metrics).
+    """Returns train_chunk(state, tokens, keys, recent_losses, *, steps) -> (state, metrics).
 
     One call takes many steps. tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several
     segments; each step samples its batch from it by the step's number and key. Where the host
     prefetches, tokens is the batches themselves, (steps, B, T + 1). `place_batch` constrains a
     batch to its sharding. The metrics are those of `train_step`, each (steps,), and `learning_rate`
     where that is not constant. With `train.on_divergence` "skip", the update of a step whose loss
-    is not below `loss_limit` or whose gradient is not finite is skipped; the step still counts.
+    is not below its limit or whose gradient is not finite is skipped; the step still counts.
+
+    Where `train.spike` is set, step by step, whatever the chunk: the limit is that multiple of the
+    mean of `recent_losses`, float32 (spike_window,), the losses of the last sound steps, NaN where
+    there are fewer (None: there are none). `loss_limit` is among the metrics, and so are the
+    `recent_losses` after the last step.
     """
     train_step = make_train_step(model, make_optimizer(optim), train)
     learning_rate = make_learning_rate(optim)
@@ -117,7 +122,7 @@ def make_train_chunk(
         state: TrainState,
         tokens: jax.Array,
         keys: Keys,
-        loss_limit: jax.Array | float = jnp.inf,
+        recent_losses: jax.Array | None = None,
         *,
         steps: int,
     ):
@@ -129,19 +134,38 @@ def make_train_chunk(
         if train.micro_batch_size < train.batch_size:  # gradient accumulation
             batches = batches.reshape(steps, -1, train.micro_batch_size, model.block_size + 1)
 
-        def body(state: TrainState, batch: jax.Array):
+        def body(carry: tuple[TrainState, jax.Array | None], batch: jax.Array):
+            state, recent = carry
             dropout_key = jax.random.fold_in(keys.dropout, state.step)
             after, metrics = train_step(state, place_batch(batch), dropout_key)
             if callable(learning_rate):
                 metrics["learning_rate"] = learning_rate(state.step)
+            if recent is not None:
+                metrics["loss_limit"] = _loss_limit(recent, train.spike)
+            sound = (metrics["loss"] < metrics.get("loss_limit", jnp.inf)) & jnp.isfinite(
+                metrics["grad_norm"]
+            )
+            if recent is not None:
+                newer = jnp.roll(recent, -1).at[-1].set(metrics["loss"])
+                recent = jnp.where(sound, newer, recent)
             if train.on_divergence == "skip":
-                sound = (metrics["loss"] < loss_limit) & jnp.isfinite(metrics["grad_norm"])
                 after = jax.tree.map(functools.partial(_skip_update, sound), after, state)
-            return after, metrics
+            return (after, recent), metrics
 
-        return jax.lax.scan(body, state, batches)
+        recent = recent_losses if train.spike is not None else None
+        if train.spike is not None and recent is None:
+            recent = jnp.full(train.spike_window, jnp.nan)
+        (state, recent), metrics = jax.lax.scan(body, (state, recent), batches)
+        return state, metrics if recent is None else metrics | {"recent_losses": recent}
 
     return train_chunk
+
+
+def _loss_limit(recent: jax.Array, spike: float | None) -> jax.Array:
+    """Returns the loss from which on a step is a spike, float32: infinite without a loss so far."""
+    known = jnp.isfinite(recent)
+    mean = jnp.where(known, recent, 0.0).sum() / jnp.maximum(known.sum(), 1)
+    return jnp.where(known.any(), mean * jnp.float32(spike), jnp.inf)
 
 
 def _skip_update(sound: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:

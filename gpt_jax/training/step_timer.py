@@ -40,7 +40,8 @@ class StepTimer:
 
     def tokens_per_second(self, step: int) -> float:
         """Returns the speed of training since the last evaluation; `step` is the last one done."""
-        return (step - self._mark_step) * self._tokens_per_step / self.seconds()
+        tokens = (step - self._mark_step) * self._tokens_per_step
+        return tokens / max(self.seconds(), 1e-9)  # a clock may not have moved
 
     def seconds_per_step(self, step: int) -> float | None:
         """Returns the mean since the start, `step` being the last one done; None without steps."""

@@ -12,38 +12,61 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
 import numpy as np
 
+from gpt_jax import numerics
 from gpt_jax.config import Config, fix_schedule, to_dict
 from gpt_jax.console import Display, TrainingProgress
 from gpt_jax.errors import Interrupted, OutOfTime, TrainingError
+from gpt_jax.input_pipeline.shards.background import SumCheck
 from gpt_jax.parallel import multihost
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run import checkpoints as checkpoint
 from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.storage import to_folder
+from gpt_jax.training.compared import compared_on_hosts
 from gpt_jax.training.compiled_steps import CompiledSteps
-from gpt_jax.training.describe import describe_finished, describe_run
-from gpt_jax.training.divergence import Divergence, divergence_error, find_divergence, spike_limit
+from gpt_jax.training.describe import describe_changes, describe_finished, describe_run
+from gpt_jax.training.divergence import (
+    Divergence,
+    describe_end,
+    divergence_error,
+    find_end,
+    sound_steps,
+)
 from gpt_jax.training.finalize import finalize
 from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
+from gpt_jax.training.history import changed_numerics, numerics_now
+from gpt_jax.training.rows import (
+    chunk_row,
+    count_last_skipped,
+    losses_by_step,
+    recent_losses,
+    step_losses,
+)
 from gpt_jax.training.run_setup import (
     RunSetup,
     check_machine,
-    compared_on_hosts,
     prepare_run,
 )
 from gpt_jax.training.signals import defer_signals, interruption, out_of_time
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step_timer import StepTimer
 
+SUM_SECONDS = 10  # to wait for the rest of the corpus's sums after the last step
 
-def train(config: Config, *, quiet: bool = False) -> Run:
+
+@numerics.fixed()
+def train(
+    config: Config, *, quiet: bool = False, on_row: Callable[[dict[str, Any]], None] | None = None
+) -> Run:
     """Trains a model as the settings say, or resumes the run of the folder.
 
     A finished run is left as it is and returned. With more `train.steps` it is resumed.
@@ -51,6 +74,8 @@ def train(config: Config, *, quiet: bool = False) -> Run:
     Args:
       config: the settings; `config.run_dir` is the run's folder.
       quiet: print nothing.
+      on_row: called with each row of metrics.jsonl, once it is written; an error of it ends
+        training, and the same call resumes from the last checkpoint.
 
     Returns:
       The finished run.
@@ -70,13 +95,16 @@ def train(config: Config, *, quiet: bool = False) -> Run:
         return run
     multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
     run_dir = to_folder(setup.config.run_dir)
-    with one_line_errors(run_dir), open_for_training(setup):
-        seconds_per_step = Trainer(setup, display).run()  # which frees its state
+    with one_line_errors(run_dir), open_for_training(setup) as check_folder:
+        trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None))
+        seconds_per_step = trainer.run()
+        del trainer  # frees its state
         return finalize(load_run(run_dir), setup, display, seconds_per_step)
 
 
 def _prepare(config: Config, display: Display) -> RunSetup:
     """Reads and checks all that a run starts from, on this host."""
+    target_backend()  # a platform that is not there is found at once
     with display:
         display.doing("reading the corpus")
         if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
@@ -99,12 +127,10 @@ class Chunk:
 
     Attributes:
       step: the number of steps before it.
-      loss_limit: see `divergence.spike_limit`.
       metrics: see `step.make_train_chunk`, each (steps,), on the devices.
     """
 
     step: int
-    loss_limit: float
     metrics: dict[str, jax.Array]
 
 
@@ -114,6 +140,8 @@ class Trainer:
     Attributes:
       step: optimizer steps dispatched so far; `state` is that after them.
       pending: the chunk that ends at `step`, until its metrics are read.
+      recent_losses: see `step.make_train_chunk`; None where no spike is looked for.
+      n_skipped: the last steps in a row, of those read, that were skipped.
       doing: what training waits for, such as "compiling the evaluation"; "" while it trains.
     """
 
@@ -122,8 +150,16 @@ class Trainer:
     metrics: MetricsWriter
     signals: list[int]
 
-    def __init__(self, setup: RunSetup, display: Display):
+    def __init__(
+        self,
+        setup: RunSetup,
+        display: Display,
+        check_folder: Callable[[], None],
+        on_row: Callable[[dict[str, Any]], None],
+    ):
+        self.on_row = on_row
         self.setup, self.config, self.display = setup, setup.config, display
+        self._check_folder = check_folder  # see `guards.open_for_training`
         self.run_dir = to_folder(setup.config.run_dir)
         minutes = setup.config.train.max_minutes
         self.deadline = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
@@ -134,6 +170,8 @@ class Trainer:
         self.compiled = CompiledSteps(setup.config, setup.splits)
         self.to_close = contextlib.ExitStack()  # what is opened last is closed first
         self.to_close.callback(self.compiled.close)
+        self.sums = SumCheck(setup.corpus.folders)
+        self.to_close.callback(self.sums.stop)
 
     def run(self) -> float | None:
         """Trains until `train.steps`; leaves a checkpoint of the last step.
@@ -151,6 +189,7 @@ class Trainer:
                 self.evaluate()
             while not self.is_finished:
                 self.dispatch_chunk()
+                self.sums.raise_if_damaged()
                 stop = self.agree_on_stopping()
                 if self.is_due(train.eval_interval):
                     self.evaluate()
@@ -161,6 +200,8 @@ class Trainer:
                     raise stop
             seconds_per_step = self.timer.seconds_per_step(self.step)
             self.wait_for_checkpoint()
+            if not self.sums.finish(SUM_SECONDS):
+                self.display.note("not all sums of the corpus's shards could be compared meanwhile")
         return seconds_per_step
 
     @property
@@ -199,7 +240,26 @@ class Trainer:
         self.to_close.callback(self.checkpoints.close)
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
+        self.say_what_has_changed()
+        if self.setup.changed and not self.is_finished:
+            self.metrics.mark({"changed": {"since": self.step, **self.setup.changed}})
+            self.display.note(describe_changes(self.setup.changed, self.step))
+        losses = step_losses(self.metrics.rows, self.step)
+        self.n_skipped = count_last_skipped(losses)
+        self.recent_losses = (
+            None if train.spike is None else recent_losses(losses, train.spike_window)
+        )
         self.timer.start(self.step)
+
+    def say_what_has_changed(self) -> None:
+        """Says, also in the next row, where a resumed run is rounded otherwise than before."""
+        if not self.setup.resumes or self.is_finished:
+            return
+        now = numerics_now(self.config)
+        changed, line = changed_numerics(self.run_dir, self.metrics.rows, now)
+        if changed:
+            self.metrics.mark({"numerics": changed})
+            self.display.note(line)
 
     def dispatch_chunk(self) -> None:
         """Dispatches the next steps, and then reads the metrics of those before them.
@@ -208,11 +268,11 @@ class Trainer:
         """
         steps = self.compiled.chunk_length(self.step)
         self.wait_for(self.compiled.chunk_program(steps), "the training step")
-        limit = spike_limit(self.metrics.rows, self.step, self.config.train.spike)
         self.state, metrics = self.compiled.train_chunk(
-            self.state, self.keys, self.step, steps, limit
+            self.state, self.keys, self.step, steps, self.recent_losses
         )
-        before, self.pending = self.pending, Chunk(self.step, limit, metrics)
+        self.recent_losses = metrics.pop("recent_losses", None)
+        before, self.pending = self.pending, Chunk(self.step, metrics)
         self.step, self.has_trained = self.step + steps, True
         self.progress.doing("taking the first steps")
         if before:
@@ -237,42 +297,40 @@ class Trainer:
     def read_metrics(self, chunk: Chunk) -> dict[str, Any]:
         """Waits for a chunk's metrics; returns its row, the means of the steps not skipped."""
         values = {name: np.asarray(metric, np.float64) for name, metric in chunk.metrics.items()}
-        losses, grad_norms = values["loss"], values["grad_norm"]
-        sound, skips = np.ones(len(losses), bool), self.config.train.on_divergence == "skip"
-        if diverged := find_divergence(losses, grad_norms, chunk.loss_limit):
-            sound = diverged.is_sound
-            if not skips or diverged.is_whole_chunk:
-                raise self.stop_diverged(diverged, f"at step {chunk.step + diverged.first + 1}")
+        train = self.config.train
+        limits = values.get("loss_limit", math.inf)
+        sound = sound_steps(values["loss"], values["grad_norm"], limits)
+        if found := find_end(values, sound, self.n_skipped, train):
+            step, diverged = chunk.step + found[0] + 1, found[1]
+            raise self.stop_diverged(diverged, describe_end(step, train))
+        by_step = losses_by_step(values["loss"], sound)
+        self.n_skipped = count_last_skipped(by_step, self.n_skipped)
+        if not sound.all():
             skipped = ", ".join(str(chunk.step + i + 1) for i in np.flatnonzero(~sound))
             self.display.note(f"skipped updates (non-finite or spiking): step {skipped}")
-        row = {
-            "step": chunk.step + len(losses),
-            "loss": losses[sound].mean().item(),
-            "grad_norm": grad_norms[sound].mean().item(),
-        }
-        if "learning_rate" in values:
-            row["learning_rate"] = values["learning_rate"][-1].item()
-        if skips:
-            row["skipped"] = int(np.count_nonzero(~sound))
-        return row
+        return chunk_row(chunk.step + len(sound), values, sound, train)
 
     def log(self, row: dict[str, Any]) -> None:
         """Writes the row of a chunk and moves the bar."""
         speed = self.timer.tokens_per_second(row["step"])
-        self.metrics.write(row)
+        self.write_row(row)
         self.show_progress(row, speed)
+
+    def write_row(self, row: dict[str, Any]) -> None:
+        self.metrics.write(row)
+        self.on_row(dict(self.metrics.rows[-1]))
 
     def evaluate(self) -> None:
         """Evaluates the state on random batches; the result is in the row of its step."""
-        row: dict[str, Any] = {"step": self.step}
-        if self.pending:
-            row, self.pending = self.read_metrics(self.pending), None
+        pending, self.pending = self.pending, None
+        row = self.read_metrics(pending) if pending else {"step": self.step}
         timing: dict[str, Any] = {"tokens_per_second": None}
-        if "loss" in row:  # there is none before the first step
+        if pending:  # there is none before the first step
             seconds = self.timer.seconds()
             speed = self.timer.tokens_per_second(self.step)
             timing = {"tokens_per_second": speed, "seconds": seconds}
             self.show_progress(row, speed)
+        self.check_folder()
         self.wait_for(self.compiled.evaluation_program(), "the evaluation")
         self.show("evaluating")
         losses = self.compiled.evaluate(self.state, self.keys, self.step)
@@ -282,7 +340,7 @@ class Trainer:
             raise self.stop_diverged(Divergence(train_loss + val_loss), where)
         val_bpb = bits_per_byte(val_loss, self.setup.splits["val"].bytes_per_token)
         row |= {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb, **timing}
-        self.metrics.write(row)
+        self.write_row(row)
         self.display.evaluation(row)
         self.timer.restart(self.step)
 
@@ -302,6 +360,7 @@ class Trainer:
         if not self.compiled.is_finite(self.state):
             where = f"in the parameters after step {self.step}"
             raise self.stop_diverged(Divergence(math.nan), where)
+        self.check_folder()
         self.metrics.sync()
         val_loss = self.metrics.rows[-1].get("val_loss")
         with failed_save():
@@ -310,15 +369,26 @@ class Trainer:
             self.timer.restart(self.step)
 
     def wait_for_checkpoint(self) -> None:
+        """Returns once the last save is complete, and the folder is there that has it."""
         with failed_save():
             self.checkpoints.wait()
+        self.check_folder()
+
+    def check_folder(self) -> None:
+        """Raises TrainingError where the run's folder is not the one that was opened."""
+        try:
+            self._check_folder()
+        except TrainingError:
+            with contextlib.suppress(checkpoint.CheckpointError):  # of the save under way
+                self.checkpoints.wait()
+            raise
 
     def stop_diverged(self, divergence: Divergence, where: str) -> TrainingError:
         """Returns the error to raise, once the save under way is done."""
         with contextlib.suppress(checkpoint.CheckpointError):
             self.checkpoints.wait()
         newest = max(checkpoint.steps(self.run_dir), default=None)
-        return divergence_error(divergence, where, str(self.run_dir), newest)
+        return divergence_error(divergence, where, str(self.run_dir), newest, self.config.train)
 
     def show(self, what: str) -> None:
         """Says what training waits for."""
@@ -329,7 +399,7 @@ class Trainer:
         """Moves the bar; the time remaining leaves out compiling, and counts evaluations."""
         per_step = self.timer.seconds_per_step(row["step"])
         left = None if per_step is None else per_step * (self.config.train.steps - row["step"])
-        self.progress.update(row["step"], row["loss"], speed, left)
+        self.progress.update(row["step"], row.get("loss"), speed, left)
 
     @property
     def may_stop_early(self) -> bool:

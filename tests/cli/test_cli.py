@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -171,6 +172,15 @@ def test_help_shows_the_defaults_of_the_config_named(capsys):
     text = help_text(capsys, "--config", "nano_original", "--help")
     assert "(default: runs/nano_original)" in text
     assert "(default: runs/nano)" not in text
+
+
+def test_help_shows_the_defaults_of_a_config_file(capsys, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from gpt_jax.config import *\ndef get_config(): return Config(seed=77)\n")
+    assert "(default: 77)" in help_text(capsys, "--config", str(path), "--help")
+    assert "(default: 77)" in help_text(capsys, "plan", "--config", str(path), "--help")
+    path.write_text("raise ValueError")
+    assert "configs:" in help_text(capsys, "--config", str(path), "--help")
 
 
 def test_help_answers_whatever_else_is_wrong(capsys):
@@ -693,6 +703,40 @@ def test_a_seed_gives_the_same_text_again_and_temperature_0_needs_none(capsys, t
 
 
 @pytest.mark.slow
+def test_a_sample_without_a_seed_draws_one_and_names_it(capsys, trained):
+    options = ["--prompt", "The", "--max-new-tokens", "60"]
+    texts, seeds = [], []
+    for _ in range(2):
+        assert main.main(["sample", "--run-dir", str(trained[0]), *options]) == 0
+        out, err = capsys.readouterr()
+        texts.append(out)
+        seeds.append(re.fullmatch(r"seed (\d+) \(--seed \1 writes this text again\)\n", err)[1])
+    assert texts[0] != texts[1]
+    assert seeds[0] != seeds[1]
+    assert sample(capsys, trained[0], *options, "--seed", seeds[0]) == texts[0]
+
+
+class Terminal(io.StringIO):
+    """A standard output that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False])
+def test_generated_text_is_made_visible_on_a_terminal_alone(monkeypatch, trained, terminal):
+    monkeypatch.setattr(
+        "gpt_jax.inference.generation.stream", lambda *a, **k: iter([["a\x1b[31m\x07\n"]])
+    )
+    out = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main.main(["sample", "--run-dir", str(trained[0]), "--prompt", "The"]) == 0
+    shown = "a\\x1b[31m\\x07\n" if terminal else "a\x1b[31m\x07\n"
+    assert out.getvalue() == f"The{shown}\n"
+
+
+@pytest.mark.slow
 def test_several_samples_are_set_apart(capsys, trained):
     text = sample(capsys, trained[0], "--prompt", "The", "--num-samples", "3")
     assert [line for line in text.splitlines() if line.startswith("---")] == [
@@ -705,7 +749,7 @@ def test_several_samples_are_set_apart(capsys, trained):
 @pytest.mark.slow
 def test_an_empty_prompt_says_what_happens(capsys, trained):
     argv = ["sample", "--run-dir", str(trained[0]), "--prompt", "", "--max-new-tokens", "9"]
-    assert main.main(argv) == 0
+    assert main.main([*argv, "--seed", "1"]) == 0
     out, err = capsys.readouterr()
     assert err == "note: the prompt is empty; starting from a line break\n"
     assert len(out) == 9 + len("\n")

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from hypothesis import example, given
@@ -45,6 +46,8 @@ POSITIVE_INTS = [
     "train.keep_checkpoints",
     "train.micro_batch",
     "train.loss_chunk",
+    "train.max_skipped",
+    "train.spike_window",
     "optim.schedule_steps",
     "sample.max_new_tokens",
     "sample.top_k",
@@ -87,7 +90,7 @@ SWITCHES = [
 CHOICES = {
     "data.order": "random, epochs",
     "data.resident": "auto, device, host",
-    "model.activation": "relu, gelu, relu2, swiglu",
+    "model.activation": "relu, gelu, relu2, swiglu, gelu_exact",
     "model.norm": "layer, rms",
     "model.positions": "learned, rotary",
     "model.dtype": "float32, bfloat16",
@@ -547,7 +550,7 @@ def test_to_dict_nests_by_group():
     assert values["model"]["n_layer"] == 3
     assert values["sample"]["prompt"] is None
     groups = {"model", "data", "optim", "train", "mesh", "sample"}
-    assert set(values) == {"run_dir", "seed", "init_from"} | groups
+    assert set(values) == {"run_dir", "seed", "init_from", "checkpoint"} | groups
 
 
 @pytest.mark.parametrize("name", MESH_SIZES)
@@ -853,3 +856,30 @@ def test_a_config_file_without_its_ending_is_recognised(write, tmp_path, monkeyp
     write(IMPORT, "def get_config(): return Config(seed=6)")
     monkeypatch.chdir(tmp_path)
     assert load_error("mine") == "unknown config 'mine'; for the file, give mine.py"
+
+
+NUMPY = [
+    ("seed", np.int64(3)), ("train.steps", np.int32(4)), ("optim.learning_rate", np.float32(1e-3)),
+    ("model.dropout", np.float64(0.1)), ("model.tied", np.bool_(True)), ("seed", np.array(5)),
+    ("data.corpus", np.str_("oz")), ("sample.top_p", np.float16(0.5)), ("seed", np.uint8(7)),
+    ("train.micro_batch", np.int64(8)), ("mesh.data", np.int64(-1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), NUMPY)
+def test_settings_may_be_numpys_scalars(name, value):
+    config = override(load_config("nano"), {name: value})
+    found = get_field(config, name)
+    assert found == value.item()
+    assert type(found) in (int, float, bool, str)
+    assert config == override(load_config("nano"), {name: value.item()})
+    json.dumps(to_dict(config))
+
+
+def test_what_breaks_a_rule_breaks_it_as_numpys_scalar_too():
+    for name, value in (
+        ("train.steps", np.int64(0)), ("seed", np.float64(1.0)), ("model.tied", np.int64(1)),
+        ("train.steps", np.array([3])), ("train.steps", np.bool_(True)),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{name}=.* must be"):
+            override(load_config("nano"), {name: value})

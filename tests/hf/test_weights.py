@@ -75,7 +75,16 @@ def write_folder(folder, tensors=None, **values):
     return tensors
 
 
-def plain_gpt2(tensors, tokens_T, n_head, *, tied=True, scaled=True):
+PLAIN = {
+    "gelu_new": lambda h: 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))),
+    "gelu": lambda h: 0.5 * h * (1 + np.vectorize(math.erf)(h / np.sqrt(2))),
+    "relu": lambda h: np.maximum(h, 0),
+    "relu2": lambda h: np.maximum(h, 0) ** 2,
+}
+OTHER_NAMES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu"}
+
+
+def plain_gpt2(tensors, tokens_T, n_head, *, tied=True, scaled=True, activation="gelu_new"):
     """GPT-2 in float64 from the tensors of its file; logits (T, V)."""
     t = {
         name.removeprefix("transformer."): np.asarray(x, np.float64) for name, x in tensors.items()
@@ -102,7 +111,7 @@ def plain_gpt2(tensors, tokens_T, n_head, *, tied=True, scaled=True):
             heads.append(weights / weights.sum(1, keepdims=True) @ v[:, part])
         x = x + conv(np.concatenate(heads, axis=1), f"h.{i}.attn.c_proj")
         h = conv(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
-        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        h = PLAIN[OTHER_NAMES.get(activation, activation)](h)
         x = x + conv(h, f"h.{i}.mlp.c_proj")
     return norm(x, "ln_f") @ t["wte.weight" if tied else "lm_head.weight"].T
 
@@ -122,6 +131,7 @@ def logits(config, params, tokens_BT=TOKENS_BT):
         {"scale_attn_weights": False},
         {"n_layer": 1, "n_head": 1, "n_embd": 5, "vocab_size": 31},
         {"activation_function": "gelu_pytorch_tanh", "n_inner": 48, "n_layer": 3},
+        *({"activation_function": name} for name in [*PLAIN, *OTHER_NAMES]),
     ],
 )
 def test_logits_equal_a_plain_gpt2s(tmp_path, values):
@@ -135,6 +145,7 @@ def test_logits_equal_a_plain_gpt2s(tmp_path, values):
             values.get("n_head", 3),
             tied=values.get("tie_word_embeddings", True),
             scaled=values.get("scale_attn_weights", True),
+            activation=values.get("activation_function", "gelu_new"),
         )
         np.testing.assert_allclose(ours_TV, expected_TV, atol=1e-4)
 
@@ -234,8 +245,8 @@ def test_an_index_stays_in_its_folder(tmp_path, name):
     [
         ({"model_type": "llama"}, "model_type 'llama', not 'gpt2'"),
         ({"model_type": None}, "model_type None, not 'gpt2'"),
-        ({"activation_function": "gelu"}, "activation_function='gelu' can't be loaded"),
-        ({"activation_function": "relu"}, "activation_function='relu' can't be loaded"),
+        ({"activation_function": "silu"}, "activation_function='silu' can't be loaded"),
+        ({"activation_function": 1}, "activation_function=1 can't be loaded"),
         ({"activation_function": ["gelu_new"]}, "activation_function=['gelu_new'] can't be loaded"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 can't be loaded, only 1e-05"),
         ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon=nan can't be loaded"),
@@ -386,6 +397,7 @@ EXPORTS = {
     "no biases": {"qkv_bias": False, "bias": False},
     "scale 1": {"attention_scale": 1.0},
     "explicit": {"attention_scale": 0.5, "n_kv_head": 3},
+    **{name: {"activation": name} for name in ("relu", "relu2", "gelu_exact")},
 }
 
 
@@ -451,8 +463,6 @@ def test_a_setting_that_export_does_not_know_is_refused_unless_it_is_at_its_defa
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("activation", "relu"),
-        ("activation", "relu2"),
         ("activation", "swiglu"),
         ("norm", "rms"),
         ("positions", "rotary"),

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, verified, and the newest sound one wins."""
 
+import json
 import shutil
 
 import jax
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import tensorstore
 
+from gpt_jax.errors import UserError
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import replicated
 from gpt_jax.run import checkpoints
 from gpt_jax.run.checkpoints import CheckpointError, CheckpointWriter, best_step, restore, steps
 from gpt_jax.storage import Folder
+from gpt_jax.training.state import TrainState
 
 
 def state(value: float):
@@ -330,3 +333,149 @@ def test_a_checkpoint_just_saved_is_never_the_one_that_goes(saved):
     writer.close()
     step, loaded, _ = restore(saved, target())
     assert (step, float(loaded["kernel"][0, 0])) == (2, 22)
+
+
+def rename(folder, *moves):
+    """Moves checkpoints with their manifests: (from, to), one after the other."""
+    for old, new in moves:
+        for suffix in ("", ".json"):
+            (folder / f"{old}{suffix}").rename(folder / f"{new}{suffix}")
+
+
+def test_checkpoints_that_changed_names_are_noticed(saved):
+    folder = saved / "checkpoints"
+    rename(folder, ("00000003", "t"), ("00000002", "00000003"), ("t", "00000002"))
+    with pytest.raises(CheckpointError, match="00000003 is damaged: its manifest is that of s"):
+        restore(saved, target())
+    rename(folder, ("00000002", "t"), ("00000003", "00000002"), ("t", "00000003"))
+    assert restore(saved, target())[0] == 3
+    rename(folder, ("00000003", "00000009"))
+    step, _, (message,) = restore(saved, target())
+    assert step == 2
+    assert "00000009 is damaged: its manifest is that of step 3" in message
+
+
+def give_id(folder, run_id):
+    record = {
+        "format": 1,
+        "corpus": {"name": "a", "sha256": "b"},
+        "seed": 1,
+        "model": {"n_embd": 8},
+    }
+    (folder / "config.json").write_text(json.dumps(record | ({"id": run_id} if run_id else {})))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("a", "b"), ("a", None), (None, "b")])
+def test_a_checkpoint_of_another_run_is_noticed(tmp_path, theirs, ours):
+    for name, run_id in (("theirs", theirs), ("ours", ours)):
+        (tmp_path / name).mkdir()
+        give_id(tmp_path / name, run_id)
+    writer = CheckpointWriter(tmp_path / "theirs", keep_newest=2)
+    writer.save(2, state(2), {})
+    writer.close()
+    assert restore(tmp_path / "theirs", target())[0] == 2
+    shutil.copytree(tmp_path / "theirs" / "checkpoints", tmp_path / "ours" / "checkpoints")
+    with pytest.raises(CheckpointError, match="its manifest is that of another run"):
+        restore(tmp_path / "ours", target())
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"seed": 2}, "seed is 2 there and 1 here"),
+        ({"model": {"n_embd": 8, "n_head": 2}}, ""),  # what this release does not know
+        ({"model": {"n_embd": 16}}, "model.n_embd is 16 there"),
+        ({"train": {"steps": 9}}, ""),
+        ({"model": {"n_embd": 8, "attention": "xla"}}, ""),
+    ],
+)
+def test_the_settings_in_a_checkpoint_are_compared(tmp_path, settings, line):
+    give_id(tmp_path, None)
+    writer = CheckpointWriter(tmp_path, keep_newest=2)
+    writer.save(2, state(2), settings)
+    writer.close()
+    if line:
+        with pytest.raises(CheckpointError, match=f"it is that of another run: {line}"):
+            restore(tmp_path, target())
+    else:
+        assert restore(tmp_path, target())[0] == 2
+
+
+def test_the_parameters_of_another_step_are_refused(tmp_path):
+    """As where somebody made the manifest fit."""
+    writer = CheckpointWriter(tmp_path, keep_newest=1)
+    writer.save(4, train_state(1), {})
+    writer.close()
+    with pytest.raises(CheckpointError, match="its state is that of step 1"):
+        checkpoints.load_params(tmp_path, 4, on_one_device(train_state(1))["params"])
+
+
+def test_the_state_of_another_step_is_refused(tmp_path):
+    made = TrainState(**train_state(3))
+    writer = CheckpointWriter(tmp_path, keep_newest=2)
+    for step in (3, 4):
+        writer.save(step, made, {})
+    writer.close()
+    loaded = checkpoints.load(tmp_path, 3, on_one_device(made))
+    assert int(loaded.step) == 3
+    with pytest.raises(CheckpointError, match="its state is that of step 3"):
+        checkpoints.load(tmp_path, 4, on_one_device(made))
+
+
+@pytest.mark.parametrize("where", ["top", "deep"])
+@pytest.mark.parametrize("target_of", [".", "..", "/", "nothing"])
+def test_a_link_in_a_checkpoint_is_damage_and_not_followed(saved, where, target_of):
+    folder = saved / "checkpoints" / "00000003"
+    if where == "deep":
+        folder = next(path for path in folder.iterdir() if path.is_dir())
+    (folder / "link").symlink_to(target_of)
+    step, _, (message,) = restore(saved, target())
+    assert step == 2
+    assert "link is a symbolic link" in message
+    with pytest.raises(UserError, match="link is a symbolic link"):
+        checkpoints.load(saved, 3, target())
+
+
+@pytest.mark.parametrize("name", ["00000003", "00000003.json"])
+def test_a_linked_checkpoint_or_manifest_is_damage(saved, tmp_path, name):
+    path = saved / "checkpoints" / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    step, _, (message,) = restore(saved, target())
+    assert step == 2
+    assert "is a symbolic link" in message
+    writer = CheckpointWriter(saved, keep_newest=2)
+    writer.save(3, state(3), {})  # in the place of the link
+    writer.close()
+    assert restore(saved, target())[0] == 3
+    assert (tmp_path / "elsewhere").exists()
+
+
+def test_linked_checkpoints_are_refused_and_nothing_is_removed_there(tmp_path):
+    (tmp_path / "victim" / "00000007").mkdir(parents=True)
+    (tmp_path / "victim" / "2024").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "victim")
+    for act in (
+        lambda: CheckpointWriter(tmp_path / "run", keep_newest=1),
+        lambda: steps(tmp_path / "run"),
+        lambda: restore(tmp_path / "run", target()),
+    ):
+        with pytest.raises(UserError, match=r"run/checkpoints is a symbolic link.*in its place"):
+            act()
+    assert sorted(p.name for p in (tmp_path / "victim").iterdir()) == ["00000007", "2024"]
+
+
+@pytest.mark.parametrize("name", ["2024", "\u00b2", "\u0664" * 8, "1" * 40, "-0000001", "0000001"])
+def test_a_name_that_no_checkpoint_has_is_nobodys(saved, name):
+    (saved / "checkpoints" / name).mkdir()
+    (saved / "checkpoints" / f"{name}.json").write_text("{}")
+    CheckpointWriter(saved, keep_newest=2).close()
+    assert steps(saved) == [2, 3]
+    assert (saved / "checkpoints" / name).is_dir()
+
+
+def test_an_unfinished_manifest_of_a_killed_process_is_cleared(saved):
+    (saved / "checkpoints" / ".00000003.json.123").write_text("{")
+    CheckpointWriter(saved, keep_newest=2).close()
+    assert not (saved / "checkpoints" / ".00000003.json.123").exists()

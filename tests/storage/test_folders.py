@@ -6,6 +6,7 @@ server of Google's is tried in a moment (`whole_runs/test_bucket.py` has an emul
 
 import json
 import re
+import shutil
 
 import pytest
 from conftest import ROOT
@@ -191,3 +192,24 @@ def test_no_memory_is_taken_for_a_large_file(tmp_path):
         file.truncate(1 << 40)  # a hole: nothing of it is on the disk
     with pytest.raises(ValueError, match="it has more than 67,108,864 bytes"):
         read_small(path)
+
+
+def test_a_folder_that_is_watched_is_there_until_it_is_removed_or_replaced(tmp_path):
+    for change in ("nothing", "removed", "replaced", "moved", "file removed", "a link to it"):
+        path = tmp_path / change / "run"
+        folder = Folder(path)
+        path.parent.mkdir()
+        folder.create({"config.json": "{}"})
+        with folder.watch("config.json") as is_there:
+            assert is_there()
+            if change == "file removed":
+                (path / "config.json").unlink()
+            elif change in ("moved", "a link to it"):
+                path.rename(path.with_name("other"))
+            elif change != "nothing":
+                shutil.rmtree(path)
+            if change == "replaced":  # a file system may give it the number of the old one
+                folder.create({"config.json": "{}"})
+            if change == "a link to it":
+                path.symlink_to("other")
+            assert is_there() == (change in ("nothing", "a link to it")), change

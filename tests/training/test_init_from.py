@@ -427,3 +427,66 @@ def test_what_a_killed_run_started_from_must_be_the_same(tiny_config, gpt2):
     save_tokenizer(gpt2, BYTES, 12)
     with pytest.raises(UserError, match=r"has other parameters than when .* began; restore"):
         train(tiny_config, gpt2)
+
+
+# --- a checkpoint of choice -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_checkpoint_that_is_named(tiny_config, tmp_path):
+    first = gpt_jax.train(override(tiny_config, {"run_dir": str(tmp_path / "a")}), quiet=True)
+    chosen = {
+        name: override(dataclasses.replace(tiny_config, init_from=str(first.run_dir)),
+                       {"checkpoint": name, "run_dir": str(tmp_path / f"from-{name}")})
+        for name in ("newest", "best", 8)
+    }  # fmt: skip
+    for name, config in chosen.items():
+        setup = prepare_run(start_from(config, {}))
+        source = gpt_jax.load_run(first.run_dir, name)
+        assert setup.origin["step"] == source.step
+        assert digest(setup.params).hexdigest() == digest(source.params).hexdigest()
+    assert chosen[8].checkpoint == "8"
+    run = gpt_jax.train(start_from(chosen[8], {}), quiet=True)
+    assert json.loads((run.run_dir / "config.json").read_text())["origin"]["step"] == 8
+    longer = start_from(override(chosen[8], {"train.steps": 14}), {})
+    assert gpt_jax.train(longer, quiet=True).step == 14  # the same command resumes
+    with pytest.raises(ConfigError, match="checkpoint is 8 there and best here"):
+        gpt_jax.train(start_from(override(chosen[8], {"checkpoint": "best"}), {}), quiet=True)
+
+
+@pytest.mark.parametrize("value", ["last", "-1", "", "1.5", True])
+def test_a_checkpoint_that_is_none_is_one_line(tiny_config, value):
+    config = dataclasses.replace(tiny_config, init_from="runs/a")
+    with pytest.raises(ConfigError, match=r"checkpoint=.* must be"):
+        override(config, {"checkpoint": value})
+
+
+def test_a_checkpoint_without_a_run_is_one_line(tiny_config):
+    with pytest.raises(ConfigError, match=r"checkpoint=best is of the run that init_from names"):
+        override(tiny_config, {"checkpoint": "best"})
+
+
+# --- a run saved ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_in_memory_is_saved_loaded_and_resumed(tiny_config, gpt2, tmp_path):
+    rows = []
+    run = gpt_jax.train(tiny_config, quiet=True, on_row=rows.append)
+    assert rows == run.rows
+    changed = dataclasses.replace(run, params=jax.tree.map(lambda x: 2 * x, run.params))
+    gpt_jax.save_run(changed, tmp_path / "saved")
+    found = gpt_jax.load_run(tmp_path / "saved")
+    jax.tree.map(np.testing.assert_array_equal, found.params, changed.params)
+    assert (found.step, found.rows, found.corpus) == (run.step, run.rows, run.corpus)
+    assert found.tokenizer.vocab_size == run.tokenizer.vocab_size
+    longer = override(tiny_config, {"run_dir": str(tmp_path / "saved"), "train.steps": 14})
+    assert gpt_jax.train(longer, quiet=True).step == 14
+    with pytest.raises(UserError, match="holds other files"):
+        gpt_jax.save_run(run, gpt2.parent)
+    with pytest.raises(UserError, match="no steps of training to save"):
+        gpt_jax.save_run(gpt_jax.load_run(gpt2), tmp_path / "b")
+    other = dataclasses.replace(run, params={"a": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match="other names, shapes or types"):
+        gpt_jax.save_run(other, tmp_path / "c")
+    assert not (tmp_path / "c").exists()

@@ -145,25 +145,33 @@ def test_a_chunk_is_its_steps_each_with_batch_and_masks_of_its_own():
 @pytest.mark.slow
 def test_a_step_above_the_limit_changes_counts_alone():
     """Beside steps taken one by one, of which those above the limit are left out by hand."""
-    train = dataclasses.replace(TRAIN, on_divergence="skip")
+    train = dataclasses.replace(TRAIN, on_divergence="skip", spike=1.5, spike_window=2)
     chunk = jax.jit(make_train_chunk(TINY, OPTIM, train), static_argnames="steps")
-    nothing, metrics = chunk(new_state(), TOKENS, KEYS, 0.0, steps=6)
+    nothing, metrics = chunk(new_state(), TOKENS, KEYS, jnp.zeros(2), steps=6)
     jax.tree.map(np.testing.assert_array_equal, nothing.params, new_state().params)
     assert int(nothing.step) == 6
-    limit = float(metrics["loss"][0]) * (1 - 1e-4)  # the first is left out
-    state, sound = new_state(), []
+    assert metrics["loss_limit"].tolist() == [0.0] * 6
+    assert metrics["recent_losses"].tolist() == [0.0, 0.0]  # a skipped loss does not count
+    first = float(metrics["loss"][0])  # is left out; the mean is of one loss, then of two
+    recent = [first * (1 - 1e-4) / 1.5]
+    start = jnp.array([jnp.nan, *recent], jnp.float32)
+    state, sound, limits = new_state(), [], []
     for step in range(6):
+        limits.append(limit := 1.5 * float(np.mean(recent)))
         data, dropout = (jax.random.fold_in(key, step) for key in (KEYS.data, KEYS.dropout))
         batch = gather_batch(TOKENS, sample_offsets(data, len(TOKENS), 8, 8), 8)
         after, one = train_step(state, batch, dropout)
         sound.append(float(one["loss"]) < limit)
+        recent = [*recent, float(one["loss"])][-2:] if sound[-1] else recent
         counts = [x for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.integer)]
         assert {int(x) for x in counts} == {step + 1}
         kept = lambda a, b: a if jnp.issubdtype(a.dtype, jnp.integer) else b
         state = after if sound[-1] else jax.tree.map(kept, after, state)
     assert 0 < sum(sound) < 6
-    found, metrics = chunk(new_state(), TOKENS, KEYS, limit, steps=6)
-    assert ((np.asarray(metrics["loss"]) < limit) == sound).all()
+    found, metrics = chunk(new_state(), TOKENS, KEYS, start, steps=6)
+    np.testing.assert_allclose(metrics["loss_limit"], limits, rtol=1e-4)
+    np.testing.assert_allclose(metrics["recent_losses"], recent, rtol=1e-4)
+    assert (np.asarray(metrics["loss"] < metrics["loss_limit"]) == sound).all()
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.shards.reader import open_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.run import checkpoints
-from gpt_jax.run.metrics import TIMING_FIELDS, read_rows
+from gpt_jax.run.metrics import TIMING_FIELDS, MetricsWriter, read_rows
 from gpt_jax.storage import to_folder
 from gpt_jax.tokenizer import CharTokenizer
 from gpt_jax.training import compiled_steps, trainer
@@ -239,7 +240,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, finished_run, capsys):
         ("optim.learning_rate", 1e-3, r"optim.learning_rate is 0.0003 there and 0.001 here"),
         ("model.n_layer", 2, "model.n_layer is 1 there and 2 here"),
         ("train.steps", 8, r"train.steps is 12 there and 8 here \(it can grow\)"),
-        ("train.eval_interval", 2, "train.eval_interval is 4 there and 2 here"),
+        ("train.spike", 2.0, "train.spike is None there and 2.0 here"),
         ("train.micro_batch", 4, "train.micro_batch is None there and 4 here"),
         ("model.dtype", "bfloat16", "model.dtype is float32 there and bfloat16 here"),
         ("data.corpus", "python-manual", "data.corpus is .*book.txt there and python-manual here"),
@@ -251,6 +252,22 @@ def test_another_setting_is_refused_by_name(tiny_config, finished_run, name, val
     with pytest.raises(ConfigError, match=message):
         train(tiny_config, **{name: value})
     assert timeless(run.run_dir) == before
+
+
+@pytest.mark.slow
+def test_when_to_look_at_a_run_may_change_and_it_learns_the_same(tiny_config, tmp_path):
+    """Chunks, rows, evaluations and checkpoints at other steps; equal parameters, bit for bit."""
+    whole = train(tiny_config, run_dir=str(tmp_path / "whole"))
+    train(tiny_config, **{"train.steps": 4})
+    looks = {"train.log_interval": 3, "train.eval_interval": 6, "train.eval_batches": 1}
+    run = train(tiny_config, **looks, **{"train.checkpoint_interval": 9})
+    jax.tree.map(np.testing.assert_array_equal, run.params, whole.params)
+    assert [row["step"] for row in run.rows] == [0, 2, 4, 6, 9, 12]
+    (changed,) = (row for row in run.rows if "changed" in row)
+    assert changed["changed"]["train.log_interval"] == {"from": 2, "to": 3}
+    assert (changed["step"], changed["changed"]["since"]) == (6, 4)
+    assert changed["changed"].keys() == {"since", *looks, "train.checkpoint_interval"}
+    assert gpt_jax.load_run(run.run_dir).config.train.eval_interval == 6
 
 
 @pytest.mark.slow
@@ -371,6 +388,24 @@ def test_a_run_that_skips_goes_on_bit_for_bit(tiny_config, finished_run, tmp_pat
 def test_a_run_all_of_whose_steps_are_skipped_ends(tiny_config):
     with pytest.raises(TrainingError, match=r"not finite .* step"):
         train(tiny_config, **{"optim.learning_rate": 1e38, "train.on_divergence": "skip"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [6, 8, 12])
+def test_a_run_whose_folder_goes_away_ends_in_one_line(tiny_config, monkeypatch, step):
+    """Before an evaluation, before a save, and after the last step."""
+    run_dir = Path(tiny_config.run_dir)
+    log = MetricsWriter.write
+
+    def write(self, row):
+        log(self, row)
+        if row["step"] == step:
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+    monkeypatch.setattr(MetricsWriter, "write", write)
+    with pytest.raises(TrainingError, match="was removed or replaced while it was trained"):
+        train(tiny_config)
+    assert not (run_dir / "config.json").exists()
 
 
 @pytest.mark.slow

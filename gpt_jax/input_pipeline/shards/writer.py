@@ -20,7 +20,7 @@ from gpt_jax.input_pipeline.shards.manifest import (
     ShardError,
 )
 from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS
-from gpt_jax.storage import write_atomically
+from gpt_jax.storage import open_in_place, open_new, write_atomically
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
 
@@ -186,7 +186,7 @@ class _OpenShard:
         self.path, self.tokens, self.bytes = path, 0, 0
         self.digest = hashlib.sha256()
         try:
-            self.file = path.open("r+b" if size else "w+b")
+            self.file = open_in_place(path) if size else open_new(path)
         except OSError as error:
             raise ShardError(f"shard {path} can't be opened: {error.strerror}") from error
         left = size

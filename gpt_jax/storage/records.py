@@ -1,0 +1,69 @@
+"""JSON values as typed records: a dataclass says what a file must hold, and nobody reads the raw.
+
+A file may be another program's, or damaged: each value is compared with the type of its field.
+What a class has no field for is ignored, so that later releases may add to a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Record = TypeVar("Record")
+NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def read_record(values: Any, kind: type[Record], where: str = "") -> Record:
+    """Returns the `kind`, a dataclass, of a JSON object.
+
+    Its fields are int (below 2^63), float, str, bool, Any, dataclasses, lists, dicts with texts as
+    keys, or any of these or None. A field with a default may be missing.
+
+    Raises:
+      ValueError: a field is missing or of another type; the message names it.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or 'it'} is {values!r:.40}, not a JSON object")
+    hints, read = _hints(kind), {}
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        name = f"{where}.{field.name}" if where else field.name
+        if field.name in values:
+            read[field.name] = _value(values[field.name], hints[field.name], name)
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"it has no {name}")
+    return kind(**read)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _value(value: Any, hint: Any, name: str) -> Any:
+    """Returns a JSON value as the type `hint`; raises ValueError, see `read_record`."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in inner:
+            return None
+        (hint,) = (each for each in inner if each is not type(None))
+        return _value(value, hint, name)
+    if dataclasses.is_dataclass(hint):
+        return read_record(value, typing.cast(type, hint), name)
+    if origin is list and isinstance(value, list):
+        return [_value(each, inner[0], f"{name}[{i}]") for i, each in enumerate(value)]
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _value(each, inner[1], f"{name}.{key:.60}") for key, each in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and type(value) in (int, float) and abs(value) < 2**1023:
+        return float(value)
+    if hint is float and type(value) is float:  # infinite or not a number
+        return value
+    if type(value) is hint and (hint is not int or -(2**63) <= value < 2**63):
+        return value
+    what = NAMES.get(hint, "a list" if origin is list else "a JSON object")
+    raise ValueError(f"{name} is {value!r:.40}, not {what}")

@@ -1,0 +1,76 @@
+"""JSON values as typed records: each value of each type in the place of each other."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+
+from gpt_jax.storage import read_record
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    size: int
+    name: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    count: int
+    share: float
+    inner: Inner
+    named: dict[str, Inner]
+    some: list[int]
+    maybe: float | None = None
+    free: Any = None
+
+
+SOUND = {
+    "count": 3,
+    "share": 0.5,
+    "inner": {"size": 1, "unknown": [1]},
+    "named": {"a": {"size": 2, "name": "b"}},
+    "some": [1, 2],
+    "later": {"ignored": True},
+}
+
+
+def test_a_sound_record():
+    found = read_record(SOUND, Outer)
+    assert found == Outer(3, 0.5, Inner(1), {"a": Inner(2, "b")}, [1, 2])
+    assert read_record(SOUND | {"maybe": 1}, Outer).maybe == 1.0
+    assert read_record(SOUND | {"free": [{}]}, Outer).free == [{}]
+    assert math.isnan(read_record(SOUND | {"share": math.nan}, Outer).share)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": True}, "count is True, not a whole number"),
+        ({"count": 3.0}, "count is 3.0, not a whole number"),
+        ({"count": 2**63}, "count is 9223372036854775808, not a whole number"),
+        ({"share": "1"}, "share is '1', not a number"),
+        ({"share": 10**400}, "share is 1000.*, not a number"),
+        ({"share": None}, "share is None, not a number"),
+        ({"inner": []}, r"inner is \[\], not a JSON object"),
+        ({"inner": {}}, "it has no inner.size"),
+        ({"inner": {"size": 1, "name": 2}}, "inner.name is 2, not a text"),
+        ({"named": {"a": 1}}, "named.a is 1, not a JSON object"),
+        ({"some": {}}, r"some is \{\}, not a list"),
+        ({"some": [1, "2"]}, r"some\[1\] is '2', not a whole number"),
+        ({"maybe": "x"}, "maybe is 'x', not a number"),
+    ],
+)
+def test_what_is_wrong_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        read_record(SOUND | change, Outer)
+
+
+def test_a_missing_field_and_no_object():
+    with pytest.raises(ValueError, match="it has no count"):
+        read_record({k: v for k, v in SOUND.items() if k != "count"}, Outer)
+    for value in (None, 1, "x", [1]):
+        with pytest.raises(ValueError, match="not a JSON object"):
+            read_record(json.loads(json.dumps(value)), Outer)
