@@ -63,6 +63,7 @@ SLICES = {
     256: "v5e:16x16",
 }
 SEQUENCES = {"base": 2, "xl": 1, "7B": 1}  # on a device at once
+LOSS_CHUNK = 8192  # tokens
 MOST_FSDP = {"base": 1, "xl": 64, "7B": 64}
 
 
@@ -80,6 +81,7 @@ def make(name: str, mesh: Mesh, n: int) -> dict[str, Any]:
     values = LONG_AT_ONCE
     if name in SEQUENCES:
         values = {"train.micro_batch": SEQUENCES[name] * mesh[0] * mesh[1]}
+        values |= {"train.loss_chunk": LOSS_CHUNK}
     config = override(model_config(name), values | dict(zip(axes, mesh, strict=True)))
     before = time.perf_counter()
     plan = make_plan(fix_schedule(config), topology_devices(SLICES[n])[:n])

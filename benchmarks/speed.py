@@ -1,8 +1,9 @@
 """This project beside the same model in PyTorch: training, sampling, the whole command, memory.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/speed.py                    # on a CPU, some 25 minutes
-    python benchmarks/speed.py --device cuda      # on a GPU; adds torch with CUDA graphs
+    python benchmarks/speed.py      # on a CPU, some 25 minutes
+
+`benchmarks/gpu/` is for GPUs.
 
 Every variant is alive in its own process and does one job in turn, A B C C B A, so that whatever
 else the machine does hits all alike. Ratios are of medians. `--only` chooses parts. Writes a JSON;
@@ -43,9 +44,9 @@ MATMUL = 2048
 class Worker:
     """A process of `worker.py`."""
 
-    def __init__(self, variant: str, device: str):
+    def __init__(self, variant: str):
         self.variant = variant
-        command = [sys.executable, str(ROOT / "benchmarks/worker.py"), variant, "--device", device]
+        command = [sys.executable, str(ROOT / "benchmarks/worker.py"), variant]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
@@ -101,7 +102,7 @@ def compare(sides: dict[str, Any], rounds: int, unit: float) -> dict[str, Any]:
     }
 
 
-def whole_command(python: str, device: str, rounds: int, compiled: bool) -> dict[str, Any]:
+def whole_command(python: str, rounds: int, compiled: bool) -> dict[str, Any]:
     """Times the whole commands, gpt_jax with its compilation cache cold and warm; their memory."""
     folder = Path(tempfile.mkdtemp())
 
@@ -123,7 +124,7 @@ def whole_command(python: str, device: str, rounds: int, compiled: bool) -> dict
         command = [python, "main.py", "--config", "nano", "--run-dir", str(folder / "run")]
         return run(command, XDG_CACHE_HOME=str(cache))
 
-    torch_command = [python, "benchmarks/torch_script.py", "--device", device]
+    torch_command = [python, "benchmarks/torch_script.py"]
     sides = {
         "gpt_jax, cold": lambda: ours(cold=True),
         "gpt_jax, warm": lambda: ours(cold=False),
@@ -151,25 +152,21 @@ def whole_command(python: str, device: str, rounds: int, compiled: bool) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--whole-rounds", type=int, default=2)
     parser.add_argument("--only", choices=("training", "sampling", "whole"), action="append")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/speed_cpu.json")
     args = parser.parse_args()
-    out = args.out or ROOT / f"benchmarks/results/speed_{args.device}.json"
+    out = args.out
     parts = args.only or ["training", "sampling", "whole"]
     result = json.loads(out.read_text()) if args.only and out.exists() else {}
     result |= {"machine": describe_machine(), "command": "python " + " ".join(sys.argv)}
 
-    names = ["jax", "torch"]
-    if not args.no_compile:
-        names += ["torch_compiled"] + (["torch_graphs"] if args.device == "cuda" else [])
-    labels = {"jax": "gpt_jax", "torch": "torch eager", "torch_compiled": "torch compiled",
-              "torch_graphs": "torch, CUDA graphs"}  # fmt: skip
+    names = ["jax", "torch"] + ([] if args.no_compile else ["torch_compiled"])
+    labels = {"jax": "gpt_jax", "torch": "torch eager", "torch_compiled": "torch compiled"}
     if "training" in parts or "sampling" in parts:
-        workers = {name: Worker(name, args.device) for name in names}
+        workers = {name: Worker(name) for name in names}
 
         def job(name: str, **work: Any):
             return lambda: workers[name].do(**work)["seconds"]
@@ -203,7 +200,7 @@ def main() -> None:
             worker.close()
     if "whole" in parts:
         result["whole_command"] = whole_command(
-            sys.executable, args.device, args.whole_rounds, compiled=not args.no_compile
+            sys.executable, args.whole_rounds, compiled=not args.no_compile
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

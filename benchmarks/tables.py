@@ -290,7 +290,9 @@ def long_run() -> str:
             f"**After {result['steps']:,} steps**: validation loss "
             f"{exact['nats_per_token']:.3f} nats per token. Training takes "
             f"{_duration(seconds['training'])}, the whole command "
-            f"{_duration(seconds['command'])}, on {m['cores']} cores ({m['cpu']}). A sample:",
+            f"{_duration(seconds['command'])}, on {m['cores']} cores ({m['cpu']}) that trained at "
+            f"{2048 * result['steps'] / seconds['training']:,.0f} tokens per second that day. "
+            "A sample:",
             "",
             *sample_block(result["sample"], SAMPLE_CHARACTERS),
         ]
@@ -462,7 +464,8 @@ def layouts() -> str:
             "",
             f"A step of 524,288 tokens, compiled for 16 TPU {chip['name']} chips of "
             f"{_gib(chip['memory'])} GiB, a micro-batch of 2 sequences (xl: 1) per "
-            "chip on the axes data and fsdp; nothing was run. " + machine(result, "layouts"),
+            "chip on the axes data and fsdp, the loss in chunks of 8,192 tokens; nothing was run. "
+            + machine(result, "layouts"),
         ]
     )
 
@@ -500,6 +503,64 @@ def _costs(part: str) -> str:
     return "\n".join([*lines, "", machine(result, part)])
 
 
+def _gpu_rows(name: str) -> list[dict[str, Any]]:
+    lines = (RESULTS / name).read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if "what" in row and "error" not in row]
+
+
+def _gpu_label(row: dict[str, Any]) -> str:
+    """Returns what a row of a GPU's results measured."""
+    graphs = "CUDA graphs" if row.get("mode") == "graphs" else row.get("mode", "")
+    micro = f", {row['micro']} sequences at once" if "micro" in row else ""
+    micro += ", changes on trial" if "own_loss" in row else ""
+    return {
+        "train": f"base: gpt_jax{micro}",
+        "torch_train": f"base: PyTorch, {graphs}{micro}",
+        "nano": "nano: gpt_jax",
+        "torch_nano": f"nano: PyTorch, {graphs}",
+        "decode": f"base, generating: gpt_jax, streams: {row.get('streams')}",
+        "torch_decode": f"base, generating: PyTorch eager, streams: {row.get('streams')}",
+    }.get(row["what"], "")
+
+
+def gpu() -> str:
+    """Training and generation on one GPU, beside PyTorch in the same run; and an earlier run."""
+    rows = _gpu_rows(GPU)
+    lines = ["| on one GPU | ms per step or token | tokens/s | MFU | peak memory, GiB |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    earlier = [row | {"earlier": True} for row in _gpu_rows(GPU_BEFORE)]
+    for row in [*rows, *earlier]:
+        label, time = _gpu_label(row), row.get("ms_per_step", row.get("ms_per_token"))
+        if not label or time is None or row.get("graphs_here", "default") != "default":
+            continue
+        label += " (earlier run)" if "earlier" in row else ""
+        mfu = f"{row['mfu']:.1%}" if row.get("mfu") else "-"
+        peak = f"{row['peak_gib']:.1f}" if row.get("peak_gib", 0) > 1 else "-"
+        rate = f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "-"
+        lines.append(f"| {label} | {time:,.3g} | {rate} | {mfu} | {peak} |")
+    found = next(row for row in rows if "kind" in row)
+    copied = next(row["copy_tb_per_second"] for row in rows if "copy_tb_per_second" in row)
+    product = next(row for row in rows if row.get("matmul") == "bfloat16")
+    versions = ", ".join(f"{k} {found['versions'][k]}" for k in SHOWN if k in found["versions"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "base: 131,072 tokens per step in bfloat16, in micro-batches of 32 sequences unless "
+            "the row says otherwise; PyTorch is compiled, in bfloat16, with fused attention and "
+            "AdamW. nano: 2,048 tokens per step in float32, whose products both multiply as TF32. "
+            "Medians. The earlier run, of the same day on the same kind of machine, is of the "
+            "program before `gpt_jax/model/tuning.py`. A copy moved "
+            f"{copied:.1f} TB/s, and a bfloat16 product of {product['n']:,} reached "
+            f"{product['tflops_per_second']:.0f} TFLOP/s.",
+            "",
+            f"{found['kind']}; python {found['python']}, {versions}; "
+            "`bash benchmarks/gpu/gpu_run.sh`",
+        ]
+    )
+
+
+GPU, GPU_BEFORE = "gpu_h200.jsonl", "gpu_h200_before.jsonl"
 LONG_RUN = "nano_5000.json"
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, its Markdown)
     "first_run": ("reproduce.json", first_run),
@@ -510,6 +571,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, i
     "directions": ("directions.json", directions),
     "shakespeare": ("shakespeare_cpu.json", shakespeare),
     "speed": ("speed_cpu.json", speed),
+    "gpu": (GPU, gpu),
     "chaos": ("chaos.json", chaos),
     "layouts": ("plans.json", layouts),
     "scale": ("plans.json", scale),

@@ -1,6 +1,6 @@
 """nano's whole job as a PyTorch script: 500 steps, all evaluations, the exact one, a sample.
 
-    python benchmarks/torch_script.py [--compile] [--device cuda]
+    python benchmarks/torch_script.py [--compile]
 
 The same work as `python main.py --config nano`, without its checkpoints, records and pictures.
 """
@@ -23,16 +23,15 @@ from gpt_jax.input_pipeline.corpus import load_corpus
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
     text = load_corpus("oz").text
     vocabulary = sorted(set(text))
     ids = {c: i for i, c in enumerate(vocabulary)}
-    tokens = torch.tensor([ids[c] for c in text], device=args.device)
+    tokens = torch.tensor([ids[c] for c in text])
     cut = int(0.8 * len(tokens))
     train, val = tokens[:cut], tokens[cut:]
-    model = torch_gpt.GPT(len(vocabulary), 3, 4, 128, 64, 0.2).to(args.device)
+    model = torch_gpt.GPT(len(vocabulary), 3, 4, 128, 64, 0.2)
     call = torch.compile(model) if args.compile else model
     optimizer = torch_gpt.make_optimizer(model)
     for step in range(0, 501, 50):
@@ -50,7 +49,7 @@ def main() -> None:
             for i, t in zip(inputs.split(64), targets.split(64), strict=True)
         )
         print(f"whole validation split: {total / (n * 64):.4f} nats per token")
-    prompt = torch.tensor([[ids[c] for c in "The Great Wizard said "]], device=args.device)
+    prompt = torch.tensor([[ids[c] for c in "The Great Wizard said "]])
     out = torch_gpt.generate(model, prompt, 1, 300)[0].tolist()
     print("".join(vocabulary[i] for i in out))
 

@@ -31,7 +31,7 @@ TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 166_239).astype(np.int
 class Jax:
     """gpt_jax: the functions that `main.py` runs."""
 
-    def __init__(self, device: str):
+    def __init__(self) -> None:
         from gpt_jax.devices import request_cpu_devices, retain_freed_memory
 
         request_cpu_devices(32)
@@ -67,12 +67,13 @@ class Jax:
 
     def sample(self, model: str, batch: int, prompt: int, tokens: int, cache: bool) -> None:
         from gpt_jax.inference.decoding import Filters, generate_tokens
-        from gpt_jax.model import GPT, unstack_blocks
+        from gpt_jax.model import GPT, decoding_params
 
         jax, config = self.jax, self.config(model).model
         if "params" not in self.states:
             variables = jax.jit(GPT(config).init)(jax.random.key(0), np.zeros((1, 1), np.int32))
-            self.states["params"] = jax.jit(unstack_blocks)(variables["params"])  # as a Run's
+            convert = jax.jit(decoding_params, static_argnums=0)  # as a Run's
+            self.states["params"] = convert(config, variables["params"])
         for _ in generate_tokens(
             config, self.states["params"], TOKENS[:prompt], jax.random.key(1),
             Filters(temperature=1.0), max_new_tokens=tokens, num_samples=batch,
@@ -90,58 +91,45 @@ class Jax:
 class Torch:
     """PyTorch, eager or compiled."""
 
-    def __init__(self, device: str, mode: str):
+    def __init__(self, compiled: bool):
         import torch
 
         from benchmarks import torch_gpt
 
         torch.manual_seed(0)
-        self.torch, self.gpt, self.mode, self.device = torch, torch_gpt, mode, device
-        self.tokens = torch.tensor(TOKENS, dtype=torch.long, device=device)
+        self.torch, self.gpt, self.compiled = torch, torch_gpt, compiled
+        self.tokens = torch.tensor(TOKENS, dtype=torch.long)
         self.states: dict[str, Any] = {}
 
     def model(self, name: str):
         n_layer, n_head, n_embd, block_size, _ = MODELS[name]
-        model = self.gpt.GPT(VOCAB_SIZE, n_layer, n_head, n_embd, block_size, DROPOUT)
-        return model.to(self.device)
-
-    def sync(self) -> None:
-        if self.device == "cuda":
-            self.torch.cuda.synchronize()
+        return self.gpt.GPT(VOCAB_SIZE, n_layer, n_head, n_embd, block_size, DROPOUT)
 
     def train(self, model: str, steps: int) -> None:
         if model not in self.states:
             net = self.model(model)
-            compile_mode = {"compiled": "default", "graphs": "reduce-overhead"}.get(self.mode)
-            call = self.torch.compile(net, mode=compile_mode) if compile_mode else net
+            call = self.torch.compile(net) if self.compiled else net
             self.states[model] = net, call, self.gpt.make_optimizer(net)
         net, call, optimizer = self.states[model]
         batch_size = MODELS[model][-1]
         self.gpt.train_steps(net, call, optimizer, self.tokens, batch_size, steps).item()
-        self.sync()
 
     def sample(self, model: str, batch: int, prompt: int, tokens: int, cache: bool) -> None:
         if "sample" not in self.states:
             self.states["sample"] = self.model(model)
         net = self.states["sample"]
-        out = self.gpt.generate(net, self.tokens[None, :prompt], batch, tokens, cache=cache)
-        out.cpu()
+        self.gpt.generate(net, self.tokens[None, :prompt], batch, tokens, cache=cache)
 
     def matmul(self, n: int) -> None:
-        a = self.torch.ones((n, n), device=self.device)
+        a = self.torch.ones((n, n))
         a @ a
-        self.sync()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("variant", choices=("jax", "torch", "torch_compiled", "torch_graphs"))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("variant", choices=("jax", "torch", "torch_compiled"))
     args = parser.parse_args()
-    if args.variant == "jax":
-        side: Jax | Torch = Jax(args.device)
-    else:
-        side = Torch(args.device, args.variant.partition("_")[2] or "eager")
+    side = Jax() if args.variant == "jax" else Torch(args.variant == "torch_compiled")
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)

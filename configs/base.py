@@ -1,8 +1,9 @@
-"""GPT-2 small on OpenWebText, nanoGPT's recipe: 124,439,808 parameters; not run.
+"""GPT-2 small on OpenWebText, nanoGPT's recipe: 124,439,808 parameters.
 
 python main.py --config base
 python main.py plan --config base --topology v5e:4x4
 
+Steps on random tokens ran at 503,000 tokens/s on an H200; it has not been trained.
 First prepare data/openwebtext, with GPT-2's tokenizer. By the estimate of gpt_jax/training/memory.py it fits
 a GPU of 80 GB, or several, with a micro_batch of 32. A step is 524,288 tokens, so 600,000 steps are
 315 billion. nanoGPT says of its own: 4 days on 8 A100s of 40 GB, val loss about 2.85; the published
@@ -42,7 +43,6 @@ def get_config() -> Config:
         train=TrainConfig(
             batch_size=512,
             micro_batch=32,
-            loss_chunk=8192,
             steps=600_000,
             eval_interval=1000,
             eval_batches=5,

@@ -2,7 +2,7 @@
 """Compiles the project's programs for NVIDIA GPUs that are only described: no GPU is needed.
 
     python benchmarks/gpu/compile_for_gpu.py base             # the train step for one H100
-    python benchmarks/gpu/compile_for_gpu.py base --unroll 12 --bf16-head --own-loss \
+    python benchmarks/gpu/compile_for_gpu.py base --tuning unroll=1 split_qkv=False \
         --set model.vocab_size=50304 train.loss_chunk=None train.micro_batch=16
     python benchmarks/gpu/compile_for_gpu.py base --devices 8
     python benchmarks/gpu/compile_for_gpu.py nano --steps 50 --graphs chunk
@@ -58,9 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--devices", type=int, default=1, help="GPUs, all in one machine")
     add("--chip", default="h100", choices=CHIPS)
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the config")
-    add("--unroll", type=int, help="unroll the scan over blocks up to this many layers")
-    add("--bf16-head", action="store_true", help="round the head's gradient to bfloat16")
-    add("--own-loss", action="store_true", help="compute the loss's gradient in one pass")
+    add("--tuning", nargs="+", default=[], metavar="KEY=VALUE", help="of gpt_jax/model/tuning.py")
     add("--graphs", choices=("default", "step", "chunk"), help="what becomes one CUDA graph")
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="XLA's, for this program")
     add("--triton", action="store_true", help="XLA's default flags, with products in Triton")
@@ -187,7 +185,7 @@ def main() -> None:
 
     from benchmarks.gpu import internals
 
-    internals.apply_changes(unroll=args.unroll, bf16_head=args.bf16_head, own_loss=args.own_loss)
+    internals.apply_changes(parse_values(args.tuning))
     config, values = internals.load_config(args.config), parse_values(args.set)
     if not config.model.vocab_size:
         values.setdefault("model.vocab_size", VOCABULARY)

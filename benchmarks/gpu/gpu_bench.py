@@ -2,7 +2,7 @@
 """One step of gpu_run.sh: one measurement on a GPU.
 
     python benchmarks/gpu/gpu_bench.py facts
-    python benchmarks/gpu/gpu_bench.py train micro=16 accumulate=8 pad=1 own_loss=1 chunk=none
+    python benchmarks/gpu/gpu_bench.py train micro=16 accumulate=8 unroll=1 chunk=none
     python benchmarks/gpu/gpu_bench.py torch_train mode=compiled
     python benchmarks/gpu/gpu_bench.py sweep micro=8,16,32,64
 

@@ -52,38 +52,41 @@ bench() {  # bench SECONDS STEP KEY=VALUE...
 }
 
 TORCH=$("$PY" -c "import importlib.util as u; print('yes' if u.find_spec('torch') else '')")
-layers=12; small=()
+small=(); shakespeare=()
 if [ -n "$TINY" ]; then
-  layers=2
   small=(--model.n-layer 1 --model.n-embd 16 --model.n-head 2 --train.steps 20
     --train.eval-interval 10 --train.eval-batches 2)
+  shakespeare=(--model.block-size 8 --train.batch-size 4)
 fi
 nvidia-smi >>"$OUT/log.txt" 2>&1
 
-# --- the first four minutes
-bench 40 facts
-# base as it is, beside PyTorch compiled, and with all changes
-bench 70 train save=base
-bench 70 torch_train mode=compiled
-bench 95 train pad=1 bf16_head=1 own_loss=1 unroll=$layers micro=16 accumulate=8 chunk=none save=best
-# nano beside PyTorch, which multiplies float32 as TF32 like jax
-bench 60 nano graphs=default,step,chunk
-bench 25 torch_nano mode=eager precision=high
-bench 45 torch_nano mode=graphs precision=high
-# generation
+# --- the first five minutes
+bench 30 facts
+# base beside PyTorch compiled
+bench 60 train save=base
+bench 80 torch_train mode=compiled
+# generation, and nano
 bench 50 decode model=base batch=1,64
-bench 25 torch_decode batch=1,64
-# is it right
+bench 30 nano graphs=default
+# a whole run, compiling and evaluations included
+step shakespeare_char 150 "$PY" main.py --config shakespeare_char --run-dir "$W/char" \
+  "${small[@]}" "${shakespeare[@]}"
+bench 45 profile model=base
+bench 50 train micro=64 accumulate=2
+# nano in PyTorch, which multiplies float32 as TF32 like jax
+bench 45 torch_nano mode=graphs precision=high
+bench 25 torch_nano mode=eager precision=high
+bench 25 torch_decode batch=1
+# --- is it right, and where does the time go
 bench 60 correct
-# --- then where the time goes
-bench 45 profile model=base best=1
-bench 170 sweep micro=8,16,32,64
-bench 60 train pad=1 bf16_head=1
-bench 35 decode model=base batch=1 graphs=chunk
-bench 40 profile model=base
-bench 30 profile model=nano
-# whole commands, and the tests of what differs on a GPU
 step whole_nano 60 "$PY" main.py --config nano --run-dir "$W/nano" "${small[@]}"
+bench 25 profile model=base batch=1
+bench 30 profile model=nano
+bench 60 train tuning=plain
+bench 170 sweep micro=8,16,32,64
+bench 25 profile model=base batch=64
+bench 35 decode model=base batch=1 graphs=chunk
+bench 50 nano graphs=step,chunk
 step deterministic 45 "$PY" main.py --config nano --run-dir "$W/det" \
   --train.deterministic true --train.steps 100 --train.eval-batches 5 "${small[@]}"
 step tests 60 "$PY" -m pytest -q -n 0 -p no:cacheprovider \

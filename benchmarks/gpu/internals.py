@@ -6,6 +6,8 @@ so the environment (JAX_PLATFORMS, XLA_FLAGS) must be set before.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +22,13 @@ from gpt_jax.config import Config, ModelConfig, fix_schedule, load_config, overr
 from gpt_jax.inference import decoding
 from gpt_jax.inference.decoding import STREAM_TOKENS
 from gpt_jax.input_pipeline.dataset import Dataset
-from gpt_jax.model import GPT, gpt, init_cache, layers, loss, unstack_blocks
+from gpt_jax.model import GPT, decoding_params, init_cache
+from gpt_jax.model import tuning as tuning_module
 from gpt_jax.model.attention import attend, choose_attention, needs_mesh
 from gpt_jax.parallel.backend import compiling_for, target_backend
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import mesh_context
-from gpt_jax.training import compiled_steps, memory
+from gpt_jax.training import compiled_steps
 from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.state import init_state, state_shapes
@@ -73,32 +76,15 @@ GRAPHS: dict[str, dict[str, Any]] = {
 
 
 def apply_changes(
-    *,
-    unroll: int | None = None,
-    bf16_head: bool = False,
-    own_loss: bool = False,
-    options: dict[str, Any] | None = None,
+    tuning: dict[str, Any] | None = None, options: dict[str, Any] | None = None
 ) -> None:
     """Tries changes of the project in this process; call it before anything is traced.
 
-    Once the project has a change itself, delete it here.
-
     Args:
-      unroll: the largest number of layers for which the scan over blocks is unrolled.
-      bf16_head: the gradient of a matrix product's result is rounded to bfloat16 before the two
-        products of the backward pass, also where the result is float32 (the head's logits).
-      own_loss: the gradient of the loss as softmax - one-hot, in one pass over the logits.
+      tuning: other values of the fields of `gpt_jax.model.tuning.CUDA`.
       options: XLA's compiler options for the train and decode programs, such as GRAPHS["chunk"].
     """
-    if unroll is not None:
-        _replace(gpt, "UNROLL", unroll)
-        _replace(memory, "UNROLL", unroll)
-    if bf16_head:
-        layers._matmul_float32_grad.defvjp(
-            layers._matmul_float32_grad_forward, _matmul_backward_in_bf16
-        )
-    if own_loss:
-        _replace(loss, "token_losses", token_losses)
+    _replace(tuning_module, "CUDA", dataclasses.replace(tuning_module.CUDA, **(tuning or {})))
     if options:
         for module in (compiled_steps, decoding):
             original = module.compiler_options
@@ -112,33 +98,6 @@ def _replace(module: Any, name: str, value: Any) -> None:
     if not hasattr(module, name):
         raise AttributeError(f"{module.__name__} has no {name}: adapt {__file__}")
     setattr(module, name, value)
-
-
-def _matmul_backward_in_bf16(dtype: Any, saved: tuple, gradient: jax.Array) -> tuple:
-    gradient = gradient.astype(saved[0].dtype)
-    return layers._matmul_float32_grad_backward(dtype, saved, gradient)
-
-
-@jax.custom_vjp
-def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the project's `token_losses`; only the gradient is computed differently."""
-    return _losses_forward(logits, targets)[0]
-
-
-def _losses_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, tuple]:
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-    of_target = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    return log_sum - of_target, (logits, targets, log_sum)
-
-
-def _losses_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, None]:
-    logits, targets, log_sum = saved
-    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    softmax = jnp.exp(logits - log_sum[..., None])
-    return (softmax - (ids == targets[..., None])) * gradient[..., None], None
-
-
-token_losses.defvjp(_losses_forward, _losses_backward)
 
 
 # ---- programs for described devices
@@ -186,7 +145,8 @@ def lower_decoder(
             index=jnp.zeros((), jnp.int32),
         )
 
-    params = jax.eval_shape(unstack_blocks, state_shapes(model, config.optim).params)
+    stacked = state_shapes(model, config.optim).params
+    params = jax.eval_shape(functools.partial(decoding_params, model), stacked)
     sharding = jax.sharding.SingleDeviceSharding(device)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -250,7 +210,7 @@ class Training:
 def init_params(model: ModelConfig) -> Any:
     """Returns random parameters in the form that decoding takes."""
     tokens = np.zeros((1, 1), np.int32)
-    make = lambda: unstack_blocks(GPT(model).init(jax.random.key(0), tokens)["params"])
+    make = lambda: decoding_params(model, GPT(model).init(jax.random.key(0), tokens)["params"])
     return jax.jit(make)()
 
 

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 
 from benchmarks.gpu.harness import (
     BASE,
-    BEST,
-    BEST_BATCH,
     NANO_VOCABULARY,
     OUT,
+    PLAIN,
     TINY,
     Step,
     base_mfu,
@@ -29,6 +28,7 @@ from benchmarks.gpu.harness import (
 )
 from benchmarks.gpu.internals import (
     GRAPHS,
+    STREAM_TOKENS,
     Training,
     apply_changes,
     choose_attention,
@@ -51,12 +51,8 @@ GIB = 2**30
 
 def change_project(args: dict[str, str], graphs: str = "default") -> None:
     """Applies the changes that arguments name, before anything is traced."""
-    apply_changes(
-        unroll=int(args["unroll"]) if "unroll" in args else None,
-        bf16_head=bool(args.get("bf16_head")) and not TINY,  # XLA's CPU has no such product
-        own_loss=bool(args.get("own_loss")),
-        options=GRAPHS[graphs],
-    )
+    args = PLAIN | args if args.get("tuning") == "plain" else args
+    apply_changes({key: int(args[key]) for key in PLAIN if key in args}, GRAPHS[graphs])
 
 
 def base_config(step: Step) -> Any:
@@ -65,7 +61,7 @@ def base_config(step: Step) -> Any:
     values: dict[str, Any] = {
         "train.batch_size": micro * accumulate,
         "train.micro_batch": micro,
-        "model.vocab_size": BASE.padded_vocab_size if step.args.get("pad") else BASE.vocab_size,
+        "model.vocab_size": BASE.vocab_size,
         "model.n_layer": BASE.n_layer,
         "model.n_head": BASE.n_head,
         "model.n_embd": BASE.n_embd,
@@ -166,11 +162,10 @@ def train(step: Step) -> None:
 
 
 def sweep(step: Step) -> None:
-    """Trains the best variant with several micro-batches, with and without chunks of the loss.
+    """Trains base with several micro-batches, with and without chunks of the loss.
 
     Four programs compile side by side, then each runs alone; those nearest to 32 come first.
     """
-    change_project(BEST)
     chunks = ["none", "64" if TINY else "8192"]
     wanted = sorted(step.numbers("micro"), key=lambda micro: abs(micro - 32))
     order = [(micro, chunk) for micro in wanted for chunk in chunks]
@@ -178,7 +173,7 @@ def sweep(step: Step) -> None:
         group = []
         for micro, chunk in order[first : first + 4]:
             batch = {"micro": str(micro), "accumulate": str(max(1, 128 // micro)), "chunk": chunk}
-            config = base_config(Step(step.name, BEST | batch))
+            config = base_config(Step(step.name, batch))
             group.append(({"micro_here": micro, "chunk": chunk}, Training(config, 2)))
         failed = [_compile_error(training) for _, training in group]
         for (variant, training), error in zip(group, failed, strict=True):
@@ -232,20 +227,26 @@ def decode(step: Step) -> None:
 
 
 def profile(step: Step) -> None:
-    """Appends kernels by name and time to $OUT/profiles.txt, of 2 train steps."""
-    best = bool(step.args.get("best"))
-    change_project(BEST if best else {})
-    base = Step(step.name, BEST | BEST_BATCH if best else {})  # as `train` compiled it
-    config = base_config(base) if step.args["model"] == "base" else nano_config()
-    training = Training(config, 2)
-    training.wait()
-    training.start()
-    training.run()
-    name = step.args["model"] + ("_best" if best else "")
-    folder = Path(os.environ.get("W", "/tmp")) / f"trace_{name}"
+    """Appends kernels by name and time to $OUT/profiles.txt.
+
+    Of 2 train steps; with `batch`, of so many streams that generate STREAM_TOKENS tokens.
+    """
+    change_project(step.args)
+    name = " ".join([step.name, *step.args.values()])
+    config = base_config(step) if step.args["model"] == "base" else nano_config()
+    if streams := step.args.get("batch"):
+        params = init_params(config.model)
+        call = lambda: generate(config.model, params, int(streams), STREAM_TOKENS)
+    else:
+        training = Training(config, 2)
+        training.wait()
+        training.start()
+        call = training.run
+    call()
+    folder = Path(os.environ.get("W", "/tmp")) / name.replace(" ", "_")
     with jax.profiler.trace(str(folder)):
-        training.run()
-    lines = [f"# {name}, 2 steps", *_profile_lines(next(folder.rglob("*.xplane.pb")))]
+        call()
+    lines = [f"# {name}", *_profile_lines(next(folder.rglob("*.xplane.pb")))]
     with open(OUT / "profiles.txt", "a") as file:
         file.write("\n".join(lines) + "\n\n")
     step.record(profile=name, lines=len(lines), first=lines[1] if len(lines) > 1 else "no GPU")

@@ -7,8 +7,10 @@ from typing import Any
 
 from benchmarks.gpu.harness import OUT, Step
 
-LABELS = ("micro", "micro_here", "chunk", "pad", "bf16_head", "own_loss", "unroll", "mode",
-          "graphs_here", "model", "streams")  # fmt: skip
+LABELS = (
+    *("tuning", "unroll", "vocab_multiple", "one_pass_loss", "recompute_activation", "split_qkv"),
+    *("micro", "micro_here", "chunk", "mode", "graphs_here", "model", "streams"),
+)
 Row = dict[str, Any]
 
 

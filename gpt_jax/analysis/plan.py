@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB
 from gpt_jax.errors import ConfigError, UserError, is_out_of_memory
 from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
-from gpt_jax.model import Params, init_cache, unstack_blocks
+from gpt_jax.model import Params, decoding_params, init_cache
 from gpt_jax.model.attention import choose_attention, needs_mesh
 from gpt_jax.parallel.backend import compiling_for, target_backend
 from gpt_jax.parallel.mesh import make_mesh
@@ -291,7 +292,7 @@ def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
     sharding = SingleDeviceSharding(device)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        (jax.eval_shape(unstack_blocks, params), jax.eval_shape(state)),
+        (jax.eval_shape(partial(decoding_params, model), params), jax.eval_shape(state)),
     )
     lowered = jit_decode(device.platform).lower(
         model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, mode="cached"

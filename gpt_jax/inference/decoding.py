@@ -21,7 +21,8 @@ import numpy as np
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.devices import compiler_options
-from gpt_jax.model import Cache, Params, forward, init_cache, unstack_blocks
+from gpt_jax.model import Cache, Params, decoding_params, forward, init_cache
+from gpt_jax.model.gpt import logits_from_hidden, output_head, pad_head
 
 Mode = Literal["cached", "recompute", "refill"]
 STREAM_TOKENS = 32  # tokens sampled per compiled call, and so shown at once
@@ -29,6 +30,7 @@ STREAM_TOKENS = 32  # tokens sampled per compiled call, and so shown at once
 FULL_CONTEXT_MODES: dict[str, Mode] = {"exact": "recompute", "refill": "refill"}
 PREFILL_CHUNKS = 8  # a full context is prefilled in at most this many chunks
 PREFILL_TOKENS = 16  # the smallest chunk, so that a short prompt costs little
+SMALLEST_CACHE = 256  # positions that are read for each token at least; see `filled_positions`
 
 
 class DecodeState(flax.struct.PyTreeNode):
@@ -121,7 +123,7 @@ def prefill(
     """
     S = config.block_size
     T = min(S, max(PREFILL_TOKENS, S // PREFILL_CHUNKS))
-    params = unstack_blocks(params)
+    params = decoding_params(config, params)
 
     def prefill_chunk(carry):
         cache, _ = carry
@@ -158,6 +160,7 @@ def decode(
     *,
     steps: int,
     mode: Mode,
+    filled: int | None = None,
 ) -> tuple[DecodeState, jax.Array]:
     """Samples tokens for every stream, all in one mode. Compiled.
 
@@ -170,12 +173,14 @@ def decode(
       mode: "cached" while the context is shorter than block_size: each token adds a position to the
         key/value cache. Tokens past block_size are then invalid, and the state stays that of the
         full context. Once it is full, "recompute" (a full forward pass per token) or "refill".
+      filled: in mode "cached", how many positions of the cache are read and written; at least the
+        context with the new tokens, or block_size, the default.
 
     Returns:
       (the state after the tokens, int32 (B, steps)).
     """
     run = jit_decode(jax.default_backend())
-    return run(config, params, state, filters, steps=steps, mode=mode)
+    return run(config, params, state, filters, steps=steps, mode=mode, filled=filled)
 
 
 @functools.cache
@@ -183,18 +188,27 @@ def jit_decode(platform: str):
     """Returns the compiled function of `decode` for a platform such as "cpu" or "tpu"."""
     return jax.jit(
         _decode,
-        static_argnames=("config", "steps", "mode"),
+        static_argnames=("config", "steps", "mode", "filled"),
         donate_argnames="state",
         compiler_options=compiler_options(platform, library_products=False),
     )
 
 
-def _decode(config, params, state, filters, *, steps, mode):
-    params = unstack_blocks(params)
+def _decode(config, params, state, filters, *, steps, mode, filled=None):
+    params = decoding_params(config, params)
     S = config.block_size
+    whole = state.cache
+    if filled is not None:
+        state = state.replace(cache=_resize(whole, whole, filled))
+
+    kernel_DV, bias_V = pad_head(output_head(config, params))
+    head = kernel_DV.astype(config.dtype), bias_V
 
     def cached(state: DecodeState, token_B) -> DecodeState:
-        logits_B1V, cache = forward(config, params, token_B[:, None], cache=state.cache)
+        (x_B1D, _), cache = forward(
+            config, params, token_B[:, None], cache=state.cache, return_hidden=True
+        )
+        logits_B1V = logits_from_hidden(x_B1D, head)[..., : config.vocab_size]
         at = (0, state.length)
         window_BS = jax.lax.dynamic_update_slice(state.window_BS, token_B[:, None], at)
         return state.replace(
@@ -235,7 +249,35 @@ def _decode(config, params, state, filters, *, steps, mode):
         state.keys_B, state.index + jnp.arange(steps, dtype=jnp.int32)
     )
     state, tokens_TB = jax.lax.scan(body, state, keys_TB)
+    if filled is not None:
+        state = state.replace(cache=_resize(state.cache, whole, S))
     return state, tokens_TB.T
+
+
+def _resize(cache: Cache, whole: Cache, size: int) -> Cache:
+    """Returns a cache of `size` positions: the cache's, and after them those of `whole`."""
+
+    def resize(x_NSK: jax.Array, whole_NSK: jax.Array) -> jax.Array:
+        if x_NSK.shape[1] >= size:
+            return x_NSK[:, :size]
+        return jax.lax.dynamic_update_slice(whole_NSK, x_NSK, (0, 0, 0))
+
+    return Cache(
+        k_NSK=tuple(map(resize, cache.k_NSK, whole.k_NSK)),
+        v_NSK=tuple(map(resize, cache.v_NSK, whole.v_NSK)),
+        length=cache.length,
+    )
+
+
+def filled_positions(length: int, block_size: int) -> int:
+    """Returns how many positions of the cache tokens up to `length` read: 256, 1,024, 4,096, ...
+
+    At most block_size. Each is a program, compiled once it is reached.
+    """
+    size = SMALLEST_CACHE
+    while size < length:
+        size *= 4
+    return min(size, block_size)
 
 
 def generate_tokens(
@@ -272,11 +314,15 @@ def generate_tokens(
     while done < max_new_tokens:
         mode = "cached" if length < config.block_size else FULL_CONTEXT_MODES[window]
         n = steps = 1 if mode == "refill" else STREAM_TOKENS
+        filled = None
         if mode == "cached":
             n = min(steps, config.block_size - length)
+            filled = filled_positions(length + steps, config.block_size)
             length += n
         elif mode == "refill":
             length = max(1, config.block_size // 2)
-        state, tokens_BT = decode(config, params, state, filters, steps=steps, mode=mode)
+        state, tokens_BT = decode(
+            config, params, state, filters, steps=steps, mode=mode, filled=filled
+        )
         yield np.asarray(tokens_BT)[:, : min(n, max_new_tokens - done)]
         done += n

@@ -79,23 +79,28 @@ def attend(
     v: jax.Array,
     start: int | jax.Array,
     dropout: Callable[[jax.Array], jax.Array],
+    scale: float = 1.0,
 ) -> jax.Array:
-    """Returns causal attention: softmax(q k^T) v over the positions up to each query's.
+    """Returns causal attention: softmax(scale q k^T) v over the positions up to each query's.
 
     Args:
       name: "plain", "blockwise" or "fused"; the last two are for start = 0 and without dropout.
         Fused attention on several TPUs needs the mesh to be set; see `needs_mesh`.
-      q: queries (.., H, T, K), scaled.
+      q: queries (.., H, T, K).
       k: keys (.., H', S, K). G = H / H' consecutive query heads share one key/value head.
       v: values, likewise.
       start: position of the first query; keys have the positions from 0.
       dropout: of the attention weights.
+      scale: of the scores.
 
     Returns:
       (.., H, T, K) of v's dtype. Scores and softmax are float32.
     """
+    if name == "fused" and target_backend() != "tpu":
+        return _cudnn(q, k, v, scale)
+    q = q * scale
     if name == "fused":
-        return _splash(q, k, v) if target_backend() == "tpu" else _cudnn(q, k, v)
+        return _splash(q, k, v)
     if name == "blockwise":
         return _blockwise(q, k, v)
     if name != "plain":
@@ -180,8 +185,13 @@ def _splash(q, k, v):
     return mapped(q, k, v)
 
 
-def _cudnn(q, k, v):
-    """cuDNN's flash attention (Dao et al. 2022, https://arxiv.org/abs/2205.14135)."""
+def _cudnn(q, k, v, scale):
+    """cuDNN's flash attention (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
+
+    Its gradient does not take an odd number of positions (seen with cuDNN 9.19 and jax 0.11.2).
+    """
+    if q.shape[-2] % 2:
+        return _blockwise(q * scale, k, v)
     q, k, v = (jnp.moveaxis(x, -3, -2) for x in (q, k, v))  # it takes (B, T, H, K)
-    y = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation="cudnn")
+    y = jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation="cudnn")
     return jnp.moveaxis(y, -2, -3)

@@ -38,18 +38,18 @@ from gpt_jax.model.layers import (
     WEIGHT_INIT,
     Dense,
     Dropout,
+    add_positions,
     apply_rope,
     make_norm,
     matmul,
     residual_init,
     rms_norm,
 )
+from gpt_jax.model.tuning import choose_tuning
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.sharding import constrain
 
 Params = Any  # the tree under "params": nested dicts of float32 arrays
-
-UNROLL = 6  # layers up to which the scan over blocks is unrolled, which trains a tenth faster
 
 # Activation checkpointing (rematerialisation; Chen et al. 2016, https://arxiv.org/abs/1604.06174):
 # what a block saves for its gradient; the backward pass recomputes the rest.
@@ -95,6 +95,19 @@ def unstack_blocks(params: Params) -> Params:
     return {**params, "blocks": tuple(layers)}
 
 
+def decoding_params(config: ModelConfig, params: Params) -> Params:
+    """Returns params as decoding reads them, which it does for every token.
+
+    Blocks are unstacked, and the kernels of matrix products have the model's dtype, which training
+    converts them to as well. Done once, before decoding; done again it changes nothing.
+    """
+
+    def convert(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        return x.astype(config.dtype) if path[-1].key == "kernel" else x
+
+    return jax.tree.map_with_path(convert, unstack_blocks(params))
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2).
 
@@ -124,8 +137,12 @@ class Attention(nn.Module):
         c = self.config
         B, T, D = x_BTD.shape
         H, K = c.n_head, c.head_size
-        qkv_BTE = Dense((H + 2 * c.kv_heads) * K, use_bias=c.qkv_bias, name="qkv")(x_BTD)
-        split = jnp.split(qkv_BTE, [H * K, (H + c.kv_heads) * K], axis=-1)
+        features, cuts = (H + 2 * c.kv_heads) * K, (H * K, (H + c.kv_heads) * K)
+        if choose_tuning(target_backend(), D).split_qkv:
+            split = Dense(features, use_bias=c.qkv_bias, cuts=cuts, name="qkv")(x_BTD)
+        else:
+            qkv_BTE = Dense(features, use_bias=c.qkv_bias, name="qkv")(x_BTD)
+            split = jnp.split(qkv_BTE, cuts, axis=-1)
         split = [constrain(x_BTE, "batch", "time", "width") for x_BTE in split]
         q, k, v = (
             # (B, H or H / G, T, K)
@@ -153,7 +170,7 @@ class Attention(nn.Module):
         name = choose_attention(c, target_backend())[0] if whole else "plain"
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
         drop = functools.partial(Dropout(c.dropout), deterministic=deterministic)
-        y_BHTK = attend(name, q * scale, k, v, start, drop).reshape(B, H, T, K)
+        y_BHTK = attend(name, q, k, v, start, drop, scale).reshape(B, H, T, K)
         y_BTHK = jnp.moveaxis(constrain(y_BHTK, "batch", "heads"), 1, 2)
         y_BTD = constrain(y_BTHK.reshape(B, T, D), "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
@@ -196,7 +213,35 @@ class OutputHead(nn.Module):
         return kernel_DV, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
-def logits_from_hidden(x_BTD: jax.Array, head: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+Head = tuple[jax.Array, jax.Array | None]  # of the output: kernel_DV and bias_V
+
+
+def output_head(config: ModelConfig, params: Params) -> Head:
+    """Returns the parameters of the output head, as a GPT with return_hidden=True returns them."""
+    if config.tied:
+        return params["tokens"]["embedding"].T, params.get("head_bias")
+    return params["head"]["kernel"], params["head"].get("bias")
+
+
+def pad_head(head: Head) -> Head:
+    """Returns an output head whose vocabulary has a size that the device multiplies fast.
+
+    The ids added have the logit -1e9, so that their probability is 0 and so is their gradient. A
+    product over 50257 ids is copied or takes slow kernels on a GPU; one over 50304 does not.
+    """
+    kernel_DV, bias_V = head
+    D, V = kernel_DV.shape
+    added = -V % choose_tuning(target_backend(), D).vocab_multiple
+    if not added:
+        return head
+    bias_V = jnp.zeros(V) if bias_V is None else bias_V
+    return (
+        jnp.pad(kernel_DV, ((0, 0), (0, added))),
+        jnp.pad(bias_V, (0, added), constant_values=-1e9),
+    )
+
+
+def logits_from_hidden(x_BTD: jax.Array, head: Head) -> jax.Array:
     """Returns the float32 logits (B, T, V) of final hidden states; head is (kernel_DV, bias_V)."""
     kernel_DV, bias_V = head
     logits_BTV = matmul(x_BTD, kernel_DV, jnp.float32)
@@ -237,9 +282,9 @@ class GPT(nn.Module):
             them in chunks.
 
         Returns:
-          float32 logits (B, T, V). With a cache, (logits, the cache with tokens_BT added). With
-          return_hidden, (x_BTD, head): the normalised output of the last block, and the parameters
-          of the output head.
+          float32 logits (B, T, V). With return_hidden, in their place (x_BTD, head): the normalised
+          output of the last block, and the parameters of the output head. With a cache, (either of
+          these, the cache with tokens_BT added).
         """
         c = self.config
         if not c.vocab_size:
@@ -252,7 +297,7 @@ class GPT(nn.Module):
         x_BTD = embed(tokens_BT)
         if c.positions == "learned":
             position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
-            x_BTD += jax.lax.dynamic_slice_in_dim(position_SD, start, T)
+            x_BTD = add_positions(x_BTD, jax.lax.dynamic_slice_in_dim(position_SD, start, T))
         x_BTD = x_BTD.astype(c.dtype)
         x_BTD = Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic)
         x_BTD = constrain(x_BTD, "batch", "time")
@@ -266,7 +311,8 @@ class GPT(nn.Module):
                 x_BTD, new = block.apply({"params": layer}, x_BTD, cached, start)
                 kv.append(new)
         else:
-            block, unroll = Block, c.n_layer if c.n_layer <= UNROLL else 1
+            deepest = choose_tuning(target_backend(), c.n_embd).unroll
+            block, unroll = Block, c.n_layer if c.n_layer <= deepest else 1
             if c.remat != "none":
                 # Only in a loop does XLA not merge a recomputation with the first computation.
                 block, unroll = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=False), 1
@@ -285,13 +331,11 @@ class GPT(nn.Module):
             head = embed.embedding.T, self.param(*bias) if c.head_bias else None
         else:
             head = OutputHead(c.vocab_size, use_bias=c.head_bias, name="head")(c.n_embd)
-        if return_hidden:
-            return x_BTD, head
-        logits_BTV = logits_from_hidden(x_BTD, head)
+        output = (x_BTD, head) if return_hidden else logits_from_hidden(x_BTD, head)
         if cache is None:
-            return logits_BTV
+            return output
         k_NSK, v_NSK = zip(*kv, strict=True)
-        return logits_BTV, Cache(k_NSK=k_NSK, v_NSK=v_NSK, length=cache.length + T)
+        return output, Cache(k_NSK=k_NSK, v_NSK=v_NSK, length=cache.length + T)
 
 
 def forward(config: ModelConfig, params: Params, tokens_BT, **kwargs) -> Any:

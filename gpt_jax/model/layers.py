@@ -6,6 +6,8 @@ None of them uses the cache. Letters in names are those of `gpt.py`, which combi
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +15,8 @@ import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.config.activations import ACTIVATIONS
+from gpt_jax.model.tuning import choose_tuning
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.sharding import constrain
 
 WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
@@ -36,55 +40,101 @@ def matmul(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.
     For mixed precision: the kernel's gradient, a sum over all tokens and devices, is float32.
     """
     if x.dtype == jnp.float32:
-        return x @ kernel
-    return _matmul_float32_grad(jnp.dtype(dtype), x, kernel)
+        return _with_enough_rows(lambda x: x @ kernel, x)
+    return _with_enough_rows(lambda x: _mixed_affine(jnp.dtype(dtype), x, kernel, None), x)
+
+
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Returns x W + b for float32 parameters, in x's dtype; their gradients are float32 sums."""
+    if x.dtype == jnp.float32:
+        y = _with_enough_rows(lambda x: x @ kernel, x)
+        return y if bias is None else y + bias
+    return _with_enough_rows(lambda x: _mixed_affine(x.dtype, x, kernel, bias), x)
+
+
+def _with_enough_rows(product: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Returns product(x), of rows padded with zeros where there are too few to be fast."""
+    n = x.size // x.shape[-1]
+    least = choose_tuning(target_backend(), x.shape[-1]).least_rows
+    if n >= least:
+        return product(x)
+    rows = jnp.pad(x.reshape(n, x.shape[-1]), ((0, least - n), (0, 0)))
+    return product(rows)[:n].reshape(*x.shape[:-1], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul_float32_grad(dtype: jnp.dtype, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+def _mixed_affine(dtype, x, kernel, bias):
+    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+    return y if bias is None else y + bias.astype(dtype)
 
 
-def _matmul_float32_grad_forward(dtype, x, kernel):
+def _mixed_affine_forward(dtype, x, kernel, bias):
     kernel = kernel.astype(x.dtype)
-    return jnp.dot(x, kernel, preferred_element_type=dtype), (x, kernel)
+    return _mixed_affine(dtype, x, kernel, bias), (x, kernel, bias is None)
 
 
-def _matmul_float32_grad_backward(dtype, saved, gradient):
-    x, kernel = saved
+def _mixed_affine_backward(dtype, saved, gradient):
+    x, kernel, no_bias = saved
     tokens = tuple(range(x.ndim - 1))
-    # Where the product is float32 so is its gradient, which is not rounded first.
+    of_bias = None if no_bias else gradient.astype(jnp.float32).sum(tokens)
+    # Of logits it is float32. Rounded, both products take the fast path of matrix units; a CPU has
+    # none, and XLA no bfloat16 product there whose float32 result is transposed.
+    if target_backend() != "cpu":
+        gradient = gradient.astype(x.dtype)
     of_x = jax.lax.dot_general(
-        gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype
+        gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=x.dtype
     )
     of_kernel = jax.lax.dot_general(
         x, gradient, ((tokens, tokens), ((), ())), preferred_element_type=jnp.float32
     )
-    return of_x.astype(x.dtype), of_kernel
+    return of_x, of_kernel, of_bias
 
 
-_matmul_float32_grad.defvjp(_matmul_float32_grad_forward, _matmul_float32_grad_backward)
+_mixed_affine.defvjp(_mixed_affine_forward, _mixed_affine_backward)
+
+
+@jax.custom_vjp
+def add_positions(x_BTD: jax.Array, position_TD: jax.Array) -> jax.Array:
+    """Returns x + position for every sequence.
+
+    The gradient of position is a sum over B. On a GPU, XLA gives every array of the model a slow
+    layout for the sake of a sum of 32 or more, so it is a sum of smaller ones there.
+    """
+    return x_BTD + position_TD
+
+
+def _add_positions_backward(_, gradient_BTD):
+    tuning = choose_tuning(target_backend(), gradient_BTD.shape[-1])
+    n = tuning.most_summed or len(gradient_BTD)
+    parts = [gradient_BTD[i : i + n].sum(axis=0) for i in range(0, len(gradient_BTD), n)]
+    return gradient_BTD, functools.reduce(jnp.add, parts)
+
+
+add_positions.defvjp(lambda x, position: (x + position, None), _add_positions_backward)
 
 
 class Dense(nn.Module):
-    """x W + b, computed in x's dtype; the parameters and their gradients are float32.
+    """`affine` with parameters; with `cuts`, a list of its parts as jnp.split cuts the features.
 
-    The bias is added in float32, so that its gradient is summed over all tokens in float32; linen's
-    Dense would sum thousands of terms in bfloat16, which has 8 bits.
+    Each part is then a matrix product of its own.
     """
 
     features: int
     use_bias: bool
     kernel_init: nn.initializers.Initializer = WEIGHT_INIT
+    cuts: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Any:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = matmul(x, kernel, x.dtype)
-        if not self.use_bias:
-            return y
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return (y + bias).astype(x.dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if not self.cuts:
+            return affine(x, kernel, bias)
+        kernels = jnp.split(kernel, self.cuts, axis=1)
+        biases = [None] * len(kernels) if bias is None else jnp.split(bias, self.cuts)
+        return [affine(x, *parameters) for parameters in zip(kernels, biases, strict=True)]
 
 
 def rms_norm(name: str, dtype: jax.typing.DTypeLike = jnp.float32) -> nn.RMSNorm:
@@ -146,11 +196,14 @@ class MLP(nn.Module):
         c = self.config
         D, F = x_BTD.shape[-1], mlp_width(c)
         activation = ACTIVATIONS[c.activation]
+        function = functools.partial(activation.function, jax)
+        if choose_tuning(target_backend(), D).recompute_activation:
+            function = jax.checkpoint(function)
         h_BTF = Dense(F, use_bias=c.bias, name="up")(x_BTD)
         if activation.gated:
-            h_BTF *= activation.function(jax, Dense(F, use_bias=c.bias, name="gate")(x_BTD))
+            h_BTF *= function(Dense(F, use_bias=c.bias, name="gate")(x_BTD))
         else:
-            h_BTF = activation.function(jax, h_BTF)
+            h_BTF = function(h_BTF)
         h_BTF = constrain(h_BTF, "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
         return Dropout(c.dropout)(y_BTD, deterministic=deterministic)

@@ -10,13 +10,73 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config import ModelConfig, TrainConfig
-from gpt_jax.model.gpt import Params, forward, logits_from_hidden
+from gpt_jax.model.gpt import Head, Params, forward, logits_from_hidden, pad_head
+from gpt_jax.model.tuning import choose_tuning
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.sharding import axis_size, constrain
 
 
-def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Returns the cross-entropy of each target, -log softmax(logits)[target], in nats: (B, T)."""
+def token_losses(
+    logits_BTV: jax.Array, targets_BT: jax.Array, *, one_pass: bool = False
+) -> jax.Array:
+    """Returns the cross-entropy of each target, -log softmax(logits)[target], in nats: (B, T).
+
+    With one_pass, softmax and its gradient take the fewest passes over the logits.
+    """
+    if one_pass:
+        return _one_pass_losses(logits_BTV, targets_BT)
     return optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
+
+
+@jax.custom_vjp
+def _one_pass_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """`token_losses` whose gradient, softmax - one-hot, is one pass over the logits.
+
+    Derived from the logarithm of the sum of exponentials it is three, and a scatter.
+    """
+    return _one_pass_forward(logits_BTV, targets_BT)[0]
+
+
+def _one_pass_forward(logits_BTV, targets_BT):
+    log_sum_BT = _log_sum_exp(logits_BTV)
+    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return log_sum_BT - target_BT, (logits_BTV, targets_BT, log_sum_BT)
+
+
+def _one_pass_backward(saved, gradient_BT):
+    logits_BTV, targets_BT, log_sum_BT = saved
+    id_BTV = jax.lax.broadcasted_iota(targets_BT.dtype, logits_BTV.shape, logits_BTV.ndim - 1)
+    softmax_BTV = jnp.exp(logits_BTV - log_sum_BT[..., None])
+    one_hot_BTV = id_BTV == targets_BT[..., None]
+    return (softmax_BTV - one_hot_BTV) * gradient_BT[..., None], None
+
+
+_one_pass_losses.defvjp(_one_pass_forward, _one_pass_backward)
+
+
+def _log_sum_exp(x_BTV: jax.Array) -> jax.Array:
+    """jax.nn.logsumexp over the last axis, with one pass over it: it has no gradient of its own.
+
+    The maximum and the sum are found together (Milakov and Gimelshein 2018,
+    https://arxiv.org/abs/1805.02867, section 3).
+    """
+
+    def combine(a, b):
+        (max_a, sum_a), (max_b, sum_b) = a, b
+        top = jnp.maximum(max_a, max_b)
+        return top, sum_a * jnp.exp(max_a - top) + sum_b * jnp.exp(max_b - top)
+
+    lowest = jnp.finfo(x_BTV.dtype).min, jnp.zeros((), x_BTV.dtype)
+    axis = x_BTV.ndim - 1
+    top_BT, sum_BT = jax.lax.reduce((x_BTV, jnp.ones_like(x_BTV)), lowest, combine, (axis,))
+    return top_BT + jnp.log(sum_BT)
+
+
+def losses_from_hidden(x_BTD: jax.Array, head: Head, targets_BT: jax.Array) -> jax.Array:
+    """Returns `token_losses` of final hidden states; x_BTD and head as `model.GPT` returns them."""
+    one_pass = choose_tuning(target_backend(), x_BTD.shape[-1]).one_pass_loss
+    logits_BTV = logits_from_hidden(x_BTD, pad_head(head))
+    return token_losses(logits_BTV, targets_BT, one_pass=one_pass)
 
 
 def chunked_losses(
@@ -34,6 +94,7 @@ def chunked_losses(
       targets_BT: integers.
       loss_chunk: tokens.
     """
+    head = pad_head(head)  # once, not for each chunk
     B, T, _ = x_BTD.shape
     P = axis_size("time")
     own = T // P
@@ -49,8 +110,7 @@ def chunked_losses(
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # in a loop there is nothing to merge
     def chunk_losses(chunk):
-        x_BtD, targets_Bt = chunk
-        return token_losses(logits_from_hidden(x_BtD, head), targets_Bt)
+        return losses_from_hidden(chunk[0], head, chunk[1])
 
     losses = jax.lax.map(chunk_losses, (split(x_BTD), split(targets_BT)))
     losses_BPnt = jnp.moveaxis(losses.reshape(n, B, P, t), 0, 2)
@@ -71,10 +131,11 @@ def batch_losses(
     """
     inputs_BT, targets_BT = (constrain(x, "batch", "time") for x in (batch[:, :-1], batch[:, 1:]))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    kwargs = {"deterministic": dropout_key is None, "rngs": rngs}
+    x_BTD, head = forward(
+        model, params, inputs_BT, return_hidden=True, deterministic=dropout_key is None, rngs=rngs
+    )
     if loss_chunk is None:
-        return token_losses(forward(model, params, inputs_BT, **kwargs), targets_BT)
-    x_BTD, head = forward(model, params, inputs_BT, return_hidden=True, **kwargs)
+        return losses_from_hidden(x_BTD, head, targets_BT)
     return chunked_losses(x_BTD, head, targets_BT, loss_chunk)
 
 

@@ -19,7 +19,7 @@ from gpt_jax.config import Config
 from gpt_jax.config.fields import plain
 from gpt_jax.errors import UserError
 from gpt_jax.hf import tokenizer as hf_tokenizer
-from gpt_jax.model import GPT, Params, unstack_blocks
+from gpt_jax.model import GPT, Params, decoding_params
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, read_summary
 from gpt_jax.run.metrics import read_rows
@@ -57,8 +57,8 @@ class Run:
 
     @functools.cached_property
     def decode_params(self) -> Params:
-        """The parameters with a separate subtree per block, as decoding reads them."""
-        return jax.jit(unstack_blocks)(self.params)
+        """The parameters as decoding reads them, see `gpt_jax.model.decoding_params`."""
+        return jax.jit(decoding_params, static_argnums=0)(self.config.model, self.params)
 
 
 def load_run(

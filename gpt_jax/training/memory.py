@@ -26,8 +26,8 @@ from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB, available_memory
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.model.attention import QUERY_BLOCK, choose_attention
-from gpt_jax.model.gpt import UNROLL
 from gpt_jax.model.layers import mlp_width
+from gpt_jax.model.tuning import choose_tuning
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.mesh import resolve_axis_sizes
 from gpt_jax.training.state import state_shapes
@@ -71,8 +71,9 @@ def estimate_memory(
     data, fsdp, tensor, sequence = mesh
     state = state_shapes(model, config.optim)
     gradients = _size(state.params)
-    if train.micro_batch_size < train.batch_size:
-        gradients *= 2  # their sum, and those of one micro-batch
+    one_pass_loss = choose_tuning(backend, model.n_embd).one_pass_loss
+    if train.micro_batch_size < train.batch_size and not one_pass_loss:
+        gradients *= 2  # their sum, and those of one micro-batch, which one_pass_loss adds at once
     state_bytes = (_size(state) + gradients) // (fsdp * tensor)
     B = -(-train.micro_batch_size // (data * fsdp))
     T = model.block_size // sequence  # tokens of a sequence on a device, but for attention
@@ -80,7 +81,8 @@ def estimate_memory(
     loss_tokens = B * T
     if train.loss_chunk is not None:
         loss_tokens = min(loss_tokens, max(B, train.loss_chunk // (data * fsdp * sequence)))
-    logits = 2 * FLOAT32 * loss_tokens * model.vocab_size  # and their gradient
+    gradient_item = jnp.dtype(model.dtype).itemsize if one_pass_loss else FLOAT32
+    logits = (FLOAT32 + gradient_item) * loss_tokens * model.vocab_size  # and their gradient
     step = model.n_layer * saved_activations + max(peak_transient, logits)
     tokens = 2 * train.eval_batches * train.batch_size * (model.block_size + 1)  # of two splits
     return MemoryEstimate(state=state_bytes, activations=max(step, INT32 * tokens))
@@ -108,9 +110,14 @@ def _block_bytes(model: ModelConfig, B: int, T: int, tensor: int, backend: str) 
     products = qkv // tensor + D + up // tensor + D
     # Two residual sums, two norms, attention's result, the MLP's middle after its activation.
     kept = item * (products + 3 * D + width // tensor)
-    if model.remat == "none":
+    tuning = choose_tuning(backend, D)
+    unrolled = model.n_layer <= tuning.unroll
+    if model.remat == "none" and tuning.recompute_activation and unrolled:
+        # Without proj's and down's results, one sum and the norms: as compiled for an H200.
+        kept = item * (qkv // tensor + up // tensor + 2 * D + width // tensor)
+    elif model.remat == "none":
         kept += 4 * FLOAT32 * D  # two arrays of each norm, float32 whatever the dtype
-        if model.n_layer > UNROLL:  # in a loop; unrolled, XLA recomputes these
+        if not unrolled and not tuning.recompute_activation:  # in a loop; else these are recomputed
             kept += item * activation.saved_arrays * width // tensor
     attention, _ = choose_attention(model, backend)
     block = B * T * (kept + (FLOAT32 * H * S if attention == "plain" else 0))

@@ -151,6 +151,31 @@ def test_greedy_decoding_equals_the_full_forward_across_the_border(prompt):
 
 
 @pytest.mark.slow
+def test_only_the_filled_positions_of_the_cache_are_read(monkeypatch):
+    """The same tokens, however many positions a program reads; each program is compiled once."""
+    expected = generate([3], 12, num_samples=2, filters=Filters(temperature=1.0))
+    monkeypatch.setattr(decoding, "SMALLEST_CACHE", 2)
+    monkeypatch.setattr(decoding, "STREAM_TOKENS", 1)
+    asked = []
+    real = decoding.decode
+    monkeypatch.setattr(
+        decoding, "decode", lambda *args, **kw: asked.append(kw["filled"]) or real(*args, **kw)
+    )
+    found = generate([3], 12, num_samples=2, filters=Filters(temperature=1.0))
+    np.testing.assert_array_equal(found, expected)
+    assert asked == [2] + [8] * 6 + [None] * 5  # tokens 2, 3 to 8, then the context is full
+
+
+@pytest.mark.parametrize(
+    ("length", "block_size", "expected"),
+    [(1, 64, 64), (33, 1024, 256), (256, 1024, 256), (257, 1024, 1024), (1056, 1024, 1024),
+     (257, 600, 600), (1025, 8192, 4096)],
+)  # fmt: skip
+def test_positions_of_the_cache_grow_by_fours(length, block_size, expected):
+    assert decoding.filled_positions(length, block_size) == expected
+
+
+@pytest.mark.slow
 def test_logits_stay_equal_to_the_full_forwards_across_the_border():
     padded = np.zeros(TINY.block_size, np.int32)
     padded[:3] = text = [1, 2, 3]

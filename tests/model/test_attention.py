@@ -241,12 +241,15 @@ def test_fused_calls_cudnn_with_what_plain_attends_to(monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (2, 4, 7, 8))
-    k, v = (jax.random.normal(key, (2, 2, 7, 8)) for key in keys[1:])
-    plain, fused = (
-        jax.jit(lambda q, k, v, name=name: attend(name, q, k, v, 0, lambda w: w))(q, k, v)
-        for name in ("plain", "fused")
-    )
-    # Weighted means of 7 values of at most 4; scores of 8 terms of at most 16, after exp.
-    np.testing.assert_allclose(fused, plain, atol=8 * 16 * EPS * 4)
-    assert asked == ["cudnn"]
+    q = jax.random.normal(keys[0], (2, 4, 8, 8))
+    k, v = (jax.random.normal(key, (2, 2, 8, 8)) for key in keys[1:])
+    for length, calls in ((8, ["cudnn"]), (7, []), (1, [])):  # its gradient takes even lengths only
+        asked.clear()
+        short = [x[..., :length, :] for x in (q, k, v)]
+        plain, fused = (
+            jax.jit(lambda q, k, v, name=name: attend(name, q, k, v, 0, lambda w: w))(*short)
+            for name in ("plain", "fused")
+        )
+        # Weighted means of 8 values of at most 4; scores of 8 terms of at most 16, after exp.
+        np.testing.assert_allclose(fused, plain, atol=8 * 16 * EPS * 4)
+        assert asked == calls

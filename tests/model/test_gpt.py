@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 
 from gpt_jax.config import ModelConfig, list_configs, load_config
 from gpt_jax.config.files import config_dir
-from gpt_jax.model import GPT, forward, gpt, init_cache
+from gpt_jax.model import GPT, forward, init_cache, tuning
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import state_shardings
 from gpt_jax.prng import make_keys
@@ -555,7 +555,7 @@ def test_blocks_of_deep_models_are_a_loop_and_compute_the_same(monkeypatch):
     rolled, unrolled = (jax.jit(forward, static_argnums=0) for _ in range(2))
     assert "while" in rolled.lower(config, params, TOKENS_BT).as_text()
     expected = rolled(config, params, TOKENS_BT)
-    monkeypatch.setattr(gpt, "UNROLL", 7)
+    monkeypatch.setattr(tuning, "CPU", dataclasses.replace(tuning.CPU, unroll=7))
     jax.clear_caches()
     assert "while" not in unrolled.lower(config, params, TOKENS_BT).as_text()
     atol = 20 * 64 * EPS * float(jnp.abs(expected).max())

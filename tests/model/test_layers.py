@@ -14,7 +14,6 @@ from gpt_jax.config import Config, TrainConfig
 from gpt_jax.config.activations import ACTIVATIONS, Activation
 from gpt_jax.errors import ConfigError
 from gpt_jax.model import GPT, forward
-from gpt_jax.model.gpt import UNROLL
 from gpt_jax.model.layers import (
     MLP,
     Dropout,
@@ -23,6 +22,7 @@ from gpt_jax.model.layers import (
     make_norm,
     mlp_width,
 )
+from gpt_jax.model.tuning import CPU
 from gpt_jax.training.memory import estimate_memory
 
 
@@ -48,7 +48,7 @@ def test_a_new_activation_is_one_entry(monkeypatch, gated):
     entry = Activation(lambda jax, x: jax.nn.softplus(x), gated=gated)
     name = f"softplus, gated={gated}"  # shapes of states are cached by their settings
     monkeypatch.setitem(ACTIVATIONS, name, entry)
-    config = dataclasses.replace(TINY, activation=name, dropout=0.0, n_layer=UNROLL + 1)
+    config = dataclasses.replace(TINY, activation=name, dropout=0.0, n_layer=CPU.unroll + 1)
     relu = dataclasses.replace(config, activation="swiglu" if gated else "relu")
     params = GPT(relu).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     tokens_BT = jnp.arange(8)[None]

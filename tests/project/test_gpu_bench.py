@@ -1,5 +1,6 @@
 """benchmarks/gpu still fits the package, and reads compiled programs right; no GPU is needed."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,22 +8,22 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import internals
+from benchmarks.gpu import harness, internals
 from benchmarks.gpu.chips import CHIPS, model_flops_utilisation
 from benchmarks.gpu.compile_for_gpu import count_graphs, parse_values
 from benchmarks.gpu.hlo_text import find_kernels
+from benchmarks.gpu.project_steps import change_project
 from benchmarks.gpu.roofline import Rates, summarize
 from benchmarks.gpu.summary import format_results
 from gpt_jax.analysis import chips
 from gpt_jax.config import override
 from gpt_jax.inference import decoding
-from gpt_jax.model import gpt, layers, loss
-from gpt_jax.training import compiled_steps, memory
+from gpt_jax.model import tuning
+from gpt_jax.training import compiled_steps
 
 # A loop of 3 iterations with a product and a slice of a stacked array; beside it a copy that other
 # kernels overlap, one that they do not, and a sum over devices.
@@ -173,42 +174,18 @@ def test_programs_run(one_device):
     assert sum(x.size for x in jax.tree.leaves(gradient)) == training.n_params
 
 
-@pytest.mark.slow
-def test_the_one_pass_loss_has_the_same_value_and_gradient():
-    logits = 3 * jax.random.normal(jax.random.key(0), (2, 5, 11))
-    targets = jax.random.randint(jax.random.key(1), (2, 5), 0, 11)
-    weights = jax.random.normal(jax.random.key(2), (2, 5))
-    results = []
-    for losses in (loss.token_losses, internals.token_losses):
-        total = lambda x, losses=losses: (losses(x, targets) * weights).sum()
-        results.append(jax.value_and_grad(total)(logits))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
-
-
 def test_the_changes_find_what_they_change(monkeypatch):
-    original = loss.token_losses
-    patched = [(gpt, "UNROLL"), (memory, "UNROLL"), (loss, "token_losses")]
-    patched += [(compiled_steps, "compiler_options"), (decoding, "compiler_options")]
+    patched = [(tuning, "CUDA"), (compiled_steps, "compiler_options")]
+    patched += [(decoding, "compiler_options")]
     for module, name in patched:
         monkeypatch.setattr(module, name, getattr(module, name))  # to be restored
-    try:
-        internals.apply_changes(
-            unroll=12, bf16_head=True, own_loss=True, options=internals.GRAPHS["step"]
-        )
-        gradient = jnp.full((3, 5), 1.001)
-        saved = jnp.ones((3, 2), jnp.bfloat16), jnp.ones((2, 5), jnp.bfloat16)
-        _, of_kernel = internals._matmul_backward_in_bf16(jnp.dtype("float32"), saved, gradient)
-        np.testing.assert_array_equal(of_kernel, 3)  # a sum of 3 times 1.001, each rounded to 1
-    finally:
-        layers._matmul_float32_grad.defvjp(
-            layers._matmul_float32_grad_forward, layers._matmul_float32_grad_backward
-        )
-    assert gpt.UNROLL == memory.UNROLL == 12
-    assert loss.token_losses is not original
+    assert set(harness.PLAIN) == {field.name for field in dataclasses.fields(tuning.CPU)}
+    change_project({"tuning": "plain", "unroll": "3"}, "step")
+    assert dataclasses.replace(tuning.CPU, unroll=3) == tuning.choose_tuning("cuda 9.0", 768)
     options = compiled_steps.compiler_options("gpu", library_products=True)
     assert options == internals.GRAPHS["step"]
     with pytest.raises(AttributeError, match=r"has no NOTHING: adapt .*internals\.py"):
-        internals._replace(gpt, "NOTHING", 1)
+        internals._replace(tuning, "NOTHING", 1)
 
 
 def test_settings_and_graphs_are_read(tmp_path):

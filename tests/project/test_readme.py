@@ -178,7 +178,7 @@ def test_the_commands_beside_main_are_there():
 
 
 def test_every_option_that_the_pages_name_is_one_of_the_command_line(capsys):
-    known = {"--local-dir", "--device"}  # of hf, and of benchmarks/speed.py
+    known = {"--local-dir"}  # of hf
     for verb in VERBS:
         with pytest.raises(SystemExit):
             main.main([verb, "--help"])

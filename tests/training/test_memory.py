@@ -90,17 +90,21 @@ def test_a_setting_that_the_estimate_does_not_know_makes_it_smaller_never_larger
 
 
 def test_the_estimate_by_hand():
-    """base: state and gradients are float32, twice the latter in parts; bfloat16 activations."""
+    """base: state and gradients are float32; on a GPU their sum alone. Activations are bfloat16."""
     config = with_vocabulary("base", 50257)
     P, L, D, tokens = 124_439_808, 12, 768, 32 * 1024
     need = estimate_memory(config, (1, 1, 1, 1), "cuda 9.0")
-    assert (
-        need.state == 4 * (3 * P + 2 * P) + 3 * 4
-    )  # counters: the state's, Adam's, the schedule's
+    counters = 3 * 4  # the state's, Adam's, the schedule's
+    assert need.state == 4 * (3 * P + P) + counters
     again = 2 * (3 * D + D + 4 * D + D + 3 * D + 4 * D)
-    kept = again + 2 * 2 * 4 * D + 3 * 2 * 4 * D  # what norms and gelu keep
-    logits = 2 * 4 * 8192 * 50257
+    kept = 2 * (3 * D + 4 * D + 2 * D + 4 * D)
+    logits = (4 + 2) * tokens * 50257
     assert need.activations == L * tokens * kept + logits
+    on_tpu = estimate_memory(config, (1, 1, 1, 1), "tpu")
+    assert on_tpu.state == 4 * (3 * P + 2 * P) + counters
+    kept_by_norms_and_gelu = 2 * 2 * 4 * D + 3 * 2 * 4 * D
+    whole_logits = 2 * 4 * tokens * 50257
+    assert on_tpu.activations == L * tokens * (again + kept_by_norms_and_gelu) + whole_logits
     for mesh in ((8, 1, 1, 1), (2, 1, 1, 4)):
         needed = L * tokens // 8 * kept + logits // 8
         assert estimate_memory(config, mesh, "cuda 9.0").activations == needed

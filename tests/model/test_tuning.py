@@ -1,0 +1,110 @@
+"""The tunings for kinds of devices: the same loss and gradients, arranged otherwise.
+
+Everything here is computed on this machine's CPU, in float32, with the tuning of another device.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+
+from gpt_jax.config import ModelConfig, TrainConfig
+from gpt_jax.model import GPT, tuning
+from gpt_jax.model.gpt import pad_head
+from gpt_jax.model.layers import matmul
+from gpt_jax.model.loss import loss_fn, token_losses
+from gpt_jax.model.tuning import CPU, CUDA, choose_tuning
+from gpt_jax.parallel.backend import compiling_for
+
+EPS = np.finfo(np.float32).eps
+MODELS = {
+    "tied": dataclasses.replace(TINY, activation="gelu", qkv_bias=True, vocab_size=11),
+    "head with bias": dataclasses.replace(TINY, tied=False, head_bias=True, vocab_size=130),
+    "gated, grouped": dataclasses.replace(
+        TINY, activation="swiglu", n_kv_head=1, qkv_bias=False, bias=False, norm="rms"
+    ),
+    "tied, bias, remat": dataclasses.replace(TINY, head_bias=True, remat="dots", vocab_size=128),
+}
+
+
+def loss_and_gradient(model: ModelConfig, loss_chunk: int | None):
+    params = GPT(model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda x: 5 * x + 0.01, params)  # far from uniform, and no bias is 0
+    batch = jax.random.randint(jax.random.key(1), (3, model.block_size + 1), 0, model.vocab_size)
+    train = TrainConfig(loss_chunk=loss_chunk)
+    jax.clear_caches()
+    key = jax.random.key(2)
+    loss = functools.partial(loss_fn, model, batch=batch, dropout_key=key, train=train)
+    return jax.jit(jax.value_and_grad(lambda params: loss(params)))(params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_gpus_tuning_computes_the_same(monkeypatch, name):
+    """Each gradient within what sums of some hundred roundings allow, of its largest entry."""
+    model = dataclasses.replace(MODELS[name], dropout=0.1)
+    for loss_chunk in (None, 5):
+        monkeypatch.setattr(tuning, "CPU", CPU)
+        loss, gradient = loss_and_gradient(model, loss_chunk)
+        monkeypatch.setattr(tuning, "CPU", CUDA)
+        other_loss, other = loss_and_gradient(model, loss_chunk)
+        assert float(other_loss) == pytest.approx(float(loss), rel=float(50 * EPS))
+        for path, expected in jax.tree.leaves_with_path(gradient):
+            found = functools.reduce(lambda tree, key: tree[key.key], path, other)
+            bound = 500 * EPS * float(jnp.abs(expected).max())
+            np.testing.assert_allclose(found, expected, atol=bound, err_msg=f"{path}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(CUDA)])
+def test_each_choice_changes_the_program(monkeypatch, field):
+    """A choice that nothing reads would be a claim about speed that nothing keeps."""
+    model = dataclasses.replace(TINY, n_layer=7, activation="gelu")
+    programs = set()
+    for value in (getattr(CPU, field), getattr(CUDA, field)):
+        monkeypatch.setattr(tuning, "CPU", dataclasses.replace(CPU, **{field: value}))
+        jax.clear_caches()
+        params = jax.eval_shape(
+            lambda: GPT(model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        )
+        B = 17 if field == "most_summed" else 1
+        batch = jnp.zeros((B, model.block_size + 1), jnp.int32)
+        gradient = jax.grad(functools.partial(loss_fn, model, batch=batch))
+        programs.add(str(jax.make_jaxpr(lambda params: gradient(params))(params)))  # noqa: B023
+    assert len(programs) == 2
+
+
+def test_a_backend_has_one_tuning():
+    assert all(choose_tuning(backend, 768) == CPU for backend in ("cpu", "tpu", "rocm"))
+    assert choose_tuning("cuda 7.5", 768) == choose_tuning("cuda 9.0", 256) == CUDA
+    assert choose_tuning("cuda 9.0", 128) == CPU
+
+
+def test_ids_that_pad_the_vocabulary_have_no_probability():
+    logits = 3 * jax.random.normal(jax.random.key(0), (2, 128, 11))
+    targets = jax.random.randint(jax.random.key(1), (2, 128), 0, 11)
+    expected = token_losses(logits, targets)
+    with compiling_for("cuda 9.0"):
+        kernel_DV, bias_V = pad_head((logits.reshape(256, 11), None))
+    padded = (kernel_DV + bias_V).reshape(2, 128, 128)
+    value = lambda logits: token_losses(logits, targets, one_pass=True).sum()
+    found, gradient = token_losses(padded, targets, one_pass=True), jax.grad(value)(padded)
+    np.testing.assert_allclose(found, expected, rtol=8 * EPS)
+    assert (gradient[..., 11:] == 0).all()
+    unpadded = jax.grad(lambda logits: token_losses(logits, targets).sum())(logits)
+    np.testing.assert_allclose(gradient[..., :11], unpadded, atol=8 * EPS)
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("cpu", 3 * 1.001), ("cuda 9.0", 3)])
+def test_the_gradient_of_logits_is_rounded_before_its_products_but_on_a_cpu(backend, expected):
+    """Of 3 tokens, each with a gradient that bfloat16 rounds to 1; the sum over them is float32."""
+    x, kernel = jnp.ones((3, 2), jnp.bfloat16), jnp.ones((2, 5))
+    with compiling_for(backend):
+        total = lambda kernel: 1.001 * matmul(x, kernel, jnp.float32).sum()
+        of_kernel = jax.grad(total)(kernel)
+    assert of_kernel.dtype == np.float32
+    np.testing.assert_allclose(of_kernel, expected, rtol=4 * EPS)
