@@ -77,7 +77,9 @@ def environment_problem(error: BaseException) -> str:
     elif _was_raised_in(error, "jax/_src/xla_bridge.py") or (
         isinstance(error, RuntimeError) and REFUSED_BACKEND.search(text)
     ):
-        asked = [name for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES") if os.environ.get(name)]
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        names = ["JAX_PLATFORMS"] + ["JAX_NUM_CPU_DEVICES"] * platforms.startswith("cpu")
+        asked = [name for name in names if os.environ.get(name)]
         way_out = "set JAX_PLATFORMS=cpu, or unset it"
     else:
         return ""
