@@ -38,14 +38,14 @@ ACTIVATIONS = {
     "gelu": Activation(
         lambda jax, x: jax.nn.gelu(x, approximate=True), saved_arrays=3, gpt2_names=TANH_NAMES
     ),
+    # x times the normal distribution's function, as in the paper: transformers' "gelu".
+    "gelu_exact": Activation(
+        lambda jax, x: jax.nn.gelu(x, approximate=False), gpt2_names=("gelu", "gelu_python")
+    ),
     # So et al. 2021, https://arxiv.org/abs/2109.08668
     "relu2": Activation(
         lambda jax, x: jax.numpy.square(jax.nn.relu(x)), saved_arrays=1, gpt2_names=("relu2",)
     ),
     # Shazeer 2020, https://arxiv.org/abs/2002.05202
     "swiglu": Activation(lambda jax, x: jax.nn.silu(x), gated=True, saved_arrays=2),
-    # x times the normal distribution's function, as in the paper: transformers' "gelu".
-    "gelu_exact": Activation(
-        lambda jax, x: jax.nn.gelu(x, approximate=False), gpt2_names=("gelu", "gelu_python")
-    ),
 }

@@ -46,7 +46,7 @@ def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             try:
                 rows.append(_check_row(json.loads(line.decode("utf-8"))))
             except (ValueError, RecursionError):
-                start = line[:60].decode("utf-8", "replace")
+                start = line[:60].decode("utf-8", "replace").rstrip("\n")
                 raise UserError(f"{path} is damaged at line {number}: {start!r}") from None
     except FileNotFoundError:
         return []

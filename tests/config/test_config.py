@@ -90,7 +90,7 @@ SWITCHES = [
 CHOICES = {
     "data.order": "random, epochs",
     "data.resident": "auto, device, host",
-    "model.activation": "relu, gelu, relu2, swiglu, gelu_exact",
+    "model.activation": "relu, gelu, gelu_exact, relu2, swiglu",
     "model.norm": "layer, rms",
     "model.positions": "learned, rotary",
     "model.dtype": "float32, bfloat16",
