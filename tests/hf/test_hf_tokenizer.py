@@ -165,7 +165,7 @@ def test_ids_above_the_tokens_have_no_made_up_text(tmp_path):
     values["special_tokens"]["<|padding 409|>"] = 409
     assert find_difference(from_json(json.dumps(values)), larger) == ""
     save_tokenizer(tmp_path, larger, 64)
-    assert "padding" not in (tmp_path / "tokenizer.json").read_text()
+    assert "|padding" not in (tmp_path / "tokenizer.json").read_text()
     assert find_difference(load_tokenizer(tmp_path, 410), larger) == ""
 
 
@@ -197,7 +197,8 @@ def test_tokens_that_another_file_names_have_their_text(tmp_path, name, beside):
         "<|pad|>",
         "",
     ]
-    assert ours.encode(STORY).tolist() == tokenizer.encode(STORY).tolist()
+    plain = BpeTokenizer(tokenizer.tokens, ours.pattern, {})
+    assert ours.encode(STORY).tolist() == plain.encode(STORY).tolist()
 
 
 @pytest.mark.parametrize(
