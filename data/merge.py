@@ -148,6 +148,11 @@ class ShardMerger:
         for split in SPLITS:
             if not self._writer.n_tokens[split]:
                 dropped = sum(self._dropped.values())
+                if not self._counts["read"]:
+                    raise UserError(
+                        f"--input {config.input} has no document, so there is nothing to prepare; "
+                        f"give another, and another --out (or delete {self._work.parent})"
+                    )
                 raise UserError(
                     f"no document of {self._counts['read']:,} is for {split} ({dropped:,} were "
                     "dropped by filters); use another --val-fraction, more documents or milder "

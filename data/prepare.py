@@ -39,6 +39,7 @@ from data.vocabulary import make_tokenizer
 from data.workers import WorkerPool
 from gpt_jax.console import Display, WorkProgress
 from gpt_jax.errors import ConfigError, TrainingError, UserError, differences
+from gpt_jax.input_pipeline.file_kinds import is_utf8
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
@@ -64,6 +65,9 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
       TrainingError: it can't continue now; the work so far stays, and the same call resumes it.
     """
     display = display or Display()
+    for name in ("input", "out"):
+        if not is_utf8(value := os.path.abspath(getattr(config, name))):
+            raise UserError(f"--{name} {value!r}: this path is not UTF-8; choose another")
     out = to_local(config.out)
     if manifest := _finished(out, config):
         display.note(f"{out} is prepared already, with these settings")

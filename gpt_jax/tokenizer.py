@@ -22,6 +22,7 @@ from gpt_jax.storage import open_folder, parse_json
 
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
+OLD_PADDING = "<|padding {}|>"  # what earlier versions named the last id of a padded vocabulary
 # GPT-4's (cl100k_base), as tiktoken had it first: words, up to 3 digits, marks, line ends, spaces.
 PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
@@ -114,15 +115,31 @@ class BpeTokenizer:
     merging, whatever the source of the vocabulary.
 
     Attributes:
-      vocab_size: one more than the highest id; published ones leave some ids without a token.
-      tokens: the bytes of each token that merging can give; a token's id is its index.
+      vocab_size: V; ids are in [0, V). An id that no token has stands for no text.
+      tokens: the bytes of each token that merging can give, in the order of the merges.
+      ids: the id of each of them; None where it is its index, as in nearly every vocabulary.
       pattern: the regular expression that splits a text first; merges stay inside its matches.
       special_tokens: {text: id} of tokens that merging never gives. In a text they are ordinary
         characters, unless they are allowed.
     """
 
-    def __init__(self, tokens: Sequence[bytes], pattern: str, special_tokens: Mapping[str, int]):
-        """Takes the tokens in the order of their ids.
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        pattern: str,
+        special_tokens: Mapping[str, int],
+        *,
+        vocab_size: int | None = None,
+        ids: Sequence[int] | None = None,
+    ):
+        """Takes the tokens in the order of their merges.
+
+        Args:
+          tokens: see above, as are the rest.
+          pattern: see above.
+          special_tokens: see above.
+          vocab_size: None is one more than the highest id.
+          ids: of the tokens; None is their indices.
 
         Raises:
           ValueError: the tokens are not different or lack a byte, a special token's text is empty
@@ -137,19 +154,25 @@ class BpeTokenizer:
             raise ValueError("each of the 256 bytes must be a token")
         if _matches_nothing(pattern):
             raise ValueError("its pattern matches no characters at all, which splits nothing")
-        special_ids = set(special_tokens.values())
-        if "" in special_tokens or len(special_ids) < len(special_tokens):
-            raise ValueError("special tokens have a separate text and id each")
-        if not all(len(tokens) <= i < 2**31 for i in special_ids):
-            raise ValueError(f"ids of special tokens must be in [{len(tokens)}, 2**31)")
+        n, own_ids = len(tokens), list(range(len(tokens)) if ids is None else ids)
+        _check_ids(own_ids, n, special_tokens, ids is None)
+        all_ids = [*own_ids, *special_tokens.values()]
         self.tokens = tuple(tokens)
         self.pattern = pattern
         self.special_tokens = dict(special_tokens)
-        self._bytes = dict(enumerate(tokens))
+        self.ids = None if own_ids == list(range(n)) else tuple(own_ids)
+        self.vocab_size = max(all_ids) + 1 if vocab_size is None else vocab_size
+        if self.vocab_size <= max(all_ids):
+            raise ValueError(f"a token's id is beyond the {self.vocab_size} of the vocabulary")
+        self._bytes = dict(zip(own_ids, tokens, strict=True))
         self._bytes |= {i: text.encode("utf-8") for text, i in special_tokens.items()}
-        self.vocab_size = max(self._bytes) + 1
+        inside = self.special_tokens  # the ids that tiktoken has, which merges by their order
+        self._id_of = None
+        if self.ids is not None:
+            inside = {text: n + i for i, text in enumerate(special_tokens)}
+            self._id_of = np.array(all_ids, np.int32)
         self._encoding = tiktoken.Encoding(
-            "gpt_jax", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
+            "gpt_jax", pat_str=pattern, mergeable_ranks=ranks, special_tokens=inside
         )
 
     @classmethod
@@ -205,13 +228,14 @@ class BpeTokenizer:
     def token_bytes(self) -> np.ndarray:
         """int32 (V,): how many bytes of UTF-8 each token stands for; special tokens for none."""
         sizes = np.zeros(self.vocab_size, np.int32)
-        sizes[: len(self.tokens)] = [len(token) for token in self.tokens]
+        sizes[list(self.ids or range(len(self.tokens)))] = [len(token) for token in self.tokens]
         return sizes
 
     @property
     def start_token(self) -> int:
         """The id that an empty prompt starts from: a line break."""
-        return self.tokens.index(b"\n")
+        index = self.tokens.index(b"\n")
+        return index if self.ids is None else self.ids[index]
 
     def encode(self, text: str, allowed_special: Collection[str] = ()) -> np.ndarray:
         """Returns the ids of `text`, int32 (N,).
@@ -239,7 +263,7 @@ class BpeTokenizer:
             middle = len(text) // 2
             halves = (text[:middle], text[middle:])
             return np.concatenate([self.encode(half, allowed) for half in halves])
-        return ids.astype(np.int32)
+        return ids.astype(np.int32) if self._id_of is None else self._id_of[ids]
 
     def decode_bytes(self, ids) -> bytes:
         """Returns the bytes of ids, a sequence of integers in [0, vocab_size)."""
@@ -265,7 +289,25 @@ class BpeTokenizer:
             "special_tokens": self.special_tokens,
             "tokens": [base64.b64encode(token).decode("ascii") for token in self.tokens],
         }
+        if self.ids is not None:
+            values["ids"] = list(self.ids)
+        if self.vocab_size > max(self._bytes) + 1:
+            values["vocab_size"] = self.vocab_size
         return json.dumps(values, indent=1) + "\n"
+
+
+def _check_ids(ids: list[int], n: int, special: Mapping[str, int], are_indices: bool) -> None:
+    """Raises ValueError where n tokens and the special ones do not have an id each."""
+    special_ids = set(special.values())
+    if "" in special or len(special_ids) < len(special):
+        raise ValueError("special tokens have a separate text and id each")
+    least = n if are_indices else 0
+    if not all(least <= i < 2**31 for i in special_ids):
+        raise ValueError(f"ids of special tokens must be in [{least}, 2**31)")
+    if len(ids) != n or len({*ids, *special_ids}) < n + len(special_ids):
+        raise ValueError("each token must have an id of its own")
+    if not all(0 <= i < 2**31 for i in ids):
+        raise ValueError("ids must be in [0, 2**31)")
 
 
 Tokenizer = CharTokenizer | BpeTokenizer
@@ -317,7 +359,19 @@ def _bpe_from(values: dict[str, Any]) -> BpeTokenizer:
         raise ValueError("its special tokens are not texts with ids")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise ValueError("its tokens are not a list of texts")
-    return BpeTokenizer([base64.b64decode(t, validate=True) for t in tokens], pattern, special)
+    size, ids = values.get("vocab_size"), values.get("ids")
+    if size is not None and (type(size) is not int or not 0 < size <= 2**31):
+        raise ValueError("its vocab_size is no number of tokens")
+    if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
+        raise ValueError("its ids are not a list of whole numbers")
+    if ids is not None and len(ids) != len(tokens):
+        raise ValueError("its ids are not those of its tokens")
+    highest = max(special.values(), default=-1)
+    if special.get(OLD_PADDING.format(highest)) == highest:  # of a padded vocabulary: made-up text
+        del special[OLD_PADDING.format(highest)]
+        size = highest + 1
+    bytes_of = [base64.b64decode(t, validate=True) for t in tokens]
+    return BpeTokenizer(bytes_of, pattern, special, vocab_size=size, ids=ids)
 
 
 def load_tokenizer(run_dir: str | os.PathLike[str]) -> Tokenizer:
@@ -412,7 +466,8 @@ def find_difference(a: Tokenizer, b: Tokenizer) -> str:
 
 def _content(tokenizer: Tokenizer) -> tuple[Any, ...]:
     if isinstance(tokenizer, BpeTokenizer):
-        return tokenizer.tokens, canonical_pattern(tokenizer.pattern), tokenizer.special_tokens
+        pattern, special = canonical_pattern(tokenizer.pattern), tokenizer.special_tokens
+        return tokenizer.tokens, pattern, special, tokenizer.ids, tokenizer.vocab_size
     return (tokenizer.vocabulary,)
 
 

@@ -37,11 +37,13 @@ from gpt_jax.download import (
 from gpt_jax.errors import TrainingError, UserError
 
 MAX_LISTING_BYTES = 1 << 26
+MAX_WET_BYTES = 1 << 31  # packed; Common Crawl's have about 100 MB
 MAX_HEADER_BYTES = 1 << 16
 TRIES = 6
 PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each next one
 TIMEOUT_SECONDS = (10, 60)  # to connect; between two packets
 DOWNLOAD_BYTES = 1 << 16  # written at once: what a lost connection costs
+LEAST_RATE = (1 << 19, 120)  # bytes, in seconds: what is slower is as good as broken
 CRAWL = re.compile(r"CC-MAIN-\d{4}(?:-\d{2}){1,3}")
 LISTED = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.warc\.wet\.gz")
 
@@ -68,6 +70,9 @@ def plan(config: PrepareConfig, work: Path) -> Plan:
     except (EOFError, OSError, zlib.error) as error:
         saved.unlink()
         raise UserError(f"{url} is no listing: {error}; try again") from error
+    if len(raw) > MAX_LISTING_BYTES:
+        saved.unlink()
+        raise UserError(f"{url} is no listing: it has more than {MAX_LISTING_BYTES:,} bytes")
     lines = raw.decode("utf-8", "replace").split()
     for line in lines:
         if not LISTED.fullmatch(line) or ".." in line:
@@ -112,7 +117,7 @@ def read(unit: Unit, config: PrepareConfig, work: Path) -> Iterator[Document | B
         raise
 
 
-def download_file(url: str, path: Path, max_bytes: int | None = None) -> None:
+def download_file(url: str, path: Path, max_bytes: int = MAX_WET_BYTES) -> None:
     """Stores what a URL serves at `path`, whole; resumes an unfinished download.
 
     Raises:
@@ -120,7 +125,12 @@ def download_file(url: str, path: Path, max_bytes: int | None = None) -> None:
       TrainingError: it is not available now, or can't be written.
     """
     limits = DownloadLimits(
-        TRIES, PAUSE_SECONDS, TIMEOUT_SECONDS, DOWNLOAD_BYTES, max_bytes=max_bytes
+        TRIES,
+        PAUSE_SECONDS,
+        TIMEOUT_SECONDS,
+        DOWNLOAD_BYTES,
+        max_bytes=max_bytes,
+        least_rate=LEAST_RATE,
     )
     try:
         download(url, path, limits)

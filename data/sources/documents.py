@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 UNIT_BYTES = 1 << 20  # at least; small, so that processes finish at about the same time
@@ -71,15 +72,24 @@ def too_large(name: str, limit: int) -> BadInput:
     return BadInput(f"{name} is a document of more than --max-document-mb {limit >> 20}")
 
 
-def to_document(text: Any, field: str, where: str) -> Document | BadInput:
-    """Returns the document in a field of a record, or what is wrong with it."""
+def to_document(
+    text: Any, field: str, where: str, fields: Sequence[str] = ()
+) -> Document | BadInput:
+    """Returns the document in a field of a record that has `fields`, or what is wrong with it."""
     if not isinstance(text, str):
-        return BadInput(f"{where}, has no text in its field {field!r} (see --text-field)")
+        has = "" if field in fields else f"; it has {shown(fields)}" if fields else ""
+        return BadInput(f"{where}, has no text in its field {field!r} (see --text-field){has}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         return BadInput(f"{where}, has half of a surrogate pair at {error.start}")
     return Document(text)
+
+
+def shown(fields: Sequence[str], most: int = 20) -> str:
+    """Returns the names of fields for a message."""
+    more = f" and {len(fields) - most} more" if len(fields) > most else ""
+    return ", ".join(f"{name!r:.60}" for name in fields[:most]) + more
 
 
 def one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from data.config import PrepareConfig
 from data.sources.common_crawl import is_crawl
 from gpt_jax.errors import UserError
+from gpt_jax.input_pipeline.file_kinds import command_for_folder, is_utf8
 
 
 def local_path(config: PrepareConfig) -> str | None:
@@ -64,7 +65,10 @@ def list_files(pattern: str) -> list[str]:
     """
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
-        raise UserError(f"--input {pattern} is a folder; give a pattern such as '{pattern}/*'")
+        raise UserError(
+            f"--input {pattern} is a folder; give a pattern such as '{pattern}/*', for its files: "
+            f"{command_for_folder(pattern)}"
+        )
     if os.path.lexists(expanded):
         paths = [expanded]
     else:
@@ -72,6 +76,10 @@ def list_files(pattern: str) -> list[str]:
     if not paths:
         raise UserError(f"--input {pattern} matches no file; give a path, or a pattern in quotes")
     for path in paths:
-        if not os.access(path, os.R_OK) or not os.path.isfile(path):
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"--input {path} is a device or a pipe; write its text to a file first")
+        if not os.access(path, os.R_OK):
             raise UserError(f"--input {path} can't be read; check the file and its permissions")
+        if not is_utf8(os.path.abspath(path)):
+            raise UserError(f"--input {path!r}: this path is not UTF-8; rename the file")
     return [os.path.abspath(path) for path in paths]

@@ -36,6 +36,8 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
         path, with_characters = files[0][0], config.tokenizer == "char"
         units, characters = text.plan_text(path, config.val_fraction, with_characters)
         return Plan(units, files, True, characters, facts=facts)
+    if config.source == "text":
+        text.check_are_prose(config.input, [path for path, _, _ in files])
     plan_file = {
         "text": lambda path, size, unit_bytes: text.plan_small(path, size),
         "jsonl": json_lines.plan,
@@ -54,7 +56,8 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
     if config.source == "text":
         units = text.grouped(units, unit_bytes)
     if not units:
-        raise UserError(f"--input {config.input}: every file is empty or damaged")
+        what = "is empty or damaged" if damaged else "has no rows"
+        raise UserError(f"--input {config.input}: every file {what}, so there is no document")
     return Plan(units, files, damaged=tuple(damaged), facts=facts)
 
 

@@ -20,8 +20,17 @@ from data.sources.documents import (
     unit_bytes_of,
 )
 from gpt_jax.errors import UserError
+from gpt_jax.input_pipeline.file_kinds import (
+    HEAD_BYTES,
+    SOURCES,
+    FileKind,
+    kind_of,
+    prepare_command,
+    way_out,
+)
 
 SEARCH_BYTES = 1 << 18
+KINDS_LOOKED_AT = 100  # of the files of a pattern, before they are planned
 
 # Where a text may be cut so that the pieces have the tokens of the whole: where the patterns of
 # GPT-2, cl100k_base, o200k_base and `tokenizer.PATTERN` end a match in any context. That is before
@@ -41,8 +50,10 @@ def plan_text(
       (units, the different characters of the text in order if asked for, else "").
 
     Raises:
-      UserError: the file is empty or not UTF-8 text.
+      UserError: the file is empty, or not prose in UTF-8.
     """
+    if any(kind := _kind(path)):
+        raise UserError(f"--input {path} {way_out(path, kind)}")
     ends = [(0, 0)]  # of each block: characters and bytes up to there
     characters: set[str] = set()
     for text in _text_blocks(path):
@@ -132,6 +143,29 @@ def read_piece(unit: Unit) -> Iterator[Document]:
 # --- small files ---------------------------------------------------------------------------------
 
 
+def check_are_prose(pattern: str, paths: list[str]) -> None:
+    """Raises UserError where all files that a pattern stands for are records.
+
+    A few among texts are documents, as in a repository; `read_files` refuses what can't be one.
+    """
+    kinds = set(map(_kind, paths[:KINDS_LOOKED_AT]))
+    sources = {SOURCES.get(kind.content, kind.content) for kind in kinds}
+    if len(sources) > 1 or not all(map(any, kinds)):
+        return
+    (source,) = sources
+    if source in SOURCES.values():
+        raise UserError(
+            f"--input {pattern}: {paths[0]} and the others are no texts; read their records: "
+            f"{prepare_command(pattern, source)}"
+        )
+    raise UserError(f"--input {paths[0]} {way_out(paths[0], _kind(paths[0]))}")
+
+
+def _kind(path: str) -> FileKind:
+    with open(path, "rb") as file:
+        return kind_of(os.path.basename(path), file.read(HEAD_BYTES))
+
+
 def plan_small(path: str, size: int) -> list[Unit]:
     return [{"kind": "files", "name": os.path.basename(path), "size": size, "paths": [path]}]
 
@@ -153,8 +187,11 @@ def read_files(unit: Unit, limit: int) -> Iterator[Document | BadInput]:
         try:
             with open(path, "rb") as file:
                 raw = file.read(limit + 1)
+            kind = kind_of(os.path.basename(path), raw[:HEAD_BYTES])
             if len(raw) > limit:
                 yield too_large(path, limit)
+            elif any(kind) and kind.content not in ("json", "csv"):  # which may be documents
+                yield BadInput(f"{path} {way_out(path, kind)}")
             elif b"\0" in raw:
                 yield BadInput(f"{path} looks binary (a zero byte at {raw.index(0)})")
             else:

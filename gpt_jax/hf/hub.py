@@ -13,6 +13,7 @@ from gpt_jax.storage import open_folder
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = [CONFIG_FILE, "*.safetensors", INDEX_FILE, "tokenizer.json", "vocab.json", "merges.txt"]
+HUB_FILES += ["added_tokens.json", "tokenizer_config.json"]
 
 
 def find(source: str | os.PathLike[str]) -> Path:

@@ -28,7 +28,8 @@ TOKENIZER_FILE = "tokenizer.json"
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 GPT2_VOCAB_SIZE = 50257
-PADDING = "<|padding {}|>"  # the last id of a model with more tokens than its tokenizer
+ADDED_FILE = "added_tokens.json"
+SETTINGS_FILE = "tokenizer_config.json"
 
 
 def _split(pattern: str) -> dict[str, Any]:
@@ -56,14 +57,16 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     Raises:
       UserError: there is none, it is damaged, or its kind is not supported.
     """
+    path = folder
     try:
+        named = _named_tokens(folder)
         if (path := folder / TOKENIZER_FILE).is_file():
-            tokenizer = _from_tokenizer_json(read_json(path), vocab_size)
+            tokenizer = _from_tokenizer_json(read_json(path), named, vocab_size)
         elif (path := folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
             lines = read_small(folder / MERGES_FILE).decode("utf-8").split("\n")
             merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
             vocab = read_json(path)
-            tokenizer = _byte_pairs(vocab, merges, {}, GPT2_PATTERN, vocab_size)
+            tokenizer = _byte_pairs(vocab, merges, named, GPT2_PATTERN, vocab_size)
         elif vocab_size == GPT2_VOCAB_SIZE:
             return BpeTokenizer.published("gpt2")
         else:
@@ -82,12 +85,53 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _from_tokenizer_json(values: dict[str, Any], vocab_size: int) -> Tokenizer:
+def _named_tokens(folder: Path) -> dict[str, int]:
+    """Returns {text: id} of the tokens that are named beside a vocabulary, not in it.
+
+    Raises:
+      ValueError: a file is damaged, or takes one of its tokens for one in any text.
+    """
+    named: dict[str, int] = {}
+    if (folder / ADDED_FILE).is_file():
+        named |= read_json(folder / ADDED_FILE)
+    if (folder / SETTINGS_FILE).is_file():
+        listed = read_json(folder / SETTINGS_FILE).get("added_tokens_decoder") or {}
+        for i, token in listed.items():
+            if token.get("special") is False:
+                raise ValueError(f"it takes {token['content']!r} for one token in any text")
+            named[token["content"]] = int(i)
+    return named
+
+
+def _changes_nothing(normalizer: Any) -> bool:
+    """Returns whether a text stays as it is."""
+    if normalizer is None:
+        return True
+    kind = normalizer.get("type")
+    if kind == "Sequence":
+        return all(map(_changes_nothing, normalizer["normalizers"]))
+    if kind == "Strip":
+        return not normalizer["strip_left"] and not normalizer["strip_right"]
+    return kind == "Prepend" and normalizer["prepend"] == ""
+
+
+def _adds_nothing(processor: Any) -> bool:
+    """Returns whether the tokens of a text stay as they are; transformers 5 writes such ones."""
+    if processor is None or processor.get("type") == "ByteLevel":  # which moves offsets alone
+        return True
+    if processor.get("type") == "Sequence":
+        return all(map(_adds_nothing, processor["processors"]))
+    parts = processor["single"] if processor.get("type") == "TemplateProcessing" else []
+    return len(parts) == 1 and parts[0].get("Sequence", {}).get("id") == "A"
+
+
+def _from_tokenizer_json(
+    values: dict[str, Any], named: Mapping[str, int], vocab_size: int
+) -> Tokenizer:
     model, cut = values["model"], values.get("pre_tokenizer") or {}
-    if values.get("normalizer") is not None:
+    if not _changes_nothing(values.get("normalizer")):
         raise ValueError("it changes the text before it cuts it (normalizer)")
-    after = values.get("post_processor")
-    if after is not None and after.get("type") != "ByteLevel":
+    if not _adds_nothing(values.get("post_processor")):
         raise ValueError("it may add tokens to those of the text (post_processor)")
     if model.get("type", "BPE") == "WordLevel" and cut == CHARACTERS:
         characters = list(model["vocab"])
@@ -116,7 +160,15 @@ def _from_tokenizer_json(values: dict[str, Any], vocab_size: int) -> Tokenizer:
     if common:
         raise ValueError(f"it takes {common[0]!r} for one token in any text (added_tokens)")
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    return _byte_pairs(model["vocab"], merges, added, pattern, vocab_size)
+    return _byte_pairs(model["vocab"], merges, _joined(added, named), pattern, vocab_size)
+
+
+def _joined(there: Mapping[str, int], here: Mapping[str, int]) -> dict[str, int]:
+    """Returns all tokens of two files, which must agree."""
+    for name in there.keys() & here.keys():
+        if there[name] != here[name]:
+            raise ValueError(f"its files give {name!r} the ids {there[name]} and {here[name]}")
+    return {**there, **here}
 
 
 def _byte_pairs(
@@ -126,19 +178,30 @@ def _byte_pairs(
     pattern: str,
     vocab_size: int,
 ) -> BpeTokenizer:
-    """Returns the tokenizer of a vocabulary whose ids are the bytes, then the merges in order."""
+    """Returns the tokenizer of a vocabulary whose merges make its tokens, whatever their ids."""
     byte_of = byte_of_character()
     names = sorted(byte_of, key=vocab.__getitem__) + [a + b for a, b in merges]
-    if [vocab.get(name) for name in names] != list(range(len(names))):
+    ids = [vocab.get(name, -1) for name in names]
+    if not all(type(i) is int and i >= 0 for i in [*ids, *added.values()]):
         raise ValueError("its ids are not the 256 bytes and then the merges in their order")
     tokens = [bytes(byte_of[c] for c in name) for name in names]
-    if find_merges(tokens) != [tuple(merge) for merge in merges]:
+    if len(set(ids)) < len(ids) or not _are_sound(tokens, merges):
+        if any(a >= b for a, b in itertools.pairwise(ids)):
+            raise ValueError("its ids are not the 256 bytes and then the merges in their order")
         raise ValueError("its merges are not those that make its tokens")
-    rest = {name: vocab[name] for name in vocab.keys() - set(names)} | dict(added)
-    special = {name: i for name, i in rest.items() if i < vocab_size}
-    if len(tokens) < vocab_size and vocab_size - 1 not in special.values():
-        special[PADDING.format(vocab_size - 1)] = vocab_size - 1
-    return BpeTokenizer(tokens, pattern, special)
+    rest = {name: vocab[name] for name in vocab.keys() - set(names)}
+    named = {name: i for name, i in added.items() if vocab.get(name) != i or name in rest}
+    special = {name: i for name, i in _joined(rest, named).items() if i < vocab_size}
+    size = max(vocab_size, max(ids) + 1)
+    return BpeTokenizer(tokens, pattern, special, vocab_size=size, ids=ids)
+
+
+def _are_sound(tokens: Sequence[bytes], merges: Sequence[Sequence[str]]) -> bool:
+    """Returns whether merging by the order of the tokens does what the merges say."""
+    try:
+        return find_merges(tokens) == [tuple(merge) for merge in merges]
+    except ValueError:
+        return False
 
 
 def find_merges(tokens: Iterable[bytes]) -> list[tuple[str, str]]:
@@ -204,6 +267,11 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
 def _bpe_values(tokenizer: BpeTokenizer) -> dict[str, Any]:
     character_of = {b: c for c, b in byte_of_character().items()}
     names = ["".join(character_of[b] for b in token) for token in tokenizer.tokens]
+    vocab = dict(zip(names, tokenizer.ids or range(len(names)), strict=True))
+    if sorted(tokenizer.special_tokens.values()) != list(
+        range(len(names), len(names) + len(tokenizer.special_tokens))
+    ):  # added tokens are numbered anew from the vocabulary's end where it lacks them
+        vocab |= tokenizer.special_tokens
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
@@ -221,7 +289,7 @@ def _bpe_values(tokenizer: BpeTokenizer) -> dict[str, Any]:
         "decoder": {**byte_level, "use_regex": True},
         "model": {
             "type": "BPE",
-            "vocab": {name: i for i, name in enumerate(names)},
+            "vocab": vocab,
             "merges": find_merges(tokenizer.tokens),
         },
     }

@@ -90,6 +90,11 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
     config = load_config(folder)
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
+        if compiled := next((name for name in tensors if "_orig_mod." in name), None):
+            raise UserError(
+                f"{folder} holds {compiled:.80}: weights that were saved from torch.compile's "
+                "wrapper; save the model in it: model._orig_mod.save_pretrained(folder)"
+            )
         prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
         params: dict[str, Any] = {}
         for path, shape, names in list(_locate_tensors(config, tensors, prefix, folder)):

@@ -19,6 +19,7 @@ from typing import Any
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.input_pipeline.dataset import Component, Corpus, Dataset, count_bytes
+from gpt_jax.input_pipeline.file_kinds import is_utf8
 from gpt_jax.input_pipeline.shards.manifest import SPLITS
 from gpt_jax.input_pipeline.shards.memmap import TokenShards
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
@@ -126,6 +127,7 @@ def load_corpus(
       CorpusError: it is not available, and why, and the ways out.
       ShardError: a prepared folder is damaged.
     """
+    _check_name(name)
     if name in DOWNLOADS:
         try:
             return load_named(name, progress)
@@ -140,11 +142,56 @@ def load_corpus(
         return load_python_manual()
     path = Path(os.path.expanduser(name))  # unlike Path's own, takes any name
     if entries := parse_mixture(name):
+        if any("," in str(path) and not path.exists() for path, _ in entries):
+            _check_has_weights(name)
         return _load_mixture(entries, tokenizer)
     if has_shards(path):
         opened = [(Fraction(1), open_shards(path, tokenizer))]
         return _token_corpus(str(path.absolute()), opened)
+    _check_has_weights(name)
     return TextCorpus(str(path.absolute()), str(path), read_text(path))
+
+
+def _check_name(name: str) -> None:
+    """Raises CorpusError where a path, which is written down in UTF-8, can't be."""
+    if not is_utf8(os.path.abspath(os.path.expanduser(name))):
+        raise CorpusError(
+            f"corpus {name!r}: its path is not UTF-8, which a run's settings are; rename it"
+        )
+
+
+def _check_has_weights(name: str) -> None:
+    """Raises CorpusError where a name lists folders of which some have no weight."""
+    entries = [entry.strip() for entry in name.split(",") if entry.strip()]
+    paths = [re.sub(r":[\d.]+$", "", entry) for entry in entries]
+    if len(paths) < 2 or os.path.lexists(os.path.expanduser(name)):
+        return
+    if any(os.path.exists(os.path.expanduser(path)) for path in paths):
+        shown = ",".join(f"{path}:{1 / len(paths):.3g}" for path in paths)
+        raise CorpusError(
+            f"corpus {name} is a list of {len(paths)}, and a mixture needs the share of each; for "
+            f"equal ones: {shown}"
+        )
+
+
+def note_on_fallback(requested: str, record: dict[str, Any]) -> tuple[str, ...]:
+    """Returns a note where a run is on its fallback corpus and the other can be had by now.
+
+    Args:
+      requested: the corpus that the command asks for; it is tried once.
+      record: of the run's corpus, from its config.json.
+    """
+    used = record.get("name")
+    if requested not in DOWNLOADS or requested != record.get("requested") or requested == used:
+        return ()
+    try:
+        source = load_named(requested, None, tries=1).source
+    except CorpusError:
+        return ()
+    return (
+        f"corpus {requested} can be had now ({source}); this run began on {used} instead and stays "
+        f"on it: to train on {requested}, run the same command with another --run-dir",
+    )
 
 
 def parse_mixture(name: str) -> list[tuple[Path, str]]:

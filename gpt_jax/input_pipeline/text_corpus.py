@@ -1,6 +1,7 @@
 """Texts: named ones, downloaded once, and the user's own files.
 
-Each is a `TextCorpus`, with a record of where it came from. `corpus.py` has those of token ids.
+Each is a `TextCorpus`, with a record of where it came from; `text_files.py` reads a file, and
+`corpus.py` has the corpora of token ids.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.files import checkout_dir
 from gpt_jax.download import DownloadLimits, FailedDownload, TooLarge, download_error_reason, fetch
-from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset, datasets_of_arrays, split_text
+from gpt_jax.input_pipeline.text_files import CorpusError as CorpusError
+from gpt_jax.input_pipeline.text_files import read_text as read_text
 from gpt_jax.storage import write_atomically
 from gpt_jax.tokenizer import Tokenizer, make_tokenizer
 
@@ -37,10 +39,6 @@ MAX_DOWNLOAD_BYTES = 20_000_000
 TRIES = 3
 TIMEOUT_SECONDS = (5, 10)  # to connect; between two packets
 TOTAL_SECONDS = 60  # of all attempts together
-
-
-class CorpusError(UserError):
-    """A corpus that is not available or can't be used."""
 
 
 class DownloadError(CorpusError):
@@ -94,44 +92,6 @@ class TextCorpus(Corpus):
         return datasets_of_arrays(tokens, tokenizer.token_bytes, config.model.block_size)
 
 
-def read_text(path: Path) -> str:
-    """Returns a UTF-8 file's text as it is: line ends and a byte order mark stay.
-
-    Raises:
-      CorpusError: it is missing, a folder, unreadable, empty, binary or not UTF-8.
-    """
-    try:
-        raw = path.read_bytes()
-    except IsADirectoryError:
-        raise CorpusError(f"corpus {path} is a folder; give the path of a text file") from None
-    except (FileNotFoundError, ValueError):  # ValueError: no path at all, such as "a\0b"
-        is_folder = len(path.parts) > 1 and not path.suffix
-        hint = "; data/README.md says how a large one is prepared" if is_folder else ""
-        raise CorpusError(
-            f"corpus {str(path)!r} is neither a file nor a name; the names are {NAMES}{hint}"
-        ) from None
-    except OSError as error:
-        raise CorpusError(f"corpus {path} can't be read: {error.strerror}") from error
-    if not raw:
-        raise CorpusError(f"corpus {path} is empty; give a text file")
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise CorpusError(
-            f"corpus {path} looks like UTF-16, not UTF-8; convert it, for example with: "
-            "iconv -f utf-16 -t utf-8"
-        )
-    if b"\0" in raw:
-        raise CorpusError(
-            f"corpus {path} looks binary (a zero byte at {raw.index(0)}); give a text"
-        )
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"corpus {path} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); "
-            "convert it, for example with: iconv -f latin1 -t utf-8"
-        ) from None
-
-
 def data_dir() -> Path:
     """Returns the folder of texts: GPT_JAX_DATA, else the checkout's data/, else a user cache."""
     if named := os.environ.get("GPT_JAX_DATA"):
@@ -142,8 +102,15 @@ def data_dir() -> Path:
     return Path(cache) / "gpt_jax"
 
 
-def load_named(name: str, progress: Callable[[int, int | None], None] | None) -> TextCorpus:
+def load_named(
+    name: str, progress: Callable[[int, int | None], None] | None, tries: int | None = None
+) -> TextCorpus:
     """Returns one of `DOWNLOADS`, from the first folder that has it, or downloads it.
+
+    Args:
+      name: of the text.
+      progress: called with (bytes so far, total bytes or None) during a download.
+      tries: how often to try; None is `TRIES`.
 
     Raises:
       DownloadError: it can't be downloaded, and why, and the ways out.
@@ -156,7 +123,7 @@ def load_named(name: str, progress: Callable[[int, int | None], None] | None) ->
             return _with_notes(name, read_text(stored), str(stored))
     url = os.environ.get(f"GPT_JAX_{name.upper()}_URL", download.url)
     try:
-        text = download.form(_fetch(url, progress, download.what))
+        text = download.form(_fetch(url, progress, download.what, tries or TRIES))
     except (FailedDownload, OSError, ValueError) as error:
         why = f"{url}: {download_error_reason(error)}"
         raise DownloadError(
@@ -264,12 +231,13 @@ DOWNLOADS = {
         SHAKESPEARE_FILE, SHAKESPEARE_URL, "text", checked_shakespeare, _shakespeare_notes
     ),
 }
-NAMES = "oz, shakespeare and python-manual"
 
 
-def _fetch(url: str, progress: Callable[[int, int | None], None] | None, what: str) -> bytes:
+def _fetch(
+    url: str, progress: Callable[[int, int | None], None] | None, what: str, tries: int
+) -> bytes:
     limits = DownloadLimits(
-        tries=TRIES,
+        tries=tries,
         pause_seconds=0.5,
         timeout_seconds=TIMEOUT_SECONDS,
         block_bytes=1 << 10,

@@ -20,6 +20,7 @@ from gpt_jax.input_pipeline.corpus import (
     check_same_corpus,
     check_same_tokenizer,
     load_corpus,
+    note_on_fallback,
     parse_mixture,
 )
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset
@@ -121,10 +122,13 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
         )
     numerics.check_kept(run_record(run_dir).numerics, str(run_dir))
     done = max(checkpoints.steps(run_dir), default=0)
+    asked_for = config.data.corpus
     config = resume_config(config, saved, record, done)
     tokenizer = load_tokenizer(run_dir)
     corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
     check_same_corpus(corpus, record, run_dir)
+    notes = (*corpus.notes, *note_on_fallback(asked_for, record))
+    corpus = dataclasses.replace(corpus, notes=notes)
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
     params = origin = None

@@ -1,13 +1,16 @@
 """Preparing corpora: every source, every way to break off, and the same bytes however it went."""
 
+import bz2
 import concurrent.futures
 import contextlib
 import gzip
 import http.server
 import importlib
 import importlib.util
+import io
 import itertools
 import json
+import lzma
 import os
 import re
 import shutil
@@ -33,7 +36,8 @@ from data import prepare as module
 from data.config import PrepareConfig
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
-from data.sources import common_crawl, json_lines, parquet
+from data.sources import common_crawl, json_lines, parquet, parquet_pages
+from data.sources.documents import BadInput
 from data.sources.readers import make_plan, read_unit
 from data.sources.text import CUT, plan_text
 from gpt_jax.console import Display
@@ -301,6 +305,231 @@ def test_ranges_of_lines_have_every_line_once(tmp_path_factory, lines, unit, end
     units = json_lines.plan(str(path), len(text), unit)
     read = [d.text for u in units for d in read_unit(config, u, path)]
     assert read == documents
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("a.json", "array"),
+        ("a.txt", "array"),
+        ("a.json", "indented"),
+        ("a.json", "objects"),
+        ("a.json.gz", "array"),
+        ("a.jsonl.bz2", "lines"),
+        ("a.jsonl.xz", "lines"),
+        ("a", "lines.gz"),
+    ],
+)
+def test_json_of_any_layout_and_packing(tmp_path, name, form):
+    records = [{"text": d, "n": [i, {"s": ']}\\"{['}]} for i, d in enumerate(DOCUMENTS)]
+    text = {
+        "array": lambda: json.dumps(records),
+        "indented": lambda: "\ufeff" + json.dumps(records, indent=2),
+        "objects": lambda: "\n".join(json.dumps(r, indent=1) for r in records),
+    }.get(form, lambda: "".join(json.dumps(r) + "\n" for r in records))()
+    module = name.rpartition(".")[2] if name.count(".") == 2 else form.partition(".")[2]
+    packed = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}.get(module, bytes)
+    (tmp_path / name).write_bytes(packed(text.encode()))
+    prepared = run(tmp_path, source="jsonl", input=str(tmp_path / name))
+    assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
+
+
+SCALARS = st.integers() | st.booleans() | st.none() | st.text(max_size=5)
+JSON = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x))
+
+
+@given(st.lists(JSON, max_size=6), st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
+@EXAMPLES
+def test_the_values_of_an_array_are_found_in_any_blocks(tree, block, indent, ascii_only):
+    raw = json.dumps(tree, indent=indent, ensure_ascii=ascii_only).encode() + b" \n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lines, "STREAM_BYTES", block)
+        found = list(json_lines.values(io.BytesIO(raw), 1 << 20, True, "a"))
+        assert [json.loads(value) for _, value in found] == tree
+        few = [value for _, value in json_lines.values(io.BytesIO(raw), 4, True, "a")]
+        sizes = [len(value) for _, value in found]
+        assert [v is None for v in few] == [n > 4 for n in sizes]
+        for cut in range(1, len(raw) - 2, 7):
+            with pytest.raises(BadInput, match="breaks off"):
+                list(json_lines.values(io.BytesIO(raw[:cut]), 1 << 20, True, "a"))
+
+
+@pytest.mark.parametrize("tail", [b"]", b" x", b"[1]", b'"'])
+def test_what_follows_an_array_is_damage(tail):
+    with pytest.raises(BadInput):
+        list(json_lines.values(io.BytesIO(b"[{}, {}]" + tail), 99, True, "a"))
+
+
+def test_a_record_without_the_field_names_those_it_has(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", field="body")
+    with pytest.raises(
+        UserError, match=r"no text in its field 'text' .*; it has 'body', 'id'; rep"
+    ):
+        run(tmp_path, source="jsonl", input=str(source))
+
+
+@pytest.mark.parametrize("filling", ["[],", "{},", "1,", '"a",', "[[[]]],", '{"a":1},'])
+def test_a_record_of_many_values_is_left_out_before_they_take_memory(tmp_path, filling):
+    many = filling * ((1 << 20) // len(filling) - 20)
+    line = '{"text": "a", "x": [' + many.rstrip(",") + "]}"
+    (tmp_path / "a.jsonl").write_text(line + "\n" + json.dumps({"text": "," * 500_000}) + "\n")
+    config = PrepareConfig(source="jsonl", input="-", out="-", max_document_mb=1)
+    (unit,) = json_lines.plan(str(tmp_path / "a.jsonl"), 1, 1 << 30)
+    unit["end"] = 1 << 30
+    tracemalloc.start()
+    bad, good = read_unit(config, unit, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "has more values than --max-document-mb 1 allows" in str(bad)
+    assert good.text == "," * 500_000
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "command"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n', "--source jsonl --input {}"),
+        ("a.txt", b'{"text": "a"}\n{"text": "b"}\n', "--source jsonl --input {}"),
+        ("a.json", b"[]", "--source jsonl --input {}"),
+        ("a.parquet", b"PAR1", "--source parquet --input {}"),
+        ("a.csv", b"text\na\n", "make JSON lines of it: python -c "),
+        ("a.txt.gz", gzip.compress(b"text"), "gunzip -k {}"),
+        ("a.bin", lzma.compress(b"text"), "unxz -k {}"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_what_is_no_text_is_refused_with_what_reads_it(tmp_path, name, content, command, several):
+    for number in range(1 + several):
+        (tmp_path / f"{number}{name}").write_bytes(content)
+    pattern = str(tmp_path / ("*" if several else f"0{name}"))
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, input=pattern)
+    given = pattern if not several or "source" not in command else f"'{pattern}'"
+    given = given if "source" in command else str(tmp_path / f"0{name}")
+    assert command.format(given) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_among_texts(tmp_path):
+    """As in a repository: JSON and tables are documents, what can't be one is damage."""
+    for i, document in enumerate(DOCUMENTS[:60]):
+        (tmp_path / f"{i:03d}.txt").write_text(document)
+    (tmp_path / "package.json").write_text('{"name": "a"}')
+    (tmp_path / "table.csv").write_text("a,b\n")
+    prepared = run(tmp_path, input=str(tmp_path / "*.*"))
+    assert sum(prepared.n_documents.values()) == 62
+    write_jsonl(tmp_path / "x.jsonl")
+    (tmp_path / "y.gz").write_bytes(gzip.compress(b"text"))
+    with pytest.raises(UserError, match=r"x.jsonl is JSON lines, not a text; make a corpus of it:"):
+        run(tmp_path, "other", input=str(tmp_path / "*.*"), tokenizer="bpe", vocab_size=257)
+    prepared = run(tmp_path, "skipped", input=str(tmp_path / "*.*"), on_damage="skip")
+    assert prepared.manifest["counts"]["damaged_records"] == 2
+
+
+def test_a_device_or_a_name_that_is_not_utf8_is_no_input(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(UserError, match="is a device or a pipe; write its text to a file"):
+            run(tmp_path, input=str(path))
+    name = os.fsdecode(b"\xff.txt")
+    (tmp_path / name).write_text(TEXT)
+    for pattern in (str(tmp_path / name), str(tmp_path / "*.txt")):
+        with pytest.raises(UserError, match="path is not UTF-8"):
+            run(tmp_path, input=pattern)
+    with pytest.raises(UserError, match="path is not UTF-8; choose another"):
+        run(tmp_path, name, input="x")
+
+
+@pytest.mark.parametrize("rows", [0, None])
+def test_a_source_without_documents_says_so(tmp_path, rows):
+    if rows is None:
+        (tmp_path / "a.x").write_text("\n\n")
+        source = "jsonl"
+    else:
+        table = importlib.import_module("pyarrow").table({"text": [""][:rows]})
+        importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "a.x")
+        source = "parquet"
+    with pytest.raises(
+        UserError, match=r"has no document, so there is|has no rows, so there is no"
+    ):
+        run(tmp_path, source=source, input=str(tmp_path / "a.x"))
+
+
+def write_parquet(path, columns, **options):
+    table = importlib.import_module("pyarrow").table(columns)
+    importlib.import_module("pyarrow.parquet").write_table(table, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_column_is_the_one_of_exactly_that_name(tmp_path, order):
+    columns = [("meta", [{"text": "zz"}] * 200), ("meta.text", DOCUMENTS), ("a.b.c", DOCUMENTS)]
+    path = write_parquet(tmp_path / "a.parquet", dict(columns[::order]))
+    for field in ("meta.text", "a.b.c"):
+        prepared = run(tmp_path, field, source="parquet", input=str(path), text_field=field)
+        assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
+    with pytest.raises(UserError, match=r"has no column .meta.textual."):
+        run(tmp_path, source="parquet", input=str(path), text_field="meta.textual")
+
+
+BIG = "a b " * (1 << 20)  # 4 MB, and nothing once packed
+
+
+def repeated(options):
+    """200 documents and then 30 times `BIG`, in a few KB."""
+    pyarrow = importlib.import_module("pyarrow")
+    if options.get("use_dictionary", True):
+        indices = pyarrow.array([*range(200), *[200] * 30], pyarrow.int32())
+        return pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array([*DOCUMENTS, BIG]))
+    return pyarrow.array([*DOCUMENTS, *[BIG] * 30])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"store_schema": False},
+        {"use_dictionary": False},
+        {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"},
+        {"use_dictionary": False, "column_encoding": "DELTA_LENGTH_BYTE_ARRAY"},
+        {"use_dictionary": False, "data_page_version": "2.0"},
+    ],
+    ids=str,
+)
+def test_rows_that_are_large_once_unpacked_are_left_out(tmp_path, options, monkeypatch):
+    pyarrow = importlib.import_module("pyarrow")
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 8 << 20)
+    path = write_parquet(tmp_path / "a.parquet", {"text": repeated(options)}, compression="zstd",
+                         **options)  # fmt: skip
+    (unit,) = parquet.plan(str(path), 1, 1 << 40)
+    config = PrepareConfig(source="parquet", input="-", out="-", max_document_mb=1)
+    before, peak, found = pyarrow.total_allocated_bytes(), 0, []
+    for document in read_unit(config, unit, tmp_path):
+        found.append(getattr(document, "text", None))
+        peak = max(peak, pyarrow.total_allocated_bytes() - before)
+    if len(found) == 1:  # a page of it is too large
+        assert not options.get("use_dictionary", True)
+        assert found == [None]
+    else:
+        assert found == [*DOCUMENTS, *[None] * 30]
+    assert peak < 64 << 20
+
+
+def test_pages_are_measured_by_their_headers(tmp_path):
+    pyarrow_parquet = importlib.import_module("pyarrow.parquet")
+    path = write_parquet(tmp_path / "a.parquet", {"text": [*DOCUMENTS, BIG], "n": [1] * 201})
+    with pyarrow_parquet.ParquetFile(path) as file, open(path, "rb") as raw:
+        group = file.metadata.row_group(0)
+        sizes = parquet_pages.page_sizes(raw, group.column(0))
+        assert len(BIG) < sizes.dictionary == sizes.largest < len(BIG) + 100_000
+        assert parquet_pages.page_sizes(raw, group.column(1)).dictionary == 8
+    path = write_parquet(tmp_path / "b.parquet", {"text": DOCUMENTS}, use_dictionary=False)
+    with pyarrow_parquet.ParquetFile(path) as file, open(path, "rb") as raw:
+        chunk = file.metadata.row_group(0).column(0)
+        plain = sum(4 + len(d.encode()) for d in DOCUMENTS)
+        assert parquet_pages.page_sizes(raw, chunk).largest in range(plain, plain + 20)
+        for junk in (b"", b"\xff" * 9999, b"\x15" * 9999, b"\x1c" * 9999):
+            with pytest.raises(ValueError, match="page"):
+                parquet_pages.page_sizes(io.BytesIO(bytes(chunk.data_page_offset) + junk), chunk)
 
 
 def test_parquet_in_row_groups(tmp_path, small_units):
@@ -1099,7 +1328,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if wanted and self.headers.get("If-Range") == '"tag"' and trouble != "no range":
             start, status = int(wanted[6:-1]), 206
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body) - start))
+        for name, value in ({"Content-Length": len(body) - start} | self.server.headers).items():
+            if value is not None:
+                self.send_header(name, str(value))
         self.send_header("ETag", '"tag"')
         if status == 206:
             at = 0 if trouble == "wrong range" else start
@@ -1124,6 +1355,7 @@ def server(monkeypatch):
     listing = gzip.compress("".join(path + "\n" for path in paths).encode())
     server.files["/crawl-data/CC-MAIN-2024-33/wet.paths.gz"] = listing
     server.paths, server.troubles, server.requests = [f"/{p}" for p in paths], {}, []
+    server.headers = {}
     server.values = {
         "source": "wet",
         "input": "CC-MAIN-2024-33",
@@ -1139,8 +1371,8 @@ def server(monkeypatch):
 
 
 def half_of(server, path):
-    """What a client keeps of half a file: whole blocks."""
-    return len(server.files[path]) // 2 // 256 * 256
+    """What a client keeps of half a file: all of it."""
+    return len(server.files[path]) // 2
 
 
 def documents_of(prepared):
@@ -1203,6 +1435,35 @@ def test_a_download_is_bounded_before_anything_is_stored(tmp_path, server):
     with pytest.raises(TrainingError, match=r"absent/file.part can't be written: No such file"):
         common_crawl.download_file(url, tmp_path / "absent" / "file")
     assert len(server.requests) == 3  # none of these is tried again
+
+
+def test_what_a_server_says_of_its_answer_is_not_believed(tmp_path, server):
+    path = server.paths[0]
+    url, target = server.values["base_url"] + path[1:], tmp_path / "file"
+    for headers, message in (
+        ({"Content-Length": "9" * 18}, "more than the"),
+        ({"Content-Length": "9" * 4400}, "the server names no length"),
+        ({"Content-Length": "x"}, "the server names no length"),
+        ({"Content-Length": None}, "the server names no length"),
+    ):
+        server.requests.clear()
+        server.headers = headers
+        with pytest.raises(UserError, match=message):
+            common_crawl.download_file(url, target)
+        assert len(server.requests) == 1  # another try would end alike
+        assert not target.exists()
+    server.headers = {"Content-Encoding": "gzip"}  # it is stored as it is served
+    common_crawl.download_file(url, target)
+    assert target.read_bytes() == server.files[path]
+
+
+@pytest.mark.parametrize(("status", "tries"), [(501, 1), (410, 1), (408, 2), (502, 2)])
+def test_only_what_may_pass_is_tried_again(tmp_path, server, status, tries):
+    path = server.paths[0]
+    server.troubles[path] = [status]
+    with contextlib.suppress(UserError):
+        common_crawl.download_file(server.values["base_url"] + path[1:], tmp_path / "file")
+    assert len(server.requests) == tries
 
 
 def test_a_crawl_that_is_not_there_is_a_users_error(tmp_path, server):

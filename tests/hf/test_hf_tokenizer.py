@@ -2,22 +2,26 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from test_tokenizer import HARD, STORY, learned
 
 from gpt_jax.errors import UserError
 from gpt_jax.hf.tokenizer import find_merges, load_tokenizer, save_tokenizer
 from gpt_jax.tokenizer import (
+    END_OF_TEXT,
     GPT2_PATTERN,
     GPT2_SPELLINGS,
     BpeTokenizer,
     CharTokenizer,
     canonical_pattern,
     find_difference,
+    from_json,
 )
 
 BYTES = BpeTokenizer([bytes([b]) for b in range(256)], GPT2_PATTERN, {"<|endoftext|>": 256})
@@ -145,6 +149,170 @@ def test_ids_of_a_larger_model_stand_for_no_text(tmp_path):
     assert larger.token_bytes[256:].sum() == 0
     with pytest.raises(UserError, match="has 256 tokens and the model 200; they don't belong"):
         load_tokenizer(tmp_path, 200)
+
+
+def test_ids_above_the_tokens_have_no_made_up_text(tmp_path):
+    save_tokenizer(tmp_path, learned(), 64)
+    larger = load_tokenizer(tmp_path, 410)
+    assert larger.vocab_size == 410
+    assert [larger.decode([i]) for i in range(400, 410)] == [""] * 10
+    again = from_json(larger.to_json())
+    assert again.vocab_size == 410
+    assert find_difference(again, larger) == ""
+    # What earlier versions saved with a run loads as the same.
+    values = json.loads(larger.to_json())
+    del values["vocab_size"]
+    values["special_tokens"]["<|padding 409|>"] = 409
+    assert find_difference(from_json(json.dumps(values)), larger) == ""
+    save_tokenizer(tmp_path, larger, 64)
+    assert "|padding" not in (tmp_path / "tokenizer.json").read_text()
+    assert find_difference(load_tokenizer(tmp_path, 410), larger) == ""
+
+
+def two_files(folder, tokenizer):
+    """Writes vocab.json and merges.txt, as the slow tokenizers of transformers are saved."""
+    save_tokenizer(folder, tokenizer, 64)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"] | tokenizer.special_tokens))
+    merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("beside", [two_files, lambda folder, t: save_tokenizer(folder, t, 64)])
+def test_tokens_that_another_file_names_have_their_text(tmp_path, name, beside):
+    tokenizer = learned()
+    beside(tmp_path, tokenizer)
+    added = {"<|start|>": 400, "<|pad|>": 402, END_OF_TEXT: 399}
+    values = {
+        "added_tokens_decoder": {i: {"content": t, "special": True} for t, i in added.items()}
+    }
+    (tmp_path / name).write_text(json.dumps(added if name[0] == "a" else values))
+    ours = load_tokenizer(tmp_path, 404)
+    assert [ours.decode([i]) for i in range(399, 404)] == [
+        END_OF_TEXT,
+        "<|start|>",
+        "",
+        "<|pad|>",
+        "",
+    ]
+    plain = BpeTokenizer(tokenizer.tokens, ours.pattern, {})
+    assert ours.encode(STORY).tolist() == plain.encode(STORY).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("added_tokens.json", {"<|x|>": "400"}, "its ids are not the 256 bytes and then"),
+        ("added_tokens.json", {END_OF_TEXT: 400}, "its files give '<|endoftext|>' the ids 399 and"),
+        ("added_tokens.json", {"<|x|>": 399}, "special tokens have a separate text and id each"),
+        ("added_tokens.json", {"<|x|>": 7}, "each token must have an id of its own"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"400": {"content": "<|x|>", "special": False}}},
+            "it takes '<|x|>' for one token in any text",
+        ),
+        ("tokenizer_config.json", {"added_tokens_decoder": [3]}, "can't be used"),
+    ],
+)
+def test_files_that_contradict_one_another_are_one_line(tmp_path, name, values, message):
+    save_tokenizer(tmp_path, learned(), 64)
+    (tmp_path / name).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_tokenizer(tmp_path, 410)
+
+
+def renumbered(values, first):
+    """The same vocabulary with its special tokens and two more at `first`, among the others."""
+    (end,) = values["added_tokens"]
+    more = [{**end, "content": f"<|{i}|>", "id": first + 1 + i} for i in range(2)]
+    vocab = {name: i + 3 * (i >= first) for name, i in values["model"]["vocab"].items()}
+    end["id"] = first
+    values["added_tokens"] = [end, *more]
+    values["model"]["vocab"] = vocab | {t["content"]: t["id"] for t in [end, *more]}
+
+
+@pytest.mark.parametrize("first", [0, 5, 256, 300])
+def test_special_tokens_may_stand_anywhere(tmp_path, first):
+    plain = learned()
+    save_tokenizer(tmp_path, plain, 64)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    renumbered(values, first)
+    path.write_text(json.dumps(values))
+    ours, theirs = load_tokenizer(tmp_path, 402), tokenizers.Tokenizer.from_file(str(path))
+    for text in (STORY, "é 12345\n", END_OF_TEXT.upper()):
+        assert ours.encode(text).tolist() == theirs.encode(text).ids
+        assert ours.decode(ours.encode(text)) == text
+    ids = ours.encode(f"a{END_OF_TEXT}b", {END_OF_TEXT})
+    assert ids.tolist() == theirs.encode(f"a{END_OF_TEXT}b").ids
+    assert ours.token_bytes[first : first + 3].sum() == 0
+    assert ours.token_bytes[ours.encode(STORY)].sum() == len(STORY.encode())
+    assert ours.decode([ours.start_token]) == "\n"
+    assert find_difference(from_json(ours.to_json()), ours) == ""
+    save_tokenizer(tmp_path, ours, 64)
+    assert find_difference(load_tokenizer(tmp_path, 402), ours) == ""
+    again = tokenizers.Tokenizer.from_file(str(path))
+    assert again.encode(STORY + END_OF_TEXT).ids == theirs.encode(STORY + END_OF_TEXT).ids
+
+
+def test_ids_in_any_order_are_theirs(tmp_path):
+    """Merges that are sound say all; the ids of their tokens are names."""
+    save_tokenizer(tmp_path, learned(), 64)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocab = values["model"]["vocab"]
+    values["model"]["vocab"] = {name: i for i, name in enumerate(sorted(vocab))}
+    path.write_text(json.dumps(values))
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    assert load_tokenizer(tmp_path, 400).encode(STORY).tolist() == theirs.encode(STORY).ids
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"post_processor": TEMPLATE},  # as transformers 5 saves it
+        {"post_processor": {"type": "Sequence", "processors": [TEMPLATE]}},
+        {"post_processor": {"type": "Sequence", "processors": []}},
+        {"normalizer": {"type": "Sequence", "normalizers": []}},
+        {"normalizer": {"type": "Strip", "strip_left": False, "strip_right": False}},
+    ],
+)
+@pytest.mark.parametrize("make", [learned, lambda: CharTokenizer.train(STORY)])
+def test_what_does_nothing_is_passed_over(tmp_path, change, make):
+    tokenizer = make()
+    save_tokenizer(tmp_path, tokenizer, 64)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    assert theirs.encode(STORY).ids == tokenizer.encode(STORY).tolist()
+    assert find_difference(tokenizer, load_tokenizer(tmp_path, tokenizer.vocab_size)) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"post_processor": TEMPLATE | {"single": TEMPLATE["single"] * 2}},
+        {"post_processor": {"type": "Sequence", "processors": [{"type": "RobertaProcessing"}]}},
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}},
+    ],
+)
+def test_what_does_something_is_refused(tmp_path, change):
+    save_tokenizer(tmp_path, learned(), 64)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"{next(iter(change))}"):
+        load_tokenizer(tmp_path, 400)
 
 
 def word_level(values):

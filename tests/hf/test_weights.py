@@ -297,6 +297,10 @@ def test_a_config_that_does_not_fit_is_one_line(tmp_path, change, message):
             "ln_f.bias has type I32; only F32, F16, BF16, F64 can be loaded",
         ),
         (lambda t: t.update({"score.weight": np.zeros(3)}), "holds score.weight, which a GPT-2"),
+        (
+            lambda t: t.update({f"_orig_mod.{name}": t.pop(name) for name in list(t)}),
+            "weights that were saved from torch.compile's wrapper; save the model in it: model.",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_one_line(tmp_path, change, message):

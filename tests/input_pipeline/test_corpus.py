@@ -1,7 +1,10 @@
 """Where texts come from: a loopback server stands in for Project Gutenberg."""
 
+import bz2
 import contextlib
+import gzip
 import itertools
+import lzma
 import os
 import shutil
 import socket
@@ -18,8 +21,8 @@ import pytest
 from gpt_jax import download
 from gpt_jax.config import Config, ModelConfig
 from gpt_jax.errors import UserError
-from gpt_jax.input_pipeline import text_corpus
-from gpt_jax.input_pipeline.corpus import load_corpus, parse_mixture
+from gpt_jax.input_pipeline import text_corpus, text_files
+from gpt_jax.input_pipeline.corpus import load_corpus, note_on_fallback, parse_mixture
 from gpt_jax.input_pipeline.shards.reader import open_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.input_pipeline.text_corpus import CorpusError, DownloadError, TextCorpus, original_form
@@ -51,7 +54,7 @@ ORIGINAL_FORM = "\ufeff" + BOOK
 class Gutenberg:
     """A server that answers each request with the next of its answers, the last one for ever.
 
-    An answer is a status and a body, or a body, or one of the words below.
+    An answer is a status, a body and maybe headers, or a body, or one of the words below.
     """
 
     def __init__(self, *answers):
@@ -77,13 +80,15 @@ class Gutenberg:
         if answer == "hang":
             self._leaving.wait(60)
             return
-        status, body = answer if isinstance(answer, tuple) else (200, answer)
+        status, body, *more = answer if isinstance(answer, tuple) else (200, answer)
         truncated = body == "truncated"
         if truncated:
             body = PAGE[: len(PAGE) // 2]
         handler.send_response(status)
         handler.send_header("Content-Type", "text/plain; charset=utf-8")
         handler.send_header("Content-Length", str(len(PAGE) if truncated else len(body)))
+        for name, value in more[0].items() if more else ():
+            handler.send_header(name, value)
         handler.end_headers()
         with contextlib.suppress(OSError):  # the other side may have gone
             handler.wfile.write(body)
@@ -301,6 +306,63 @@ def test_a_download_that_trickles_is_stopped(serve, monkeypatch):
     assert "bytes in 60 s" in download_error()
 
 
+def test_a_server_that_sends_a_byte_now_and_then_is_left(monkeypatch):
+    """In the body or in the headers: no wait is longer than the total time and a second."""
+    monkeypatch.setattr(text_corpus, "TOTAL_SECONDS", 0.1)
+    for begin in (b"HTTP/1.0 200 OK\r\nContent-Length: 9999\r\n\r\n", b"HTTP/1.0 200 OK\r\nA: "):
+        with trickle(begin) as url:
+            monkeypatch.setenv("GPT_JAX_OZ_URL", url)
+            start = time.monotonic()
+            assert "bytes in 0.1 s" in download_error()
+            assert time.monotonic() - start < 10
+
+
+@contextlib.contextmanager
+def trickle(begin: bytes):
+    """A server that answers with `begin`, then a byte every 50 ms."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(begin)
+                    while True:
+                        time.sleep(0.05)
+                        connection.sendall(b"x")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+
+def test_an_attempt_that_is_too_slow_is_tried_again(monkeypatch):
+    limits = download.DownloadLimits(1, 0, (5, 5), 1, least_rate=(1000, 0.2))
+    with (
+        trickle(b"HTTP/1.0 200 OK\r\n\r\n") as url,
+        pytest.raises(download.FailedDownload, match="timed out"),
+    ):
+        download.fetch(url, limits)
+
+
+def test_a_packed_answer_is_not_unpacked(serve, tmp_path):
+    server = serve((200, gzip.compress(PAGE), {"Content-Encoding": "gzip"}))
+    assert "the server packs its answer (gzip)" in download_error()
+    assert len(server.paths) == 1
+    limits = download.DownloadLimits(1, 0, (5, 5), 1 << 10, max_bytes=10_000)
+    packed = gzip.compress(bytes(1 << 20))
+    server = serve((200, packed, {"Content-Encoding": "gzip"}))
+    download.download(server.url, tmp_path / "file", limits)
+    assert (tmp_path / "file").read_bytes() == packed
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "http://", "not-an-address", "http://[::1"])
+def test_an_address_that_can_never_answer_is_tried_once(monkeypatch, nowhere, url):
+    monkeypatch.setenv("GPT_JAX_OZ_URL", url)
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        load_corpus("oz")
+    assert nowhere == []
+
+
 def test_a_failed_download_ends_within_its_total_time(serve, monkeypatch, nowhere):
     monkeypatch.setattr(text_corpus, "TOTAL_SECONDS", 0.25)
     server = serve((503, b"busy"))
@@ -404,6 +466,19 @@ def test_a_fallback_may_be_a_file(no_server, tmp_path):
     book.write_text("some text")
     corpus = load_corpus("oz", fallback=str(book))
     assert (corpus.name, corpus.text, corpus.requested) == (str(book), "some text", "oz")
+
+
+def test_a_run_on_its_fallback_is_told_when_the_other_can_be_had(serve, no_server, monkeypatch):
+    record = load_corpus("oz", fallback="python-manual").record()
+    assert note_on_fallback("oz", record) == ()  # still nobody there
+    assert note_on_fallback("python-manual", record) == ()
+    server = serve(PAGE)
+    (note,) = note_on_fallback("oz", record)
+    assert note.startswith(f"corpus oz can be had now ({server.url}, now at ")
+    assert "began on python-manual instead and stays on it" in note
+    assert note.endswith("with another --run-dir")
+    assert note_on_fallback("oz", load_corpus("oz").record()) == ()
+    assert len(server.paths) == 1
 
 
 def test_without_a_fallback_there_is_none(no_server):
@@ -604,6 +679,124 @@ def test_a_file_that_is_no_text_is_named_with_what_it_is(tmp_path, content, mess
     assert not isinstance(caught.value, DownloadError)
 
 
+LINES = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            LINES,
+            "is JSON lines, not a text; make a corpus of it: python main.py prepare",
+        ),
+        ("a.txt", LINES, "--source jsonl --input"),
+        ("a.txt", b"\xef\xbb\xbf" + LINES, "--source jsonl --input"),
+        (
+            "a",
+            b'{"id": 1, "text": "x' + 70_000 * b"y" + b'"}\n',
+            "is JSON, not a text; make a corpus",
+        ),
+        ("a.txt", b'[\n {"a": 1},\n {"a": 2}]', "is JSON, not a text"),
+        ("a.txt", b'["one", "two"]', "is JSON, not a text"),
+        ("a b.json", b"{}", "--source jsonl --input '"),
+        (
+            "A.CSV",
+            b"id,text\n1,one\n",
+            "is a table (CSV), not a text; make JSON lines of it: python",
+        ),
+        ("a.tsv", b"id\ttext\n1\tone\n", "is a table (CSV), not a text"),
+        (
+            "a.parquet",
+            b"PAR1...",
+            "is Parquet, not a text; make a corpus of it: python main.py prep",
+        ),
+        ("a.txt", b"PAR1\x15...", "--source parquet --input"),
+        ("a.txt.gz", gzip.compress(b"text"), "is packed with gzip; unpack it first: gunzip -k /"),
+        ("a", gzip.compress(b"text"), "is packed with gzip"),
+        ("a.jsonl.gz", gzip.compress(LINES), "is JSON lines packed with gzip, not a text; make a"),
+        ("a.txt.bz2", bz2.compress(b"text"), "unpack it first: bunzip2 -k /"),
+        ("a.xz", lzma.compress(b"text"), "unpack it first: unxz -k /"),
+        ("a.zst", b"\x28\xb5\x2f\xfd....", "unpack it first: unzstd /"),
+        ("a.warc.wet", b"WARC/1.0\r\n", "--source wet --input"),
+        ("a.docx", b"PK\3\4....", "is a ZIP archive (.zip, .docx, .epub, .npz), not a text"),
+        ("a.pdf", b"%PDF-1.7", "is a PDF, not a text"),
+        ("a.tar", b"x" * 257 + b"ustar" + bytes(300), "is a tar archive"),
+    ],
+)
+def test_a_file_that_is_no_prose_is_refused_with_what_reads_it(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError) as caught:
+        load_corpus(str(tmp_path / name))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{ he said } and so on",
+        '{"quoted": and so on',
+        '{"a": 1}\nThen prose.',
+        "[[File:wizard.jpg]]\nThe wizard.",
+        "[1] A note, and another",
+        "BZh is a tool.",
+        "PARENTS and",
+        "id, text and other words\n",
+        "{\n",
+    ],
+)
+def test_prose_that_begins_like_something_else_is_prose(tmp_path, text):
+    for content in (text, text + "x" * 70_000):
+        (tmp_path / "a.txt").write_text(content)
+        assert load_corpus(str(tmp_path / "a.txt")).text == content
+
+
+def test_what_has_no_end_or_no_file_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(CorpusError, match="is a device or a pipe, not a file; write its text"):
+            load_corpus(str(path))
+    (tmp_path / "hole.txt").touch()
+    os.truncate(tmp_path / "hole.txt", 1 << 40)
+    with pytest.raises(CorpusError, match=r"looks binary .a zero byte at 0."):
+        load_corpus(str(tmp_path / "hole.txt"))
+    monkeypatch.setattr(text_files, "available_memory", lambda: 29)
+    (tmp_path / "a.txt").write_text("ten bytes.")
+    with pytest.raises(CorpusError, match=r"too many for this .* main.py prepare --input .*a.txt"):
+        load_corpus(str(tmp_path / "a.txt"))
+    monkeypatch.setattr(text_files, "available_memory", lambda: 30)
+    assert load_corpus(str(tmp_path / "a.txt")).text == "ten bytes."
+
+
+@pytest.mark.parametrize(
+    ("names", "command"),
+    [
+        (["b.md", "a.txt", "c.txt"], "--input '{}/*.txt' --out FOLDER"),
+        (["a.parquet", "README"], "--source parquet --input '{}/*.parquet'"),
+        (["a.jsonl.gz", "b.jsonl.gz", "c.txt"], "--source jsonl --input '{}/*.jsonl.gz'"),
+        ([], "--input '{}/*.txt'"),
+    ],
+)
+def test_a_folder_is_refused_with_what_prepares_its_files(tmp_path, names, command):
+    for name in names:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(CorpusError) as caught:
+        load_corpus(str(tmp_path))
+    assert f"python main.py prepare {command.format(tmp_path)}" in str(caught.value)
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    name = os.fsdecode(b"b\xffk.txt")
+    (tmp_path / name).write_text("text")
+    with pytest.raises(CorpusError, match=r"b\\udcffk.txt'?: its path is not UTF-8"):
+        load_corpus(str(tmp_path / name))
+    (tmp_path / os.fsdecode(b"\xff")).mkdir()
+    monkeypatch.chdir(tmp_path / os.fsdecode(b"\xff"))
+    with pytest.raises(CorpusError, match="its path is not UTF-8"):
+        load_corpus("book.txt")
+
+
 def test_the_way_out_of_another_encoding_is_a_command(tmp_path):
     (tmp_path / "book.txt").write_bytes(b"\xe9")
     with pytest.raises(CorpusError, match=r"with: iconv -f latin1 -t utf-8$"):
@@ -680,6 +873,15 @@ def test_a_mixture_of_one_folder_is_that_folder(tmp_path):
         assert a.weight == b.weight == 1
         assert a.n_bytes == b.n_bytes
         np.testing.assert_array_equal(a.shards, b.shards)
+
+
+@pytest.mark.parametrize("name", ["one,two", "one, two", "one:0.7,two", "one,two:.3"])
+def test_a_list_without_weights_says_how_to_give_them(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        prepared(tmp_path / folder, CharTokenizer("ab"))
+    with pytest.raises(CorpusError, match=r"share of each; for equal ones: one:0.5,two:0.5$"):
+        load_corpus(name)
 
 
 def test_corpora_of_different_tokenizers_are_not_mixed(tmp_path):

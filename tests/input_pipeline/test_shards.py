@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.shards.external_formats import HEADER_BYTES
+from gpt_jax.input_pipeline.shards.id_widths import find_width
 from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, ShardError, content_sha256
 from gpt_jax.input_pipeline.shards.memmap import CHECKED_TOKENS, WORK_FOLDER
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards, verify_shards
@@ -446,6 +447,122 @@ def test_a_nanogpt_file_of_odd_size_is_refused(tmp_path, with_gpt2):
     (tmp_path / "val.bin").write_bytes(b"ab")
     with pytest.raises(ShardError, match=r"train.bin has 3 bytes, which are no uint16 tokens"):
         open_shards(tmp_path)
+
+
+def ids_by(kind, n, seed):
+    """n ids as texts of that vocabulary have them: characters, byte pairs, a large vocabulary."""
+    rng = np.random.default_rng(seed)
+    if kind == "characters":
+        return rng.integers(0, 65, n)
+    if kind == "byte pairs":  # most are of bytes below 128
+        return np.where(rng.random(n) < 0.6, rng.integers(32, 127, n), rng.integers(256, 451, n))
+    vocab_size = {"gpt2": 50257, "llama": 128_256, "two": 2}[kind]
+    return (vocab_size * rng.random(n) ** 3).astype(int)
+
+
+@pytest.mark.parametrize("n", [17, 300, 500_000])
+@pytest.mark.parametrize("kind", ["characters", "byte pairs", "gpt2", "llama", "two"])
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i4", "<i8", "<u8"])
+def test_ids_of_any_width_are_told_from_their_bytes(kind, dtype, n):
+    raw = ids_by(kind, n, 0).astype(dtype).tobytes()
+    if (kind, dtype) == ("llama", "<u2"):
+        return  # they don't fit
+    assert find_width([raw[:80_000], raw[-80_000:]], len(raw)) == int(dtype[2])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "looks_like"),
+    [
+        (">u2", "big-endian ids of 16"),
+        (">u4", "big-endian ids of 32"),
+        (">i8", "big-endian ids of 64"),
+        ("<f4", "floating point"),
+        ("<f8", "floating point"),
+        ("u1", "ids of 8 bits"),
+    ],
+)
+def test_what_is_no_id_of_16_bits_is_refused(tmp_path, dtype, looks_like):
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes(ids_by("characters", 4000, 1).astype(dtype).tobytes())
+    with pytest.raises(ShardError, match=f"train.bin does not hold .* look like {looks_like}"):
+        open_shards(tmp_path, TOKENIZER)
+
+
+def test_negative_ids_and_a_text_are_no_ids():
+    ids = ids_by("gpt2", 2000, 2)
+    for part in (0.01, 0.5):
+        ids[: int(part * len(ids))] = -100
+        with pytest.raises(ValueError, match="some are negative"):
+            find_width([ids.astype("<i4").tobytes()], 8000)
+    with pytest.raises(ValueError, match="or a text"):
+        find_width([b"The quick brown fox, and so on.\n" * 100], 3200)
+    assert find_width([bytes(10_000)], 10_000) == 2  # nothing is told by zeros
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8"])
+def test_a_nanogpt_folder_of_wide_ids_is_read_as_what_it_is(tmp_path, with_gpt2, dtype):
+    ids = ids_by("gpt2", 3000, 3)
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes(ids.astype(dtype).tobytes())
+    prepared = open_shards(tmp_path)
+    assert prepared.shards["train"][0].tolist() == ids.tolist()
+    assert (prepared.dtype, prepared.vocab_size) == (np.dtype("<u4"), 50257)
+    assert verify_shards(prepared) == {"train": 3000, "val": 3000}
+    (tmp_path / "val.bin").write_bytes(ids.astype("<u2").tobytes())
+    with pytest.raises(ShardError, match="mixes token files of different kinds"):
+        open_shards(tmp_path)
+
+
+def test_wide_ids_beyond_gpt2s_are_not_taken_for_gpt2s(tmp_path, with_gpt2):
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes(ids_by("llama", 3000, 4).astype("<u4").tobytes())
+    assert open_shards(tmp_path).tokenizer is None
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<i4", "<i8"])
+def test_arrays_that_build_nanogpt_saved_are_read(tmp_path, with_gpt2, dtype):
+    ids = ids_by("gpt2", 1000, 5)
+    for number, split in enumerate(("val", "train", "train")):
+        np.save(
+            tmp_path / f"edufineweb_{split}_{number:06d}.npy",
+            (ids - number % 2).clip(0).astype(dtype),
+        )
+    prepared = open_shards(tmp_path)
+    assert prepared.kind == "build-nanogpt"
+    assert prepared.n_tokens == {"train": 2000, "val": 1000}
+    assert prepared.shards["val"][0].tolist() == ids.tolist()
+    verify_shards(prepared)
+
+
+def save_both(path, ids):
+    for name in (path.name, "a_val_000000.npy"):
+        np.save(path.with_name(name), ids)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: np.save(p, np.zeros((4, 5), "<u2")), r"uint16 with shape \(4, 5\), not of ids"),
+        (lambda p: np.save(p, np.zeros(4, "<f4")), "is an array of float32"),
+        (lambda p: np.save(p, np.zeros(4, ">u2")), "is an array of >u2"),
+        (lambda p: np.save(p, np.zeros(0, "<u2")), "not of ids in a row"),
+        (lambda p: np.save(p, np.array([{}]), allow_pickle=True), "is an array of object"),
+        (lambda p: save_both(p, np.array([5, -1], "<i8")), "negative or beyond 32 bits"),
+        (lambda p: save_both(p, np.array([5, 60000], "<i4")), "has id 60000"),
+        (lambda p: p.write_bytes(b"\x93NUMPY\1\0\5\0{'a'}"), "is no array that NumPy saved"),
+        (lambda p: p.write_bytes(b"text"), "is no array that NumPy saved"),
+        (lambda p: os.mkfifo(p), "is no file"),
+        (
+            lambda p: (np.save(p, np.zeros(400, "<u2")), os.truncate(p, 200)),
+            "says 400 tokens of 2 bytes, and 72 bytes follow it",
+        ),
+    ],
+)
+def test_an_array_that_is_no_shard_is_refused(tmp_path, gpt2, make, message):
+    np.save(tmp_path / "a_val_000000.npy", np.arange(9, dtype="<u2"))
+    make(tmp_path / "a_train_000001.npy")
+    with pytest.raises(ShardError, match=message):
+        open_shards(tmp_path, gpt2)
 
 
 def test_a_folder_without_validation_tokens_is_refused(tmp_path, with_gpt2):

@@ -30,8 +30,8 @@ ALLOWED = {
     "model": {"config", "parallel"},
     "hf": {"config", "errors", "storage", "tokenizer"},
     "input_pipeline.shards": {"errors", "storage", "tokenizer"},
-    "input_pipeline": {"config", "download", "errors", "input_pipeline.shards", "numerics"}
-    | {"parallel", "prng", "storage", "tokenizer"},
+    "input_pipeline": {"config", "devices", "download", "errors", "input_pipeline.shards"}
+    | {"numerics", "parallel", "prng", "storage", "tokenizer"},
     "run": {"config", "errors", "hf", "input_pipeline", "model", "numerics", "storage"}
     | {"terminal", "tokenizer"},
     "inference": {"config", "devices", "errors", "input_pipeline", "model", "numerics", "parallel"}
@@ -66,7 +66,7 @@ NOT_IN_PURE |= {"gpt_jax.parallel.mesh", "gpt_jax.parallel.multihost"}
 DRIVER, DRIVERS = "gpt_jax.training.trainer", {"gpt_jax.cli.train", "gpt_jax.analysis.verify"}
 # Of `data`, lowest first: each imports only those before it.
 DATA = ["filters", "config", "sources.documents", "sources.text", "sources.json_lines"]
-DATA += ["sources.parquet", "sources.common_crawl", "sources.local_files"]
+DATA += ["sources.parquet_pages", "sources.parquet", "sources.common_crawl", "sources.local_files"]
 DATA += ["sources.hugging_face", "sources.readers", "records", "encode", "engines", "workers"]
 DATA += ["vocabulary", "merge", "prepare", "cli"]
 

@@ -25,7 +25,7 @@ class TokenShards:
 
     Attributes:
       folder: where it is.
-      kind: "gpt_jax", "nanoGPT" or "llm.c".
+      kind: "gpt_jax", "nanoGPT", "llm.c" or "build-nanogpt".
       tokenizer: of its ids; None if the folder doesn't name it and it can't be GPT-2's.
       vocab_size: V; ids are in [0, V). None if the folder names neither it nor a tokenizer.
       dtype: of the ids on disk, little-endian uint16 or uint32.

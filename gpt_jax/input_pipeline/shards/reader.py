@@ -7,9 +7,10 @@ A prepared corpus is a folder:
     train-00000.bin   token ids, little-endian uint16 (uint32 for a vocabulary beyond 65,536), no
     val-00000.bin     header; the shards of a split are consecutive
 
-The folders of nanoGPT (https://github.com/karpathy/nanoGPT: train.bin and val.bin, uint16) and of
-llm.c and modded-nanogpt (https://github.com/karpathy/llm.c, dev/data/data_common.py: a header of
-256 int32, then uint16 or uint32) are read as they are.
+The folders of nanoGPT (https://github.com/karpathy/nanoGPT: train.bin and val.bin, uint16; other
+widths are noticed, see `id_widths.py`), of llm.c and modded-nanogpt
+(https://github.com/karpathy/llm.c, dev/data/data_common.py: a header of 256 int32, then uint16 or
+uint32) and of build-nanogpt (https://github.com/karpathy/build-nanogpt: .npy) are read as they are.
 
 Opening a corpus maps its shards into memory and reads very little of them: sizes are checked
 against the manifest or the header, and the first and last `CHECKED_TOKENS` ids of each shard
