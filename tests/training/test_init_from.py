@@ -122,7 +122,7 @@ def test_a_run_starts_from_a_run(command, tiny_config, finished_run):
     assert start.origin["step"] == 12
     assert start.origin["sha256"] == digest(first.params).hexdigest()
     line = command("export --run-dir run --out out", status=2)
-    assert line.startswith("error: model.activation='relu' is not supported in a GPT-2 folder")
+    assert line.startswith("error: model.head_bias=True is not supported in a GPT-2 folder")
     assert not os.path.exists("out")
 
 
