@@ -98,8 +98,8 @@ def check_alibi_is_attention_with_linear_biases(folder: Path) -> None:
     """Against NumPy: 4 query heads, 2 key/value heads, slopes 1/4, 1/16, 1/64, 1/256."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, heads, 5, 8)) for heads in (4, 2, 2))
-    q, k, v = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
-    ours = attend("plain", q, k, v, 0, lambda w: w, 1.0, 4)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    ours = attend("plain", *arrays, 0, lambda w: w, 1.0, 4)
     for b, h, t in np.ndindex(2, 4, 5):
         scores = k[b, h // 2, : t + 1] @ q[b, h, t] - 4.0 ** -(h + 1) * (t - np.arange(t + 1))
         weights = np.exp(scores - scores.max())
