@@ -40,8 +40,9 @@ def train(config, **values):
 
 
 def timeless(run_dir):
+    """The rows without what differs between equal runs: times, and where a run was resumed."""
     return [
-        {k: v for k, v in row.items() if k not in TIMING_FIELDS}
+        {k: v for k, v in row.items() if k not in {*TIMING_FIELDS, "numerics"}}
         for row in read_rows(to_folder(run_dir))
     ]
 
