@@ -220,8 +220,9 @@ def options(run_dir, book, *args):
 
 
 def rows_of(run_dir):
+    left_out = {*TIMING_FIELDS, "numerics"}  # the latter is where a run was resumed
     rows = gpt_jax.load_run(run_dir).rows
-    return [{k: v for k, v in row.items() if k not in TIMING_FIELDS} for row in rows]
+    return [{k: v for k, v in row.items() if k not in left_out} for row in rows]
 
 
 def train_alone(run_dir, book, devices, *args):
