@@ -554,7 +554,11 @@ def test_a_sample_setting_that_breaks_a_rule_is_one_line(mistake, argv, line):
             "corpus 'corpus' is neither a file nor a name; the names are oz, shakespeare "
             "and python-manual",
         ),
-        ("folder", "corpus corpus is a folder; give the path of a text file"),
+        (
+            "folder",
+            "corpus corpus is a folder; give the path of a text file, or make a corpus of its "
+            "files: python main.py prepare --input 'corpus/*.txt' --out FOLDER",
+        ),
         (b"", "corpus corpus is empty; give a text file"),
         (b"\x89PNG\0", "corpus corpus looks binary (a zero byte at 4); give a text"),
         (

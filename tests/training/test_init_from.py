@@ -367,7 +367,8 @@ for name in sys.argv[1:]:
         )  # fmt: skip
         server.shutdown()
     folder, missing = done.stdout.splitlines()
-    assert set(Hub.asked) == {"config.json", "model.safetensors", "tokenizer.json"}
+    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert set(Hub.asked) == files
     assert sorted(os.listdir(folder)) == sorted(set(Hub.asked))
     assert hf.load(folder)[0] == hf.load(saved_gpt2)[0]
     assert missing.startswith(
