@@ -497,6 +497,10 @@ def test_negative_ids_and_a_text_are_no_ids():
     with pytest.raises(ValueError, match="or a text"):
         find_width([b"The quick brown fox, and so on.\n" * 100], 3200)
     assert find_width([bytes(10_000)], 10_000) == 2  # nothing is told by zeros
+    few = np.array([50_256, *range(40)], "<u2").tobytes()  # small words in every second place
+    assert find_width([few], len(few)) == 2
+    few = np.array([100_256, *range(40)], "<u4").tobytes()
+    assert find_width([few], len(few)) == 4
 
 
 @pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8"])

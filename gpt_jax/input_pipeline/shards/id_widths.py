@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MAX_HIGH_WORD = 1 << 6  # of a 32-bit id: no vocabulary has 2^22 tokens
+MAX_HIGH_WORD_OF_FEW = 1 << 2  # where words are few, and small ones may be chance: 2^18 tokens
 LEAST_WORDS = 16  # fewer are taken as they come
 MANY_WORDS = 1024  # from which a shape of all of them can't be chance
 
@@ -32,7 +33,8 @@ def find_width(samples: Sequence[bytes], size: int) -> int:
         return 2
     low_W4 = words.reshape(-1, 4)
     even, odd = low_W4[:, 0::2], low_W4[:, 1::2]
-    if not odd.any() or (odd.max() < MAX_HIGH_WORD <= even.max() >> 6):
+    most = MAX_HIGH_WORD if len(words) >= MANY_WORDS else MAX_HIGH_WORD_OF_FEW
+    if not odd.any() or (odd.max() < most and even.max() >= 1 << 12):
         if size % 8 == 0 and not low_W4[:, 2:].any():
             return 8
         if size % 4 == 0:
