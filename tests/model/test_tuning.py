@@ -36,7 +36,6 @@ def loss_and_gradient(model: ModelConfig, loss_chunk: int | None):
     params = jax.tree.map(lambda x: 5 * x + 0.01, params)  # far from uniform, and no bias is 0
     batch = jax.random.randint(jax.random.key(1), (3, model.block_size + 1), 0, model.vocab_size)
     train = TrainConfig(loss_chunk=loss_chunk)
-    jax.clear_caches()
     key = jax.random.key(2)
     loss = functools.partial(loss_fn, model, batch=batch, dropout_key=key, train=train)
     return jax.jit(jax.value_and_grad(lambda params: loss(params)))(params)
@@ -47,7 +46,7 @@ def loss_and_gradient(model: ModelConfig, loss_chunk: int | None):
 def test_a_gpus_tuning_computes_the_same(monkeypatch, name):
     """Each gradient within what sums of some hundred roundings allow, of its largest entry."""
     model = dataclasses.replace(MODELS[name], dropout=0.1)
-    for loss_chunk in (None, 5):
+    for loss_chunk in (None, 5) if name == "tied" else (None,):
         monkeypatch.setattr(tuning, "CPU", CPU)
         loss, gradient = loss_and_gradient(model, loss_chunk)
         monkeypatch.setattr(tuning, "CPU", CUDA)
@@ -67,7 +66,6 @@ def test_each_choice_changes_the_program(monkeypatch, field):
     programs = set()
     for value in (getattr(CPU, field), getattr(CUDA, field)):
         monkeypatch.setattr(tuning, "CPU", dataclasses.replace(CPU, **{field: value}))
-        jax.clear_caches()
         params = jax.eval_shape(
             lambda: GPT(model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
         )
