@@ -1,6 +1,7 @@
 """Eight CPU devices for all tests in this process, and small settings to build on."""
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import hashlib
@@ -176,3 +177,21 @@ def finished_run(tmp_path_factory):
         return gpt_jax.load_run(run_dir)
 
     return copy_run
+
+
+@contextlib.contextmanager
+def stopped_at(step: int):
+    """Training inside ends as if it were killed when the row of `step` is written."""
+    from gpt_jax.training import trainer
+
+    write = trainer.MetricsWriter.write
+
+    def failing(self, row):
+        write(self, row)
+        if row["step"] == step:
+            raise KeyboardInterrupt("stopped by the test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.MetricsWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt, match="by the test"):
+            yield

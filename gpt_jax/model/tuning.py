@@ -17,7 +17,7 @@ class Tuning:
     Attributes:
       unroll: layers up to which the scan over blocks is unrolled. Rolled up, a step compiles faster
         and is slower: what each block saves for its gradient is copied to a stack and back.
-      vocab_multiple: the loss pads the vocabulary to a multiple of this; see `loss.pad_head`.
+      vocab_multiple: the loss pads the vocabulary to a multiple of this; see `gpt.pad_head`.
       one_pass_loss: the gradient of the loss is softmax - one-hot in one pass over the logits.
       recompute_activation: the backward pass recomputes the MLP's activation function from its
         argument, which is less to read than what its gradient would save.

@@ -14,7 +14,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, stopped_at
 
 import gpt_jax
 import main
@@ -388,21 +388,6 @@ def test_without_the_hubs_package_a_name_is_one_line(monkeypatch):
 # --- killed before the first checkpoint -----------------------------------------------------------
 
 
-def train_until(step, config, source):
-    """Trains, and is killed, as it were, when the row of `step` is written."""
-    write = trainer.MetricsWriter.write
-
-    def failing(self, row):
-        write(self, row)
-        if row["step"] == step:
-            raise KeyboardInterrupt("stopped by the test")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.MetricsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt, match="by the test"):
-            train(config, source)
-
-
 @pytest.mark.slow
 def test_a_killed_run_starts_from_the_same_and_later_goes_on_without_the_folder(
     tiny_config, gpt2, tmp_path
@@ -410,7 +395,8 @@ def test_a_killed_run_starts_from_the_same_and_later_goes_on_without_the_folder(
     """Before its first checkpoint, not from random parameters, whose loss is another."""
     whole = train(dataclasses.replace(tiny_config, run_dir=str(tmp_path / "whole")), gpt2)
     for step in (0, 2, 8):  # two before the first checkpoint, one after it
-        train_until(step, tiny_config, gpt2)
+        with stopped_at(step):
+            train(tiny_config, gpt2)
     shutil.rmtree(gpt2)
     again = train(tiny_config, gpt2)
     assert [row.get("loss") for row in again.rows] == [row.get("loss") for row in whole.rows]
@@ -421,7 +407,8 @@ def test_a_killed_run_starts_from_the_same_and_later_goes_on_without_the_folder(
 
 @pytest.mark.slow
 def test_what_a_killed_run_started_from_must_be_the_same(tiny_config, gpt2):
-    train_until(0, tiny_config, gpt2)
+    with stopped_at(0):
+        train(tiny_config, gpt2)
     other = jax.tree.map(lambda x: x + 1, gpt_jax.load_run(gpt2).params)
     shutil.rmtree(gpt2)
     hf.save(gpt2, GPT2, other, end_token=256)

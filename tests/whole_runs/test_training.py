@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, stopped_at
 
 import gpt_jax
 import main
@@ -48,18 +48,8 @@ def timeless(run_dir):
 
 
 def train_until(step, config, **values):
-    """Trains, and is killed, as it were, when the row of `step` is written."""
-    write = trainer.MetricsWriter.write
-
-    def failing(self, row):
-        write(self, row)
-        if row["step"] == step:
-            raise KeyboardInterrupt("stopped by the test")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.MetricsWriter, "write", failing)
-        with pytest.raises(KeyboardInterrupt, match="by the test"):
-            train(config, **values)
+    with stopped_at(step):
+        train(config, **values)
 
 
 def assert_same_run(a, b):
