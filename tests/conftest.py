@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
@@ -46,6 +47,12 @@ from gpt_jax.devices import compiler_options  # noqa: E402
 # Past this much memory a test process drops its compiled programs: two processes stay below 5 GB.
 MEMORY_LIMIT_MIB = 1200
 
+
+def pytest_make_parametrize_id(val, argname):
+    """A test is not named after bytes: those of a packed file differ between pytest's processes."""
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.2, vocab_size=11)
 
 
@@ -59,6 +66,35 @@ def compiling_fast():
         for module in (compiled_steps, decoding, evaluation):
             patch.setattr(module, "compiler_options", lambda backend, *, library_products: {})
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_pictures():
+    """Runs in this process draw no curves, which take longer than their steps; see `pictures`."""
+    from gpt_jax.training import finalize
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finalize, "plots", types.SimpleNamespace(plot_losses=lambda *args: "none"))
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Runs in this process draw their curves."""
+    from gpt_jax.run import plots
+    from gpt_jax.training import finalize
+
+    monkeypatch.setattr(finalize, "plots", plots)
+
+
+@pytest.fixture
+def changed_programs():
+    """What the test changes in the program counts for its runs, and for no run after it."""
+    from gpt_jax.training import compiled_steps
+
+    compiled_steps.jit_functions.cache_clear()
+    yield
+    compiled_steps.jit_functions.cache_clear()
 
 
 @pytest.fixture

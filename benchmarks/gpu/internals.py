@@ -114,7 +114,7 @@ def lower_train_steps(
     inputs = compiled_steps.abstract_inputs(config, mesh)
     loss_limit = jax.ShapeDtypeStruct((), np.float32)
     with mesh_context(mesh, kernels=needs_mesh(model)):
-        program = compiled_steps.jit_train_chunk(config, mesh, inputs)
+        program = compiled_steps.jit_train_chunk(config, mesh)
         lowered = program.lower(
             inputs.state, inputs.gathered(steps), inputs.keys, loss_limit, steps=steps
         )

@@ -225,7 +225,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     # CPU devices share one memory.
     sharers = mesh.size if backend == "cpu" else 1
     with mesh_context(mesh, kernels=needs_mesh(model)):
-        lowered = jit_train_chunk(config, mesh, layout).lower(
+        lowered = jit_train_chunk(config, mesh).lower(
             layout.state,
             layout.gathered(1),
             layout.keys,

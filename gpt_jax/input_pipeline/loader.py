@@ -28,6 +28,13 @@ from gpt_jax.prng import Keys, make_keys
 RESIDENT_SHARE = 1 / 4  # of an accelerator's memory that tokens may take
 CPU_RESIDENT_BYTES = 2**30  # that the copies of all devices of a CPU may take together
 
+_make_keys = jax.jit(make_keys)
+_train_indices = jax.jit(train_indices, static_argnums=0)
+_eval_indices = jax.jit(
+    lambda samplers, key, step, n: eval_indices(samplers, jax.random.fold_in(key, step), n),
+    static_argnums=(0, 3),
+)
+
 
 class BatchLoader:
     """The batches of a run.
@@ -70,15 +77,7 @@ class BatchLoader:
         _expect_random_reads(self._segments[0])
         cpu = _host_device()
         with jax.default_device(cpu):
-            self._keys = jax.device_put(jax.jit(make_keys, static_argnums=0)(config.seed), cpu)
-        self._train_indices = jax.jit(
-            lambda key, steps_S: train_indices(self.samplers[0], key, steps_S)
-        )
-        self._eval_indices = jax.jit(
-            lambda key, step: eval_indices(
-                self.samplers, jax.random.fold_in(key, step), config.train.eval_batches
-            )
-        )
+            self._keys = jax.device_put(_make_keys(np.uint32(config.seed)), cpu)
 
     def describe(self) -> str:
         """Returns where batches come from and the memory that takes, as a line to print."""
@@ -128,7 +127,9 @@ class BatchLoader:
         def gather() -> jax.Array:
             jax.block_until_ready(after)
             steps_S = np.arange(step, step + steps, dtype=np.int32)
-            return self._put(self._segments[0], self._train_indices(self._keys.data, steps_S))
+            return self._put(
+                self._segments[0], _train_indices(self.samplers[0], self._keys.data, steps_S)
+            )
 
         self._prefetched = (step, steps), self._pool.submit(numerics.carried(gather))
 
@@ -136,7 +137,8 @@ class BatchLoader:
         """Returns what `step.make_eval_step`'s function takes for the evaluation after `step`."""
         if self.is_resident:
             return self._tokens
-        indices = self._eval_indices(self._keys.eval, np.int32(step))
+        key, n_batches = self._keys.eval, self._config.train.eval_batches
+        indices = _eval_indices(tuple(self.samplers), key, np.int32(step), n_batches)
         return [self._put(*x) for x in zip(self._segments, indices, strict=True)]
 
     def batch_of_step(self, keys: Keys, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

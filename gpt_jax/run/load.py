@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import hf, numerics
-from gpt_jax.config import Config
+from gpt_jax.config import Config, ModelConfig
 from gpt_jax.config.fields import plain
 from gpt_jax.errors import UserError
 from gpt_jax.hf import tokenizer as hf_tokenizer
@@ -26,6 +26,8 @@ from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import open_folder
 from gpt_jax.terminal import say
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+
+_decoding_params = jax.jit(decoding_params, static_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Run:
     @functools.cached_property
     def decode_params(self) -> Params:
         """The parameters as decoding reads them, see `gpt_jax.model.decoding_params`."""
-        return jax.jit(decoding_params, static_argnums=0)(self.config.model, self.params)
+        return _decoding_params(self.config.model, self.params)
 
 
 @numerics.fixed()
@@ -102,7 +104,7 @@ def load_run(
     step, messages = checkpoints.newest_valid(run_dir, _find_checkpoints(run_dir, checkpoint))
     if not step:
         raise UserError(f"{run_dir} has no checkpoint yet; resume it with the same command")
-    params = checkpoints.load_params(run_dir, step, _params_target(model))
+    params = checkpoints.load_params(run_dir, step, _params_target(config.model))
     for message in messages:
         say(f"note: {message}; using step {step}")
     summary = read_summary(run_dir)
@@ -119,13 +121,18 @@ def load_run(
     )
 
 
-def _params_target(model: GPT) -> Params:
+def _params_target(model: ModelConfig) -> Params:
     """Returns the parameters' shapes and dtypes, on the first device of this process."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), variables["params"]
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _param_shapes(model)
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _param_shapes(model: ModelConfig) -> Params:
+    init = functools.partial(jax.eval_shape, GPT(model).init)
+    return init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def _find_checkpoints(run_dir: Path, checkpoint: str | int) -> list[int]:

@@ -1,7 +1,8 @@
 """The compiled programs of a run, for its mesh.
 
 They are traced and compiled side by side, in threads, from shapes alone: XLA takes most of the time
-before the first step, and it can use more than one core.
+before the first step, and it can use more than one core. Runs of equal settings in one process
+share them (`jit_functions`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 from gpt_jax import numerics
-from gpt_jax.config import Config, TrainConfig
+from gpt_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.loader import BatchLoader
@@ -80,21 +81,93 @@ def abstract_inputs(config: Config, mesh: Mesh) -> AbstractInputs:
     )
 
 
-def jit_train_chunk(
-    config: Config, mesh: Mesh, layout: AbstractInputs, sampler: Sampler | None = None
-) -> Any:
+@dataclasses.dataclass(frozen=True)
+class JitFunctions:
+    """What a run executes, as jax's jitted functions.
+
+    Attributes:
+      make_keys: from a seed, uint32 (), to its keys.
+      initialize: from the keys to the state before the first step.
+      adopt: from parameters to the state before the first step.
+      chunk: see `step.make_train_chunk`.
+      evaluate: from parameters, tokens of each split, a key and the step; see
+        `step.make_eval_step`.
+      is_finite: from parameters to whether each is a finite number.
+    """
+
+    make_keys: Any
+    initialize: Any
+    adopt: Any
+    chunk: Any
+    evaluate: Any
+    is_finite: Any
+
+
+def jit_train_chunk(config: Config, mesh: Mesh) -> Any:
     """Returns `step.make_train_chunk`'s function for a mesh, to be compiled.
 
-    Without a sampler its tokens are `layout.gathered`.
+    Its tokens are `AbstractInputs.gathered`.
     """
-    shardings = jax.tree.map(lambda x: x.sharding, layout.state)
+    return _jit_functions(config, mesh).chunk
+
+
+def _jit_functions(
+    config: Config, mesh: Mesh, samplers: tuple[Sampler, Sampler] | None = None
+) -> JitFunctions:
+    platform = mesh.devices.flat[0].platform
+    options = compiler_options(platform, library_products=config.model.n_embd < WIDE_N_EMBD)
+    return jit_functions(
+        config.model, config.optim, config.train, mesh, samplers, tuple(options.items())
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def jit_functions(
+    model: ModelConfig,
+    optim: OptimConfig,
+    train: TrainConfig,
+    mesh: Mesh,
+    samplers: tuple[Sampler, Sampler] | None,
+    options: tuple[tuple[str, str | int], ...],
+) -> JitFunctions:
+    """Returns the functions of a run; jax compiles those of equal arguments once in a process.
+
+    Args:
+      model, optim, train: the settings that a step reads. The seed is not among them.
+      mesh: the devices.
+      samplers: of "train" and "val"; None if the tokens are always batches.
+      options: XLA's, by name.
+    """
+    optimizer = make_optimizer(optim)
+    everywhere = replicated(mesh)
+    shardings = state_shardings(state_shapes(model, optim), mesh)
     constrain_batch = make_constrain_batch(mesh)
-    return jax.jit(
-        make_train_chunk(config.model, config.optim, config.train, constrain_batch, sampler),
-        static_argnames="steps",
-        donate_argnums=0,
-        out_shardings=(shardings, replicated(mesh)),
-        compiler_options=_options(config, mesh),
+    evaluate = make_eval_step(model, train, constrain_batch, samplers)
+    jit = functools.partial(jax.jit, compiler_options=dict(options))
+    return JitFunctions(
+        make_keys=jax.jit(make_keys, out_shardings=everywhere),
+        initialize=jit(
+            lambda keys: init_state(model, optimizer, keys.init), out_shardings=shardings
+        ),
+        adopt=jax.jit(
+            lambda params: state_from_params(jax.tree.map(jnp.copy, params), optimizer),
+            out_shardings=shardings,
+        ),  # a copy: placed arrays may share the host's memory, and the state is donated
+        chunk=jit(
+            make_train_chunk(model, optim, train, constrain_batch, samplers and samplers[0]),
+            static_argnames="steps",
+            donate_argnums=0,
+            out_shardings=(shardings, everywhere),
+        ),
+        evaluate=jit(
+            lambda params, splits, key, step: evaluate(
+                params, splits, jax.random.fold_in(key, step)
+            ),
+            out_shardings=everywhere,
+        ),
+        is_finite=jax.jit(
+            lambda params: jnp.isfinite(optax.tree.norm(params)), out_shardings=everywhere
+        ),
     )
 
 
@@ -102,11 +175,6 @@ def recent_losses_spec(train: TrainConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
     """Returns shape, dtype and sharding of what a chunk knows of the losses before it."""
     shape = (train.spike_window,)
     return jax.ShapeDtypeStruct(shape, np.float32, sharding=replicated(mesh))
-
-
-def _options(config: Config, mesh: Mesh) -> dict[str, str | int]:
-    platform = mesh.devices.flat[0].platform
-    return compiler_options(platform, library_products=config.model.n_embd < WIDE_N_EMBD)
 
 
 class CompiledSteps:
@@ -130,42 +198,17 @@ class CompiledSteps:
             kv_heads=config.model.kv_heads,
             block_size=config.model.block_size,
         )
-        optimizer = make_optimizer(config.optim)
         self.layouts = functools.partial(mesh_context, self.mesh, kernels=needs_mesh(config.model))
-
-        def initialize(keys: Keys) -> TrainState:
-            return init_state(config.model, optimizer, keys.init)
-
-        everywhere = replicated(self.mesh)
         layout = abstract_inputs(config, self.mesh)
         self.abstract_state, self.n_params, self._keys_target = (
             layout.state,
             layout.n_params,
             layout.keys,
         )
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        options = _options(config, self.mesh)
-        self._make_keys = jax.jit(lambda: make_keys(config.seed), out_shardings=everywhere)
         self.loader = BatchLoader(config, splits, self.mesh)
         self._metrics: Any = None  # of the chunk before
-        self._initialize = jax.jit(initialize, out_shardings=shardings, compiler_options=options)
-        self._adopt = jax.jit(
-            lambda params: state_from_params(jax.tree.map(jnp.copy, params), optimizer),
-            out_shardings=shardings,
-        )  # a copy: placed arrays may share the host's memory, and the state is donated
-        self._chunk = jit_train_chunk(config, self.mesh, layout, self.loader.samplers[0])
-        constrain_batch = make_constrain_batch(self.mesh)
-        evaluate = make_eval_step(config.model, config.train, constrain_batch, self.loader.samplers)
-        self._evaluate = jax.jit(
-            lambda params, splits, key, step: evaluate(
-                params, splits, jax.random.fold_in(key, step)
-            ),
-            out_shardings=everywhere,
-            compiler_options=options,
-        )
-        self._finite = jax.jit(
-            lambda params: jnp.isfinite(optax.tree.norm(params)), out_shardings=everywhere
-        )
+        train_sampler, val_sampler = self.loader.samplers
+        self._jit = _jit_functions(config, self.mesh, (train_sampler, val_sampler))
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="compile")
         self._compiled: dict[Any, Future] = {}
 
@@ -188,7 +231,7 @@ class CompiledSteps:
 
     def keys(self) -> Keys:
         """Returns the seed's keys, on every device."""
-        return self._make_keys()
+        return self._jit.make_keys(np.uint32(self._config.seed))
 
     def init_state(self, keys: Keys) -> TrainState:
         """Returns the state before the first step."""
@@ -201,7 +244,7 @@ class CompiledSteps:
         def place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
             return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
 
-        return self._adopt(jax.tree.map(place, params, target))
+        return self._jit.adopt(jax.tree.map(place, params, target))
 
     def train_chunk(
         self,
@@ -237,7 +280,7 @@ class CompiledSteps:
 
     def is_finite(self, state: TrainState) -> bool:
         """Returns whether every parameter is a finite number."""
-        return bool(self._finite(state.params))
+        return bool(self._jit.is_finite(state.params))
 
     def close(self) -> None:
         """Stops compiling and gathering what nobody waits for."""
@@ -246,19 +289,19 @@ class CompiledSteps:
 
     def init_program(self) -> Future:
         """Returns the program that makes the state before the first step, compiled or soon."""
-        return self._program("initialise", self._initialize, self._keys_target)
+        return self._program("initialise", self._jit.initialize, self._keys_target)
 
     def evaluation_program(self) -> Future:
         """Returns the program that `evaluate` runs, compiled or soon."""
         step = jax.ShapeDtypeStruct((), np.int32)
         args = (self.abstract_state.params, self.loader.eval_spec(), self._keys_target.eval, step)
-        return self._program("evaluate", self._evaluate, *args)
+        return self._program("evaluate", self._jit.evaluate, *args)
 
     def chunk_program(self, steps: int) -> Future:
         """Returns the program that `train_chunk` runs for so many steps, compiled or soon."""
         recent = recent_losses_spec(self._config.train, self.mesh)
         args = (self.abstract_state, self.loader.train_spec(steps), self._keys_target, recent)
-        return self._program(steps, self._chunk, *args, steps=steps)
+        return self._program(steps, self._jit.chunk, *args, steps=steps)
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:
         if name not in self._compiled:

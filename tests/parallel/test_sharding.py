@@ -22,6 +22,7 @@ from gpt_jax.parallel.sharding import (
     batch_sharding,
 )
 from gpt_jax.prng import Keys
+from gpt_jax.training import compiled_steps
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.trainer import train
@@ -56,10 +57,14 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def several_blocks(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def several_blocks():
     """Blockwise attention in 3 blocks of 8 queries."""
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "QUERY_BLOCK", 8)
+        compiled_steps.jit_functions.cache_clear()
+        yield
+    compiled_steps.jit_functions.cache_clear()
 
 
 @functools.cache

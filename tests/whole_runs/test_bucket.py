@@ -65,8 +65,9 @@ def names_below(folder):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, finished_run, bucket, capsys):
-    here, there = finished_run(tiny_config), train(tiny_config, run_dir=f"{bucket}/a/run")
+@pytest.mark.usefixtures("pictures")
+def test_a_run_in_a_bucket_is_the_one_on_a_disk(tiny_config, bucket, capsys):
+    here, there = train(tiny_config), train(tiny_config, run_dir=f"{bucket}/a/run")
     assert str(there.run_dir) == f"{bucket}/a/run"
     assert_same_run(here, there)
     assert there.summary == here.summary
