@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax.analysis.chips import CHIPS, Chip
 from gpt_jax.analysis.hlo import Collective, HloProgram
@@ -30,8 +30,8 @@ from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_
 from gpt_jax.model import Params, decoding_params, init_cache
 from gpt_jax.model.attention import choose_attention, needs_mesh
 from gpt_jax.parallel.backend import compiling_for, target_backend
-from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.sharding import mesh_context
+from gpt_jax.parallel.mesh import make_mesh, params_mesh
+from gpt_jax.parallel.sharding import mesh_context, replicated, state_shardings
 from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk, recent_losses_spec
 from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
 
@@ -60,7 +60,7 @@ class Plan:
       traffic: approximate bytes read and written; see `hlo.HloProgram.memory_traffic`.
       collectives: communication between devices.
       chip: the data sheet; None if unknown.
-      sampling: bytes that the decoder needs on one device, if requested.
+      sampling: bytes that the decoder needs on each device it uses, if requested.
     """
 
     devices: str
@@ -124,7 +124,7 @@ class Plan:
             f"{'fits' if self.fits else 'does NOT fit'}",
         }
         if self.sampling is not None:
-            facts["sampling"] = f"{self.sampling / GIB:.2f} GiB on one device"
+            facts["sampling"] = f"{self.sampling / GIB:.2f} GiB a device"
         if not self.memory_is_floor:
             facts["traffic"] = (
                 f"about {_amount(self.traffic)} of memory reads and writes per device"
@@ -200,7 +200,7 @@ def make_plan(
     Args:
       config: the settings, with the size of the vocabulary.
       devices: described or real; the default is those of this machine.
-      sampling: also compile the decoder, for one device.
+      sampling: also compile the decoder, with the parameters split as `load_run` does.
 
     Raises:
       ConfigError: the mesh does not fit the devices.
@@ -265,7 +265,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
         arguments=sharers * stats.argument_size_in_bytes,
         traffic=read.memory_traffic(),
         collectives=tuple(read.collectives()),
-        sampling=_sampling_memory(config, layout.state.params, devices[0]) if sampling else None,
+        sampling=_sampling_memory(config, layout.state.params, devices) if sampling else None,
     )
 
 
@@ -275,8 +275,8 @@ def _asked_for(message: str) -> float:
     return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else 0
 
 
-def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
-    """Returns the bytes that decoding with a KV cache needs on one device."""
+def _sampling_memory(config: Config, params: Params, devices: Sequence[jax.Device]) -> int:
+    """Returns the bytes that decoding with a KV cache needs on each device that `load_run` uses."""
     model, B = config.model, config.sample.num_samples
 
     def state() -> DecodeState:
@@ -289,12 +289,22 @@ def _sampling_memory(config: Config, params: Params, device: jax.Device) -> int:
             index=jnp.zeros((), jnp.int32),
         )
 
-    sharding = SingleDeviceSharding(device)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        (jax.eval_shape(partial(decoding_params, model), params), jax.eval_shape(state)),
+    host = [d for d in devices if d.process_index == devices[0].process_index]
+    mesh = params_mesh(config.mesh, model.kv_heads, host)
+    shardings = state_shardings(params, mesh)
+    of_block = jax.tree.map(  # without the axis of layers
+        lambda x: NamedSharding(mesh, PartitionSpec(*x.spec[1:])), shardings["blocks"]
     )
-    lowered = jit_decode(device.platform).lower(
+    decode_state = jax.eval_shape(state)
+    shapes = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        (jax.eval_shape(partial(decoding_params, model), params), decode_state),
+        (
+            {**shardings, "blocks": (of_block,) * model.n_layer},
+            jax.tree.map(lambda x: replicated(mesh), decode_state),
+        ),
+    )
+    lowered = jit_decode(devices[0].platform).lower(
         model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, mode="cached"
     )
     try:

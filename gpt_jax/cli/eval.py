@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from gpt_jax import devices
-from gpt_jax.cli.parsers import run_folder, run_parser
+from gpt_jax.cli.parsers import add_mesh, given_mesh, run_folder, run_parser
 from gpt_jax.terminal import visible
 
 
@@ -24,13 +24,16 @@ def command(argv: list[str]) -> int:
                         "split (default: all)")
     # fmt: on
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_mesh(parser)
     args = parser.parse(argv)
+    mesh = given_mesh(vars(args))
 
-    devices.request_cpu_devices(8)
+    devices.request_cpu_devices(8, at_least=mesh.n_requested if mesh else 1)
     from gpt_jax.inference.evaluation import evaluate
     from gpt_jax.run.load import load_run
 
-    run = load_run(run_folder(args.run_dir, args.init_from), args.checkpoint)
+    run_dir = run_folder(args.run_dir, args.init_from)
+    run = load_run(run_dir, args.checkpoint, mesh=mesh)
     evaluation = evaluate(
         run,
         split=args.split,

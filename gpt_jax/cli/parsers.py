@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from gpt_jax.cli import VERBS
 from gpt_jax.cli.options import Parser
+from gpt_jax.config import MeshConfig
 from gpt_jax.config.fields import parse
 from gpt_jax.storage import to_folder
 
@@ -43,6 +45,28 @@ def run_parser(verb: str, more: str = "") -> Parser:
     # fmt: on
     add_debug(parser)
     return parser
+
+
+def add_mesh(parser: Parser) -> None:
+    """Adds the options of `given_mesh`."""
+    for axis, name in (("fsdp", "fully sharded"), ("tensor", "tensor parallel")):
+        option = f"--mesh.{axis}"
+        parser.add_argument(
+            option,
+            dest=f"mesh.{axis}",
+            type=lambda text, option=option: parse(text, int, option),
+            metavar="X",
+            help=f"{name}: devices that each hold a share of the parameters "
+            "(default: as in training, if there are as many)",
+        )
+
+
+def given_mesh(values: dict[str, Any]) -> MeshConfig | None:
+    """Takes the options of `add_mesh` out of `values`; None where none is given."""
+    sizes = {axis: values.pop(f"mesh.{axis}") for axis in ("fsdp", "tensor")}
+    if set(sizes.values()) == {None}:
+        return None
+    return MeshConfig(**{axis: 1 if size is None else size for axis, size in sizes.items()})
 
 
 def _checkpoint(text: str) -> str | int:

@@ -8,7 +8,7 @@ import sys
 
 from gpt_jax import devices
 from gpt_jax.cli.options import add_settings
-from gpt_jax.cli.parsers import run_folder, run_parser
+from gpt_jax.cli.parsers import add_mesh, given_mesh, run_folder, run_parser
 from gpt_jax.config import SampleConfig
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.terminal import for_stream, say
@@ -35,7 +35,9 @@ def command(argv: list[str]) -> int:
         help="end before this text; may be given several times. A text also ends at the "
         "tokenizer's end-of-text token (default: none)",
     )
+    add_mesh(parser)
     values = vars(parser.parse(argv))
+    mesh = given_mesh(values)
     stop = values.pop("stop")
     folder, seed = [values.pop(name) for name in ("run_dir", "init_from")], values.pop("seed")
     which = values.pop("checkpoint")
@@ -48,7 +50,7 @@ def command(argv: list[str]) -> int:
         raise ConfigError("--stop is empty; give the text before which to end")
     SampleConfig(**values)  # a value that breaks a rule is found before jax is imported
 
-    devices.request_cpu_devices(1)
+    devices.request_cpu_devices(1, at_least=mesh.n_requested if mesh else 1)
     from gpt_jax.inference.generation import stream
     from gpt_jax.run.folder import read_config
     from gpt_jax.run.load import load_run
@@ -61,7 +63,7 @@ def command(argv: list[str]) -> int:
         prompt = _read_prompt()
     elif prompt is None:
         prompt = chosen.prompt or ""
-    run = load_run(run_dir, which)
+    run = load_run(run_dir, which, mesh=mesh)
     if not prompt:
         say("note: the prompt is empty; starting from a line break")
     first = True

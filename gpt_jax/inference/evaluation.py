@@ -27,7 +27,9 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import (
     make_constrain_batch,
     mesh_context,
+    params_axes,
     replicated,
+    state_shardings,
     to_global_array,
 )
 from gpt_jax.run.load import Run
@@ -153,7 +155,7 @@ def evaluate_split(
 
     Args:
       config: the model's.
-      params: the model's, on any devices.
+      params: the model's, on any devices. Where their mesh splits them, so does the evaluation's.
       dataset: what to predict.
       token_bytes: int32 (V,), UTF-8 bytes a token.
       stride: see `make_windows`; None is block_size.
@@ -192,10 +194,12 @@ def _evaluate_component(
     train: TrainConfig | None,
 ) -> Evaluation:
     batch_size, loss_chunk = choose_batch(config.block_size, train, config.vocab_size)
-    if jax.process_count() > 1:  # windows for every host
-        batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
-    mesh = make_mesh(batch_size)
-    params = jax.tree.map(lambda x: to_global_array(x, replicated(mesh)), params)
+    axes = params_axes(params)
+    # Windows for every host, and for every device that splits them.
+    n = jax.device_count() // axes.tensor if jax.process_count() > 1 else axes.fsdp
+    batch_size = -(-batch_size // n) * n
+    mesh = make_mesh(batch_size, sizes=axes, kv_heads=config.kv_heads)
+    params = jax.tree.map(to_global_array, params, state_shardings(params, mesh))
     n_predictable = sum(len(shard) - 1 for shard in component.shards)
     n_predicted, shards = 0, []
     for shard in component.shards:

@@ -101,6 +101,8 @@ def generate(
     Raises:
       UserError: an unknown or invalid setting, or a prompt that the tokenizer can't encode.
     """
+    if "num_samples" in settings:
+        raise ConfigError("generate returns one text; gpt_jax.stream yields num_samples of them")
     try:
         chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
     except TypeError as error:

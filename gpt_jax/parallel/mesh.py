@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt_jax.config import Config, MeshConfig
+from gpt_jax.devices import largest_divisor
 from gpt_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -77,6 +78,27 @@ def mesh_of(config: Config) -> Mesh:
         kv_heads=config.model.kv_heads,
         block_size=config.model.block_size,
     )
+
+
+def params_mesh(
+    requested: MeshConfig, kv_heads: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Returns the mesh on which a run's parameters are loaded, to evaluate it or to sample.
+
+    Its axes fsdp and tensor are those of training, or smaller where there are fewer devices, and
+    its other axes have one device. Of an axis that is -1, as `resolve_axis_sizes` makes it.
+
+    Args:
+      requested: the run's settings, or those to load it with.
+      kv_heads: key/value heads, that the axis tensor splits evenly.
+      devices: None is those of this process.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    n = len(devices)
+    tensor = largest_divisor(kv_heads if requested.tensor == -1 else requested.tensor, n)
+    fsdp = n // tensor if requested.fsdp == -1 else largest_divisor(requested.fsdp, n // tensor)
+    sizes = MeshConfig(data=1, fsdp=fsdp, tensor=tensor)
+    return make_mesh(fsdp, devices[: fsdp * tensor], sizes, kv_heads)
 
 
 def make_mesh(

@@ -31,12 +31,14 @@ import contextlib
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gpt_jax.config import MeshConfig
 from gpt_jax.devices import largest_divisor
 from gpt_jax.errors import ConfigError
 
@@ -85,6 +87,17 @@ def to_global_array(array: np.ndarray | jax.Array, sharding: jax.sharding.Shardi
         return jax.device_put(array, sharding)
     here = np.asarray(array)
     return jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
+
+
+def params_axes(params: Any) -> MeshConfig:
+    """Returns the axes of a mesh that split a tree of parameters, and -1 for data."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and {"fsdp", "tensor"} <= sharding.mesh.shape.keys():
+            return MeshConfig(
+                fsdp=sharding.mesh.shape["fsdp"], tensor=sharding.mesh.shape["tensor"]
+            )
+    return MeshConfig()
 
 
 def mesh_context(mesh: Mesh, *, kernels: bool = False) -> contextlib.AbstractContextManager:

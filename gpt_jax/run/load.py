@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import hf, numerics
-from gpt_jax.config import Config, ModelConfig
+from gpt_jax.config import Config, MeshConfig, ModelConfig
 from gpt_jax.config.fields import plain
-from gpt_jax.errors import UserError
+from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.hf import tokenizer as hf_tokenizer
 from gpt_jax.model import GPT, Params, decoding_params
+from gpt_jax.parallel.mesh import params_mesh
+from gpt_jax.parallel.sharding import state_shardings
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, read_summary
 from gpt_jax.run.metrics import read_rows
@@ -68,6 +70,7 @@ def load_run(
     run_dir: str | os.PathLike[str],
     checkpoint: str | int = "newest",
     *,
+    mesh: MeshConfig | None = None,
     which: str | int | None = None,
 ) -> Run:
     """Returns the run of a folder, with the parameters of one of its checkpoints.
@@ -78,9 +81,12 @@ def load_run(
       run_dir: the folder.
       checkpoint: "newest", the newest valid one; "best", the one with the lowest validation loss;
         or a step.
+      mesh: over how many devices of this process, on the axes fsdp and tensor, the parameters are
+        split. None is the mesh of training, on as many of its devices as there are here.
       which: an older name of `checkpoint`.
 
     Raises:
+      ConfigError: `mesh` can't split the parameters evenly.
       UserError: the folder is no run, has no such checkpoint, or is damaged.
     """
     checkpoint = plain(checkpoint if which is None else which)
@@ -92,7 +98,8 @@ def load_run(
                 f"{run_dir} is a GPT-2 folder, without checkpoints; leave {checkpoint} out"
             )
         tokenizer = hf_tokenizer.load_tokenizer(run_dir, config.model.vocab_size)
-        params = jax.device_put(hf.load(run_dir)[1], jax.local_devices()[0])
+        params = hf.load(run_dir)[1]
+        params = jax.device_put(params, _shardings(params, config, mesh))
         return Run(run_dir, config, corpus, tokenizer, GPT(config.model), params, 0, [], {})
     tokenizer = load_tokenizer(run_dir)
     if tokenizer.vocab_size != config.model.vocab_size:
@@ -104,7 +111,7 @@ def load_run(
     step, messages = checkpoints.newest_valid(run_dir, _find_checkpoints(run_dir, checkpoint))
     if not step:
         raise UserError(f"{run_dir} has no checkpoint yet; resume it with the same command")
-    params = checkpoints.load_params(run_dir, step, _params_target(config.model))
+    params = checkpoints.load_params(run_dir, step, _params_target(config, mesh))
     for message in messages:
         say(f"note: {message}; using step {step}")
     summary = read_summary(run_dir)
@@ -121,12 +128,28 @@ def load_run(
     )
 
 
-def _params_target(model: ModelConfig) -> Params:
-    """Returns the parameters' shapes and dtypes, on the first device of this process."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _params_target(config: Config, mesh: MeshConfig | None) -> Params:
+    """Returns the parameters' shapes, dtypes and shardings; see `load_run`."""
+    shapes = _param_shapes(config.model)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _param_shapes(model)
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        _shardings(shapes, config, mesh),
     )
+
+
+def _shardings(params: Params, config: Config, requested: MeshConfig | None) -> Params:
+    """Returns the sharding of each parameter: its share on each device, or all on the first."""
+    mesh = params_mesh(requested or config.mesh, config.model.kv_heads)
+    if requested and (n := abs(requested.fsdp * requested.tensor)) > mesh.size:
+        raise ConfigError(
+            f"mesh.fsdp={requested.fsdp} and mesh.tensor={requested.tensor} ask for {n} devices, "
+            f"and {mesh.size} of the {len(jax.local_devices())} here can split the model so"
+        )
+    if mesh.size > 1:
+        return state_shardings(params, mesh)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: device, params)
 
 
 @functools.lru_cache(maxsize=8)

@@ -198,3 +198,13 @@ def test_amounts_for_people():
     shown = ["0 bytes", "999 bytes", "1 kB", "2.48 MB", "154 MB", "19.5 GB"]
     assert [plan._amount(n) for n in amounts] == shown
     assert plan._amount(np.float64(1234.0)) == "1.23 kB"
+
+
+@pytest.mark.slow
+def test_sampling_takes_a_share_of_the_parameters_on_each_device():
+    config = override(SMALL, {"model.n_embd": 256, "model.n_layer": 3})
+    one = plan.make_plan(override(config, {"mesh.data": 1}), sampling=True)
+    split = plan.make_plan(override(config, {"mesh.data": 1, "mesh.fsdp": 8}), sampling=True)
+    assert one.sampling > 4 * one.n_params
+    # A program on a CPU gathers what it multiplies, a layer at a time.
+    assert split.sampling < one.sampling / 2

@@ -32,8 +32,8 @@ ALLOWED = {
     "input_pipeline.shards": {"errors", "storage", "tokenizer"},
     "input_pipeline": {"config", "devices", "download", "errors", "input_pipeline.shards"}
     | {"numerics", "parallel", "prng", "storage", "tokenizer"},
-    "run": {"config", "errors", "hf", "input_pipeline", "model", "numerics", "storage"}
-    | {"terminal", "tokenizer"},
+    "run": {"config", "errors", "hf", "input_pipeline", "model", "numerics", "parallel"}
+    | {"storage", "terminal", "tokenizer"},
     "inference": {"config", "devices", "errors", "input_pipeline", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer"},
     "training": {"config", "console", "devices", "errors", "hf", "inference", "input_pipeline"}

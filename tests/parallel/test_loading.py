@@ -1,0 +1,119 @@
+"""A run whose parameters are split over devices is evaluated, sampled and exported in shares."""
+
+import collections
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import gpt_jax
+import main
+from gpt_jax.config import MeshConfig
+from gpt_jax.errors import ConfigError
+from gpt_jax.inference import decoding, evaluation
+from gpt_jax.parallel.mesh import params_mesh
+
+MESHES = {
+    "fsdp 8": {"mesh.data": 1, "mesh.fsdp": 8},
+    "tensor 2 x fsdp 4": {"mesh.data": 1, "mesh.tensor": 2, "mesh.fsdp": 4},
+}
+WIDE = {"model.n_embd": 64, "model.n_head": 4, "model.n_layer": 2, "train.steps": 4}
+
+
+def most_on_a_device() -> int:
+    """Returns the bytes of all arrays on the device that has most."""
+    on = collections.Counter()
+    for x in jax.live_arrays():
+        share = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        on.update(dict.fromkeys(x.devices(), share))
+    return max(on.values(), default=0)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A list, to which each batch of an evaluation and each prefill adds `most_on_a_device()`."""
+    seen = []
+
+    def watch(module, name):
+        original = getattr(module, name)
+
+        def watching(*args, **kwargs):
+            seen.append(most_on_a_device())
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, watching)
+
+    watch(evaluation, "mesh_context")
+    watch(decoding, "decode")
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_no_device_holds_more_than_its_share(tiny_config, finished_run, watched, tmp_path, mesh):
+    before = most_on_a_device()
+    finished = finished_run(tiny_config, **WIDE, **MESHES[mesh])
+    during = list(watched)
+    watched.clear()
+    run_dir, n_params = finished.run_dir, sum(x.size for x in jax.tree.leaves(finished.params))
+    del finished
+    for sizes, devices in ((None, 8), (MeshConfig(fsdp=2), 2), (MeshConfig(), 1)):
+        run = gpt_jax.load_run(run_dir, mesh=sizes)
+        used = {d for x in jax.tree.leaves(run.params) for d in x.devices()}
+        assert len(used) == devices
+        share = 4 * n_params / devices
+        # Norms, biases and, over 2 x 4 devices, what only one axis splits are whole on each.
+        assert most_on_a_device() - before < 1.5 * share
+        assert gpt_jax.evaluate(run).nats_per_token == pytest.approx(
+            run.summary["val"]["nats_per_token"], rel=1e-6
+        )
+        texts = gpt_jax.generate(run, "the ", max_new_tokens=12)
+        if sizes is None:
+            expected = texts
+            # The parameters, the same in the order of decoding, and a cache of 8 positions.
+            assert max(watched + during) - before < 3.2 * share
+        assert texts == expected
+        watched.clear()
+        del run, used
+
+
+def test_the_mesh_to_load_on_has_the_axes_of_training():
+    def shape(requested, n, kv_heads=4):
+        return tuple(params_mesh(requested, kv_heads, jax.devices()[:n]).shape.values())
+
+    assert shape(MeshConfig(), 8) == (1, 1, 1, 1)
+    assert shape(MeshConfig(data=2, fsdp=4), 8) == (1, 4, 1, 1)
+    assert shape(MeshConfig(data=1, fsdp=-1, tensor=2), 8) == (1, 4, 2, 1)
+    assert shape(MeshConfig(data=1, fsdp=4, tensor=2), 4) == (1, 2, 2, 1)
+    assert shape(MeshConfig(data=1, fsdp=16), 6) == (1, 4, 1, 1)
+    assert shape(MeshConfig(data=1, fsdp=8, tensor=2), 1) == (1, 1, 1, 1)
+    assert shape(MeshConfig(data=1, fsdp=2, sequence=4), 8) == (1, 2, 1, 1)
+
+
+@pytest.mark.slow
+def test_the_commands_load_on_the_mesh_that_they_name(tiny_config, finished_run, capsys):
+    run_dir = str(finished_run(tiny_config, **WIDE).run_dir)
+    texts = set()
+    for options in ([], ["--mesh.fsdp", "4"], ["--mesh.fsdp=2", "--mesh.tensor=2"]):
+        argv = ["sample", "--run-dir", run_dir, "--seed", "1", "--max-new-tokens", "9", *options]
+        assert main.main(argv) == 0
+        assert main.main(["eval", "--run-dir", run_dir, *options]) == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
+    for sizes, message in (
+        ({"fsdp": 3}, "mesh.fsdp=3"),
+        ({"fsdp": 16}, "ask for 16 devices"),
+        ({"tensor": 3}, "mesh.tensor=3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            gpt_jax.load_run(run_dir, mesh=MeshConfig(**sizes))
+
+
+@pytest.mark.slow
+def test_a_split_run_is_exported_whole(tiny_config, finished_run, tmp_path):
+    more = {"model.head_bias": False, "model.qkv_bias": True}
+    run = finished_run(tiny_config, **WIDE, **MESHES["fsdp 8"], **more)
+    gpt_jax.run.load.export(run, tmp_path / "gpt2")
+    _, params = gpt_jax.hf.load(tmp_path / "gpt2")
+    jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(run.params))
