@@ -33,7 +33,7 @@ from gpt_jax.training.init_from import reload_initial_params
 from gpt_jax.training.rows import recent_losses, step_losses
 from gpt_jax.training.run_setup import RunSetup, prepare_run
 from gpt_jax.training.state import TrainState
-from gpt_jax.training.step import loss_and_grads
+from gpt_jax.training.step import loss_and_grads, micro_batch_dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,15 +161,18 @@ def _inspect_step(
         micro_batches = batch.reshape(n, train.micro_batch_size, batch.shape[1])
         shown = constrain_batch(batch if n == 1 else micro_batches)
         loss, grads = loss_and_grads(model, params, shown, key, train)
-        keys_P = [key] if n == 1 else [jax.random.fold_in(key, i) for i in range(n)]
-        losses = [
-            batch_losses(model, params, constrain_batch(micro_batch), k, train.loss_chunk).mean(
-                axis=1
+
+        def losses_of(i: int) -> jax.Array:
+            dropout = (key, None) if n == 1 else micro_batch_dropout(train, key, jnp.int32(i))
+            micro_batch = constrain_batch(micro_batches[i])
+            losses_BT = batch_losses(
+                model, params, micro_batch, dropout[0], train.loss_chunk, dropout[1]
             )
-            for micro_batch, k in zip(micro_batches, keys_P, strict=True)
-        ]
+            return losses_BT.mean(axis=1)
+
         norms = jax.tree.map(lambda g, p: (_norm(g), _norm(p)), grads, params)
-        return loss, optax.tree.norm(grads), norms, jnp.concatenate(losses)
+        losses_B = jnp.concatenate([losses_of(i) for i in range(n)])
+        return loss, optax.tree.norm(grads), norms, losses_B
 
     with programs.layouts():
         key = jax.random.fold_in(keys.dropout, step - 1)

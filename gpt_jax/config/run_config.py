@@ -347,6 +347,12 @@ class TrainConfig:
         POSITIVE,
         unset="no limit",
     )
+    dropout_masks: typing.Literal["batch", "micro_batch"] = field(
+        "batch",
+        "the dropout masks of micro-batches: rows of the whole batch's; or of their own, in runs "
+        "begun when that was so",
+        internal=True,
+    )
 
     def __post_init__(self):
         check_fields(self, "train.")

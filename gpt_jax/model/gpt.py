@@ -121,7 +121,9 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, cached, *, deterministic: bool, last_only: bool = False):
+    def __call__(
+        self, x_BTD, cached, *, deterministic: bool, last_only: bool = False, first_row=None
+    ):
         """Attends from x to itself, or to the cache and itself.
 
         Args:
@@ -130,6 +132,7 @@ class Attention(nn.Module):
             length .. length + T - 1.
           deterministic: no dropout.
           last_only: compute the output of the last position only (T is then 1 in the result).
+          first_row: see `GPT.__call__`.
 
         Returns:
           ((B, T, D) of the model's dtype, None or the new (k_NSK, v_NSK)).
@@ -169,12 +172,12 @@ class Attention(nn.Module):
         whole = cached is None and not last_only and not self.is_initializing()
         name = choose_attention(c, target_backend())[0] if whole else "plain"
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
-        drop = functools.partial(Dropout(c.dropout), deterministic=deterministic)
+        drop = functools.partial(Dropout(c.dropout, deterministic), first_row=first_row)
         y_BHTK = attend(name, q, k, v, start, drop, scale).reshape(B, H, T, K)
         y_BTHK = jnp.moveaxis(constrain(y_BHTK, "batch", "heads"), 1, 2)
         y_BTD = constrain(y_BTHK.reshape(B, T, D), "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="proj")(y_BTD)
-        return Dropout(c.dropout)(y_BTD, deterministic=deterministic), kv
+        return Dropout(c.dropout, deterministic)(y_BTD, first_row), kv
 
 
 class Block(nn.Module):
@@ -185,17 +188,21 @@ class Block(nn.Module):
     last_only: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD, kv, length):
+    def __call__(self, x_BTD, kv, length, first_row=None):
         c, deterministic = self.config, self.deterministic
         cached = None if kv is None else (*kv, length)
         h_BTD = make_norm(c, "norm_1", x_BTD.dtype)(x_BTD)
         y_BTD, kv = Attention(c, name="attn")(
-            h_BTD, cached, deterministic=deterministic, last_only=self.last_only
+            h_BTD,
+            cached,
+            deterministic=deterministic,
+            last_only=self.last_only,
+            first_row=first_row,
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
         x_BTD = constrain(x_BTD, "batch", "time")
         h_BTD = make_norm(c, "norm_2", x_BTD.dtype)(x_BTD)
-        x_BTD += MLP(c, name="mlp")(h_BTD, deterministic=deterministic)
+        x_BTD += MLP(c, name="mlp")(h_BTD, deterministic=deterministic, first_row=first_row)
         return constrain(x_BTD, "batch", "time"), kv
 
 
@@ -268,6 +275,7 @@ class GPT(nn.Module):
         deterministic: bool = True,
         last_only: bool = False,
         return_hidden: bool = False,
+        first_row: jax.Array | None = None,
     ):
         """Predicts the next token at every position.
 
@@ -280,6 +288,8 @@ class GPT(nn.Module):
             last block for the others. For decoding without a cache.
           return_hidden: return what `logits_from_hidden` takes in place of the logits, to compute
             them in chunks.
+          first_row: int32 scalar; the dropout masks are those of a larger batch from this row on.
+            None is 0.
 
         Returns:
           float32 logits (B, T, V). With return_hidden, in their place (x_BTD, head): the normalised
@@ -299,7 +309,7 @@ class GPT(nn.Module):
             position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
             x_BTD = add_positions(x_BTD, jax.lax.dynamic_slice_in_dim(position_SD, start, T))
         x_BTD = x_BTD.astype(c.dtype)
-        x_BTD = Dropout(c.embedding_dropout)(x_BTD, deterministic=deterministic)
+        x_BTD = Dropout(c.embedding_dropout, deterministic)(x_BTD, first_row)
         x_BTD = constrain(x_BTD, "batch", "time")
         kv = []
         if (last_only or cache is not None) and not self.is_initializing():
@@ -324,7 +334,7 @@ class GPT(nn.Module):
                 length=c.n_layer,
                 unroll=1 if self.is_initializing() else unroll,  # rolled up compiles sooner
             )(c, deterministic, name="blocks")
-            x_BTD, _ = blocks(x_BTD, None, start)
+            x_BTD, _ = blocks(x_BTD, None, start, first_row)
         x_BTD = make_norm(c, "norm_f", x_BTD.dtype)(x_BTD)
         if c.tied:
             bias = ("head_bias", nn.initializers.zeros, (c.vocab_size,))

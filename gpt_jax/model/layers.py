@@ -152,7 +152,9 @@ def make_norm(
     if config.norm == "rms":
         return rms_norm(name, dtype)
     if config.norm == "layer":
-        return nn.LayerNorm(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
+        # flax's fast variance, E[x^2] - E[x]^2, has no digits left where the mean is large.
+        exact = functools.partial(nn.LayerNorm, use_fast_variance=False)
+        return exact(epsilon=NORM_EPSILON, use_bias=config.bias, dtype=dtype, name=name)
     raise ValueError(f"model.norm={config.norm!r} has no layer here")
 
 
@@ -192,7 +194,7 @@ class MLP(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, *, deterministic: bool):
+    def __call__(self, x_BTD, *, deterministic: bool, first_row: jax.Array | None = None):
         c = self.config
         D, F = x_BTD.shape[-1], mlp_width(c)
         activation = ACTIVATIONS[c.activation]
@@ -206,10 +208,12 @@ class MLP(nn.Module):
             h_BTF = function(h_BTF)
         h_BTF = constrain(h_BTF, "batch", "time", "width")
         y_BTD = Dense(D, use_bias=c.bias, kernel_init=residual_init(c), name="down")(h_BTF)
-        return Dropout(c.dropout)(y_BTD, deterministic=deterministic)
+        return Dropout(c.dropout, deterministic)(y_BTD, first_row)
 
 
-def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.Array:
+def dropout_mask(
+    shape: tuple[int, ...], words: jax.Array, rate: float, first_row: jax.Array | None = None
+) -> jax.Array:
     """Returns a dropout mask: True where an entry is kept, with probability 1 - rate.
 
     The bits come from a counter-based hash, not from threefry: each entry's index, times one random
@@ -223,11 +227,15 @@ def dropout_mask(shape: tuple[int, ...], words: jax.Array, rate: float) -> jax.A
       shape: shape of the mask.
       words: uint32 (2,), from jax.random.bits; they and the shape determine the mask.
       rate: probability to drop an entry, in [0, 1).
+      first_row: int32 scalar; the mask is that of a larger array from this row of its first axis
+        on. None is 0.
     """
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        if axis == 0 and first_row is not None:
+            index += first_row.astype(jnp.uint32) * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
     bits = index * (words[1] | 1) + words[0]
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
@@ -240,14 +248,16 @@ class Dropout(nn.Module):
     """Drops entries with probability `rate` and scales the others by 1 / (1 - rate).
 
     Hinton et al. 2012, https://arxiv.org/abs/1207.0580. Needs the rng stream "dropout" unless
-    `deterministic`.
+    `deterministic`. For `first_row` see `dropout_mask`.
     """
 
     rate: float
+    deterministic: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
-        if deterministic or self.rate == 0.0:
+    def __call__(self, x: jax.Array, first_row: jax.Array | None = None) -> jax.Array:
+        if self.deterministic or self.rate == 0.0:
             return x
         words = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
-        return jnp.where(dropout_mask(x.shape, words, self.rate), x / (1.0 - self.rate), 0.0)
+        mask = dropout_mask(x.shape, words, self.rate, first_row)
+        return jnp.where(mask, x / (1.0 - self.rate), 0.0)

@@ -123,16 +123,23 @@ def batch_losses(
     batch: jax.Array,
     dropout_key: jax.Array | None = None,
     loss_chunk: int | None = None,
+    first_row: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the loss of predicting each next token of a batch (B, T + 1): nats, float32 (B, T).
 
     Without a key there is no dropout. For loss_chunk see `chunked_losses`; None computes all logits
-    at once.
+    at once. For first_row see `GPT.__call__`.
     """
     inputs_BT, targets_BT = (constrain(x, "batch", "time") for x in (batch[:, :-1], batch[:, 1:]))
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     x_BTD, head = forward(
-        model, params, inputs_BT, return_hidden=True, deterministic=dropout_key is None, rngs=rngs
+        model,
+        params,
+        inputs_BT,
+        return_hidden=True,
+        deterministic=dropout_key is None,
+        first_row=first_row,
+        rngs=rngs,
     )
     if loss_chunk is None:
         return losses_from_hidden(x_BTD, head, targets_BT)
@@ -145,6 +152,7 @@ def loss_fn(
     batch: jax.Array,
     dropout_key: jax.Array | None = None,
     train: TrainConfig = TrainConfig(),  # noqa: B008, frozen
+    first_row: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the loss that training minimises: the mean of `batch_losses`, in nats per token."""
-    return batch_losses(model, params, batch, dropout_key, train.loss_chunk).mean()
+    return batch_losses(model, params, batch, dropout_key, train.loss_chunk, first_row).mean()

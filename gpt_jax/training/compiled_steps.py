@@ -7,6 +7,7 @@ share them (`jit_functions`).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from gpt_jax.parallel.sharding import (
 from gpt_jax.prng import Keys, make_keys
 from gpt_jax.training.memory import check_program, memory_limit
 from gpt_jax.training.optimizer import make_optimizer
+from gpt_jax.training.resume import MEASURING, RUN_LENGTH
 from gpt_jax.training.state import TrainState, init_state, state_from_params, state_shapes
 from gpt_jax.training.step import make_eval_step, make_train_chunk
 
@@ -116,9 +118,18 @@ def _jit_functions(
 ) -> JitFunctions:
     platform = mesh.devices.flat[0].platform
     options = compiler_options(platform, library_products=config.model.n_embd < WIDE_N_EMBD)
-    return jit_functions(
-        config.model, config.optim, config.train, mesh, samplers, tuple(options.items())
-    )
+    train = _read_by_steps(config.train)
+    return jit_functions(config.model, config.optim, train, mesh, samplers, tuple(options.items()))
+
+
+def _read_by_steps(train: TrainConfig) -> TrainConfig:
+    """Returns the settings without those that no step reads: None, which no computation takes."""
+    left = copy.copy(train)
+    for name in {*MEASURING, *RUN_LENGTH} - {"train.eval_batches"}:
+        group, _, field = name.partition(".")
+        if group == "train":
+            object.__setattr__(left, field, None)
+    return left
 
 
 @functools.lru_cache(maxsize=8)
@@ -133,7 +144,7 @@ def jit_functions(
     """Returns the functions of a run; jax compiles those of equal arguments once in a process.
 
     Args:
-      model, optim, train: the settings that a step reads. The seed is not among them.
+      model, optim, train: the settings that a step reads.
       mesh: the devices.
       samplers: of "train" and "val"; None if the tokens are always batches.
       options: XLA's, by name.

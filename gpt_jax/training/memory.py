@@ -30,13 +30,14 @@ from gpt_jax.model.layers import mlp_width
 from gpt_jax.model.tuning import choose_tuning
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.mesh import resolve_axis_sizes
+from gpt_jax.training.resume import machine_settings
 from gpt_jax.training.state import state_shapes
 
 FLOAT32 = INT32 = 4  # bytes
 MOST_AT_ONCE = 4096  # sequences: the largest micro-batch that is suggested
 SUGGESTIONS = (
-    "try --model.remat full or --train.loss-chunk 4096, or with another --run-dir a smaller "
-    "--train.micro-batch or --model.dtype bfloat16"
+    "try --model.remat full, --train.loss-chunk 4096 or a smaller --train.micro-batch, or with "
+    "another --run-dir --model.dtype bfloat16"
 )
 
 
@@ -180,14 +181,8 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
         f"training needs at least {asked.total / GIB:,.1f} GiB of memory, {asked.state / GIB:,.1f} "
         f"for the model and its optimizer and {asked.activations / GIB:,.1f} for what a batch of "
         f"{config.train.micro_batch_size:,} at once computes, and {where} {limit / GIB:,.1f}; "
-        + (f"try {suggestion}" if suggestion else _last_resort(resumes))
+        + (f"try {suggestion}" if suggestion else "it takes a smaller model or a larger machine")
     )
-
-
-def _last_resort(resumes: bool) -> str:
-    if resumes:
-        return "it takes a larger machine, or another --run-dir with a smaller --train.micro-batch"
-    return "it takes a smaller model or a larger machine"
 
 
 def program_bytes(plan: Any) -> int:
@@ -246,7 +241,7 @@ def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Co
             config = dataclasses.replace(config, **{group: changed})
             texts.append(f"--{group}.{name.replace('_', '-')} {value}")
         train = config.train
-        if resumes:
+        if resumes and "train.micro_batch" not in machine_settings(train):
             yield config, " ".join(texts)
             continue
         for n in range(min(train.micro_batch_size, MOST_AT_ONCE), 0, -1):

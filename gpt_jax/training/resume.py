@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
-from gpt_jax.config import Config, SampleConfig, fix_schedule, override
+from gpt_jax.config import Config, SampleConfig, TrainConfig, fix_schedule, override
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError, differences
 from gpt_jax.input_pipeline.corpus import parse_mixture, with_absolute_paths
@@ -14,9 +14,9 @@ from gpt_jax.terminal import quote
 
 # How a schedule ends.
 SCHEDULE_END = {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
-# What suits the machine that resumes a run. Not train.micro_batch: each micro-batch has its own
-# dropout masks.
+# What suits the machine that resumes a run; see `machine_settings`.
 MACHINE_SETTINGS = ("model.attention", "model.remat", "train.loss_chunk", "train.deterministic")
+MACHINE_SETTINGS += ("train.micro_batch",)
 # When training ends; train.steps can only grow.
 RUN_LENGTH = ("train.steps", "train.max_minutes", "train.max_skipped")
 # What is measured, shown and kept, which changes nothing of what is learned.
@@ -31,7 +31,16 @@ MEASURING = (
     "train.keep_best",
     *(f"sample.{name}" for name, _, _ in iter_fields(SampleConfig)),
 )
-FREE = (*RUN_LENGTH, *MEASURING, *MACHINE_SETTINGS, "data.resident")
+FREE = (*RUN_LENGTH, *MEASURING, "data.resident")
+
+
+def machine_settings(train: TrainConfig) -> set[str]:
+    """Returns which of `MACHINE_SETTINGS` change rounding only.
+
+    Not train.micro_batch in a run begun when each micro-batch had dropout masks of its own.
+    """
+    whole = train.dropout_masks == "batch"
+    return set(MACHINE_SETTINGS) - (set() if whole else {"train.micro_batch"})
 
 
 def resume_config(config: Config, saved: Config, record: dict[str, Any], done: int) -> Config:
@@ -39,7 +48,7 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
 
     Four groups may differ: `RUN_LENGTH` (`train.steps` can only grow); `MEASURING`, which changes
     nothing of what is learned; `SCHEDULE_END`, if it changes the learning rate of none of the
-    `done` steps; `MACHINE_SETTINGS`, which change rounding only.
+    `done` steps; `machine_settings`, which change rounding only.
 
     Raises:
       ConfigError: another setting differs; the message names each.
@@ -51,7 +60,9 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
     path = with_absolute_paths(corpus)
     if corpus != used:
         corpus = path
-    free = {"run_dir", "model.vocab_size", "data.corpus", "data.fallback_corpus", *FREE}
+    settable = {*FREE, *machine_settings(saved.train)}
+    free = {"run_dir", "model.vocab_size", "data.corpus", "data.fallback_corpus", *settable}
+    free |= {"train.dropout_masks"}  # always as saved
     free |= {"mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"}
     config = fix_schedule(config)
     ends_may_move = config.optim.schedule == saved.optim.schedule and done <= min(
@@ -93,7 +104,7 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
         optim=config.optim,
         mesh=config.mesh,
     )
-    return override(kept, {name: get_field(config, name) for name in FREE})
+    return override(kept, {name: get_field(config, name) for name in settable})
 
 
 def changed_measuring(saved: Config, now: Config) -> dict[str, dict[str, Any]]:

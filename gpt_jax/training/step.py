@@ -65,30 +65,44 @@ def loss_and_grads(
     batch and key are those of `make_train_step`.
     """
 
-    def micro_batch_loss(batch: jax.Array, key: jax.Array):
-        loss = lambda params: loss_fn(model, params, batch, key, train)
+    def with_gradient(batch: jax.Array, key: jax.Array, first_row: jax.Array | None = None):
+        loss = lambda params: loss_fn(model, params, batch, key, train, first_row)
         return jax.value_and_grad(loss)(params)
 
+    def of_micro_batch(batch: jax.Array, i: jax.Array):
+        return with_gradient(batch, *micro_batch_dropout(train, key, i))
+
     if batch.ndim == 2:
-        return micro_batch_loss(batch, key)
-    return accumulate_gradients(micro_batch_loss, batch, key)
+        return with_gradient(batch, key)
+    return accumulate_gradients(of_micro_batch, batch)
 
 
-def accumulate_gradients(function: Callable, micro_batches: jax.Array, key: jax.Array):
-    """Gradient accumulation: returns the mean of function(micro-batch, key), summed in float32.
+def micro_batch_dropout(
+    train: TrainConfig, key: jax.Array, i: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the dropout key of a step's micro-batch i, and its `first_row` in the whole batch.
+
+    So its masks are rows of the whole batch's, and `micro_batch` changes rounding only. In runs
+    begun before that was so, each micro-batch has masks of its own.
+    """
+    if train.dropout_masks == "micro_batch":
+        return jax.random.fold_in(key, i), None
+    return key, i * train.micro_batch_size
+
+
+def accumulate_gradients(function: Callable, micro_batches: jax.Array):
+    """Gradient accumulation: returns the mean of function(micro-batch, i), summed in float32.
 
     Micro-batches have equal sizes, so the mean of their means is the mean over the whole batch.
-    Micro-batch i has the key `fold_in(key, i)`: its dropout masks differ from those of the others
-    and from those of the whole batch.
     """
 
     def body(total: Any, numbered: tuple[jax.Array, jax.Array]):
         i, batch = numbered
-        value = function(batch, jax.random.fold_in(key, i))
+        value = function(batch, i)
         return jax.tree.map(lambda t, v: t + v.astype(jnp.float32), total, value), None
 
     n = len(micro_batches)
-    shapes = jax.eval_shape(function, micro_batches[0], key)
+    shapes = jax.eval_shape(function, micro_batches[0], jnp.arange(n)[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     total, _ = jax.lax.scan(body, zeros, (jnp.arange(n), micro_batches))
     return jax.tree.map(lambda t: t / n, total)

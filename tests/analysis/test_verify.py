@@ -30,9 +30,9 @@ def config(tmp_path):
     return override(verify._small_config(tmp_path), {"model.n_layer": 1})
 
 
-def broken_mean(function, parts, key):
+def broken_mean(function, parts):
     """A sum where there should be a mean."""
-    total = accumulate(function, parts, key)
+    total = accumulate(function, parts)
     return jax.tree.map(lambda x: x * len(parts), total)
 
 
@@ -56,6 +56,7 @@ init_cache = verify.init_cache
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("changed_programs")
 @pytest.mark.parametrize(
     ("name", "place", "attribute", "broken"),
     [

@@ -177,5 +177,5 @@ def test_masks_of_neighbouring_words_are_not_shifts_of_one_another(shift):
 
 def test_dropout_scales_what_it_keeps():
     x = jnp.full((1000,), 3.0)
-    y = Dropout(0.25).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    y = Dropout(0.25, False).apply({}, x, rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(y)) == {0.0, 4.0}

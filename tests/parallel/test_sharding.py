@@ -133,8 +133,11 @@ def distance(a, b) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    # The mixed layouts have the axes of the others, so one kind is enough for those.
+    [(kind, name) for kind in KINDS for name in LAYOUTS if kind == "adamw" or name[0] == "2"],
+)
 def test_every_layout_trains_the_same(kind, layout):
     losses, params, loss_reach, param_reach = one_device(kind)
     assert loss_reach[-1] < 5e-3, "rounding alone would hide a wrong mask"

@@ -220,11 +220,12 @@ def test_what_the_refusal_advises_is_accepted(monkeypatch, name, values, gib, ha
         (4, {}),
     ],
 )
-def test_the_advice_for_a_run_that_goes_on_is_accepted_too(monkeypatch, gib, changes):
-    """Its batch, its parts and its dtype are settled."""
+def test_the_advice_for_a_run_that_resumes_is_accepted_too(monkeypatch, gib, changes):
+    """Its batch and its dtype are settled, and here the masks of its micro-batches."""
     monkeypatch.setattr(memory, "memory_limit", lambda device: gib * 2**30)
     monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 2)
-    saved = override(with_vocabulary("base", 50257), {"train.loss_chunk": None})
+    old = {"train.loss_chunk": None, "train.dropout_masks": "micro_batch"}
+    saved = override(with_vocabulary("base", 50257), old)
     with pytest.raises(UserError) as caught:
         check_memory(saved, resumes=True)
     found = advised(str(caught.value))
@@ -234,9 +235,21 @@ def test_the_advice_for_a_run_that_goes_on_is_accepted_too(monkeypatch, gib, cha
         check_memory(config, resumes=True)
         assert resume_config(config, saved, {}, done=100) == config
     else:
-        assert str(caught.value).endswith(
-            "it takes a larger machine, or another --run-dir with a smaller --train.micro-batch"
-        )
+        assert str(caught.value).endswith("it takes a smaller model or a larger machine")
+
+
+def test_a_run_that_resumes_may_have_smaller_micro_batches(monkeypatch):
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 6 * 2**30)
+    monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 2)
+    saved = with_vocabulary("base", 50257)
+    with pytest.raises(UserError) as caught:
+        check_memory(saved, resumes=True)
+    changes = advised(str(caught.value))
+    assert changes["train.micro_batch"] < saved.train.micro_batch_size
+    assert changes.keys() <= {"train.micro_batch", "model.remat", "train.loss_chunk"}
+    config = override(saved, changes)
+    check_memory(config, resumes=True)
+    assert resume_config(config, saved, {}, done=100) == config
 
 
 def test_a_device_that_does_not_say_its_memory_is_not_judged(monkeypatch):
@@ -259,7 +272,7 @@ def test_a_program_that_xla_plans_larger_than_the_memory_left_does_not_start(mon
     check_program(program, need, "it")
     check_program(program, None, "it")
     with pytest.raises(
-        UserError, match=r"^it would take 0\.0 GiB of memory.*; try --model.remat full or "
+        UserError, match=r"^it would take 0\.0 GiB of memory.*; try --model.remat full, "
     ):
         check_program(program, need - 1, "it")
 

@@ -36,7 +36,6 @@ LEARNED = {
     "data.order": "epochs",
     "optim.weight_decay": 0.5,
     "train.batch_size": 64,
-    "train.micro_batch": 16,
     "train.on_divergence": "skip",
     "train.spike": 2.0,
     "train.spike_window": 3,
@@ -45,6 +44,15 @@ LEARNED = {
 
 def resumed(values):
     return resume_config(override(SAVED, values), SAVED, {}, done=100)
+
+
+def test_micro_batches_may_change_unless_their_masks_would():
+    assert resumed({"train.micro_batch": 16}).train.micro_batch == 16
+    old = override(SAVED, {"train.micro_batch": 16, "train.dropout_masks": "micro_batch"})
+    asked = override(SAVED, {"train.micro_batch": 16})
+    assert resume_config(asked, old, {}, done=100) == old
+    with pytest.raises(ConfigError, match=r"train\.micro_batch is 16 there and 8 here"):
+        resume_config(override(asked, {"train.micro_batch": 8}), old, {}, done=100)
 
 
 def test_every_setting_that_measures_has_an_example_here():
@@ -72,7 +80,14 @@ def test_what_changes_the_learning_is_refused_with_the_way_out(name):
 
 def test_every_other_setting_is_refused_by_name():
     """No setting is free by accident: each that is not named in `resume` is compared."""
-    free = {*resume.FREE, *resume.SCHEDULE_END, "run_dir", "model.vocab_size", "data.corpus"}
+    free = {
+        *resume.FREE,
+        *resume.MACHINE_SETTINGS,
+        *resume.SCHEDULE_END,
+        "run_dir",
+        "model.vocab_size",
+        "data.corpus",
+    }
     free |= {"data.fallback_corpus"}
     settings = {name for name, _, _ in iter_fields(Config) if not name.startswith("mesh.")}
     assert set(LEARNED) <= settings - free

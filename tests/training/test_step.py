@@ -26,6 +26,7 @@ from gpt_jax.training.optimizer import make_learning_rate, make_optimizer
 from gpt_jax.training.state import init_state, state_shapes
 from gpt_jax.training.step import (
     accumulate_gradients,
+    loss_and_grads,
     make_eval_step,
     make_train_chunk,
     make_train_step,
@@ -205,16 +206,14 @@ def test_gradients_of_parts_are_those_of_the_whole_batch():
     """Means of n = 64 terms in another order: n * eps * the largest term, of loss or gradient."""
     params = new_state().params
 
-    def gradient(batch, _):
+    def gradient(batch, i):
         return jax.value_and_grad(loss_fn, 1)(STILL, params, batch)
 
     @jax.jit
     def all_ways(batch):
         rows = batch[:, None]
         whole = gradient(batch, None)
-        parts = [
-            accumulate_gradients(gradient, batch.reshape(-1, n, 9), KEYS.dropout) for n in (1, 4)
-        ]
+        parts = [accumulate_gradients(gradient, batch.reshape(-1, n, 9)) for n in (1, 4)]
         return whole, jax.lax.map(lambda row: gradient(row, None), rows), parts
 
     whole, each, (by_one, by_four) = all_ways(BATCH)
@@ -226,23 +225,39 @@ def test_gradients_of_parts_are_those_of_the_whole_batch():
 
 
 @pytest.mark.slow
-def test_each_part_has_dropout_masks_of_its_own():
-    """Part i has the key fold_in(key, i): equal rows in two parts get two losses."""
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_masks_of_micro_batches_are_rows_of_the_whole_batchs(size):
+    """The gradient of accumulation is the whole batch's, up to sums of 64 terms in another order.
+
+    In runs begun before, micro-batch i has the key fold_in(key, i), so that equal rows in two
+    micro-batches get two losses.
+    """
+    model = dataclasses.replace(TINY, embedding_dropout=0.1)
     params = jax.tree.map(lambda x: 5 * x, new_state().params)
     key = jax.random.fold_in(KEYS.dropout, 3)
 
-    def gradient(batch, key):
-        return jax.value_and_grad(loss_fn, 1)(TINY, params, batch, key)
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradient(batch, train):
+        return loss_and_grads(model, params, batch, key, train)
 
-    twice = jnp.stack([BATCH[:4], BATCH[:4]])
-    loss, gradients = jax.jit(lambda: accumulate_gradients(gradient, twice, key))()
-    gradient = jax.jit(gradient)
-    one, two = (gradient(BATCH[:4], jax.random.fold_in(key, i)) for i in (0, 1))
-    assert abs(float(one[0] - two[0])) > 1e-3
-    eps = np.finfo(np.float32).eps  # two programs, so sums of 64 terms may differ in order
-    np.testing.assert_allclose(loss, (one[0] + two[0]) / 2, rtol=64 * eps)
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, one[1], two[1])
-    assert largest_difference(gradients, mean) < 64 * eps * 10
+    parts = BATCH.reshape(-1, size, 9)
+    (loss, whole), found = gradient(BATCH, TRAIN), gradient(parts, in_parts(size))
+    eps = np.finfo(np.float32).eps
+    np.testing.assert_allclose(found[0], loss, rtol=64 * eps)
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
+    assert largest_difference(found[1], whole) < 64 * eps * 10 * max(1.0, largest)
+
+    old = dataclasses.replace(in_parts(size), dropout_masks="micro_batch")
+    of_old = gradient(parts, old)
+    keys = [jax.random.fold_in(key, i) for i in range(8 // size)]
+    each = [gradient_of(model, params, *x) for x in zip(parts, keys, strict=True)]
+    np.testing.assert_allclose(of_old[0], np.mean([x[0] for x in each]), rtol=64 * eps)
+    assert abs(float(of_old[0] - loss)) > 1e-3
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient_of(model, params, batch, key):
+    return jax.value_and_grad(loss_fn, 1)(model, params, batch, key)
 
 
 @pytest.mark.slow
@@ -465,7 +480,8 @@ def test_the_exact_evaluation_in_small_batches_is_the_same():
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "gpt_jax.inference.evaluation.make_mesh", lambda n: seen.append(n) or make_mesh(n)
+            "gpt_jax.inference.evaluation.make_mesh",
+            lambda n, **more: seen.append(n) or make_mesh(n, **more),
         )
         parts = evaluate_split(TINY, params, split, token_bytes, train=in_parts(2))
     assert seen == [2]

@@ -233,7 +233,6 @@ def test_a_finished_run_is_left_as_it_is(tiny_config, finished_run, capsys):
         ("model.n_layer", 2, "model.n_layer is 1 there and 2 here"),
         ("train.steps", 8, r"train.steps is 12 there and 8 here \(it can grow\)"),
         ("train.spike", 2.0, "train.spike is None there and 2.0 here"),
-        ("train.micro_batch", 4, "train.micro_batch is None there and 4 here"),
         ("model.dtype", "bfloat16", "model.dtype is float32 there and bfloat16 here"),
         ("data.corpus", "python-manual", "data.corpus is .*book.txt there and python-manual here"),
     ],
@@ -1058,6 +1057,7 @@ def test_a_run_may_go_on_in_the_way_that_another_machine_needs(tiny_config, fini
     other = {"run_dir": str(tmp_path / "other")}
     train(tiny_config, **other, **{"train.steps": 8})
     ways = {"model.attention": "plain", "model.remat": "full", "train.loss_chunk": 16}
+    ways |= {"train.micro_batch": 4}
     run = train(tiny_config, **other, **ways)
     assert run.config == override(whole.config, {**other, **ways})
     assert gpt_jax.load_run(run.run_dir).config == run.config
