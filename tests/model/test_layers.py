@@ -1,6 +1,7 @@
 """The layers one by one: values by hand, and the statistics of dropout's bits."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,11 @@ from gpt_jax.errors import ConfigError
 from gpt_jax.model import GPT, forward
 from gpt_jax.model.layers import (
     MLP,
+    NORM_EPSILON,
     Dropout,
     apply_rope,
     dropout_mask,
+    layer_norm,
     make_norm,
     mlp_width,
 )
@@ -179,3 +182,54 @@ def test_dropout_scales_what_it_keeps():
     x = jnp.full((1000,), 3.0)
     y = Dropout(0.25, False).apply({}, x, rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(y)) == {0.0, 4.0}
+
+
+# --- LayerNorm ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("mean", "spread"), [(0, 1), (100, 0.1), (-1000, 1), (3, 1e-3), (0, 1e4)])
+def test_layer_norm_and_its_gradient_are_exact_whatever_the_mean(mean, spread, with_bias):
+    """Beside float64: as far as the D sums, and x itself, which has eps |mean| for a digit, allow.
+
+    The distances from the mean have an error of some eps |mean|, that is eps |mean| / spread of the
+    result's unit, and so has each step of the gradient.
+    """
+    D, eps = 64, float(np.finfo(np.float32).eps)
+    random = np.random.default_rng(abs(mean))
+    x = (mean + spread * random.normal(size=(2, 5, D))).astype(np.float32)
+    scale, bias, weights = (random.normal(size=s).astype(np.float32) for s in (D, D, x.shape))
+    bias = bias if with_bias else None
+
+    def loss(norm, x, scale, bias):
+        return (norm(x, scale, bias) * weights).sum()
+
+    def plain(x, scale, bias):
+        d = x - x.mean(axis=-1, keepdims=True)
+        y = d / jnp.sqrt(jnp.square(d).mean(axis=-1, keepdims=True) + NORM_EPSILON) * scale
+        return y if bias is None else y + bias
+
+    ours = functools.partial(layer_norm, jnp.dtype("float32"))
+    found = ours(x, scale, bias), *jax.grad(functools.partial(loss, ours), (0, 1))(x, scale, bias)
+    if with_bias:
+        found += (jax.grad(functools.partial(loss, ours), 2)(x, scale, bias),)
+    with jax.enable_x64(True):
+        wide = [None if a is None else jnp.asarray(a, jnp.float64) for a in (x, scale, bias)]
+        expected = plain(*wide), *jax.grad(functools.partial(loss, plain), (0, 1))(*wide)
+        if with_bias:
+            expected += (jax.grad(functools.partial(loss, plain), 2)(*wide),)
+        expected = [np.asarray(a) for a in expected]
+    digit = eps * (8 + 4 * abs(mean) / spread)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=4 * digit * np.abs(b).max())
+        assert a.dtype == jnp.float32
+
+
+def test_layer_norm_of_bfloat16_is_that_of_float32_rounded_once():
+    random = np.random.default_rng(1)
+    x = jnp.asarray(random.normal(size=(3, 32)) + 2, jnp.bfloat16)
+    scale, bias = (jnp.asarray(random.normal(size=32), jnp.float32) for _ in range(2))
+    of_wide = layer_norm(jnp.dtype("float32"), x.astype(jnp.float32), scale, bias)
+    rounded = layer_norm(jnp.dtype("bfloat16"), x, scale, bias)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rounded, of_wide.astype(jnp.bfloat16))
