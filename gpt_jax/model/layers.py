@@ -150,12 +150,28 @@ def layer_norm(dtype, x: jax.Array, scale: jax.Array, bias: jax.Array | None) ->
 
 
 def _layer_norm_forward(dtype, x, scale, bias):
-    mean = x.astype(jnp.float32).mean(axis=-1, keepdims=True)
-    variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
+    mean, variance = _moments(x)
     inverse = jax.lax.rsqrt(variance + NORM_EPSILON)
     y = (x - mean) * (inverse * scale)
     y = y if bias is None else y + bias
     return y.astype(dtype), (x, mean, inverse, scale, bias is None)
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean and the variance of (..., D), float32 (..., 1) each.
+
+    One pass sums the distances d from the first entry and their squares (Chan, Golub and LeVeque
+    1983, https://doi.org/10.1080/00031305.1983.10483115). The first d is 0, so E[d]^2 is at most D
+    times the variance, and the relative error of E[d^2] - E[d]^2 some D roundings.
+    """
+    if not choose_tuning(target_backend(), x.shape[-1]).one_pass_norm:
+        mean = x.astype(jnp.float32).mean(axis=-1, keepdims=True)
+        return mean, jnp.square(x - mean).mean(axis=-1, keepdims=True)
+    first = x[..., :1].astype(jnp.float32)
+    d = x.astype(jnp.float32) - first
+    mean = d.mean(axis=-1, keepdims=True)
+    variance = jnp.square(d).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    return first + mean, jnp.maximum(variance, 0.0)
 
 
 def _layer_norm_backward(_, saved, gradient):

@@ -24,6 +24,7 @@ class Tuning:
       most_summed: sequences that a sum over a batch adds up at once; None: all of them.
       least_rows: rows that a matrix product has at least, as in decoding a few streams; XLA makes
         an elementwise product of one row, writes that to memory and then sums it.
+      one_pass_norm: LayerNorm reads its input once for mean and variance.
       split_qkv: queries, keys and values are three matrix products, not one that is cut in three.
     """
 
@@ -33,6 +34,7 @@ class Tuning:
     recompute_activation: bool = False
     most_summed: int | None = None
     least_rows: int = 1
+    one_pass_norm: bool = False
     split_qkv: bool = False
 
 
@@ -44,6 +46,7 @@ CUDA = Tuning(
     recompute_activation=True,
     most_summed=16,
     least_rows=16,
+    one_pass_norm=True,
     split_qkv=True,
 )
 

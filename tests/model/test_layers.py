@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gpt_jax.config import Config, TrainConfig
 from gpt_jax.config.activations import ACTIVATIONS, Activation
 from gpt_jax.errors import ConfigError
-from gpt_jax.model import GPT, forward
+from gpt_jax.model import GPT, forward, tuning
 from gpt_jax.model.layers import (
     MLP,
     NORM_EPSILON,
@@ -187,14 +187,18 @@ def test_dropout_scales_what_it_keeps():
 # --- LayerNorm ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("one_pass", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize(("mean", "spread"), [(0, 1), (100, 0.1), (-1000, 1), (3, 1e-3), (0, 1e4)])
-def test_layer_norm_and_its_gradient_are_exact_whatever_the_mean(mean, spread, with_bias):
+def test_layer_norm_and_its_gradient_are_exact_whatever_the_mean(
+    monkeypatch, mean, spread, with_bias, one_pass
+):
     """Beside float64: as far as the D sums, and x itself, which has eps |mean| for a digit, allow.
 
     The distances from the mean have an error of some eps |mean|, that is eps |mean| / spread of the
-    result's unit, and so has each step of the gradient.
+    result's unit, and so has each step of the gradient. In one pass the variance has D roundings.
     """
+    monkeypatch.setattr(tuning, "CPU", dataclasses.replace(CPU, one_pass_norm=one_pass))
     D, eps = 64, float(np.finfo(np.float32).eps)
     random = np.random.default_rng(abs(mean))
     x = (mean + spread * random.normal(size=(2, 5, D))).astype(np.float32)
@@ -219,7 +223,7 @@ def test_layer_norm_and_its_gradient_are_exact_whatever_the_mean(mean, spread, w
         if with_bias:
             expected += (jax.grad(functools.partial(loss, plain), 2)(*wide),)
         expected = [np.asarray(a) for a in expected]
-    digit = eps * (8 + 4 * abs(mean) / spread)
+    digit = eps * (8 + 4 * abs(mean) / spread + one_pass * D)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=4 * digit * np.abs(b).max())
         assert a.dtype == jnp.float32
@@ -233,3 +237,15 @@ def test_layer_norm_of_bfloat16_is_that_of_float32_rounded_once():
     rounded = layer_norm(jnp.dtype("bfloat16"), x, scale, bias)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_array_equal(rounded, of_wide.astype(jnp.bfloat16))
+
+
+def test_one_pass_is_exact_where_the_first_entry_is_far_from_all_others(monkeypatch):
+    monkeypatch.setattr(tuning, "CPU", dataclasses.replace(CPU, one_pass_norm=True))
+    x = np.random.default_rng(2).normal(size=(9, 768)).astype(np.float32)
+    x[:, 0] += 1e4
+    found = layer_norm(jnp.dtype("float32"), x, jnp.ones(768), None)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5)
+    # The distances from the mean, 13, have an error of eps times the first entry's.
+    allowed = np.finfo(np.float32).eps * (768 * np.abs(expected) + 1e4 / wide.std(1, keepdims=True))
+    assert (np.abs(found - expected) <= allowed).all()
