@@ -40,7 +40,16 @@ class ModelConfig:
     n_head: int = field(4, "number of attention heads; must divide n_embd", POSITIVE_INT)
     n_embd: int = field(128, "width of the embeddings and of each block", POSITIVE_INT)
     block_size: int = field(64, "context length, in tokens", POSITIVE_INT)
+    mlp_width: int | None = field(
+        None,
+        "width of the MLP",
+        POSITIVE_INT,
+        unset="4 n_embd; with a gated activation 8/3 n_embd, rounded to a multiple of 8",
+    )
     dropout: float = field(0.2, "dropout rate, in [0, 1)", BELOW_ONE)
+    attention_dropout: float | None = field(
+        None, "dropout rate of the attention weights, in [0, 1)", BELOW_ONE, unset="dropout"
+    )
     attention_scale: float | None = field(
         None,
         "multiplier of attention scores",
@@ -51,19 +60,23 @@ class ModelConfig:
     activation: str = field(
         "relu",
         f"activation of the MLP: {', '.join(ACTIVATIONS)}. gelu is the tanh form, as in GPT-2; "
-        "gelu_exact is not; relu2 is squared; swiglu is gated, with a width of 8/3 n_embd, rounded "
-        "to a multiple of 8, not 4 n_embd, for as many parameters",
+        "gelu_exact is not; relu2 is squared; swiglu is gated, and its MLP narrower for as many "
+        "parameters",
         (lambda x: x in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     )
     norm: typing.Literal["layer", "rms"] = field(
         "layer", "layer: LayerNorm; rms: RMSNorm, without mean and bias"
     )
+    norm_epsilon: float = field(1e-5, "what norms add to the variance", POSITIVE)
     bias: bool = field(True, "biases in the attention output projection, the MLP and LayerNorm")
     qkv_bias: bool = field(False, "biases of queries, keys and values")
     head_bias: bool = field(True, "bias of the output head")
     tied: bool = field(False, "weight tying: the token embedding is also the output head")
     positions: typing.Literal["learned", "rotary"] = field(
         "learned", "position encoding: learned embeddings, or rotary (RoPE) on queries and keys"
+    )
+    rotary_base: float = field(
+        10_000.0, "base of the rotations of rotary positions; larger for longer contexts", POSITIVE
     )
     qk_norm: bool = field(False, "RMSNorm on each head's queries and keys")
     n_kv_head: int | None = field(
@@ -119,15 +132,22 @@ class ModelConfig:
                 f"n_head={self.n_head} = {self.head_size}; "
                 f"try n_embd={(self.head_size + 1) * self.n_head}"
             )
-        if self.dropout and self.attention in ("blockwise", "fused"):
+        if self.attention_dropout_rate and self.attention in ("blockwise", "fused"):
+            name = "dropout" if self.attention_dropout is None else "attention_dropout"
             raise ConfigError(
                 f"model.attention={self.attention} has no dropout of attention weights, and "
-                f"model.dropout={self.dropout}; set model.dropout=0 or model.attention=plain"
+                f"model.{name}={self.attention_dropout_rate}; set model.attention_dropout=0 or "
+                "model.attention=plain"
             )
 
     @property
     def head_size(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def attention_dropout_rate(self) -> float:
+        """Dropout rate of the attention weights: attention_dropout, or dropout."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
     def kv_heads(self) -> int:

@@ -52,22 +52,32 @@ GPT2 = {
 # `activation` has a list of its own, `ACTIVATION_NAMES`.
 # A setting that is named neither here nor in GPT2 and SIZES must be at its default.
 EXPRESSIBLE = {"attention_scale", "tied", "dropout", "embedding_dropout", "residual_init_scale"}
-EXPRESSIBLE |= {"bias", "qkv_bias", "head_bias", "dtype", "remat", "attention", "activation"}
+EXPRESSIBLE |= {
+    "attention_dropout",
+    "bias",
+    "qkv_bias",
+    "head_bias",
+    "dtype",
+    "remat",
+    "attention",
+    "activation",
+}
 # What a config.json must say for GPT2; one that says nothing means the first.
 REQUIRED: dict[str, tuple[Any, ...]] = {
-    "layer_norm_epsilon": (1e-5,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
 # activation_function -> model.activation; a config.json that says nothing means gelu_new.
 ACTIVATION_NAMES = {name: ours for ours, a in ACTIVATIONS.items() for name in a.gpt2_names}
-# Our settings of sizes: transformers' name and its default.
+# Our settings of sizes and of the norms: transformers' name and its default.
 SIZES = {
     "n_layer": ("n_layer", 12),
     "n_head": ("n_head", 12),
     "n_embd": ("n_embd", 768),
     "block_size": ("n_positions", 1024),
     "vocab_size": ("vocab_size", 50257),
+    "mlp_width": ("n_inner", None),
+    "norm_epsilon": ("layer_norm_epsilon", 1e-5),
 }
 
 
@@ -156,6 +166,7 @@ def save(
 def _tensor_map(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Returns {path of a parameter: (its tensor's name, its shape)}; {} stands for each layer."""
     D, V, S = config.n_embd, config.vocab_size, config.block_size
+    F = config.mlp_width or 4 * D
     parts = {
         "tokens/embedding": ("wte.weight", (V, D)),
         "positions": ("wpe.weight", (S, D)),
@@ -168,8 +179,8 @@ def _tensor_map(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     for layer, theirs, n_in, n_out in (
         ("attn/qkv", "attn.c_attn", D, 3 * D),
         ("attn/proj", "attn.c_proj", D, D),
-        ("mlp/up", "mlp.c_fc", D, 4 * D),
-        ("mlp/down", "mlp.c_proj", 4 * D, D),
+        ("mlp/up", "mlp.c_fc", D, F),
+        ("mlp/down", "mlp.c_proj", F, D),
     ):
         parts[f"blocks/{layer}/kernel"] = (f"h.{{}}.{theirs}.weight", (n_in, n_out))
         parts[f"blocks/{layer}/bias"] = (f"h.{{}}.{theirs}.bias", (n_out,))
@@ -223,13 +234,8 @@ def load_config(folder: Path) -> ModelConfig:
             f"{', '.join(ACTIVATION_NAMES)}; choose a model with that"
         )
     attn, resid = (values.get(name, 0.1) for name in ("attn_pdrop", "resid_pdrop"))
-    if attn != resid:
-        raise ConfigError(
-            f"{path}: attn_pdrop={attn!r:.60} and resid_pdrop={resid!r:.60} are one setting here, "
-            "dropout; make them equal in that file"
-        )
     try:
-        config = ModelConfig(
+        return ModelConfig(
             **{ours: values.get(theirs, default) for ours, (theirs, default) in SIZES.items()},
             **GPT2,
             activation=ACTIVATION_NAMES[activation],
@@ -239,17 +245,11 @@ def load_config(folder: Path) -> ModelConfig:
             attention_scale=None if values.get("scale_attn_weights", True) else 1.0,
             residual_init_scale=True,
             dropout=resid,
+            attention_dropout=None if attn == resid else attn,
             embedding_dropout=values.get("embd_pdrop", 0.1),
         )
     except ConfigError as error:
         raise ConfigError(f"{path} is no GPT-2's: {error}") from error
-    inner = values.get("n_inner")
-    if inner is not None and inner != 4 * config.n_embd:
-        raise ConfigError(
-            f"{path}: n_inner={inner!r:.60} can't be loaded, only none or 4 n_embd = "
-            f"{4 * config.n_embd}; choose a model with that"
-        )
-    return config
 
 
 def _locate_tensors(
@@ -323,12 +323,11 @@ def _export_config(config: ModelConfig) -> dict[str, Any]:
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         **{theirs: getattr(config, ours) for ours, (theirs, _) in SIZES.items()},
-        "n_inner": None,
         "activation_function": ACTIVATIONS[config.activation].gpt2_names[0],
         **{name: choices[0] for name, choices in REQUIRED.items()},
         "scale_attn_weights": config.attention_scale != 1.0,
         "tie_word_embeddings": config.tied,
-        "attn_pdrop": config.dropout,
+        "attn_pdrop": config.attention_dropout_rate,
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.embedding_dropout,
         "initializer_range": 0.02,

@@ -45,7 +45,7 @@ def choose_attention(config: ModelConfig, backend: str) -> tuple[str, str]:
     obstacle = _fused_obstacle(config, backend)
     if not obstacle:
         return "fused", ""
-    if config.block_size >= BLOCKWISE_MIN_LENGTH and not config.dropout:
+    if config.block_size >= BLOCKWISE_MIN_LENGTH and not config.attention_dropout_rate:
         return "blockwise", obstacle
     return "plain", obstacle
 
@@ -54,8 +54,8 @@ def _fused_obstacle(config: ModelConfig, backend: str) -> str:
     """Returns why a kernel, cuDNN's or the TPU's, can't be used; "" if it can."""
     name, _, capability = backend.partition(" ")
     if name == "tpu":
-        if config.dropout:
-            return f"attention dropout {config.dropout:g}; fused has none"
+        if config.attention_dropout_rate:
+            return f"attention dropout {config.attention_dropout_rate:g}; fused has none"
         if config.block_size % SPLASH_BLOCKS[-1]:
             return f"fused needs a block_size of 128, 256, ..., and this is {config.block_size}"
         return ""
@@ -63,8 +63,8 @@ def _fused_obstacle(config: ModelConfig, backend: str) -> str:
         return f"fused is for NVIDIA GPUs and TPUs, and this is {name}"
     if float(capability) < 8:
         return f"fused needs compute capability 8.0, and this GPU has {capability}"
-    if config.dropout:
-        return f"attention dropout {config.dropout:g}; fused has none"
+    if config.attention_dropout_rate:
+        return f"attention dropout {config.attention_dropout_rate:g}; fused has none"
     if config.dtype != "bfloat16":
         return f"fused needs bfloat16, and this is {config.dtype}"
     if config.head_size % 8 or config.head_size > 128:

@@ -154,10 +154,10 @@ class Attention(nn.Module):
         )
         start = 0 if cached is None else cached[2]
         if c.qk_norm:
-            q, k = rms_norm("q_norm", x_BTD.dtype)(q), rms_norm("k_norm", x_BTD.dtype)(k)
+            q, k = (rms_norm(c, n, x_BTD.dtype)(x) for n, x in (("q_norm", q), ("k_norm", k)))
         if c.positions == "rotary":
             position_T = start + jnp.arange(T)
-            q, k = apply_rope(q, position_T), apply_rope(k, position_T)
+            q, k = (apply_rope(x, position_T, c.rotary_base) for x in (q, k))
         if cached is None:
             kv = None
         else:
@@ -172,7 +172,8 @@ class Attention(nn.Module):
         whole = cached is None and not last_only and not self.is_initializing()
         name = choose_attention(c, target_backend())[0] if whole else "plain"
         scale = K**-0.5 if c.attention_scale is None else c.attention_scale
-        drop = functools.partial(Dropout(c.dropout, deterministic), first_row=first_row)
+        rate = c.attention_dropout_rate
+        drop = functools.partial(Dropout(rate, deterministic), first_row=first_row)
         y_BHTK = attend(name, q, k, v, start, drop, scale).reshape(B, H, T, K)
         y_BTHK = jnp.moveaxis(constrain(y_BHTK, "batch", "heads"), 1, 2)
         y_BTD = constrain(y_BTHK.reshape(B, T, D), "batch", "time", "width")

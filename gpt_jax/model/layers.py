@@ -20,7 +20,6 @@ from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.sharding import constrain
 
 WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
-NORM_EPSILON = 1e-5
 
 
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
@@ -137,21 +136,23 @@ class Dense(nn.Module):
         return [affine(x, *parameters) for parameters in zip(kernels, biases, strict=True)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def layer_norm(dtype, x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Returns (x - mean) / sqrt(variance + 1e-5) * scale + bias (Ba et al. 2016).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def layer_norm(
+    dtype, epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+    """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias (Ba et al. 2016).
 
     Computed in float32 and returned as dtype. The mean is subtracted before it is squared: of
     E[x^2] - E[x]^2 no digit is left where the mean is far above the spread. The gradient saves x
     and two numbers for each position; written out, it is faster on a CPU than what jax derives
     (benchmarks/LOG.md).
     """
-    return _layer_norm_forward(dtype, x, scale, bias)[0]
+    return _layer_norm_forward(dtype, epsilon, x, scale, bias)[0]
 
 
-def _layer_norm_forward(dtype, x, scale, bias):
+def _layer_norm_forward(dtype, epsilon, x, scale, bias):
     mean, variance = _moments(x)
-    inverse = jax.lax.rsqrt(variance + NORM_EPSILON)
+    inverse = jax.lax.rsqrt(variance + epsilon)
     y = (x - mean) * (inverse * scale)
     y = y if bias is None else y + bias
     return y.astype(dtype), (x, mean, inverse, scale, bias is None)
@@ -174,7 +175,7 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return first + mean, jnp.maximum(variance, 0.0)
 
 
-def _layer_norm_backward(_, saved, gradient):
+def _layer_norm_backward(dtype, epsilon, saved, gradient):
     x, mean, inverse, scale, no_bias = saved
     normed, gradient = (x - mean) * inverse, gradient.astype(jnp.float32)
     scaled = gradient * scale
@@ -192,6 +193,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 class LayerNorm(nn.Module):
     """`layer_norm` with its parameters."""
 
+    epsilon: float
     use_bias: bool
     dtype: jax.typing.DTypeLike
 
@@ -201,15 +203,17 @@ class LayerNorm(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(jnp.dtype(self.dtype), x, scale, bias)
+        return layer_norm(jnp.dtype(self.dtype), self.epsilon, x, scale, bias)
 
 
-def rms_norm(name: str, dtype: jax.typing.DTypeLike = jnp.float32) -> nn.RMSNorm:
-    """Returns x / sqrt(mean(x^2) + 1e-5) * scale (Zhang and Sennrich 2019).
+def rms_norm(
+    config: ModelConfig, name: str, dtype: jax.typing.DTypeLike = jnp.float32
+) -> nn.RMSNorm:
+    """Returns x / sqrt(mean(x^2) + norm_epsilon) * scale (Zhang and Sennrich 2019).
 
     Computed in float32 and returned as dtype, as is `make_norm`.
     """
-    return nn.RMSNorm(epsilon=NORM_EPSILON, dtype=dtype, name=name)
+    return nn.RMSNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
 
 
 def make_norm(
@@ -217,18 +221,18 @@ def make_norm(
 ) -> nn.Module:
     """Returns the norm that the config asks for; RMSNorm never has a bias."""
     if config.norm == "rms":
-        return rms_norm(name, dtype)
+        return rms_norm(config, name, dtype)
     if config.norm == "layer":
-        return LayerNorm(use_bias=config.bias, dtype=dtype, name=name)
+        return LayerNorm(config.norm_epsilon, config.bias, dtype, name=name)
     raise ValueError(f"model.norm={config.norm!r} has no layer here")
 
 
-def apply_rope(x: jax.Array, position_T: jax.Array) -> jax.Array:
+def apply_rope(x: jax.Array, position_T: jax.Array, base: float = 10_000.0) -> jax.Array:
     """Rotary position embedding (RoPE; Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
     Rotates queries or keys by their positions. Entry i is paired with entry i + K / 2, as in
     GPT-NeoX and Llama (the paper pairs neighbours: the same up to the order of entries). At
-    position t a pair is rotated by t * 10000^(-2 i / K) radians, so the product of a query and a
+    position t a pair is rotated by t * base^(-2 i / K) radians, so the product of a query and a
     key depends on the distance of their positions only.
 
     Args:
@@ -236,7 +240,7 @@ def apply_rope(x: jax.Array, position_T: jax.Array) -> jax.Array:
       position_T: integers.
     """
     half = x.shape[-1] // 2
-    angle_TI = position_T[:, None] * 10_000.0 ** (-jnp.arange(half) / half)  # I = K / 2
+    angle_TI = position_T[:, None] * base ** (-jnp.arange(half) / half)  # I = K / 2
     cos_TI, sin_TI = jnp.cos(angle_TI), jnp.sin(angle_TI)
     a, b = x[..., :half], x[..., half:]
     rotated = jnp.concatenate([a * cos_TI - b * sin_TI, b * cos_TI + a * sin_TI], axis=-1)
@@ -244,10 +248,12 @@ def apply_rope(x: jax.Array, position_T: jax.Array) -> jax.Array:
 
 
 def mlp_width(config: ModelConfig) -> int:
-    """Returns F: 4 D; of a gated MLP 8/3 D, rounded to a multiple of 8.
+    """Returns F: model.mlp_width, or 4 D; of a gated MLP 8/3 D, rounded to a multiple of 8.
 
     So its three matrices of D x F hold about as many parameters as two of D x 4 D.
     """
+    if config.mlp_width is not None:
+        return config.mlp_width
     if ACTIVATIONS[config.activation].gated:
         return 8 * max(1, round(config.n_embd / 3))
     return 4 * config.n_embd

@@ -22,6 +22,7 @@ from gpt_jax.config.fields import field
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.decoding import Filters, generate_tokens
 from gpt_jax.model import GPT
+from gpt_jax.model.attention import choose_attention
 
 SIZES = {"n_layer": 2, "n_head": 3, "n_embd": 12, "n_positions": 10, "vocab_size": 17}
 TOKENS_BT = np.arange(20).reshape(2, 10) ** 2 % 17
@@ -41,6 +42,7 @@ OURS = ModelConfig(
 def make_tensors(values, seed=0):
     """Random tensors of a GPT-2, by the names that transformers gives them."""
     L, D = values["n_layer"], values["n_embd"]
+    F = values.get("n_inner") or 4 * D
     shapes = {
         "wte.weight": (values["vocab_size"], D),
         "wpe.weight": (values["n_positions"], D),
@@ -53,8 +55,8 @@ def make_tensors(values, seed=0):
         for name, n_in, n_out in [
             ("attn.c_attn", D, 3 * D),
             ("attn.c_proj", D, D),
-            ("mlp.c_fc", D, 4 * D),
-            ("mlp.c_proj", 4 * D, D),
+            ("mlp.c_fc", D, F),
+            ("mlp.c_proj", F, D),
         ]:
             shapes |= {f"h.{i}.{name}.weight": (n_in, n_out), f"h.{i}.{name}.bias": (n_out,)}
     tensors = {f"transformer.{name}": shape for name, shape in shapes.items()}
@@ -70,7 +72,8 @@ def write_folder(folder, tensors=None, **values):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values))
     if tensors is None:
-        tensors = make_tensors({**SIZES, **{k: v for k, v in values.items() if k in SIZES}})
+        sizes = {k: v for k, v in values.items() if k in (*SIZES, "n_inner")}
+        tensors = make_tensors({**SIZES, **sizes})
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return tensors
 
@@ -84,7 +87,8 @@ PLAIN = {
 OTHER_NAMES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_python": "gelu"}
 
 
-def plain_gpt2(tensors, tokens_T, n_head, *, tied=True, scaled=True, activation="gelu_new"):
+def plain_gpt2(tensors, tokens_T, n_head, *, tied=True, scaled=True, activation="gelu_new",
+               epsilon=1e-5):  # fmt: skip
     """GPT-2 in float64 from the tensors of its file; logits (T, V)."""
     t = {
         name.removeprefix("transformer."): np.asarray(x, np.float64) for name, x in tensors.items()
@@ -94,7 +98,7 @@ def plain_gpt2(tensors, tokens_T, n_head, *, tied=True, scaled=True, activation=
 
     def norm(x, name):
         mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return (x - mean) / np.sqrt(var + 1e-5) * t[f"{name}.weight"] + t[f"{name}.bias"]
+        return (x - mean) / np.sqrt(var + epsilon) * t[f"{name}.weight"] + t[f"{name}.bias"]
 
     def conv(x, name):
         return x @ t[f"{name}.weight"] + t[f"{name}.bias"]
@@ -131,6 +135,9 @@ def logits(config, params, tokens_BT=TOKENS_BT):
         {"scale_attn_weights": False},
         {"n_layer": 1, "n_head": 1, "n_embd": 5, "vocab_size": 31},
         {"activation_function": "gelu_pytorch_tanh", "n_inner": 48, "n_layer": 3},
+        {"n_inner": 7},
+        {"n_inner": 100, "layer_norm_epsilon": 1e-12},
+        {"layer_norm_epsilon": 0.5},
         *({"activation_function": name} for name in [*PLAIN, *OTHER_NAMES]),
     ],
 )
@@ -146,6 +153,7 @@ def test_logits_equal_a_plain_gpt2s(tmp_path, values):
             tied=values.get("tie_word_embeddings", True),
             scaled=values.get("scale_attn_weights", True),
             activation=values.get("activation_function", "gelu_new"),
+            epsilon=values.get("layer_norm_epsilon", 1e-5),
         )
         np.testing.assert_allclose(ours_TV, expected_TV, atol=1e-4)
 
@@ -157,6 +165,17 @@ def test_the_settings_are_gpt2s(tmp_path):
         OURS, dropout=0.2, embedding_dropout=0.3, residual_init_scale=True
     )
     assert config == expected
+
+
+def test_dropout_of_attention_may_differ(tmp_path):
+    write_folder(tmp_path / "a", attn_pdrop=0.0, resid_pdrop=0.2)
+    config, params = hf.load(tmp_path / "a")
+    assert (config.dropout, config.attention_dropout) == (0.2, 0.0)
+    assert choose_attention(dataclasses.replace(config, block_size=2048), "cpu")[0] == "blockwise"
+    hf.save(tmp_path / "b", config, params)
+    values = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert (values["attn_pdrop"], values["resid_pdrop"]) == (0.0, 0.2)
+    assert hf.load(tmp_path / "b")[0] == config
 
 
 def test_what_config_json_leaves_out_is_transformers_default(tmp_path):
@@ -248,14 +267,16 @@ def test_an_index_stays_in_its_folder(tmp_path, name):
         ({"activation_function": "silu"}, "activation_function='silu' can't be loaded"),
         ({"activation_function": 1}, "activation_function=1 can't be loaded"),
         ({"activation_function": ["gelu_new"]}, "activation_function=['gelu_new'] can't be loaded"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 can't be loaded, only 1e-05"),
-        ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon=nan can't be loaded"),
+        ({"layer_norm_epsilon": 0}, "model.norm_epsilon=0 must be a finite number above 0"),
+        ({"layer_norm_epsilon": math.nan}, "model.norm_epsilon=nan must be a finite number above"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True can't"),
         ({"add_cross_attention": True}, "add_cross_attention=True can't be loaded"),
         ({"tie_word_embeddings": "no"}, "model.tied='no' must be true or false"),
-        ({"attn_pdrop": 0.1}, "attn_pdrop=0.1 and resid_pdrop=0.0 are one setting here"),
+        ({"attn_pdrop": 1.5}, "model.attention_dropout=1.5 must be a number in [0, 1)"),
+        ({"attn_pdrop": "x"}, "model.attention_dropout='x' must be a number"),
         ({"embd_pdrop": 1}, "model.embedding_dropout=1 must be a number in [0, 1)"),
-        ({"n_inner": 40}, "n_inner=40 can't be loaded, only none or 4 n_embd = 48"),
+        ({"n_inner": 40}, "c_fc.weight has shape (12, 48), and its config.json asks for (12, 40)"),
+        ({"n_inner": 0}, "model.mlp_width=0 must be a whole number of at least 1"),
         ({"n_layer": 0}, "model.n_layer=0 must be a whole number of at least 1"),
         ({"n_layer": 2.0}, "model.n_layer=2.0 must be a whole number"),
         ({"n_head": 5}, "model.n_embd=12 must be divisible by model.n_head=5"),
@@ -398,6 +419,7 @@ def init_unlike(config: ModelConfig):
 EXPORTS = {
     "gpt2": {},
     "untied": {"tied": False, "dropout": 0.1, "embedding_dropout": 0.3},
+    "widths": {"mlp_width": 20, "norm_epsilon": 0.25, "attention_dropout": 0.4},
     "no biases": {"qkv_bias": False, "bias": False},
     "scale 1": {"attention_scale": 1.0},
     "explicit": {"attention_scale": 0.5, "n_kv_head": 3},
@@ -413,6 +435,7 @@ def test_what_is_saved_loads_as_it_was(tmp_path, name):
     hf.save(tmp_path / "new", config, params, end_token=3)
     loaded, back = hf.load(tmp_path / "new")
     sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "tied", "dropout")
+    sizes += ("mlp_width", "norm_epsilon", "attention_dropout")
     assert all(getattr(loaded, n) == getattr(config, n) for n in sizes)
     assert loaded.embedding_dropout == config.embedding_dropout
     was = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
@@ -424,6 +447,7 @@ def test_what_is_saved_loads_as_it_was(tmp_path, name):
     tensors = load_file(tmp_path / "new" / "model.safetensors")
     values = json.loads((tmp_path / "new" / "config.json").read_text())
     like = {"scaled": config.attention_scale != 1.0, "activation": values["activation_function"]}
+    like |= {"epsilon": config.norm_epsilon}
     expected_TV = plain_gpt2(tensors, TOKENS_BT[0], 3, tied=config.tied, **like)
     np.testing.assert_allclose(logits(config, params)[0], expected_TV, atol=1e-4)
     assert values["eos_token_id"] == values["bos_token_id"] == 3

@@ -115,6 +115,11 @@ OPTIONS = {
     "grouped queries": {"n_kv_head": 2},
     "one key head": {"n_kv_head": 1},
     "scale": {"attention_scale": 0.3},
+    "wide MLP": {"mlp_width": 40},
+    "narrow gated MLP": {"mlp_width": 5, "activation": "swiglu"},
+    "epsilon": {"norm_epsilon": 30.0},
+    "epsilon of RMS": {"norm_epsilon": 30.0, "norm": "rms", "qk_norm": True},
+    "base": {"positions": "rotary", "rotary_base": 7.0},
 }
 CONFIGS = {name: dataclasses.replace(BASE, **options) for name, options in OPTIONS.items()}
 each_option = pytest.mark.parametrize("name", OPTIONS)
@@ -144,13 +149,13 @@ def plain_logits(c: ModelConfig, params, tokens_T):
     n_kv = c.n_kv_head or H
 
     def rms(x, scale):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale
 
     def norm(x, q):
         if c.norm == "rms":
             return rms(x, q["scale"])
         mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return (x - mean) / np.sqrt(var + 1e-5) * q["scale"] + q.get("bias", 0)
+        return (x - mean) / np.sqrt(var + c.norm_epsilon) * q["scale"] + q.get("bias", 0)
 
     def dense(x, q):
         return x @ q["kernel"] + q.get("bias", 0)
@@ -164,7 +169,7 @@ def plain_logits(c: ModelConfig, params, tokens_T):
 
     def turn(x, t):  # entries i and i + K/2 are a complex number
         z = (x[: K // 2] + 1j * x[K // 2 :]) * np.exp(
-            1j * t / 10_000 ** (np.arange(K // 2) * 2 / K)
+            1j * t / c.rotary_base ** (np.arange(K // 2) * 2 / K)
         )
         return np.concatenate([z.real, z.imag])
 

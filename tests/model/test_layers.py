@@ -17,7 +17,6 @@ from gpt_jax.errors import ConfigError
 from gpt_jax.model import GPT, forward, tuning
 from gpt_jax.model.layers import (
     MLP,
-    NORM_EPSILON,
     Dropout,
     apply_rope,
     dropout_mask,
@@ -210,10 +209,10 @@ def test_layer_norm_and_its_gradient_are_exact_whatever_the_mean(
 
     def plain(x, scale, bias):
         d = x - x.mean(axis=-1, keepdims=True)
-        y = d / jnp.sqrt(jnp.square(d).mean(axis=-1, keepdims=True) + NORM_EPSILON) * scale
+        y = d / jnp.sqrt(jnp.square(d).mean(axis=-1, keepdims=True) + 1e-5) * scale
         return y if bias is None else y + bias
 
-    ours = functools.partial(layer_norm, jnp.dtype("float32"))
+    ours = functools.partial(layer_norm, jnp.dtype("float32"), 1e-5)
     found = ours(x, scale, bias), *jax.grad(functools.partial(loss, ours), (0, 1))(x, scale, bias)
     if with_bias:
         found += (jax.grad(functools.partial(loss, ours), 2)(x, scale, bias),)
@@ -233,8 +232,8 @@ def test_layer_norm_of_bfloat16_is_that_of_float32_rounded_once():
     random = np.random.default_rng(1)
     x = jnp.asarray(random.normal(size=(3, 32)) + 2, jnp.bfloat16)
     scale, bias = (jnp.asarray(random.normal(size=32), jnp.float32) for _ in range(2))
-    of_wide = layer_norm(jnp.dtype("float32"), x.astype(jnp.float32), scale, bias)
-    rounded = layer_norm(jnp.dtype("bfloat16"), x, scale, bias)
+    of_wide = layer_norm(jnp.dtype("float32"), 1e-5, x.astype(jnp.float32), scale, bias)
+    rounded = layer_norm(jnp.dtype("bfloat16"), 1e-5, x, scale, bias)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_array_equal(rounded, of_wide.astype(jnp.bfloat16))
 
@@ -243,7 +242,7 @@ def test_one_pass_is_exact_where_the_first_entry_is_far_from_all_others(monkeypa
     monkeypatch.setattr(tuning, "CPU", dataclasses.replace(CPU, one_pass_norm=True))
     x = np.random.default_rng(2).normal(size=(9, 768)).astype(np.float32)
     x[:, 0] += 1e4
-    found = layer_norm(jnp.dtype("float32"), x, jnp.ones(768), None)
+    found = layer_norm(jnp.dtype("float32"), 1e-5, x, jnp.ones(768), None)
     wide = x.astype(np.float64)
     expected = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5)
     # The distances from the mean, 13, have an error of eps times the first entry's.
