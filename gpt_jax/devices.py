@@ -45,6 +45,7 @@ CGROUPS = (
 REFUSED_BACKEND = re.compile(
     r"^(Unable to initialize|Unknown|Could not initialize) backend|^Backend '"
 )
+MOST_CPU_DEVICES = 1024
 LEAST_ADDRESS_SPACE = 2 * 2**30  # nano takes 2.1 GiB of it on two cores
 
 WIDE_N_EMBD = 256  # n_embd from which XLA's own matrix products are faster on a CPU
@@ -142,9 +143,15 @@ def request_cpu_devices(batch_size: int, at_least: int = 1) -> None:
     effect on a GPU or TPU; a user's own JAX_NUM_CPU_DEVICES or device count in XLA_FLAGS wins.
 
     Raises:
-      UserError: see `check_address_space`.
+      UserError: see `check_address_space`; or JAX_NUM_CPU_DEVICES is no number of devices.
     """
     check_address_space()
+    asked = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if asked.lstrip("-").isdecimal() and int(asked) not in (-1, *range(1, MOST_CPU_DEVICES + 1)):
+        raise UserError(  # jax takes any number: it begins, and never ends or has no device
+            f"JAX_NUM_CPU_DEVICES={asked} must be from 1 to {MOST_CPU_DEVICES:,}; mend it, or "
+            "unset it"
+        )
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         n = max(at_least, largest_divisor(batch_size, usable_cores()))
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(n))

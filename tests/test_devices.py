@@ -24,6 +24,7 @@ from gpt_jax.devices import (
     retain_freed_memory,
     usable_cores,
 )
+from gpt_jax.errors import UserError
 
 NVIDIA = 'this machine has an NVIDIA GPU that jax does not use; pip install -U "jax[cuda13]"'
 AMD = 'this machine has an AMD GPU that jax does not use; pip install -U "jax[rocm7-local]"'
@@ -297,3 +298,17 @@ def test_the_user_s_allocator_settings_win(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("it set something"))
     retain_freed_memory()
+
+
+@pytest.mark.parametrize("n", ["0", "-3", "1025", "100000", "9" * 30])
+def test_a_number_of_devices_that_cannot_be_is_one_line(monkeypatch, n):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", n)
+    with pytest.raises(UserError, match=f"^JAX_NUM_CPU_DEVICES={n} must be from 1 to 1,024"):
+        request_cpu_devices(8)
+
+
+@pytest.mark.parametrize("n", ["-1", "1", "1024", "x"])
+def test_what_jax_understands_or_refuses_itself_is_left_to_it(monkeypatch, n):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", n)
+    request_cpu_devices(8)
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == n

@@ -502,8 +502,8 @@ class Config:
         None,
         "fine-tune: start from the parameters, model settings and tokenizer of a run, of a "
         "GPT-2 folder or of a model on Hugging Face's hub (openai-community/gpt2). "
-        "model.dtype, remat and attention are this config's; model.dropout, embedding_dropout "
-        "and residual_init_scale may differ, model.block_size may be smaller",
+        "model.dtype, remat and attention are this config's; model.dropout, attention_dropout, "
+        "embedding_dropout and residual_init_scale may differ, model.block_size may be smaller",
         unset="random parameters",
     )
     checkpoint: str = field(

@@ -61,8 +61,8 @@ def start_from(config: Config, values: Mapping[str, Any]) -> Config:
 
 def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str, Any]) -> None:
     """Raises ConfigError where dotted settings of the model contradict those to start from."""
-    free = {f"model.{name}" for name in ("dropout", "embedding_dropout", "residual_init_scale")}
-    free |= set(COMPUTE_SETTINGS)
+    rates = ("dropout", "attention_dropout", "embedding_dropout")
+    free = {f"model.{name}" for name in (*rates, "residual_init_scale")} | set(COMPUTE_SETTINGS)
     if values.get("model.block_size", math.inf) < theirs.model.block_size:
         free.add("model.block_size")
     ours = {name: value for name, value in values.items() if name not in free}
@@ -70,8 +70,8 @@ def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str,
     if different:
         raise ConfigError(
             f"init_from={init_from} is another model: {'; '.join(different)}. Leave these "
-            "settings out; only dropout, embedding_dropout, residual_init_scale, dtype, remat and "
-            "attention may differ, and block_size be smaller"
+            "settings out; only dropout, attention_dropout, embedding_dropout, "
+            "residual_init_scale, dtype, remat and attention may differ, and block_size be smaller"
         )
 
 
