@@ -33,7 +33,8 @@ class Sizes:
 BASE = Sizes(2, 2, 64, 64, 257, 384) if TINY else Sizes(12, 12, 768, 1024, 50257, 50304)
 # As the project computes on a CPU, by the fields of gpt_jax.model.tuning.Tuning.
 PLAIN = {"unroll": "6", "vocab_multiple": "1", "one_pass_loss": "0", "recompute_activation": "0",
-         "most_summed": "0", "least_rows": "1", "split_qkv": "0"}  # fmt: skip
+         "most_summed": "0", "least_rows": "1", "split_qkv": "0",
+         "one_pass_norm": "0"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from benchmarks.gpu.harness import OUT, Step
 
 LABELS = (
     *("tuning", "unroll", "vocab_multiple", "one_pass_loss", "recompute_activation", "split_qkv"),
+    "one_pass_norm",
     *("micro", "micro_here", "chunk", "mode", "graphs_here", "model", "streams"),
 )
 Row = dict[str, Any]

@@ -49,7 +49,7 @@ def test_a_perplexity_that_no_float_holds_is_none_in_json():
 
 def test_a_split_without_a_token_to_predict_is_one_line():
     dataset = Dataset.from_shards([np.zeros(1, np.int32)], 1)
-    model = types.SimpleNamespace(block_size=8, vocab_size=11)
+    model = types.SimpleNamespace(block_size=8, vocab_size=11, kv_heads=1)
     with pytest.raises(UserError, match="no token to predict"):
         evaluate_split(model, {}, dataset, np.ones(3, np.int32))
 
