@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import sys
+from collections.abc import Iterator
 
 from gpt_jax import devices
 from gpt_jax.cli.options import add_settings
@@ -35,10 +36,20 @@ def command(argv: list[str]) -> int:
         help="end before this text; may be given several times. A text also ends at the "
         "tokenizer's end-of-text token (default: none)",
     )
+    parser.add_argument(
+        "--special",
+        action="store_true",
+        help="special tokens in the prompt, such as <|endoftext|>, are tokens, not text",
+    )
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="read a prompt, continue it, read the next, until an empty line or Ctrl-D",
+    )
     add_mesh(parser)
     values = vars(parser.parse(argv))
     mesh = given_mesh(values)
-    stop = values.pop("stop")
+    stop, special, interactive = (values.pop(name) for name in ("stop", "special", "interactive"))
     folder, seed = [values.pop(name) for name in ("run_dir", "init_from")], values.pop("seed")
     which = values.pop("checkpoint")
     del values["debug"]
@@ -46,6 +57,8 @@ def command(argv: list[str]) -> int:
         raise ConfigError(f"seed={seed} must be a whole number in [0, 2**32)")
     is_drawn = seed is None
     seed = secrets.randbelow(2**32) if seed is None else seed
+    if interactive and "prompt" in values:
+        raise ConfigError("--interactive reads its prompts; leave --prompt out")
     if "" in stop:
         raise ConfigError("--stop is empty; give the text before which to end")
     SampleConfig(**values)  # a value that breaks a rule is found before jax is imported
@@ -64,24 +77,48 @@ def command(argv: list[str]) -> int:
     elif prompt is None:
         prompt = chosen.prompt or ""
     run = load_run(run_dir, which, mesh=mesh)
-    if not prompt:
-        say("note: the prompt is empty; starting from a line break")
-    first = True
-    texts: list[str] = []
-    for pieces in stream(run, prompt, chosen, seed=seed, stop=stop):
-        if first:
-            _write(prompt)
-            texts, first = [prompt] * len(pieces), False
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-        _write(pieces[0])
+
+    def show(prompt: str, seed: int) -> None:
+        if not prompt:
+            say("note: the prompt is empty; starting from a line break")
+        first = True
+        texts: list[str] = []
+        for pieces in stream(run, prompt, chosen, seed=seed, stop=stop, special=special):
+            if first:
+                _write(prompt)
+                texts, first = [prompt] * len(pieces), False
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+            _write(pieces[0])
+            sys.stdout.flush()
+        print()
+        for number, text in enumerate(texts[1:], 2):
+            _write(f"\n--- {number} ---\n{text}\n")
         sys.stdout.flush()
-    print()
-    for number, text in enumerate(texts[1:], 2):
-        _write(f"\n--- {number} ---\n{text}\n")
-    sys.stdout.flush()
-    if is_drawn:
-        say(f"seed {seed} (--seed {seed} writes this text again)")
+
+    if not interactive:
+        show(prompt, seed)
+        if is_drawn:
+            say(f"seed {seed} (--seed {seed} writes this text again)")
+        return 0
+    for number, typed in enumerate(_typed_prompts()):
+        try:
+            show(typed, (seed + number) % 2**32)
+        except UserError as error:  # what the tokenizer can't encode: type another
+            say(f"error: {error}")
     return 0
+
+
+def _typed_prompts() -> Iterator[str]:
+    """Yields lines of standard input until an empty one or its end; a terminal shows "> "."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, and --interactive reads prompts from it")
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = _decode(sys.stdin.buffer.readline())
+        if not line:
+            return
+        yield line
 
 
 def _write(text: str) -> None:
@@ -93,8 +130,12 @@ def _read_prompt() -> str:
     """Returns standard input, without a line break at its end."""
     if sys.stdin is None:
         raise UserError("standard input is closed, and --prompt - reads the prompt from it")
+    return _decode(sys.stdin.buffer.read())
+
+
+def _decode(raw: bytes) -> str:
     try:
-        prompt = sys.stdin.buffer.read().decode("utf-8")
+        prompt = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise UserError(

@@ -317,6 +317,11 @@ class TrainConfig:
     log_interval: int = field(10, "steps per log row; a compiled call has no more", POSITIVE_INT)
     eval_interval: int = field(50, "steps between evaluations", POSITIVE_INT)
     eval_batches: int = field(50, "random batches of each split per evaluation", POSITIVE_INT)
+    eval_fixed: bool = field(
+        False,
+        "each evaluation has the same random batches, so that its losses differ by what was "
+        "learned alone; else each draws its own",
+    )
     final_eval_tokens: int | None = field(
         None,
         "evaluate at most this many validation tokens of each corpus after the last step",

@@ -16,7 +16,7 @@ from gpt_jax.inference.decoding import Filters, generate_tokens
 from gpt_jax.inference.ending import Ending, check_stops, end_token
 from gpt_jax.prng import make_keys
 from gpt_jax.run.load import Run
-from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.tokenizer import BpeTokenizer, Tokenizer
 
 _keys = jax.jit(make_keys)
 
@@ -28,6 +28,7 @@ def stream(
     *,
     seed: int | None = None,
     stop: Sequence[str] = (),
+    special: bool = False,
 ) -> Iterator[list[str]]:
     """Continues a prompt; yields the next characters of each text as they are sampled.
 
@@ -41,6 +42,7 @@ def stream(
       settings: of sampling; default: the run's. Its prompt is not used.
       seed: of sampling; default: the run's.
       stop: a text ends before the first of these that it comes to.
+      special: special tokens in the prompt, as <|endoftext|>, are tokens, not ordinary text.
 
     Yields:
       num_samples texts, each to be appended to those before.
@@ -48,7 +50,7 @@ def stream(
     Raises:
       UserError: the tokenizer can't encode the prompt, or top_k is above the vocabulary.
     """
-    texts = _stream(run, prompt, settings, seed, stop)
+    texts = _stream(run, prompt, settings, seed, stop, special)
     while True:
         with numerics.fixed():  # not while the caller has the turn
             pieces = next(texts, None)
@@ -58,12 +60,17 @@ def stream(
 
 
 def _stream(
-    run: Run, prompt: str, settings: SampleConfig | None, seed: int | None, stop: Sequence[str]
+    run: Run,
+    prompt: str,
+    settings: SampleConfig | None,
+    seed: int | None,
+    stop: Sequence[str],
+    special: bool,
 ) -> Iterator[list[str]]:
     settings = run.config.sample if settings is None else settings
     check_top_k(settings, run.tokenizer)
     seed = override(run.config, {} if seed is None else {"seed": seed}).seed
-    ids = run.tokenizer.encode(prompt) if prompt else np.array([run.tokenizer.start_token])
+    ids = _encode(run.tokenizer, prompt, special)
     key = _keys(np.uint32(seed)).sample
     stops, end = check_stops(stop), end_token(run.tokenizer)
     texts = [Ending(run.tokenizer.make_decoder(), stops, end) for _ in range(settings.num_samples)]
@@ -85,8 +92,22 @@ def _stream(
         yield cut_off
 
 
+def _encode(tokenizer: Tokenizer, prompt: str, special: bool) -> np.ndarray:
+    if not prompt:
+        return np.array([tokenizer.start_token])
+    if special and isinstance(tokenizer, BpeTokenizer):  # a vocabulary of characters has none
+        return tokenizer.encode(prompt, tokenizer.special_tokens)
+    return tokenizer.encode(prompt)
+
+
 def generate(
-    run: Run, prompt: str, *, seed: int | None = None, stop: Sequence[str] = (), **settings: Any
+    run: Run,
+    prompt: str,
+    *,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    special: bool = False,
+    **settings: Any,
 ) -> str:
     """Returns the prompt and its continuation.
 
@@ -95,6 +116,7 @@ def generate(
       prompt: text that the tokenizer can encode; may be empty.
       seed: of sampling; default: the run's.
       stop: the text ends before the first of these that it comes to.
+      special: see `stream`.
       **settings: any field of SampleConfig (max_new_tokens, temperature, top_k, top_p, window) in
         place of the run's. For several texts at once, see `stream`.
 
@@ -107,7 +129,7 @@ def generate(
         chosen = dataclasses.replace(run.config.sample, num_samples=1, **settings)
     except TypeError as error:
         raise ConfigError(f"generate: {error}") from None
-    pieces = stream(run, prompt, chosen, seed=seed, stop=stop)
+    pieces = stream(run, prompt, chosen, seed=seed, stop=stop, special=special)
     return prompt + "".join(texts[0] for texts in pieces)
 
 

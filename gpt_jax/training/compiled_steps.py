@@ -285,8 +285,9 @@ class CompiledSteps:
 
     def evaluate(self, state: TrainState, keys: Keys, step: int) -> jax.Array:
         """Returns the mean losses of random batches of each split; see `step.make_eval_step`."""
+        at = 0 if self._config.train.eval_fixed else step
         return self.evaluation_program().result()(
-            state.params, self.loader.eval_batches(step), keys.eval, np.int32(step)
+            state.params, self.loader.eval_batches(at), keys.eval, np.int32(at)
         )
 
     def is_finite(self, state: TrainState) -> bool:

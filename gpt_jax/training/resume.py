@@ -24,6 +24,7 @@ MEASURING = (
     "train.log_interval",
     "train.eval_interval",
     "train.eval_batches",
+    "train.eval_fixed",
     "train.final_eval_tokens",
     "train.checkpoint_interval",
     "train.keep_checkpoints",

@@ -16,6 +16,7 @@ MEASURED = {
     "train.log_interval": 3,
     "train.eval_interval": 7,
     "train.eval_batches": 2,
+    "train.eval_fixed": True,
     "train.final_eval_tokens": 10,
     "train.checkpoint_interval": 9,
     "train.keep_checkpoints": 5,
