@@ -146,8 +146,9 @@ def request_cpu_devices(batch_size: int, at_least: int = 1) -> None:
       UserError: see `check_address_space`; or JAX_NUM_CPU_DEVICES is no number of devices.
     """
     check_address_space()
-    asked = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
-    if asked.lstrip("-").isdecimal() and int(asked) not in (-1, *range(1, MOST_CPU_DEVICES + 1)):
+    asked = os.environ.get("JAX_NUM_CPU_DEVICES", "-1")  # jax's word for "not set"
+    is_number = asked.removeprefix("-").isdecimal()
+    if is_number and asked != "-1" and not 0 < int(asked) <= MOST_CPU_DEVICES:
         raise UserError(  # jax takes any number: it begins, and never ends or has no device
             f"JAX_NUM_CPU_DEVICES={asked} must be from 1 to {MOST_CPU_DEVICES:,}; mend it, or "
             "unset it"

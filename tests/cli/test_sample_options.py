@@ -1,4 +1,4 @@
-"""`sample --special` and `--interactive`, and evaluations of the same batches."""
+"""`sample --special` and `--interactive`."""
 
 import io
 
@@ -52,23 +52,6 @@ def test_prompts_are_typed_one_after_another(tiny_config, finished_run, monkeypa
     assert "not UTF-8" in capsys.readouterr().err
     assert main.main([*argv, "--interactive", "--prompt", "a"]) == 2
     assert "leave --prompt out" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("resident", ["device", "host"])
-def test_fixed_evaluations_differ_by_what_was_learned_alone(tiny_config, tmp_path, resident):
-    """With a learning rate that changes no parameter, all evaluations are equal, or none are."""
-    still = {"optim.learning_rate": 1e-30, "optim.weight_decay": 0.0, "data.resident": resident}
-    losses = {}
-    for fixed in (True, False):
-        values = {**still, "train.eval_fixed": fixed, "run_dir": str(tmp_path / f"{fixed}")}
-        run = gpt_jax.train(gpt_jax.override(tiny_config, values), quiet=True)
-        rows = [row for row in run.rows if "val_loss" in row]
-        losses[fixed] = [(row["train_loss"], row["val_loss"]) for row in rows]
-    assert len(losses[True]) == 4
-    assert len(set(losses[True])) == 1
-    assert len(set(losses[False])) == 4
-    assert losses[True][0] == losses[False][0]
 
 
 def test_num_samples_of_generate_is_one_line(tiny_config):

@@ -58,6 +58,20 @@ def test_an_old_run_is_trained_on(old):
     assert run.rows[-1]["val_loss"] < before[0]["val_loss"]
 
 
+@pytest.mark.parametrize(("micro_batch", "masks"), [(2, "micro_batch"), (None, "batch")])
+def test_a_run_begun_before_keeps_the_masks_of_its_micro_batches(old, micro_batch, masks):
+    """Of whole batches they are what they were, so that their size may change later."""
+    path = old[0] / "config.json"
+    values = json.loads(path.read_text())
+    assert "dropout_masks" not in values["train"]
+    values["train"]["micro_batch"] = micro_batch
+    path.write_text(json.dumps(values))
+    assert read_config(old[0])[0].train.dropout_masks == masks
+    values["train"]["dropout_masks"] = "batch"  # what a run of today records
+    path.write_text(json.dumps(values))
+    assert read_config(old[0])[0].train.dropout_masks == "batch"
+
+
 def test_a_newer_format_is_refused(old):
     path = old[0] / "config.json"
     values = json.loads(path.read_text())

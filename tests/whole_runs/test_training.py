@@ -1083,3 +1083,20 @@ def test_a_run_with_every_saving_trains_and_resumes(tiny_config, tmp_path):
     assert_same_run(whole, train(tiny_config, **other))
     assert whole.rows[-1]["val_loss"] < whole.rows[0]["val_loss"]
     assert {x.dtype for x in jax.tree.leaves(whole.params)} == {np.dtype("float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", ["device", "host"])
+def test_fixed_evaluations_differ_by_what_was_learned_alone(tiny_config, tmp_path, resident):
+    """With a learning rate that changes no parameter, all evaluations are equal, or none are."""
+    still = {"optim.learning_rate": 1e-30, "optim.weight_decay": 0.0, "data.resident": resident}
+    losses = {}
+    for fixed in (True, False):
+        values = {**still, "train.eval_fixed": fixed, "run_dir": str(tmp_path / f"{fixed}")}
+        run = train(tiny_config, **values)
+        rows = [row for row in run.rows if "val_loss" in row]
+        losses[fixed] = [(row["train_loss"], row["val_loss"]) for row in rows]
+    assert len(losses[True]) == 4
+    assert len(set(losses[True])) == 1
+    assert len(set(losses[False])) == 4
+    assert losses[True][0] == losses[False][0]
