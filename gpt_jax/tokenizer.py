@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax import byte_pairs
 from gpt_jax.config import DataConfig
 from gpt_jax.download import download_error_reason
 from gpt_jax.errors import UserError
@@ -28,7 +29,6 @@ PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
     r"""|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
-TRAINING_CHUNK_CHARACTERS = 100_000  # of the training text, passed on at once: bounds the memory
 # GPT-2's (Radford et al. 2019): English endings, words, numbers, marks, spaces.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_SPELLINGS = (  # all split every text alike
@@ -176,7 +176,9 @@ class BpeTokenizer:
         )
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
+    def train(
+        cls, text: str, vocab_size: int, listener: byte_pairs.Listener | None = None
+    ) -> BpeTokenizer:
         """Trains a vocabulary: the 256 bytes, the merges most frequent in `text`, END_OF_TEXT.
 
         The same text gives the same vocabulary, on any number of cores.
@@ -184,11 +186,13 @@ class BpeTokenizer:
         Args:
           text: the training text, valid Unicode.
           vocab_size: total number of tokens, at least 257.
+          listener: is told how far it is.
 
         Raises:
           UserError: the text gives fewer tokens; the message says how many.
         """
-        vocabulary = _train_bpe(text, vocab_size - 1).get_vocab()
+        listener = listener or byte_pairs.Silence()
+        vocabulary = byte_pairs.learn(text, vocab_size - 1, PATTERN, listener).get_vocab()
         n = len(vocabulary)
         if n < vocab_size - 1:
             raise UserError(
@@ -313,12 +317,15 @@ def _check_ids(ids: list[int], n: int, special: Mapping[str, int], are_indices: 
 Tokenizer = CharTokenizer | BpeTokenizer
 
 
-def make_tokenizer(data: DataConfig, texts: Mapping[str, str]) -> Tokenizer:
+def make_tokenizer(
+    data: DataConfig, texts: Mapping[str, str], listener: byte_pairs.Listener | None = None
+) -> Tokenizer:
     """Returns the tokenizer that `data.tokenizer` asks for.
 
     Args:
       data: the settings.
       texts: "train" and "val". Characters are those of both; byte pairs are trained on "train".
+      listener: is told how far the learning of byte pairs is.
 
     Raises:
       UserError: a published vocabulary can't be downloaded, or the text gives too few tokens.
@@ -327,7 +334,7 @@ def make_tokenizer(data: DataConfig, texts: Mapping[str, str]) -> Tokenizer:
         return CharTokenizer.train("".join(texts.values()))
     if data.tokenizer == "bpe":
         assert data.vocab_size is not None  # DataConfig checks it
-        return BpeTokenizer.train(texts["train"], data.vocab_size)
+        return BpeTokenizer.train(texts["train"], data.vocab_size, listener)
     return BpeTokenizer.published(data.tokenizer)
 
 
@@ -404,27 +411,6 @@ def _checked(ids, vocab_size: int) -> list[int]:
     if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
         raise ValueError(f"token ids must be in [0, {vocab_size})")
     return ids.tolist()
-
-
-def _train_bpe(text: str, vocab_size: int):
-    """Returns a `tokenizers.Tokenizer` with at most `vocab_size` tokens, the 256 bytes included."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
-    learner = Tokenizer(models.BPE())
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    cut = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-    learner.pre_tokenizer = pre_tokenizers.Sequence([cut, byte_level])
-    at_most = 256 + 4 * len(text)  # memory is reserved for all that are asked for
-    trainer = trainers.BpeTrainer(
-        vocab_size=min(vocab_size, at_most),
-        initial_alphabet=byte_level.alphabet(),
-        show_progress=False,
-    )
-    starts = range(0, len(text), TRAINING_CHUNK_CHARACTERS)
-    learner.train_from_iterator(
-        (text[at : at + TRAINING_CHUNK_CHARACTERS] for at in starts), trainer
-    )
-    return learner
 
 
 def byte_of_character() -> dict[str, int]:

@@ -25,19 +25,21 @@ ALLOWED = {
     "storage": {"errors"},
     "download": {"storage"},
     "config": {"errors"},
-    "tokenizer": {"config", "download", "errors", "storage"},
+    "byte_pairs": set(),
+    "tokenizer": {"byte_pairs", "config", "download", "errors", "storage"},
     "parallel": {"config", "devices", "errors", "terminal"},
     "model": {"config", "parallel"},
     "hf": {"config", "errors", "storage", "tokenizer"},
     "input_pipeline.shards": {"errors", "storage", "tokenizer"},
-    "input_pipeline": {"config", "devices", "download", "errors", "input_pipeline.shards"}
-    | {"numerics", "parallel", "prng", "storage", "tokenizer"},
+    "input_pipeline": {"byte_pairs", "config", "devices", "download", "errors"}
+    | {"input_pipeline.shards", "numerics", "parallel", "prng", "storage", "tokenizer"},
     "run": {"config", "errors", "hf", "input_pipeline", "model", "numerics", "parallel"}
     | {"storage", "terminal", "tokenizer"},
     "inference": {"config", "devices", "errors", "input_pipeline", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer"},
     "training": {"config", "console", "devices", "errors", "hf", "inference", "input_pipeline"}
     | {
+        "byte_pairs",
         "input_pipeline.shards",
         "model",
         "numerics",
