@@ -85,9 +85,7 @@ def prepare_run(
     return prepare_new(config, progress, listener)
 
 
-def prepare_new(
-    config: Config, progress: Progress | None, listener: Listener | None
-) -> RunSetup:
+def prepare_new(config: Config, progress: Progress | None, listener: Listener | None) -> RunSetup:
     """Returns the setup of a run that starts from random parameters."""
     check_folder(to_folder(config.run_dir))
     data = config.data
