@@ -115,6 +115,7 @@ OPTIONS = {
     "grouped queries": {"n_kv_head": 2},
     "one key head": {"n_kv_head": 1},
     "scale": {"attention_scale": 0.3},
+    "inverse layers": {"inverse_layer_scale": True, "attention_scale": 2.0},
     "wide MLP": {"mlp_width": 40},
     "narrow gated MLP": {"mlp_width": 5, "activation": "swiglu"},
     "epsilon": {"norm_epsilon": 30.0},
@@ -124,7 +125,7 @@ OPTIONS = {
 CONFIGS = {name: dataclasses.replace(BASE, **options) for name, options in OPTIONS.items()}
 each_option = pytest.mark.parametrize("name", OPTIONS)
 each_combination = pytest.mark.parametrize(
-    "name", ["nano", "gpt2", "modern", "all", "one key head"]
+    "name", ["nano", "gpt2", "modern", "all", "one key head", "inverse layers"]
 )
 compiled = jax.jit(forward, static_argnums=0, static_argnames="last_only")
 
@@ -196,6 +197,7 @@ def plain_logits(c: ModelConfig, params, tokens_T):
             shared = h // (H // n_kv)
             for t in range(T):
                 scores = k[: t + 1, shared] @ q[t, h] * (c.attention_scale or K**-0.5)
+                scores = scores / (i + 1 if c.inverse_layer_scale else 1)
                 weights = np.exp(scores - scores.max())
                 y[t, h] = weights @ v[: t + 1, shared] / weights.sum()
         x = x + dense(y.reshape(T, -1), attn["proj"])
