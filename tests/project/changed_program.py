@@ -164,7 +164,7 @@ def check_all_of_them_through_a_run(folder: Path) -> None:
     values |= {"train.batch_size": 4, "train.log_interval": 2, "train.eval_interval": 4}
     values |= {"train.eval_batches": 1, "train.checkpoint_interval": 2}
     values |= {f"model.{name}": value for part in MODELS.values() for name, value in part.items()}
-    values |= {"optim.optimizer": "lion", "train.ignore_token": 0}
+    values |= {"optim.optimizer": "lion", "train.ignore_token": 0, "sample.max_new_tokens": 4}
     config = override(gpt_jax.Config(), values)
     gpt_jax.train(config, quiet=True)
     run = load_run(folder / "run")
