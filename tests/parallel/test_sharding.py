@@ -30,7 +30,7 @@ from gpt_jax.training.trainer import train
 STEPS_UP = np.random.default_rng(0).integers(0, 2, 4_000)
 TOKENS = (STEPS_UP.cumsum() % 11).astype(np.int32)  # each is the last or the next: to be learned
 MODEL = dataclasses.replace(TINY, n_layer=2, n_head=4, n_embd=32, block_size=24)
-STEPS, CHUNK = 50, 10
+STEPS, CHUNK = 20, 10
 LAYOUTS = {
     "8 data": MeshConfig(),
     "8 fsdp": MeshConfig(data=1, fsdp=8),
@@ -77,7 +77,7 @@ def programs_of(kind: str, mesh: MeshConfig) -> CompiledSteps:
 
 
 def run(kind: str, mesh: MeshConfig, noise: int | None = None):
-    """50 steps with dropout: the losses, and the parameters at the end.
+    """20 steps with dropout: the losses, and the parameters at the end.
 
     With `noise`, the first parameters are moved by at most a unit in their last place.
     """
@@ -98,7 +98,7 @@ def run(kind: str, mesh: MeshConfig, noise: int | None = None):
 
 
 def take_steps(programs: CompiledSteps, state: TrainState, keys: Keys):
-    """Returns the losses of 50 steps and the state after them; one program takes 10."""
+    """Returns the losses of 20 steps and the state after them; one program takes 10."""
     losses = []
     for step in range(0, STEPS, CHUNK):
         state, metrics = programs.train_chunk(state, keys, step, CHUNK)
