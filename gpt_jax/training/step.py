@@ -45,9 +45,10 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
         loss, grads = loss_and_grads(model, state.params, batch, key, train)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
@@ -99,7 +100,8 @@ def accumulate_gradients(function: Callable, micro_batches: jax.Array):
     def body(total: Any, numbered: tuple[jax.Array, jax.Array]):
         i, batch = numbered
         value = function(batch, i)
-        return jax.tree.map(lambda t, v: t + v.astype(jnp.float32), total, value), None
+        with jax.named_scope("gradient_accumulation"):
+            return jax.tree.map(lambda t, v: t + v.astype(jnp.float32), total, value), None
 
     n = len(micro_batches)
     shapes = jax.eval_shape(function, micro_batches[0], jnp.arange(n)[0])

@@ -20,6 +20,7 @@ NO_WORK = {
 }  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+SOURCE = r'op_name="([^"]*)"'
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 
@@ -188,7 +189,7 @@ def _make_kernel(
     i: Instruction, times: int, names: Computation, computations: dict[str, Computation]
 ) -> Kernel:
     kernel = Kernel(i.name, i.opcode, times, shapes=without_layout(i.type)[:90])
-    kernel.source = i.attribute(r'op_name="([^"]*)"')
+    kernel.source = i.attribute(SOURCE)
     read = sum(n_bytes(names[name].type) for name in i.operands if name in names)
     if i.opcode == "custom-call":
         kernel.kind = i.attribute(r'custom_call_target="([^"]*)"')
@@ -211,11 +212,14 @@ def _describe_fusion(kernel: Kernel, i: Instruction, names: Computation, body: C
     kernel.kind += " triton" if "__triton" in i.attributes else ""
     kernel.group = "async" if i.opcode == "fusion-start" else "kernel"
     kernel.bytes = fusion_bytes(i, names, body)
+    named = [name for inner in body.values() if (name := inner.attribute(SOURCE))]
+    kernel.source = kernel.source or (named[-1] if named else "")
     for inner in body.values():
         library = 'custom_call_target="__cublas' in inner.attributes
         if library or inner.opcode == "dot":
             flops, kernel.dtype, kernel.shapes = matmul(inner, body)
             kernel.flops += flops
+            kernel.source = inner.attribute(SOURCE) or kernel.source
             kernel.kind = f"matmul, {'slices its arguments' if library else 'fused'}"
 
 
