@@ -135,6 +135,7 @@ class Plan:
             "seconds": self.seconds,
             "kernel_seconds": self.kernel_seconds or None,
             "mfu": self.mfu,
+            "text": str(self),
         }
 
     def __str__(self) -> str:
