@@ -569,8 +569,10 @@ def gpu_plan() -> str:
 def gpu_plans() -> str:
     """The plans of configs on NVIDIA GPUs."""
     result = load(GPU_PLANS)
-    lines = ["| config and options | GPUs | GiB per GPU | kernels launched | ms at least | MFU at most |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    heading = (
+        "config and options | GPUs | GiB per GPU | kernels launched | ms at least | MFU at most"
+    )
+    lines = [f"| {heading} |", "|---|---|---|---|---|---|"]
     for command, plan in result["plans"].items():
         words = command.split()
         name, gpus = words[words.index("--config") + 1], words[words.index("--topology") + 1]
@@ -583,9 +585,7 @@ def gpu_plans() -> str:
         seconds, mfu = plan["kernel_seconds"], plan["mfu"]
         cells += [f"{1000 * seconds:,.4g}" if seconds else "-", f"{mfu:.1%}" if mfu else "-"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        [*lines, "", f"Compiled, not run, for one optimizer step. {machine(result)}"]
-    )
+    return "\n".join([*lines, "", f"Compiled, not run, for one optimizer step. {machine(result)}"])
 
 
 GPU, GPU_BEFORE = "gpu_h200.jsonl", "gpu_h200_before.jsonl"
