@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 from gpt_jax.analysis.gpu_chips import GpuChip
-from gpt_jax.analysis.gpu_kernels import Kernel
+from gpt_jax.analysis.gpu_kernels import FUSED_ATTENTION, Kernel
 
 MATMUL_SHARE, BANDWIDTH_SHARE = 0.7, 0.9  # of the data sheet; assumed, not measured
 
@@ -107,7 +107,7 @@ def purpose(kernel: Kernel) -> str:
         return COPIES
     found = (name for pattern, name in PURPOSES if re.search(pattern, kernel.source))
     name = next(found, OTHER)
-    if name == ATTENTION and kernel.flops:
+    if name == ATTENTION and kernel.flops and FUSED_ATTENTION not in kernel.kind:
         return ATTENTION_PRODUCTS
     return ELEMENTWISE if name == MLP and not kernel.flops else name
 

@@ -20,6 +20,7 @@ NO_WORK = {
 }  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+FUSED_ATTENTION = "fmha"  # in the names of cuDNN's functions for it
 SOURCE = r'op_name="([^"]*)"'
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
@@ -123,6 +124,15 @@ def matmul(instruction: Instruction, computation: Computation) -> tuple[int, str
     return flops, dtype, f"{without_layout(left)} x {without_layout(right)} -> {result}"
 
 
+def attention_flops(instruction: Instruction) -> int:
+    """Returns the operations of cuDNN's attention: 2 products forward, 5 backward; causal: half."""
+    scores = instruction.attribute(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]')
+    product = 2 * math.prod(map(int, re.findall(r"\d+", scores))) * _shape(instruction.type)[-1]
+    n_products = 5 if "Backward" in instruction.attributes else 2
+    causal = re.search(r'"mask_type":\s*"CAUSAL"', instruction.attributes)
+    return n_products * product // (2 if causal else 1)
+
+
 def _shape(type_: str) -> list[int]:
     return [int(n) for n in ARRAY.findall(type_)[0][1].split(",") if n]
 
@@ -196,6 +206,8 @@ def _make_kernel(
         kernel.bytes = n_bytes(i.type) + read - workspace_bytes(i.type)
         if "matmul" in kernel.kind or "gemm" in kernel.kind:
             kernel.flops, kernel.dtype, kernel.shapes = matmul(i, names)
+        elif FUSED_ATTENTION in kernel.kind:
+            kernel.flops, kernel.dtype = attention_flops(i), "bf16"
     elif i.opcode in ("fusion", "fusion-start"):
         _describe_fusion(kernel, i, names, computations[i.calls])
     elif i.opcode.startswith(COLLECTIVES):

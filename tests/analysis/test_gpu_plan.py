@@ -67,6 +67,27 @@ def test_a_fusion_without_a_name_has_that_of_what_it_computes():
     assert kernel.source == "jit(f)/optimizer/add"
 
 
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_cudnns_attention_has_its_operations(backward, causal):
+    """16 sequences, 12 heads, 1,024 positions, 64 wide."""
+    text = f"""\
+ENTRY %main (q: bf16[16,1024,12,64]) -> bf16[16,12,1024,64] {{
+  %q = bf16[16,1024,12,64]{{3,2,1,0}} parameter(0)
+  %a = (bf16[16,12,1024,64]{{3,1,2,0}}, f32[16,12,1024]{{2,1,0}}, u8[0]{{0}}) custom-call(%q), \
+custom_call_target="__cudnn$fmhaSoftmax{"Backward" if backward else ""}", \
+metadata={{op_name="jit(f)/blocks/attn/fused"}}, backend_config={{"cudnn_fmha_backend_config": \
+{{"intermediate_tensor_shape": {{"element_type": "BF16", "dimensions": ["16", "12", "1024", \
+"1024"]}}, "mask_type": "{"CAUSAL" if causal else "NO_MASK"}"}}}}
+  ROOT %y = bf16[16,12,1024,64]{{3,1,2,0}} get-tuple-element(%a), index=0
+}}
+"""
+    (kernel,) = find_kernels(text)
+    products = 5 if backward else 2
+    assert kernel.flops == products * 2 * 16 * 12 * 1024**2 * 64 // (1 + causal)
+    assert purpose(kernel) == gpu_bound.ATTENTION
+
+
 def make(group_seconds: dict[str, float]) -> plan.Plan:
     groups = [
         gpu_bound.Group(name, LEVERS[name], 3, seconds, 10, 0)
