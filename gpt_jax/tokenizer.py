@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from gpt_jax.config import DataConfig
 from gpt_jax.download import download_error_reason
 from gpt_jax.errors import UserError
-from gpt_jax.storage import open_folder, parse_json
+from gpt_jax.storage import open_folder, parse_json, read_record
 
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -313,6 +314,24 @@ def _check_ids(ids: list[int], n: int, special: Mapping[str, int], are_indices: 
 Tokenizer = CharTokenizer | BpeTokenizer
 
 
+@dataclasses.dataclass(frozen=True)
+class CharFile:
+    """tokenizer.json of characters."""
+
+    vocabulary: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BpeFile:
+    """tokenizer.json of byte pairs; tokens are in base64, and ids their ranks if left out."""
+
+    pattern: str
+    special_tokens: dict[str, int]
+    tokens: list[str]
+    vocab_size: int | None = None
+    ids: list[int] | None = None
+
+
 def make_tokenizer(data: DataConfig, texts: Mapping[str, str]) -> Tokenizer:
     """Returns the tokenizer that `data.tokenizer` asks for.
 
@@ -346,32 +365,22 @@ def _from_values(values: dict[str, Any]) -> Tokenizer:
         return _bpe_from(values)
     if kind != "char":
         raise ValueError('not a tokenizer of kind "char" or "bpe"')
-    if not isinstance(values.get("vocabulary"), str):
-        raise ValueError("its vocabulary is not a text")
-    return CharTokenizer(values["vocabulary"])
+    return CharTokenizer(read_record(values, CharFile).vocabulary)
 
 
 def _bpe_from(values: dict[str, Any]) -> BpeTokenizer:
-    pattern, special, tokens = (values.get(k) for k in ("pattern", "special_tokens", "tokens"))
-    if not isinstance(pattern, str):
-        raise ValueError("its pattern is not a text")
-    if not isinstance(special, dict) or not all(type(i) is int for i in special.values()):
-        raise ValueError("its special tokens are not texts with ids")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise ValueError("its tokens are not a list of texts")
-    size, ids = values.get("vocab_size"), values.get("ids")
-    if size is not None and (type(size) is not int or not 0 < size <= 2**31):
+    file = read_record(values, BpeFile)
+    special, size = dict(file.special_tokens), file.vocab_size
+    if size is not None and not 0 < size <= 2**31:
         raise ValueError("its vocab_size is no number of tokens")
-    if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
-        raise ValueError("its ids are not a list of whole numbers")
-    if ids is not None and len(ids) != len(tokens):
+    if file.ids is not None and len(file.ids) != len(file.tokens):
         raise ValueError("its ids are not those of its tokens")
     highest = max(special.values(), default=-1)
     if special.get(OLD_PADDING.format(highest)) == highest:  # of a padded vocabulary: made-up text
         del special[OLD_PADDING.format(highest)]
         size = highest + 1
-    bytes_of = [base64.b64decode(t, validate=True) for t in tokens]
-    return BpeTokenizer(bytes_of, pattern, special, vocab_size=size, ids=ids)
+    bytes_of = [base64.b64decode(t, validate=True) for t in file.tokens]
+    return BpeTokenizer(bytes_of, file.pattern, special, vocab_size=size, ids=file.ids)
 
 
 def load_tokenizer(run_dir: str | os.PathLike[str]) -> Tokenizer:

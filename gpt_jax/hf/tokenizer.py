@@ -6,6 +6,7 @@ give other ids here than there is refused. See `weights.py` for the tensors besi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.storage import read_json, read_small, write_atomically
+from gpt_jax.hf.records import (
+    BytePairs,
+    ModelKind,
+    Normalizer,
+    PostProcessor,
+    PreTokenizer,
+    SequenceId,
+    Split,
+    TokenizerFile,
+    TokenizerSettings,
+    Vocabulary,
+)
+from gpt_jax.storage import read_json, read_record, read_small, write_atomically
 from gpt_jax.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -65,8 +78,7 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         elif (path := folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
             lines = read_small(folder / MERGES_FILE).decode("utf-8").split("\n")
             merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
-            vocab = read_json(path)
-            tokenizer = _byte_pairs(vocab, merges, named, GPT2_PATTERN, vocab_size)
+            tokenizer = _byte_pairs(_read_vocabulary(path), merges, named, GPT2_PATTERN, vocab_size)
         elif vocab_size == GPT2_VOCAB_SIZE:
             return BpeTokenizer.published("gpt2")
         else:
@@ -74,9 +86,8 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
                 f"{folder} has no tokenizer; put its model's {TOKENIZER_FILE} there, or its "
                 f"{VOCAB_FILE} and {MERGES_FILE}"
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{path}: this tokenizer can't be used: {reason}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: this tokenizer can't be used: {error}") from error
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"{path} has {tokenizer.vocab_size} tokens and the model {vocab_size}; they don't "
@@ -93,74 +104,86 @@ def _named_tokens(folder: Path) -> dict[str, int]:
     """
     named: dict[str, int] = {}
     if (folder / ADDED_FILE).is_file():
-        named |= read_json(folder / ADDED_FILE)
+        named |= _read_vocabulary(folder / ADDED_FILE)
     if (folder / SETTINGS_FILE).is_file():
-        listed = read_json(folder / SETTINGS_FILE).get("added_tokens_decoder") or {}
-        for i, token in listed.items():
-            if token.get("special") is False:
-                raise ValueError(f"it takes {token['content']!r} for one token in any text")
-            named[token["content"]] = int(i)
+        listed = read_record(read_json(folder / SETTINGS_FILE), TokenizerSettings)
+        for i, token in (listed.added_tokens_decoder or {}).items():
+            if token.special is False:
+                raise ValueError(f"it takes {token.content!r} for one token in any text")
+            named[token.content] = int(i)
     return named
 
 
-def _changes_nothing(normalizer: Any) -> bool:
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    """Returns {text: id} of a file that is nothing else."""
+    return read_record({"vocab": read_json(path)}, Vocabulary).vocab
+
+
+def _changes_nothing(normalizer: Normalizer | None) -> bool:
     """Returns whether a text stays as it is."""
     if normalizer is None:
         return True
-    kind = normalizer.get("type")
-    if kind == "Sequence":
-        return all(map(_changes_nothing, normalizer["normalizers"]))
-    if kind == "Strip":
-        return not normalizer["strip_left"] and not normalizer["strip_right"]
-    return kind == "Prepend" and normalizer["prepend"] == ""
+    if normalizer.type == "Sequence":
+        return all(map(_changes_nothing, normalizer.normalizers))
+    if normalizer.type == "Strip":
+        return not normalizer.strip_left and not normalizer.strip_right
+    return normalizer.type == "Prepend" and normalizer.prepend == ""
 
 
-def _adds_nothing(processor: Any) -> bool:
+def _adds_nothing(processor: PostProcessor | None) -> bool:
     """Returns whether the tokens of a text stay as they are; transformers 5 writes such ones."""
-    if processor is None or processor.get("type") == "ByteLevel":  # which moves offsets alone
+    if processor is None or processor.type == "ByteLevel":  # which moves offsets alone
         return True
-    if processor.get("type") == "Sequence":
-        return all(map(_adds_nothing, processor["processors"]))
-    parts = processor["single"] if processor.get("type") == "TemplateProcessing" else []
-    return len(parts) == 1 and parts[0].get("Sequence", {}).get("id") == "A"
+    if processor.type == "Sequence":
+        return all(map(_adds_nothing, processor.processors))
+    parts = processor.single if processor.type == "TemplateProcessing" else []
+    return [part.Sequence for part in parts] == [SequenceId("A")]
 
 
 def _from_tokenizer_json(
     values: dict[str, Any], named: Mapping[str, int], vocab_size: int
 ) -> Tokenizer:
-    model, cut = values["model"], values.get("pre_tokenizer") or {}
-    if not _changes_nothing(values.get("normalizer")):
+    file = read_record(values, TokenizerFile)
+    kind = read_record(file.model, ModelKind, "model")
+    if not _changes_nothing(file.normalizer):
         raise ValueError("it changes the text before it cuts it (normalizer)")
-    if not _adds_nothing(values.get("post_processor")):
+    if not _adds_nothing(file.post_processor):
         raise ValueError("it may add tokens to those of the text (post_processor)")
-    if model.get("type", "BPE") == "WordLevel" and cut == CHARACTERS:
-        characters = list(model["vocab"])
-        if list(model["vocab"].values()) != list(range(len(characters))):
+    if kind.type == "WordLevel" and file.pre_tokenizer == CHARACTERS:
+        vocab = read_record(file.model, Vocabulary, "model").vocab
+        if list(vocab.values()) != list(range(len(vocab))):
             raise ValueError("its ids are not those of its characters in order")
-        return CharTokenizer("".join(characters))
-    unlike = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix",
-                                "byte_fallback", "ignore_merges") if model.get(name)]  # fmt: skip
-    if model.get("type", "BPE") != "BPE" or unlike:
+        return CharTokenizer("".join(vocab))
+    unlike = [
+        f.name for f in dataclasses.fields(kind) if f.name != "type" and getattr(kind, f.name)
+    ]
+    if kind.type != "BPE" or unlike:
         raise ValueError(f"it is no byte-level BPE as GPT-2's ({', '.join(unlike) or 'type'})")
-    *before, last = cut["pretokenizers"] if cut.get("type") == "Sequence" else [cut]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise ValueError("it is not over bytes as they are (pre_tokenizer)")
-    if not before and last.get("use_regex", True):
-        pattern = GPT2_PATTERN
-    elif (
-        before and before == [_split(p := before[0]["pattern"]["Regex"])] and not last["use_regex"]
-    ):
-        pattern = p
-    else:
-        raise ValueError(
-            "it cuts the text in a way that this program does not know (pre_tokenizer)"
-        )
-    added = {token["content"]: token["id"] for token in values.get("added_tokens") or ()}
-    common = [t["content"] for t in values.get("added_tokens") or () if not t.get("special")]
+    pattern = _pattern(file.pre_tokenizer or {})
+    added = {token.content: token.id for token in file.added_tokens or ()}
+    common = [token.content for token in file.added_tokens or () if not token.special]
     if common:
         raise ValueError(f"it takes {common[0]!r} for one token in any text (added_tokens)")
-    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    return _byte_pairs(model["vocab"], merges, _joined(added, named), pattern, vocab_size)
+    model = read_record(file.model, BytePairs, "model")
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model.merges]
+    return _byte_pairs(model.vocab, merges, _joined(added, named), pattern, vocab_size)
+
+
+def _pattern(cut: dict[str, Any]) -> str:
+    """Returns the regular expression with which a text is cut, or raises ValueError."""
+    where = "pre_tokenizer"
+    outer = read_record(cut, PreTokenizer, where)
+    *before, inner = (outer.pretokenizers or [{}]) if outer.type == "Sequence" else [cut]
+    last = read_record(inner, PreTokenizer, where)
+    if last.type != "ByteLevel" or last.add_prefix_space:
+        raise ValueError("it is not over bytes as they are (pre_tokenizer)")
+    if not before and last.use_regex:
+        return GPT2_PATTERN
+    if len(before) == 1 and not last.use_regex and before[0].get("type") == "Split":
+        pattern = read_record(before[0], Split, where).pattern.Regex
+        if before[0] == _split(pattern):
+            return pattern
+    raise ValueError("it cuts the text in a way that this program does not know (pre_tokenizer)")
 
 
 def _joined(there: Mapping[str, int], here: Mapping[str, int]) -> dict[str, int]:
@@ -180,9 +203,14 @@ def _byte_pairs(
 ) -> BpeTokenizer:
     """Returns the tokenizer of a vocabulary whose merges make its tokens, whatever their ids."""
     byte_of = byte_of_character()
+    for merge in merges:
+        if not isinstance(merge, list) or len(merge) != 2 or not _are_bytes(merge, byte_of):
+            raise ValueError(f"its merge {merge!r:.60} is not two texts")
+    if lacking := [name for name in byte_of if name not in vocab]:
+        raise ValueError(f"it lacks {lacking[0]!r}")
     names = sorted(byte_of, key=vocab.__getitem__) + [a + b for a, b in merges]
     ids = [vocab.get(name, -1) for name in names]
-    if not all(type(i) is int and i >= 0 for i in [*ids, *added.values()]):
+    if min([*ids, *added.values()]) < 0:
         raise ValueError("its ids are not the 256 bytes and then the merges in their order")
     tokens = [bytes(byte_of[c] for c in name) for name in names]
     if len(set(ids)) < len(ids) or not _are_sound(tokens, merges):
@@ -194,6 +222,10 @@ def _byte_pairs(
     special = {name: i for name, i in _joined(rest, named).items() if i < vocab_size}
     size = max(vocab_size, max(ids) + 1)
     return BpeTokenizer(tokens, pattern, special, vocab_size=size, ids=ids)
+
+
+def _are_bytes(merge: list[Any], byte_of: Mapping[str, int]) -> bool:
+    return all(isinstance(part, str) and set(part) <= byte_of.keys() for part in merge)
 
 
 def _are_sound(tokens: Sequence[bytes], merges: Sequence[Sequence[str]]) -> bool:

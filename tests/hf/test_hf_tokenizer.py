@@ -354,9 +354,9 @@ def word_level(values):
         (lambda v: v["model"]["vocab"].update(a=5), "its ids are not the 256 bytes and then"),
         (lambda v: v["model"]["vocab"].pop("a"), "it lacks 'a'"),
         (lambda v: v["model"]["merges"].reverse(), "its ids are not the 256 bytes and then"),
-        (lambda v: v.pop("model"), "it lacks 'model'"),
-        (lambda v: v.update(model=[]), "can't be used: "),
-        (lambda v: v.update(added_tokens=[3]), "can't be used: "),
+        (lambda v: v.pop("model"), "it has no model"),
+        (lambda v: v.update(model=[]), "model is [], not a JSON object"),
+        (lambda v: v.update(added_tokens=[3]), "added_tokens[0] is 3, not a JSON object"),
         (lambda v: v["model"].update(merges=[["a"]]), "can't be used: "),
     ],
 )

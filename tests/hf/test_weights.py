@@ -379,7 +379,10 @@ def test_a_damaged_folder_is_one_line(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda index: index.write_text('{"weight_map": []}'), "it has no weight_map"),
+        (
+            lambda index: index.write_text('{"weight_map": []}'),
+            "weight_map is [], not a JSON object",
+        ),
         (lambda index: index.write_text("no"), "can't be read"),
         (lambda index: (index.parent / "b.safetensors").unlink(), "b.safetensors is missing"),
         (
