@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from gpt_jax import byte_pairs
 from gpt_jax.config import DataConfig
 from gpt_jax.download import download_error_reason
 from gpt_jax.errors import UserError
-from gpt_jax.storage import open_folder, parse_json
+from gpt_jax.storage import open_folder, parse_json, read_record
 
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -349,6 +350,26 @@ def _check_ids(ids: list[int], n: int, special: Mapping[str, int], are_indices: 
 Tokenizer = CharTokenizer | BpeTokenizer
 
 
+@dataclasses.dataclass(frozen=True)
+class CharFile:
+    """tokenizer.json of characters."""
+
+    vocabulary: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BpeFile:
+    """tokenizer.json of byte pairs; tokens are in base64, and ids their ranks if left out."""
+
+    pattern: str
+    special_tokens: dict[str, int]
+    tokens: list[str]
+    vocab_size: int | None = None
+    ids: list[int] | None = None
+    common_tokens: list[str] = dataclasses.field(default_factory=list)
+    prefix_space: bool = False
+
+
 def make_tokenizer(
     data: DataConfig, texts: Mapping[str, str], listener: byte_pairs.Listener | None = None
 ) -> Tokenizer:
@@ -385,43 +406,28 @@ def _from_values(values: dict[str, Any]) -> Tokenizer:
         return _bpe_from(values)
     if kind != "char":
         raise ValueError('not a tokenizer of kind "char" or "bpe"')
-    if not isinstance(values.get("vocabulary"), str):
-        raise ValueError("its vocabulary is not a text")
-    return CharTokenizer(values["vocabulary"])
+    return CharTokenizer(read_record(values, CharFile).vocabulary)
 
 
 def _bpe_from(values: dict[str, Any]) -> BpeTokenizer:
-    pattern, special, tokens = (values.get(k) for k in ("pattern", "special_tokens", "tokens"))
-    if not isinstance(pattern, str):
-        raise ValueError("its pattern is not a text")
-    if not isinstance(special, dict) or not all(type(i) is int for i in special.values()):
-        raise ValueError("its special tokens are not texts with ids")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise ValueError("its tokens are not a list of texts")
-    size, ids = values.get("vocab_size"), values.get("ids")
-    if size is not None and (type(size) is not int or not 0 < size <= 2**31):
+    file = read_record(values, BpeFile)
+    special, size = dict(file.special_tokens), file.vocab_size
+    if size is not None and not 0 < size <= 2**31:
         raise ValueError("its vocab_size is no number of tokens")
-    if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
-        raise ValueError("its ids are not a list of whole numbers")
-    if ids is not None and len(ids) != len(tokens):
+    if file.ids is not None and len(file.ids) != len(file.tokens):
         raise ValueError("its ids are not those of its tokens")
     highest = max(special.values(), default=-1)
     if special.get(OLD_PADDING.format(highest)) == highest:  # of a padded vocabulary: made-up text
         del special[OLD_PADDING.format(highest)]
         size = highest + 1
-    common, prefix_space = values.get("common_tokens", []), values.get("prefix_space", False)
-    if not isinstance(common, list) or not all(isinstance(text, str) for text in common):
-        raise ValueError("its common tokens are not a list of texts")
-    if not isinstance(prefix_space, bool):
-        raise ValueError("its prefix_space is neither true nor false")
     return BpeTokenizer(
-        [base64.b64decode(t, validate=True) for t in tokens],
-        pattern,
+        [base64.b64decode(token, validate=True) for token in file.tokens],
+        file.pattern,
         special,
         vocab_size=size,
-        ids=ids,
-        common_tokens=common,
-        prefix_space=prefix_space,
+        ids=file.ids,
+        common_tokens=file.common_tokens,
+        prefix_space=file.prefix_space,
     )
 
 

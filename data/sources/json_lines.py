@@ -30,6 +30,7 @@ from data.sources.documents import (
     to_document,
     too_large,
 )
+from data.sources.xz import XzFile
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.file_kinds import kind_of
 
@@ -68,7 +69,7 @@ def open_stream(path: str) -> Any:
             raise UserError(f"reading {os.path.basename(path)} needs backports.zstd: {EXTRAS}")
         return zstd.open(path)
     if packing:
-        return {"gzip": gzip, "bzip2": bz2, "xz": lzma}[packing].open(path)
+        return {"gzip": gzip.open, "bzip2": bz2.open, "xz": XzFile}[packing](path)
     return open(path, "rb", buffering=0)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from gpt_jax import storage
 from gpt_jax.errors import UserError
+from gpt_jax.hf.records import WeightsIndex
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -45,11 +46,12 @@ def open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
                 "GPT2LMHeadModel.from_pretrained(folder).save_pretrained(new_folder)"
             )
         raise UserError(f"{folder} has no {WEIGHTS_FILE}; get it again, with its weights")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise UserError(f"{index} is damaged: it has no weight_map; get it again")
+    try:
+        weight_map = storage.read_record(read_json(index), WeightsIndex).weight_map
+    except ValueError as error:
+        raise UserError(f"{index} is damaged: {error}; get it again") from error
     tensors = {}
-    for name in dict.fromkeys(map(str, weight_map.values())):
+    for name in dict.fromkeys(weight_map.values()):
         if not SHARD_NAME.fullmatch(name):
             raise UserError(
                 f"{index} names {name!r:.80}, which is no .safetensors file of its folder; "

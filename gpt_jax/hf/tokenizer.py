@@ -14,7 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.storage import read_json, read_small, write_atomically
+from gpt_jax.hf.records import (
+    BytePairs,
+    ModelKind,
+    NamedToken,
+    Normalizer,
+    PostProcessor,
+    PreTokenizer,
+    SequenceId,
+    Split,
+    TokenizerFile,
+    TokenizerSettings,
+    Vocabulary,
+)
+from gpt_jax.storage import read_json, read_record, read_small, write_atomically
 from gpt_jax.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -69,8 +82,7 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         elif (path := folder / VOCAB_FILE).is_file() and (folder / MERGES_FILE).is_file():
             lines = read_small(folder / MERGES_FILE).decode("utf-8").split("\n")
             merges = [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
-            vocab = read_json(path)
-            tokenizer = _byte_pairs(vocab, merges, named, GPT2_PATTERN, vocab_size)
+            tokenizer = _byte_pairs(_read_vocabulary(path), merges, named, GPT2_PATTERN, vocab_size)
         elif vocab_size == GPT2_VOCAB_SIZE:
             return BpeTokenizer.published("gpt2")
         else:
@@ -78,9 +90,8 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
                 f"{folder} has no tokenizer; put its model's {TOKENIZER_FILE} there, or its "
                 f"{VOCAB_FILE} and {MERGES_FILE}"
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{path}: this tokenizer can't be used: {reason}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: this tokenizer can't be used: {error}") from error
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"{path} has {tokenizer.vocab_size} tokens and the model {vocab_size}; they don't "
@@ -103,19 +114,19 @@ class _Added:
     common: set[str] = dataclasses.field(default_factory=set)
     prefix_space: bool | None = None
 
-    def add(self, token: Mapping[str, Any], i: int) -> None:
+    def add(self, token: NamedToken, i: int) -> None:
         """Adds a token, of which an earlier file may have said less.
 
         Raises:
           ValueError: files contradict one another, or the token takes more than its own text.
         """
-        text = token["content"]
+        text = token.content
         for flag in UNKNOWN_FLAGS:
-            if token.get(flag):
+            if getattr(token, flag):
                 raise ValueError(f"its token {text!r} has {flag}, which is not known here")
         if self.ids.setdefault(text, i) != i:
             raise ValueError(f"its files give {text!r} the ids {i} and {self.ids[text]}")
-        if token.get("special"):
+        if token.special:
             self.common.discard(text)
         else:
             self.common.add(text)
@@ -128,25 +139,23 @@ def _named_tokens(folder: Path) -> _Added:
       ValueError: a file is damaged, or a token takes more than its own text.
     """
     added = _Added()
-    files = {name: folder / name for name in (ADDED_FILE, SETTINGS_FILE, SPECIAL_FILE)}
-    values = {name: read_json(path) for name, path in files.items() if path.is_file()}
-    settings = values.get(SETTINGS_FILE, {})
-    special = {END_OF_TEXT, *_texts(values.get(SPECIAL_FILE, {}))}
-    special |= set(_texts({k: v for k, v in settings.items() if k.endswith(SPECIAL_SETTINGS)}))
-    for text, i in values.get(ADDED_FILE, {}).items():
-        added.add({"content": text, "special": text in special}, i)
-    for i, token in (settings.get("added_tokens_decoder") or {}).items():
-        added.add({"special": token["content"] in special, **token}, int(i))
-    added.prefix_space = _prefix_space(settings)
+    special = {END_OF_TEXT}
+    if (path := folder / SPECIAL_FILE).is_file():
+        special |= set(_texts(read_json(path)))
+    settings = TokenizerSettings()
+    if (path := folder / SETTINGS_FILE).is_file():
+        values = read_json(path)
+        settings = read_record(values, TokenizerSettings)
+        special |= set(_texts({k: v for k, v in values.items() if k.endswith(SPECIAL_SETTINGS)}))
+    if (path := folder / ADDED_FILE).is_file():
+        for text, i in _read_vocabulary(path).items():
+            added.add(NamedToken(content=text, special=text in special), i)
+    for i, token in (settings.added_tokens_decoder or {}).items():
+        if token.special is None:
+            token = dataclasses.replace(token, special=token.content in special)
+        added.add(token, int(i))
+    added.prefix_space = settings.add_prefix_space
     return added
-
-
-def _prefix_space(settings: Mapping[str, Any]) -> bool | None:
-    """Returns what settings say of a space before a text; None where they say nothing."""
-    value = settings.get("add_prefix_space")
-    if not isinstance(value, bool | None):
-        raise ValueError(f"its add_prefix_space={value!r:.60} is neither true nor false")
-    return value
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -160,62 +169,78 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _changes_nothing(normalizer: Any) -> bool:
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    """Returns {text: id} of a file that is nothing else."""
+    return read_record({"vocab": read_json(path)}, Vocabulary).vocab
+
+
+def _changes_nothing(normalizer: Normalizer | None) -> bool:
     """Returns whether a text stays as it is."""
     if normalizer is None:
         return True
-    kind = normalizer.get("type")
-    if kind == "Sequence":
-        return all(map(_changes_nothing, normalizer["normalizers"]))
-    if kind == "Strip":
-        return not normalizer["strip_left"] and not normalizer["strip_right"]
-    return kind == "Prepend" and normalizer["prepend"] == ""
+    if normalizer.type == "Sequence":
+        return all(map(_changes_nothing, normalizer.normalizers))
+    if normalizer.type == "Strip":
+        return not normalizer.strip_left and not normalizer.strip_right
+    return normalizer.type == "Prepend" and normalizer.prepend == ""
 
 
-def _adds_nothing(processor: Any) -> bool:
+def _adds_nothing(processor: PostProcessor | None) -> bool:
     """Returns whether the tokens of a text stay as they are; transformers 5 writes such ones."""
-    if processor is None or processor.get("type") == "ByteLevel":  # which moves offsets alone
+    if processor is None or processor.type == "ByteLevel":  # which moves offsets alone
         return True
-    if processor.get("type") == "Sequence":
-        return all(map(_adds_nothing, processor["processors"]))
-    parts = processor["single"] if processor.get("type") == "TemplateProcessing" else []
-    return len(parts) == 1 and parts[0].get("Sequence", {}).get("id") == "A"
+    if processor.type == "Sequence":
+        return all(map(_adds_nothing, processor.processors))
+    parts = processor.single if processor.type == "TemplateProcessing" else []
+    return [part.Sequence for part in parts] == [SequenceId("A")]
 
 
 def _from_tokenizer_json(values: dict[str, Any], added: _Added, vocab_size: int) -> Tokenizer:
-    model, cut = values["model"], values.get("pre_tokenizer") or {}
-    if not _changes_nothing(values.get("normalizer")):
+    file = read_record(values, TokenizerFile)
+    kind = read_record(file.model, ModelKind, "model")
+    if not _changes_nothing(file.normalizer):
         raise ValueError("it changes the text before it cuts it (normalizer)")
-    if not _adds_nothing(values.get("post_processor")):
+    if not _adds_nothing(file.post_processor):
         raise ValueError("it may add tokens to those of the text (post_processor)")
-    if model.get("type", "BPE") == "WordLevel" and cut == CHARACTERS:
-        characters = list(model["vocab"])
-        if list(model["vocab"].values()) != list(range(len(characters))):
+    if kind.type == "WordLevel" and file.pre_tokenizer == CHARACTERS:
+        vocab = read_record(file.model, Vocabulary, "model").vocab
+        if list(vocab.values()) != list(range(len(vocab))):
             raise ValueError("its ids are not those of its characters in order")
-        return CharTokenizer("".join(characters))
-    unlike = [name for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix",
-                                "byte_fallback", "ignore_merges") if model.get(name)]  # fmt: skip
-    if model.get("type", "BPE") != "BPE" or unlike:
+        return CharTokenizer("".join(vocab))
+    unlike = [
+        f.name for f in dataclasses.fields(kind) if f.name != "type" and getattr(kind, f.name)
+    ]
+    if kind.type != "BPE" or unlike:
         raise ValueError(f"it is no byte-level BPE as GPT-2's ({', '.join(unlike) or 'type'})")
-    *before, last = cut["pretokenizers"] if cut.get("type") == "Sequence" else [cut]
+    pattern = _pattern(file.pre_tokenizer or {}, added)
+    for token in file.added_tokens or ():
+        added.add(token, token.id)
+    model = read_record(file.model, BytePairs, "model")
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model.merges]
+    return _byte_pairs(model.vocab, merges, added, pattern, vocab_size)
+
+
+def _pattern(cut: dict[str, Any], added: _Added) -> str:
+    """Returns the regular expression with which a text is cut; `added` learns of a space before it.
+
+    Raises:
+      ValueError: the text is cut in another way than byte-level BPE has here.
+    """
+    where = "pre_tokenizer"
+    outer = read_record(cut, PreTokenizer, where)
+    *before, inner = (outer.pretokenizers or [{}]) if outer.type == "Sequence" else [cut]
+    last = read_record(inner, PreTokenizer, where)
     if added.prefix_space is None:
-        added.prefix_space = _prefix_space(last)
-    if last.get("type") != "ByteLevel" or (before and added.prefix_space):
+        added.prefix_space = last.add_prefix_space
+    if last.type != "ByteLevel" or (before and added.prefix_space):
         raise ValueError("it is not over bytes as they are (pre_tokenizer)")
-    if not before and last.get("use_regex", True):
-        pattern = GPT2_PATTERN
-    elif (
-        before and before == [_split(p := before[0]["pattern"]["Regex"])] and not last["use_regex"]
-    ):
-        pattern = p
-    else:
-        raise ValueError(
-            "it cuts the text in a way that this program does not know (pre_tokenizer)"
-        )
-    for token in values.get("added_tokens") or ():
-        added.add(token, token["id"])
-    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    return _byte_pairs(model["vocab"], merges, added, pattern, vocab_size)
+    if not before and last.use_regex:
+        return GPT2_PATTERN
+    if len(before) == 1 and not last.use_regex and before[0].get("type") == "Split":
+        pattern = read_record(before[0], Split, where).pattern.Regex
+        if before[0] == _split(pattern):
+            return pattern
+    raise ValueError("it cuts the text in a way that this program does not know (pre_tokenizer)")
 
 
 def _byte_pairs(
@@ -227,9 +252,14 @@ def _byte_pairs(
 ) -> BpeTokenizer:
     """Returns the tokenizer of a vocabulary whose merges make its tokens, whatever their ids."""
     byte_of = byte_of_character()
+    for merge in merges:
+        if not isinstance(merge, list) or len(merge) != 2 or not _are_bytes(merge, byte_of):
+            raise ValueError(f"its merge {merge!r:.60} is not two texts")
+    if lacking := [name for name in byte_of if name not in vocab]:
+        raise ValueError(f"it lacks {lacking[0]!r}")
     names = sorted(byte_of, key=vocab.__getitem__) + [a + b for a, b in merges]
     ids = [vocab.get(name, -1) for name in names]
-    if not all(type(i) is int and i >= 0 for i in [*ids, *added.ids.values()]):
+    if min([*ids, *added.ids.values()]) < 0:
         raise ValueError("its ids are not the 256 bytes and then the merges in their order")
     tokens = [bytes(byte_of[c] for c in name) for name in names]
     if len(set(ids)) < len(ids) or not _are_sound(tokens, merges):
@@ -254,6 +284,10 @@ def _byte_pairs(
         common_tokens=added.common & special.keys(),
         prefix_space=bool(added.prefix_space),
     )
+
+
+def _are_bytes(merge: list[Any], byte_of: Mapping[str, int]) -> bool:
+    return all(isinstance(part, str) and set(part) <= byte_of.keys() for part in merge)
 
 
 def _are_sound(tokens: Sequence[bytes], merges: Sequence[Sequence[str]]) -> bool:

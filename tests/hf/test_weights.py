@@ -255,7 +255,8 @@ def test_an_index_stays_in_its_folder(tmp_path, name):
     index, weight_map = shard(folder, tensors)
     index.write_text(json.dumps({"weight_map": {**weight_map, "transformer.wte.weight": name}}))
     with pytest.raises(
-        UserError, match=r"index\.json names .* no \.safetensors file of its folder"
+        UserError,
+        match=r"index\.json (names .* no \.safetensors file of its folder|.* is .*, not a text)",
     ):
         hf.load(folder)
 
@@ -380,7 +381,10 @@ def test_a_damaged_folder_is_one_line(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda index: index.write_text('{"weight_map": []}'), "it has no weight_map"),
+        (
+            lambda index: index.write_text('{"weight_map": []}'),
+            "weight_map is [], not a JSON object",
+        ),
         (lambda index: index.write_text("no"), "can't be read"),
         (lambda index: (index.parent / "b.safetensors").unlink(), "b.safetensors is missing"),
         (

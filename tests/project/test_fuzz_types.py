@@ -11,9 +11,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from gpt_jax import hf
 from gpt_jax.config import Config, override
 from gpt_jax.errors import UserError
+from gpt_jax.hf.tokenizer import load_tokenizer as load_hf_tokenizer
+from gpt_jax.hf.tokenizer import save_tokenizer as save_hf_tokenizer
 from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.input_pipeline.text_corpus import TextCorpus
@@ -145,7 +149,7 @@ def test_a_tokenizer(tmp_path, tokenizer):
 
     def read():
         found = load_tokenizer(tmp_path)
-        assert set(found.decode(found.encode("abcd"))) <= set("abcd")
+        assert set(found.decode(found.encode("abcd"))) <= set("abcd ")  # a prefix space
 
     assert try_all(path, json.loads(tokenizer.to_json()), read)[1] > 10
 
@@ -163,3 +167,70 @@ def test_a_prepared_corpus(tmp_path, name):
         json.dumps(opened.record)
 
     assert try_all(tmp_path / name, json.loads((tmp_path / name).read_text()), read)[1] > 10
+
+
+BYTES = [bytes([i]) for i in range(256)]
+NAMED = {"content": "<|x|>", "special": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "n"),
+    [
+        ("tokenizer.json", {}, 400),
+        ("tokenizer.json", {"normalizer": {"type": "Strip", "strip_left": False}}, 400),
+        (
+            "tokenizer.json",
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]
+                },
+                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+            },
+            400,
+        ),
+        ("added_tokens.json", {"<|x|>": 258}, 10),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"258": NAMED}}, 40),
+    ],
+)  # fmt: skip
+def test_a_gpt2_folders_tokenizer(tmp_path, name, values, n):
+    tokenizer = BpeTokenizer([*BYTES, b"ab"], r"\w+|\W+", {"<|end|>": 257})
+    save_hf_tokenizer(tmp_path, tokenizer, 8)
+    path = tmp_path / name
+    values = json.loads(path.read_text()) | values if path.exists() else values
+    if "model" in values:
+        values["model"] |= {"merges": values["model"]["merges"][:2]}
+
+    def read():
+        found = load_hf_tokenizer(tmp_path, 259)
+        assert set(found.decode(found.encode("abcd"))) <= set("abcd")
+
+    tried = sum(try_all(path, values, read))
+    assert tried >= n
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_gpt2_folders_model(tmp_path, name):
+    sizes = {"n_embd": 4, "n_layer": 1, "n_head": 1, "vocab_size": 5, "n_positions": 3}
+    flags = {"scale_attn_weights": True, "tie_word_embeddings": True, "attn_pdrop": 0.1}
+    values = {"model_type": "gpt2", "activation_function": "gelu", **sizes, **flags}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    D = 4
+    shapes = {"wte.weight": (5, D), "wpe.weight": (3, D)}
+    for norm in ("ln_f", "h.0.ln_1", "h.0.ln_2"):
+        shapes |= {f"{norm}.weight": (D,), f"{norm}.bias": (D,)}
+    for layer, n_in, n_out in [("attn.c_attn", D, 3 * D), ("attn.c_proj", D, D),
+                               ("mlp.c_fc", D, 4 * D), ("mlp.c_proj", 4 * D, D)]:  # fmt: skip
+        shapes |= {f"h.0.{layer}.weight": (n_in, n_out), f"h.0.{layer}.bias": (n_out,)}
+    tensors = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    if name != "config.json":
+        (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+        index = {"weight_map": {"transformer.wte.weight": "a.safetensors"}}
+        (tmp_path / name).write_text(json.dumps(index))
+
+    def read():
+        found, loaded = hf.load(tmp_path)
+        assert loaded["tokens"]["embedding"].shape == (found.vocab_size, found.n_embd)
+
+    path = tmp_path / name
+    assert sum(try_all(path, json.loads(path.read_text()), read)) >= 30
