@@ -922,9 +922,9 @@ def test_bpe_learns_from_a_bounded_sample_of_the_training_side(tmp_path, monkeyp
     seen = []
     learn = BpeTokenizer.train.__func__
 
-    def train_spy(cls, text, vocab_size):
+    def train_spy(cls, text, vocab_size, listener):
         seen.append(text)
-        return learn(cls, text[:1000], vocab_size)
+        return learn(cls, text[:1000], vocab_size, listener)
 
     monkeypatch.setattr(BpeTokenizer, "train", classmethod(train_spy))
     source = write_jsonl(tmp_path / "a.jsonl", documents)
