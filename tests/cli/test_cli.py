@@ -280,7 +280,8 @@ for argv in (["--help"], *([verb, "--help"] for verb in verbs)):
 for argv in (["--train.steps", "0"], ["trian"], ["sample", "--top-p", "2"], ["eval", "--x"]):
     with contextlib.redirect_stderr(io.StringIO()):
         assert main.main(argv) == 2, argv
-slow = "jax jaxlib flax optax orbax numpy matplotlib rich requests tensorboardX tiktoken tokenizers"
+slow = "jax jaxlib flax optax orbax numpy scipy matplotlib rich requests tensorboardX tiktoken "
+slow += "tokenizers"
 slow = slow.split()
 print(sorted(set(slow) & set(sys.modules)))
 """

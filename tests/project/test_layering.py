@@ -48,6 +48,7 @@ ALLOWED = {
         "terminal",
         "tokenizer",
     },
+    "experiments": set(),
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer", "training"},
     "cli": {"analysis", "config", "console", "devices", "errors", "hf", "inference"}
@@ -59,6 +60,7 @@ ALLOWED = {
 PURE = ["prng", "model.*", "training.state", "training.optimizer", "training.step"]
 PURE += ["training.divergence", "input_pipeline.permutation", "input_pipeline.sampler"]
 PURE += ["inference.windows", "inference.decoding"]
+PURE += ["experiments.statistics", "experiments.sequential"]
 NOT_IN_PURE = {"os", "io", "time", "pathlib", "json", "sys", "logging", "shutil", "subprocess"}
 NOT_IN_PURE |= {"threading", "concurrent", "gpt_jax.storage", "gpt_jax.console", "gpt_jax.run"}
 NOT_IN_PURE |= {"gpt_jax.parallel.mesh", "gpt_jax.parallel.multihost"}
