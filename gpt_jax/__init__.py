@@ -19,6 +19,7 @@ from gpt_jax.version import __version__
 
 if TYPE_CHECKING:
     from gpt_jax import hf
+    from gpt_jax.experiments.comparison import compare
     from gpt_jax.inference.evaluation import evaluate
     from gpt_jax.inference.generation import generate, stream
     from gpt_jax.model import GPT
@@ -35,6 +36,7 @@ __all__ = [
     "TrainingError",
     "UserError",
     "__version__",
+    "compare",
     "evaluate",
     "generate",
     "hf",
@@ -51,6 +53,7 @@ _LAZY = {
     "GPT": "model",
     "train": "training.trainer",
     "Run": "run.load",
+    "compare": "experiments.comparison",
     "evaluate": "inference.evaluation",
     "generate": "inference.generation",
     "hf": "hf",

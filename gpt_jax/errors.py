@@ -40,6 +40,9 @@ class OutOfTime(Exception):
     """`train.max_minutes` have passed and a checkpoint is saved. Exit status 75: run it again."""
 
 
+# What `compare` says by its exit status, of what it judges.
+BETTER, NOT_SHOWN, WORSE = 0, 3, 4
+
 ALIASES = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
 
 

@@ -48,10 +48,10 @@ ALLOWED = {
         "terminal",
         "tokenizer",
     },
-    "experiments": set(),
+    "experiments": {"config", "errors", "run", "storage"},
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer", "training"},
-    "cli": {"analysis", "config", "console", "devices", "errors", "hf", "inference"}
+    "cli": {"analysis", "config", "console", "devices", "errors", "experiments", "hf", "inference"}
     | {"input_pipeline", "numerics", "parallel", "run", "storage", "terminal", "training"}
     | {"version"},
     "__main__": {"cli"},
