@@ -20,6 +20,7 @@ from gpt_jax.version import __version__
 if TYPE_CHECKING:
     from gpt_jax import hf
     from gpt_jax.experiments.comparison import compare
+    from gpt_jax.experiments.trials import trial
     from gpt_jax.inference.evaluation import evaluate
     from gpt_jax.inference.generation import generate, stream
     from gpt_jax.model import GPT
@@ -47,6 +48,7 @@ __all__ = [
     "start_from",
     "stream",
     "train",
+    "trial",
 ]
 
 _LAZY = {
@@ -61,6 +63,7 @@ _LAZY = {
     "save_run": "training.save",
     "start_from": "training.init_from",
     "stream": "inference.generation",
+    "trial": "experiments.trials",
 }
 
 

@@ -457,11 +457,11 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (
             ["trian"],
             "unknown verb 'trian'; did you mean train?; there are train, sample, eval, compare, "
-            "prepare, export, replay, verify, plan",
+            "trial, prepare, export, replay, verify, plan",
         ),
         (
             ["qqqq"],
-            "unknown verb 'qqqq'; there are train, sample, eval, compare, prepare, export, "
+            "unknown verb 'qqqq'; there are train, sample, eval, compare, trial, prepare, export, "
             "replay, verify, plan",
         ),
         (["nano"], "unknown verb 'nano'; did you mean --config nano?"),

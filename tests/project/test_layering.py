@@ -48,7 +48,7 @@ ALLOWED = {
         "terminal",
         "tokenizer",
     },
-    "experiments": {"config", "errors", "run", "storage"},
+    "experiments": {"config", "errors", "run", "storage", "training"},
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer", "training"},
     "cli": {"analysis", "config", "console", "devices", "errors", "experiments", "hf", "inference"}
@@ -66,6 +66,7 @@ NOT_IN_PURE |= {"threading", "concurrent", "gpt_jax.storage", "gpt_jax.console",
 NOT_IN_PURE |= {"gpt_jax.parallel.mesh", "gpt_jax.parallel.multihost"}
 # Who may import the driver: the verb, and what tries all of it (the package's own names are lazy).
 DRIVER, DRIVERS = "gpt_jax.training.trainer", {"gpt_jax.cli.train", "gpt_jax.analysis.verify"}
+DRIVERS |= {"gpt_jax.experiments.trials"}
 # Of `data`, lowest first: each imports only those before it.
 DATA = ["filters", "config", "sources.documents", "sources.text", "sources.json_lines"]
 DATA += ["sources.parquet_pages", "sources.parquet", "sources.common_crawl", "sources.local_files"]
