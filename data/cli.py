@@ -6,9 +6,9 @@ import os
 
 from data.config import PrepareConfig
 from gpt_jax.cli.options import Parser, add_settings
-from gpt_jax.cli.parsers import add_debug, program
+from gpt_jax.cli.parsers import add_debug
 from gpt_jax.errors import ConfigError
-from gpt_jax.terminal import visible
+from gpt_jax.terminal import program, visible
 
 
 def command(argv: list[str]) -> int:

@@ -10,6 +10,7 @@ import contextlib
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 # Control characters but tab and line feed, and those that change the direction of the text.
@@ -43,6 +44,22 @@ def say(text: Any) -> None:
 def quote(word: Any) -> str:
     """Returns a word as a shell reads it."""
     return shlex.quote(str(word))
+
+
+def program() -> str:
+    """Returns the command that started this process, as one types it.
+
+    Where it is a script or notebook that imports the package: the command of a checkout.
+    """
+    path = Path(sys.argv[0])
+    if path.parts[-2:] == ("gpt_jax", "__main__.py"):
+        return "python -m gpt_jax"
+    return "gpt_jax" if path.stem == "gpt_jax" else "python main.py"
+
+
+def program_command(*words: Any) -> str:
+    """Returns a command line of this program that can be pasted into a shell."""
+    return f"{program()} {shell_command(*words)}"
 
 
 def shell_command(*words: Any) -> str:

@@ -12,7 +12,14 @@ import pytest
 from gpt_jax import terminal
 from gpt_jax.cli.parsers import run_parser
 from gpt_jax.console import Display, wrap_command
-from gpt_jax.terminal import for_stream, one_line, say, shell_command, visible
+from gpt_jax.terminal import (
+    for_stream,
+    one_line,
+    program_command,
+    say,
+    shell_command,
+    visible,
+)
 
 WORDS = ["a b", "it's", "-x", "--x", "$HOME", "`ls`", "a;b", "*", "\\", '"', "é", "", "a=b", "#"]
 
@@ -100,3 +107,19 @@ def test_what_a_display_prints_of_names_is_visible(capsys):
     assert "\x1b" not in out
     assert "\x07" not in out
     assert "\\x1b[31mname" in out
+
+
+@pytest.mark.parametrize(
+    ("argv0", "begins"),
+    [
+        ("main.py", "python main.py"),
+        ("/usr/local/bin/gpt_jax", "gpt_jax"),
+        ("/site-packages/gpt_jax/__main__.py", "python -m gpt_jax"),
+        ("/home/a/experiment.py", "python main.py"),
+        ("", "python main.py"),
+    ],
+)
+def test_printed_commands_begin_as_the_one_that_was_typed(monkeypatch, argv0, begins):
+    monkeypatch.setattr(sys, "argv", [argv0])
+    command = program_command("sample", "--run-dir", "my run")
+    assert command == f"{begins} sample --run-dir 'my run'"

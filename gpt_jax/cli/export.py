@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpt_jax import devices
 from gpt_jax.cli.parsers import run_folder, run_parser
 from gpt_jax.storage import to_local
-from gpt_jax.terminal import shell_command, visible
+from gpt_jax.terminal import program_command, visible
 
 
 def command(argv: list[str]) -> int:
@@ -22,6 +22,6 @@ def command(argv: list[str]) -> int:
     names = ", ".join(sorted(path.name for path in out.iterdir()))
     print(visible(f"wrote {out}: {names}"))
     print(f"  in transformers: AutoModelForCausalLM.from_pretrained({str(out)!r})")
-    here = shell_command("python", "main.py", "sample", "--run-dir", out)
+    here = program_command("sample", "--run-dir", out)
     print(visible(f"  here:            {here}"))
     return 0

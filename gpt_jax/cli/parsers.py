@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,7 @@ from gpt_jax.cli.options import Parser
 from gpt_jax.config import MeshConfig
 from gpt_jax.config.fields import parse
 from gpt_jax.storage import to_folder
-
-
-def program() -> str:
-    """Returns the command that started this process, as one types it."""
-    path = Path(sys.argv[0])
-    if path.parts[-2:] == ("gpt_jax", "__main__.py"):
-        return "python -m gpt_jax"
-    return "gpt_jax" if path.stem == "gpt_jax" else "python main.py"
+from gpt_jax.terminal import program
 
 
 def verb_parser(verb: str, options: str, more: str = "") -> Parser:

@@ -8,11 +8,12 @@ from typing import Any
 from gpt_jax import devices
 from gpt_jax.cli import VERBS
 from gpt_jax.cli.options import TABLE_INDENT, Parser, add_settings
-from gpt_jax.cli.parsers import add_config, add_debug, named_config, program
+from gpt_jax.cli.parsers import add_config, add_debug, named_config
 from gpt_jax.config import Config, list_configs, load_config, override
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.multihost import HostsConfig, Launch, connect
+from gpt_jax.terminal import program
 from gpt_jax.version import __version__
 
 

@@ -28,6 +28,7 @@ from gpt_jax.config import Config, from_dict, override, to_dict
 from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.input_pipeline.dataset import Corpus
 from gpt_jax.storage import open_folder, read_record
+from gpt_jax.terminal import program
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
 
@@ -153,7 +154,7 @@ def read_config(run_dir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]
     if not is_run(folder):
         whats = {"": "does not exist", "folder": "has no config.json", "file": "is a file"}
         what = whats[folder.kind()]
-        raise UserError(f"{run_dir} is not a run: it {what}; train one with: python main.py train")
+        raise UserError(f"{run_dir} is not a run: it {what}; train one with: {program()} train")
     values = _read_json(folder, CONFIG_FILE, follow=True)
     if "model_type" in values:  # transformers wrote it; in the hub's cache it is a link
         model = hf.load_config(folder.local_path("a GPT-2 folder"))

@@ -11,7 +11,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.parallel import multihost
 from gpt_jax.run import checkpoints
 from gpt_jax.run.load import Run
-from gpt_jax.terminal import shell_command
+from gpt_jax.terminal import program_command
 from gpt_jax.training.init_from import COMPUTE_SETTINGS, start_from
 from gpt_jax.training.resume import resume_config
 
@@ -35,8 +35,8 @@ def advise(run: Run, display: Display, seconds_per_step: float | None = None) ->
         )
         best = checkpoints.best_step(run.run_dir)
         if best is not None and best < run.step:
-            sample = ("python", "main.py", "sample", "--run-dir", run.run_dir)
-            command = shell_command(*sample, "--checkpoint", "best")
+            best_run = ("--run-dir", run.run_dir, "--checkpoint", "best")
+            command = program_command("sample", *best_run)
             display.command(f"the best checkpoint, of step {best}", command)
         return
     steps = TIMES * run.step
@@ -66,10 +66,10 @@ def resume_command(run: Run, steps: int) -> str:
         fewer = {other: value for other, value in values.items() if other != setting}
         if wanted and _resumed(named, fewer | longer, run) == wanted:
             values = fewer
-    words = ["python", "main.py", "--config", name]
+    words = ["--config", name]
     for setting, value in (values | longer).items():
         words += ["--" + setting.replace("_", "-"), _to_text(value)]
-    return shell_command(*words)
+    return program_command(*words)
 
 
 def _differences(config: Config) -> list[tuple[str, dict[str, Any]]]:

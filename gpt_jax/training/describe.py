@@ -12,7 +12,7 @@ from gpt_jax.devices import missing_accelerator
 from gpt_jax.model.attention import choose_attention
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run.load import Run
-from gpt_jax.terminal import shell_command
+from gpt_jax.terminal import program_command, shell_command
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.run_setup import RunSetup
 
@@ -101,6 +101,6 @@ def describe_finished(run: Run, display: Display) -> None:
     if (end := run.config.optim.schedule_steps) is not None:
         more += f" --optim.schedule-steps {end}"
     display.line(f"  resume it:        {more}")
-    sample = shell_command("python", "main.py", "sample", "--run-dir", run_dir)
+    sample = program_command("sample", "--run-dir", run_dir)
     display.line(f"  write more text:  {sample}")
     display.line(f"  train a new one:  add {shell_command('--run-dir', f'{run_dir}-2')}")

@@ -16,7 +16,7 @@ from gpt_jax.run import plots
 from gpt_jax.run.folder import SAMPLES_FILE, SUMMARY_FILE
 from gpt_jax.run.load import Run
 from gpt_jax.storage import open_folder
-from gpt_jax.terminal import shell_command
+from gpt_jax.terminal import program_command
 from gpt_jax.training.advice import advise
 from gpt_jax.training.run_setup import RunSetup
 
@@ -74,7 +74,7 @@ def finalize(
     }
     folder.write(SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     display.line(f"losses over the steps: {picture}")
-    sample = shell_command("python", "main.py", "sample", "--run-dir", run.run_dir)
+    sample = program_command("sample", "--run-dir", run.run_dir)
     display.command("more text", sample)
     advise(run, display, seconds_per_step)
     return dataclasses.replace(run, summary=summary)
