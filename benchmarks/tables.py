@@ -591,6 +591,45 @@ def gpu_plans() -> str:
 GPU, GPU_BEFORE = "gpu_h200.jsonl", "gpu_h200_before.jsonl"
 GPU_PLANS, BASE_ON_H100 = "gpu_plans.json", "python main.py plan --config base --topology h100:1"
 LONG_RUN = "nano_5000.json"
+
+
+def trials() -> str:
+    """The simulations of `benchmarks/trials.py`."""
+    result = load("trials.json")
+    effects = [name for name in next(iter(result["kinds"].values())) if name != "no_difference"]
+    lines = [
+        "| noise | false verdicts | a t test after every pair | "
+        + " | ".join(f"decided at {name.removesuffix('standard deviations')}sd" for name in effects)
+        + " |",
+        "|---|---|---|" + "---|" * len(effects),
+    ]
+    for kind, row in result["kinds"].items():
+        none = row["no_difference"]
+        wrong = "{share:.2%} ± {error:.2%}".format(**none["false_verdicts"])
+        peeking = "{share:.1%}".format(**none["t_test_after_every_pair"])
+        cells = [
+            "{decided[share]:.0%} after {median_pairs:.0f} pairs".format(**row[e]) for e in effects
+        ]
+        lines.append(f"| {kind} | {wrong} | {peeking} | {' | '.join(cells)} |")
+    fixed = [result["kinds"]["normal"][e]["pairs_of_a_t_test_with_power_0.8"] for e in effects]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{result['trials']:,} simulated trials each, at most {result['most_pairs']} pairs, at "
+            f"alpha = {result['alpha']:g}: the confidence sequence of `sequential.py`, looked at "
+            "after every pair. False verdicts are those where nothing differs, with their Monte "
+            "Carlo error; beside them those of a t test that is looked at as often. sd is the "
+            "standard deviation of the differences; pairs are the median. A t test that is looked "
+            f"at once and has a power of 80% needs {fixed[0]}, {fixed[1]} and {fixed[2]} pairs, "
+            "but the effect must be known before. Differences that are themselves strongly skewed "
+            "break the assumption.",
+            "",
+            machine(result),
+        ]
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, its Markdown)
     "first_run": ("reproduce.json", first_run),
     "long_run": (LONG_RUN, long_run),
@@ -607,6 +646,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, i
     "layouts": ("plans.json", layouts),
     "scale": ("plans.json", scale),
     "long": ("plans.json", long),
+    "trials": ("trials.json", trials),
 }
 ADDRESSES: dict[str, Callable[[], str]] = {"clone": clone, "colab": colab}
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

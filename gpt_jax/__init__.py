@@ -19,6 +19,8 @@ from gpt_jax.version import __version__
 
 if TYPE_CHECKING:
     from gpt_jax import hf
+    from gpt_jax.experiments.comparison import compare
+    from gpt_jax.experiments.trials import trial
     from gpt_jax.inference.activations import Activations, activations
     from gpt_jax.inference.evaluation import evaluate
     from gpt_jax.inference.generation import generate, stream
@@ -38,6 +40,7 @@ __all__ = [
     "UserError",
     "__version__",
     "activations",
+    "compare",
     "evaluate",
     "generate",
     "hf",
@@ -48,6 +51,7 @@ __all__ = [
     "start_from",
     "stream",
     "train",
+    "trial",
 ]
 
 _LAZY = {
@@ -56,6 +60,7 @@ _LAZY = {
     "Run": "run.load",
     "Activations": "inference.activations",
     "activations": "inference.activations",
+    "compare": "experiments.comparison",
     "evaluate": "inference.evaluation",
     "generate": "inference.generation",
     "hf": "hf",
@@ -63,6 +68,7 @@ _LAZY = {
     "save_run": "training.save",
     "start_from": "training.init_from",
     "stream": "inference.generation",
+    "trial": "experiments.trials",
 }
 
 

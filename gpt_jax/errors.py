@@ -23,6 +23,10 @@ class TrainingError(Exception):
     on_all_hosts = False
 
 
+class Diverged(TrainingError):
+    """The loss, the gradient or a parameter is not finite any more, or the loss spiked."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal stopped training after a checkpoint was saved. Exit status 128 + signum."""
 
@@ -40,6 +44,9 @@ class OutOfTime(Exception):
     """`train.max_minutes` have passed and a checkpoint is saved. Exit status 75: run it again."""
 
 
+# What `compare` and `trial` say by their exit statuses, of what they judge.
+BETTER, NOT_SHOWN, WORSE, RULED_OUT = VERDICTS = (0, 3, 4, 5)
+
 ALIASES = {"lr": "learning-rate", "wd": "weight-decay", "bs": "batch-size", "epochs": "steps"}
 
 
@@ -50,7 +57,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if last in ALIASES:  # abbreviations of papers and other programs
         close = [name for name in known if name.replace("_", "-").endswith(ALIASES[last])]
     else:
-        close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+        close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+        close.sort(key=lambda name: sorted(name) != sorted(word))  # letters swapped come first
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -9,6 +9,8 @@ VERBS = {
     "train": "train a model or resume a run (the default)",
     "sample": "generate text with a trained model",
     "eval": "evaluate a trained model on a whole split, each token once",
+    "compare": "compare runs: is one side better, by how much, how sure",
+    "trial": "train pairs of runs until a change is shown to help or to harm",
     "prepare": "tokenize texts of any size into token shards on disk",
     "export": "write a run as a GPT-2 folder, which transformers can load",
     "replay": "recompute one training step: its batch, loss and gradient",

@@ -22,6 +22,7 @@ from gpt_jax.config import list_configs
 from gpt_jax.config.files import checkout_dir
 from gpt_jax.devices import keep_compiled_programs, retain_freed_memory
 from gpt_jax.errors import (
+    VERDICTS,
     ConfigError,
     OutOfTime,
     TrainingError,
@@ -39,7 +40,8 @@ OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit status.
 
-    That is 0, 1 (it failed), 2 (a usage error), 75 (out of time; run it again) or 128 + a signal.
+    That is 0, 1 (it failed), 2 (a usage error), 75 (out of time; run it again) or 128 + a signal;
+    of `compare` and `trial` also 3 (no difference shown), 4 (worse) or 5 (ruled out).
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
@@ -109,7 +111,8 @@ def _output_status(status: int) -> int:
         except OSError as error:
             lost_output.append(error)
             sys.stdout = None  # else it is flushed again
-    if status or not lost_output:  # the command has told its own error
+    told = status not in VERDICTS  # the command has told its own error
+    if told or not lost_output:
         return status
     say(f"error: done, but cannot write the output: {lost_output[0].strerror}")
     return 1

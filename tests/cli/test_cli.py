@@ -280,7 +280,8 @@ for argv in (["--help"], *([verb, "--help"] for verb in verbs)):
 for argv in (["--train.steps", "0"], ["trian"], ["sample", "--top-p", "2"], ["eval", "--x"]):
     with contextlib.redirect_stderr(io.StringIO()):
         assert main.main(argv) == 2, argv
-slow = "jax jaxlib flax optax orbax numpy matplotlib rich requests tensorboardX tiktoken tokenizers"
+slow = "jax jaxlib flax optax orbax numpy scipy matplotlib rich requests tensorboardX tiktoken "
+slow += "tokenizers"
 slow = slow.split()
 print(sorted(set(slow) & set(sys.modules)))
 """
@@ -455,13 +456,13 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (["train", "nano"], "unknown argument 'nano'; did you mean --config nano?"),
         (
             ["trian"],
-            "unknown verb 'trian'; did you mean train?; there are train, sample, eval, prepare, "
-            "export, replay, verify, plan",
+            "unknown verb 'trian'; did you mean train?; there are train, sample, eval, compare, "
+            "trial, prepare, export, replay, verify, plan",
         ),
         (
             ["qqqq"],
-            "unknown verb 'qqqq'; there are train, sample, eval, prepare, export, replay, verify, "
-            "plan",
+            "unknown verb 'qqqq'; there are train, sample, eval, compare, trial, prepare, export, "
+            "replay, verify, plan",
         ),
         (["nano"], "unknown verb 'nano'; did you mean --config nano?"),
         (

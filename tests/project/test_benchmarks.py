@@ -5,10 +5,12 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 from conftest import ROOT
 
-from benchmarks import longer, reproduce, tables
+from benchmarks import longer, reproduce, tables, trials
 from gpt_jax.config import load_config
 
 
@@ -52,3 +54,43 @@ def test_the_long_command_is_that_of_the_readme():
     words = longer.train_command(5000, "runs/nano")
     assert words[-2:] == ["--run-dir", load_config("nano").run_dir]  # the default: left out there
     assert " ".join(["python", *words[:-2]]) in (ROOT / "README.md").read_text("utf-8")
+
+
+# Differences as likely with either sign, or skewed a little: what the assumption bears.
+BORNE = [kind for kind in trials.KINDS if "exponential, skewness" not in kind]
+
+
+@pytest.mark.parametrize("kind", BORNE)
+def test_with_no_difference_at_most_alpha_of_the_trials_end_with_a_verdict(kind):
+    n = 4000
+    found = trials.simulate(trials.KINDS[kind], n, seed=1)
+    limit = trials.ALPHA + 4 * math.sqrt(trials.ALPHA * (1 - trials.ALPHA) / n)
+    assert found["no_difference"]["false_verdicts"]["share"] <= limit
+    assert found["no_difference"]["t_test_after_every_pair"]["share"] > 2 * trials.ALPHA
+    decided = [found[f"{e:g} standard deviations"]["decided"]["share"] for e in trials.EFFECTS]
+    assert decided[0] > 0.6
+    assert min(decided[1:]) > 0.98
+
+
+def test_trials_of_measured_differences_are_centred(tmp_path):
+    path = tmp_path / "differences.json"
+    path.write_text(json.dumps({"differences": [0.5, 0.52, 0.47, 0.51, 0.5, 0.53, 0.49, 0.5]}))
+    noise = trials.measured(path)(np.random.default_rng(0), (1000, 20))
+    assert abs(noise.mean()) < 0.05
+    assert noise.std() == pytest.approx(1, abs=0.05)
+
+
+def test_the_trials_in_the_results_are_those_of_the_script():
+    found = json.loads((tables.RESULTS / "trials.json").read_text("utf-8"))
+    assert found["trials"] == 10_000
+    assert set(trials.KINDS) <= set(found["kinds"])
+    again = trials.simulate(trials.KINDS["normal"], found["trials"])
+    stored = found["kinds"]["normal"]["1 standard deviations"]
+    assert again["1 standard deviations"]["median_pairs"] == stored["median_pairs"]
+    assert again["1 standard deviations"]["decided"] == pytest.approx(stored["decided"], abs=2e-3)
+
+
+def test_a_t_test_of_the_trials_is_scipys():
+    values = np.random.default_rng(0).normal(0.8, 1, (50, 20))
+    p = scipy.stats.ttest_1samp(values, 0, axis=1).pvalue
+    assert trials.t_tests(values)[:, -1].tolist() == (p < trials.ALPHA).tolist()

@@ -1,0 +1,102 @@
+"""`python main.py trial`: does a change help? Pairs of runs until that is decided."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpt_jax import devices
+from gpt_jax.cli.options import add_settings
+from gpt_jax.cli.parsers import add_config, add_debug, named_config, verb_parser
+from gpt_jax.config import Config, load_config, override
+from gpt_jax.config.fields import iter_fields, parse
+from gpt_jax.errors import ConfigError, suggest
+from gpt_jax.terminal import say, visible
+
+
+def command(argv: list[str]) -> int:
+    config = load_config(named_config("trial", argv))
+    parser = verb_parser(
+        "trial",
+        "--change NAME=X --out FOLDER [...]",
+        ".\n\nTrains pairs of runs, without and with the change, seed by seed, until the change is "
+        "shown to help or to harm. The test may be looked at after every pair; it assumes normal "
+        "differences. A run that diverged counts with the loss before its first step. The same "
+        "command continues a trial that was stopped. The exit status is 0 where the change is "
+        "better, 4 where it is worse, 5 where a difference of --smallest is ruled out, 3 where "
+        "nothing is shown, 2 for a usage error.",
+    )
+    add_config(parser)
+    # fmt: off
+    parser.add_argument("--change", action="append", default=[], metavar="NAME=X",
+                        help="a setting of the other side, such as optim.learning-rate=1e-3; may "
+                        "be given several times")
+    parser.add_argument("--out", metavar="FOLDER", help="the trial's folder")
+    parser.add_argument("--alpha", default=0.01, metavar="X",
+                        type=lambda text: parse(text, float, "--alpha"),
+                        help="chance of a verdict where the change makes no difference, at most "
+                        "(default: 0.01)")
+    parser.add_argument("--max-pairs", default=20, metavar="X",
+                        type=lambda text: parse(text, int, "--max-pairs"),
+                        help="at most this many pairs (default: 20)")
+    parser.add_argument("--smallest", metavar="X",
+                        type=lambda text: parse(text, float, "--smallest"),
+                        help="also end when a difference of this many nats per token is ruled out")
+    parser.add_argument("--unpaired", action="store_true",
+                        help="give the two runs of a pair different seeds")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run, and end")
+    # fmt: on
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_debug(parser)
+    add_settings(parser, config)
+    values = vars(parser.parse(argv))
+    names = ("change", "out", "alpha", "max_pairs", "smallest", "unpaired", "dry_run", "json")
+    options = {name: values.pop(name) for name in names}
+    del values["config"], values["debug"]
+    if options["out"] is None:
+        raise ConfigError("--out is missing: the folder of the trial, such as --out trials/lr")
+    change = parse_change(options["change"])
+    return _run(override(config, values), change, options)
+
+
+def parse_change(texts: list[str]) -> dict[str, Any]:
+    """Returns {setting: value} of NAME=VALUE texts.
+
+    Raises:
+      ConfigError: there is no such setting, it is given twice, or the value has the wrong type.
+    """
+    hints = {name: hint for name, hint, _ in iter_fields(Config)}
+    change: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or name not in hints:
+            what = f"unknown setting {name!r}" if equals else f"{text!r} is not NAME=VALUE"
+            raise ConfigError(f"--change: {what}{suggest(name, hints)}")
+        if name in change:
+            raise ConfigError(f"--change: {name} is given twice")
+        change[name] = parse(value, hints[name], f"--change {name}")
+    return change
+
+
+def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int:
+    least = min(config.train.micro_batch_size, override(config, change).train.micro_batch_size)
+    devices.request_cpu_devices(least, at_least=config.mesh.n_requested)
+    if config.train.deterministic:
+        devices.request_determinism()
+    from gpt_jax.experiments.trials import check_question, plan_lines, trial
+
+    asked = {
+        "alpha": options["alpha"],
+        "max_pairs": options["max_pairs"],
+        "smallest": options["smallest"],
+        "paired": not options["unpaired"],
+    }
+    if options["dry_run"]:
+        question = check_question(config, change, **asked)
+        lines = plan_lines(config, question, options["out"], options["max_pairs"])
+        print("\n".join(map(visible, lines)))
+        return 0
+    found = trial(config, change, options["out"], **asked, progress=say)
+    print(json.dumps(found.record(), indent=1) if options["json"] else visible(found))
+    return found.status

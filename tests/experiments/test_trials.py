@@ -1,0 +1,242 @@
+"""`trial`: pairs of runs until a change is decided; training is a stand-in that writes folders."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_runs import NANO, write_run
+
+import gpt_jax
+import main
+from gpt_jax.config import override
+from gpt_jax.errors import ConfigError, Diverged, TrainingError, UserError
+from gpt_jax.experiments.trials import trial
+
+RATE = {"optim.learning_rate": 1e-3}
+
+
+class Trainer:
+    """Stands in for training: a run's loss is that of its seed, and less with a higher rate."""
+
+    def __init__(self, gain=0.02, noise=0.003, scale=1.0):
+        self.gain, self.noise, self.scale = gain, noise, scale
+        self.calls, self.stops, self.diverges = [], {}, set()
+
+    def __call__(self, config, quiet):
+        name = Path(config.run_dir).name
+        self.calls.append(name)
+        if name in self.stops:
+            raise self.stops.pop(name)
+        if Path(config.run_dir).exists():
+            return
+        changed = config.optim.learning_rate != NANO.optim.learning_rate
+        draw = np.random.default_rng([config.seed, changed * (self.noise > 0)])
+        loss = 1.95 + 0.02 * np.random.default_rng(config.seed).normal()
+        loss += changed * -self.gain + self.noise * draw.normal()
+        settings = {"optim.learning_rate": config.optim.learning_rate}
+        diverged = name in self.diverges
+        write_run(config.run_dir, config.seed, loss, settings=settings, finished=not diverged)
+        if diverged:
+            raise Diverged("the loss is nan at step 450")
+
+
+@pytest.fixture
+def trainer(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("gpt_jax.training.trainer")
+    stand_in = module.train = Trainer()
+    monkeypatch.setitem(sys.modules, "gpt_jax.training.trainer", module)
+    return stand_in
+
+
+def test_a_trial_ends_as_soon_as_the_interval_leaves_0_out(trainer):
+    found = gpt_jax.trial(NANO, RATE, "out")
+    n = len(found.pairs)
+    assert (found.verdict, found.status) == ("better", 0)
+    assert 6 <= n < 20  # the first count that can decide at 0.01
+    assert trainer.calls == [f"{side}-{i}" for i in range(n) for side in ("base", "change")]
+    assert found.sequence.high[-1] < 0 <= found.sequence.high[-2]
+    assert found.sentence.startswith("the change is lower by 0.0")
+    assert found.sentence.endswith(f"({n} pairs, alpha = 0.01)")
+    assert [pair.seeds for pair in found.pairs] == [[i, i] for i in range(n)]
+    assert gpt_jax.compare("out/base-*", "out/change-*").status == 0
+
+
+def test_a_worse_change_and_none(trainer):
+    trainer.gain = -0.02
+    assert gpt_jax.trial(NANO, RATE, "worse").status == 4
+    trainer.gain, trainer.noise = 0.0, 0.02
+    found = gpt_jax.trial(NANO, RATE, "none", max_pairs=8)
+    assert (found.verdict, found.status, len(found.pairs)) == ("not shown", 3, 8)
+    assert "no difference shown: " in found.sentence
+
+
+def test_a_difference_that_matters_is_ruled_out(trainer):
+    trainer.gain = 0.0
+    found = gpt_jax.trial(NANO, RATE, "out", smallest=0.01)
+    assert (found.verdict, found.status) == ("ruled out", 5)
+    assert "a difference of 0.01 is ruled out" in found.sentence
+    assert max(abs(found.sequence.low[-1]), found.sequence.high[-1]) < 0.01
+
+
+def test_a_change_that_changes_nothing_is_recognised_after_one_pair(trainer):
+    trainer.gain = trainer.noise = 0.0
+    found = gpt_jax.trial(NANO, RATE, "out")
+    assert (found.verdict, found.status, len(found.pairs)) == ("nothing changes", 3, 1)
+    assert "equal to the last bit" in found.sentence
+
+
+def test_zero_spread_alone_is_no_verdict(trainer):
+    trainer.noise = 0.0  # every difference is -0.02
+    found = gpt_jax.trial(NANO, RATE, "out", max_pairs=12)
+    assert (found.verdict, len(found.pairs)) == ("not shown", 12)
+    assert "without spread" in found.sentence
+
+
+def test_unpaired_sides_have_different_seeds(trainer):
+    found = gpt_jax.trial(override(NANO, {"seed": 3}), {}, "out", paired=False, max_pairs=3)
+    assert [pair.seeds for pair in found.pairs] == [[3, 4], [5, 6], [7, 8]]
+    assert trainer.calls == ["base-3", "change-4", "base-5", "change-6", "base-7", "change-8"]
+    assert found.status == 3
+
+
+def test_a_side_that_diverged_counts_with_the_loss_before_its_first_step(trainer):
+    trainer.diverges = {"change-1"}
+    found = gpt_jax.trial(NANO, RATE, "out", max_pairs=3)
+    pair = found.pairs[1]
+    first = json.loads(Path("out/change-1/metrics.jsonl").read_text("utf-8").splitlines()[0])
+    assert pair.change == first["val_loss"] > 3.5
+    assert pair.change_diverged == "the loss is nan at step 450"
+    assert "(diverged)" in str(found)
+    assert "a run that diverged counts with" in str(found)
+
+
+def test_another_error_of_training_ends_the_trial(trainer):
+    trainer.stops["change-0"] = TrainingError("cannot write the run")
+    with pytest.raises(TrainingError, match="cannot write"):
+        gpt_jax.trial(NANO, RATE, "out")
+
+
+@pytest.mark.parametrize("stop", ["base-0", "change-0", "base-2", "change-2"])
+def test_a_trial_that_was_stopped_continues_with_the_same_result(trainer, stop):
+    expected = gpt_jax.trial(NANO, RATE, "whole")
+    trainer.calls.clear()
+    trainer.stops[stop] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        gpt_jax.trial(NANO, RATE, "out")
+    found = gpt_jax.trial(NANO, RATE, "out")
+    assert found.pairs == expected.pairs
+    assert found.sentence == expected.sentence
+    trainer.calls.clear()
+    assert gpt_jax.trial(NANO, RATE, "out").pairs == expected.pairs
+    assert trainer.calls == []
+
+
+def test_more_pairs_continue_a_trial_without_a_verdict(trainer):
+    trainer.noise = 0.02
+    first = gpt_jax.trial(NANO, RATE, "out", max_pairs=2)
+    more = gpt_jax.trial(NANO, RATE, "out", max_pairs=4)
+    assert more.pairs[:2] == first.pairs
+    assert len(trainer.calls) == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"alpha": 0.05}, "out is another trial: alpha is 0.01 there and 0.05 here"),
+        ({"paired": False}, "paired is true there and false here"),
+        ({"smallest": 0.1}, "smallest is null there and 0.1 here|smallest is none there"),
+        ({"change": {"optim.learning_rate": 2e-3}}, "change.optim.learning_rate is 0.001 there"),
+        ({"config": override(NANO, {"train.steps": 100})}, "config.train.steps is 500 there"),
+        ({"config": override(NANO, {"seed": 5})}, "config.seed is 0 there and 5 here"),
+    ],
+)
+def test_another_trials_folder_is_refused(trainer, values, line):
+    gpt_jax.trial(NANO, RATE, "out", max_pairs=1)
+    with pytest.raises(UserError, match=line):
+        trial(**{"config": NANO, "change": RATE, "out": "out", **values})
+    assert len(trainer.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "values", "line"),
+    [
+        ({}, {}, "nothing is changed"),
+        ({"optim.lr": 1}, {}, "unknown setting 'optim.lr'; did you mean optim.learning_rate"),
+        ({"seed": 1}, {}, "seed can't be tried"),
+        ({"run_dir": "x"}, {}, "run_dir can't be tried"),
+        ({"data.train_fraction": 0.5}, {}, "data.train_fraction can't be tried"),
+        ({"sample.top_k": 5}, {}, "sample.top_k can't be tried"),
+        ({"train.dropout_masks": "batch"}, {}, "unknown setting 'train.dropout_masks'"),
+        ({"optim.learning_rate": -1.0}, {}, "must be a finite number above 0"),
+        ({"optim.learning_rate": "x"}, {}, "must be a number"),
+        (RATE, {"alpha": 1}, "alpha=1 must be"),
+        (RATE, {"max_pairs": 0}, "max_pairs=0 must be"),
+        (RATE, {"smallest": -1.0}, "smallest=-1.0 must be"),
+        (RATE, {"config": override(NANO, {"seed": 2**32 - 3})}, "leaves no 20 seeds"),
+    ],
+)
+def test_what_can_not_be_tried_is_one_line_before_anything_is_made(trainer, change, values, line):
+    with pytest.raises(ConfigError) as caught:
+        trial(**{"config": NANO, "change": change, "out": "out", **values})
+    assert line in str(caught.value)
+    assert not Path("out").exists()
+    assert trainer.calls == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', '{"format": 9, "question": {}}', "[]"])
+def test_a_damaged_record_is_refused(trainer, text):
+    gpt_jax.trial(NANO, RATE, "out", max_pairs=1)
+    Path("out/trial.json").write_text(text)
+    with pytest.raises(UserError, match=r"trial.json (is damaged|has format 9)"):
+        gpt_jax.trial(NANO, RATE, "out")
+
+
+def test_a_folder_with_other_files_is_refused(trainer):
+    write_run("out")
+    with pytest.raises(UserError, match=r"holds other files .* and no trial.json"):
+        gpt_jax.trial(NANO, RATE, "out")
+    Path("file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        gpt_jax.trial(NANO, RATE, "file")
+
+
+def test_the_command(trainer, capsys):
+    words = ["trial", "--config", "nano", "--change", "optim.learning-rate=1e-3", "--out", "out"]
+    assert main.main([*words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "at most 20 pairs in out, 0 of them done: at most 40 runs" in out
+    assert "base: 500 steps, 1,024,000 tokens a run; -" in out
+    assert "optim.learning-rate=0.001" in out
+    assert not Path("out").exists()
+    assert main.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.rstrip().splitlines()[-1].startswith("the change is lower by")
+    assert "pair 1: base, seed 0" in err
+    assert main.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["status"] == 0
+    assert found["half_widths"][0] is None
+    for wrong in (
+        words[:-2], [*words, "--change", "optim.learning-rate=1"], [*words, "--change", "x=1"],
+        [*words, "--change", "seed"], [*words, "--alpha", "2"], [*words, "--max-pairs", "x"],
+        [*words, "--train.steps", "7"],
+    ):  # fmt: skip
+        assert main.main(wrong) == 2, wrong
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_real_change_of_nothing_and_one_of_something(tiny_config, tmp_path):
+    """Masks and batches are equal in a pair, so the same rate gives the same bits."""
+    same = {"optim.learning_rate": tiny_config.optim.learning_rate}
+    found = gpt_jax.trial(tiny_config, same, tmp_path / "same")
+    assert (found.verdict, len(found.pairs)) == ("nothing changes", 1)
+    found = gpt_jax.trial(
+        tiny_config, {"optim.learning_rate": 1e-2}, tmp_path / "rate", max_pairs=1
+    )
+    assert found.verdict == "not shown"
+    assert found.differences[0] < 0
