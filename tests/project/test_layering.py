@@ -57,7 +57,8 @@ ALLOWED = {
 }
 # Pure modules: functions of their arguments, so no files, clock, mesh or console, no processes.
 PURE = ["prng", "model.*", "training.state", "training.optimizer", "training.step"]
-PURE += ["training.divergence", "input_pipeline.permutation", "input_pipeline.sampler"]
+PURE += ["training.hyperparameters", "training.divergence"]
+PURE += ["input_pipeline.permutation", "input_pipeline.sampler"]
 PURE += ["inference.windows", "inference.decoding"]
 NOT_IN_PURE = {"os", "io", "time", "pathlib", "json", "sys", "logging", "shutil", "subprocess"}
 NOT_IN_PURE |= {"threading", "concurrent", "gpt_jax.storage", "gpt_jax.console", "gpt_jax.run"}
