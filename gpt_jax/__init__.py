@@ -19,6 +19,7 @@ from gpt_jax.version import __version__
 
 if TYPE_CHECKING:
     from gpt_jax import hf
+    from gpt_jax.experiments.sweeps import sweep
     from gpt_jax.inference.evaluation import evaluate
     from gpt_jax.inference.generation import generate, stream
     from gpt_jax.model import GPT
@@ -44,6 +45,7 @@ __all__ = [
     "save_run",
     "start_from",
     "stream",
+    "sweep",
     "train",
 ]
 
@@ -58,6 +60,7 @@ _LAZY = {
     "save_run": "training.save",
     "start_from": "training.init_from",
     "stream": "inference.generation",
+    "sweep": "experiments.sweeps",
 }
 
 

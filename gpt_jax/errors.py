@@ -23,6 +23,10 @@ class TrainingError(Exception):
     on_all_hosts = False
 
 
+class Diverged(TrainingError):
+    """The loss, the gradient or a parameter is not finite any more, or the loss spiked."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal stopped training after a checkpoint was saved. Exit status 128 + signum."""
 

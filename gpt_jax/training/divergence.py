@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gpt_jax.config import TrainConfig
-from gpt_jax.errors import TrainingError
+from gpt_jax.errors import Diverged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def describe_end(step: int, train: TrainConfig) -> str:
 
 def divergence_error(
     divergence: Divergence, where: str, run_dir: str, newest: int | None, train: TrainConfig
-) -> TrainingError:
+) -> Diverged:
     """Returns the error that ends a run; it recommends what is not set already.
 
     Args:
@@ -100,7 +100,7 @@ def divergence_error(
     way_out = "or --train.on-divergence skip, "
     if train.on_divergence == "skip":
         way_out = ""
-    return TrainingError(
+    return Diverged(
         f"{divergence} {where}; of the checkpoints in {run_dir}, {kept}. Try a smaller "
         f"--optim.learning-rate, {way_out}with another --run-dir"
     )

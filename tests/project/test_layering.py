@@ -50,21 +50,28 @@ ALLOWED = {
     },
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer", "training"},
-    "cli": {"analysis", "config", "console", "devices", "errors", "hf", "inference"}
+    "experiments": {"config", "console", "errors", "numerics", "parallel", "run", "storage"}
+    | {"terminal", "training", "version"},
+    "cli": {"analysis", "config", "console", "devices", "errors", "experiments", "hf", "inference"}
     | {"input_pipeline", "numerics", "parallel", "run", "storage", "terminal", "training"}
     | {"version"},
     "__main__": {"cli"},
 }
 # Pure modules: functions of their arguments, so no files, clock, mesh or console, no processes.
 PURE = ["prng", "model.*", "training.state", "training.optimizer", "training.step"]
-PURE += ["training.hyperparameters", "training.divergence"]
-PURE += ["input_pipeline.permutation", "input_pipeline.sampler"]
+PURE += [
+    "training.hyperparameters",
+    "training.divergence",
+    "input_pipeline.permutation",
+    "input_pipeline.sampler",
+]
 PURE += ["inference.windows", "inference.decoding"]
 NOT_IN_PURE = {"os", "io", "time", "pathlib", "json", "sys", "logging", "shutil", "subprocess"}
 NOT_IN_PURE |= {"threading", "concurrent", "gpt_jax.storage", "gpt_jax.console", "gpt_jax.run"}
 NOT_IN_PURE |= {"gpt_jax.parallel.mesh", "gpt_jax.parallel.multihost"}
 # Who may import the driver: the verb, and what tries all of it (the package's own names are lazy).
 DRIVER, DRIVERS = "gpt_jax.training.trainer", {"gpt_jax.cli.train", "gpt_jax.analysis.verify"}
+DRIVERS |= {"gpt_jax.experiments.sweeps"}
 # Of `data`, lowest first: each imports only those before it.
 DATA = ["filters", "config", "sources.documents", "sources.text", "sources.json_lines"]
 DATA += ["sources.parquet_pages", "sources.parquet", "sources.common_crawl", "sources.local_files"]
