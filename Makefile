@@ -1,7 +1,7 @@
 # One command for each daily job; PYTHON chooses the interpreter.
 PYTHON ?= python
 
-.PHONY: help format lint types test test-fast test-tpu nano benchmark ci
+.PHONY: help format lint types test test-fast test-tpu test-gpu-plan nano benchmark ci
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  ## /\1: /p' Makefile
@@ -25,6 +25,9 @@ test-fast:  ## all but the slow tests
 
 test-tpu:  ## compile every config for a TPU slice; needs requirements-tpu.txt, but no TPU
 	$(PYTHON) -m pytest -o addopts="-q" tests/tpu
+
+test-gpu-plan:  ## compile configs for NVIDIA GPUs; needs requirements-gpu-plan.txt, but no GPU
+	$(PYTHON) -m pytest -o addopts="-q" tests/gpu
 
 nano:  ## the main job
 	$(PYTHON) main.py --config nano

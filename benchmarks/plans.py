@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.machine import describe_machine
 from gpt_jax.config import Config, fix_schedule, load_config, override
-from gpt_jax.devices import TPU_COMPILE_ENVIRONMENT
+from gpt_jax.devices import COMPILE_ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 # A shape as Llama 2's of 7 billion (Touvron et al. 2023), with base's vocabulary and recipe.
@@ -75,7 +75,8 @@ def model_config(name: str) -> Config:
 
 def make(name: str, mesh: Mesh, n: int) -> dict[str, Any]:
     """Returns the plan of a model's step on n devices."""
-    from gpt_jax.analysis.plan import make_plan, topology_devices
+    from gpt_jax.analysis.plan import make_plan
+    from gpt_jax.analysis.topologies import topology_devices
 
     axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
     values = LONG_AT_ONCE
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("layouts", "scale", "long"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plans.json")
     args = parser.parse_args()
-    os.environ |= TPU_COMPILE_ENVIRONMENT
+    os.environ |= COMPILE_ENVIRONMENT
     result = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
     result |= {"command": "python benchmarks/plans.py"}
     from gpt_jax.analysis.chips import CHIPS

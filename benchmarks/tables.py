@@ -560,7 +560,36 @@ def gpu() -> str:
     )
 
 
+def gpu_plan() -> str:
+    """What `plan` prints for base on one H100."""
+    text = load(GPU_PLANS)["plans"][BASE_ON_H100]["text"]
+    return f"```text\n{text}\n```"
+
+
+def gpu_plans() -> str:
+    """The plans of configs on NVIDIA GPUs."""
+    result = load(GPU_PLANS)
+    heading = (
+        "config and options | GPUs | GiB per GPU | kernels launched | ms at least | MFU at most"
+    )
+    lines = [f"| {heading} |", "|---|---|---|---|---|---|"]
+    for command, plan in result["plans"].items():
+        words = command.split()
+        name, gpus = words[words.index("--config") + 1], words[words.index("--topology") + 1]
+        options = " ".join(words[words.index("--topology") + 2 :])
+        floor = "at least " if plan["memory_is_floor"] else ""
+        fits = "" if plan["fits"] else ", does not fit"
+        cells = [f"`{name} {options}`" if options else f"`{name}`", gpus]
+        cells.append(f"{floor}{plan['memory'] / 2**30:.1f}{fits}")
+        cells.append(f"{sum(g['launches'] for g in plan['groups']):,}" if plan["groups"] else "-")
+        seconds, mfu = plan["kernel_seconds"], plan["mfu"]
+        cells += [f"{1000 * seconds:,.4g}" if seconds else "-", f"{mfu:.1%}" if mfu else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Compiled, not run, for one optimizer step. {machine(result)}"])
+
+
 GPU, GPU_BEFORE = "gpu_h200.jsonl", "gpu_h200_before.jsonl"
+GPU_PLANS, BASE_ON_H100 = "gpu_plans.json", "python main.py plan --config base --topology h100:1"
 LONG_RUN = "nano_5000.json"
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, its Markdown)
     "first_run": ("reproduce.json", first_run),
@@ -572,6 +601,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, i
     "shakespeare": ("shakespeare_cpu.json", shakespeare),
     "speed": ("speed_cpu.json", speed),
     "gpu": (GPU, gpu),
+    "gpu_plan": (GPU_PLANS, gpu_plan),
+    "gpu_plans": (GPU_PLANS, gpu_plans),
     "chaos": ("chaos.json", chaos),
     "layouts": ("plans.json", layouts),
     "scale": ("plans.json", scale),

@@ -54,6 +54,11 @@ class PrepareConfig:
         "hash selects",
         FRACTION,
     )
+    end_of_text_lines: bool | None = field(
+        None,
+        "a line that is just <|endoftext|> is the border between two documents of a file; for text",
+        unset="false",
+    )
     text_field: str = field("text", "field or column of the text; for jsonl, parquet, hf")
     shard_tokens: int = field(
         100_000_000,
@@ -147,6 +152,8 @@ class PrepareConfig:
         for name in ("hf_config", "hf_split", "hf_revision"):
             self._only_for(("hf",), name)
         self._only_for(("jsonl", "parquet", "hf"), "text_field")
+        if self.end_of_text_lines:
+            self._only_for(("text",), "end_of_text_lines")
 
     def _only_for(self, sources: tuple[str, ...], name: str) -> None:
         default = next(f.default for f in dataclasses.fields(self) if f.name == name)
@@ -172,5 +179,6 @@ class PrepareConfig:
             del values[name]
         for name in WET_FILTERS:
             values[name] = self.filter(name)
+        values["end_of_text_lines"] = self.end_of_text_lines or None  # as before there was one
         values["input"] = os.path.expanduser(self.input)
         return values

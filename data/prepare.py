@@ -113,7 +113,7 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
     first = journal.units if journal else 0
     units = range(first, len(plan.units))
     with WorkerPool(config, work, units) as workers:  # they start meanwhile
-        tokenizer = load_tokenizer(work) if is_begun else _begin(config, plan, work)
+        tokenizer = load_tokenizer(work) if is_begun else _begin(config, plan, work, display)
         if config.engine == "local":  # with the others, more machines may be running
             _remove_unfinished(out, work)
         how = "split by position" if plan.by_position else "documents, split by hash"
@@ -294,9 +294,10 @@ def _make_plan(config: PrepareConfig, work: Path) -> Plan:
     return plan
 
 
-def _begin(config: PrepareConfig, plan: Plan, work: Path) -> Tokenizer:
+def _begin(config: PrepareConfig, plan: Plan, work: Path, display: Display) -> Tokenizer:
     """Makes the tokenizer, and stores it and the plan."""
-    tokenizer = make_tokenizer(config, plan, work)
+    tokenizer = make_tokenizer(config, plan, work, display)
+    display.stop()
     write_atomically(work / TOKENIZER_FILE, tokenizer.to_json())
     settings, saved = config.record(), dataclasses.asdict(plan) | {"characters": ""}
     write_atomically(work / PLAN_FILE, json.dumps({"settings": settings, "plan": saved}))

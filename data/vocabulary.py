@@ -11,12 +11,21 @@ from data.filters import digest, is_validation, reject
 from data.sources import documents
 from data.sources.documents import BadInput, Document, Plan, Unit
 from data.sources.readers import read_unit
+from gpt_jax.byte_pairs import Listener
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer, Tokenizer
 
 
-def make_tokenizer(config: PrepareConfig, plan: Plan, work: Path) -> Tokenizer:
-    """Returns the tokenizer that the settings ask for; `work` has the plan's downloads.
+def make_tokenizer(
+    config: PrepareConfig, plan: Plan, work: Path, listener: Listener | None = None
+) -> Tokenizer:
+    """Returns the tokenizer that the settings ask for.
+
+    Args:
+      config: the settings.
+      plan: what there is to read.
+      work: has the plan's downloads.
+      listener: is told how far the learning of byte pairs is.
 
     Raises:
       UserError: there is no text to train on, or it is damaged and `on_damage` is "stop".
@@ -26,7 +35,7 @@ def make_tokenizer(config: PrepareConfig, plan: Plan, work: Path) -> Tokenizer:
         return CharTokenizer(characters)
     if config.tokenizer == "bpe":
         assert config.vocab_size is not None  # PrepareConfig checks it
-        return BpeTokenizer.train(_sample(config, plan, work), config.vocab_size)
+        return BpeTokenizer.train(_sample(config, plan, work), config.vocab_size, listener)
     return BpeTokenizer.published(config.tokenizer)
 
 

@@ -20,6 +20,7 @@ from gpt_jax.version import __version__
 if TYPE_CHECKING:
     from gpt_jax import hf
     from gpt_jax.experiments.sweeps import sweep
+    from gpt_jax.inference.activations import Activations, activations
     from gpt_jax.inference.evaluation import evaluate
     from gpt_jax.inference.generation import generate, stream
     from gpt_jax.model import GPT
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT",
+    "Activations",
     "Config",
     "Interrupted",
     "Run",
     "TrainingError",
     "UserError",
     "__version__",
+    "activations",
     "evaluate",
     "generate",
     "hf",
@@ -53,6 +56,8 @@ _LAZY = {
     "GPT": "model",
     "train": "training.trainer",
     "Run": "run.load",
+    "Activations": "inference.activations",
+    "activations": "inference.activations",
     "evaluate": "inference.evaluation",
     "generate": "inference.generation",
     "hf": "hf",

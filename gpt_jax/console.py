@@ -49,6 +49,7 @@ class Display:
         self._live = self._console.is_terminal and not quiet
         self._moving: Progress | None = None
         self._headed = False
+        self._told: float | None = None  # when `working` last printed a line
 
     def __enter__(self) -> Display:
         return self
@@ -90,6 +91,18 @@ class Display:
             description=visible(what),
             total=None,
         )
+
+    def working(self, what: str) -> None:
+        """Shows how far something is; where there is no terminal, a line every LINE_SECONDS."""
+        now = time.monotonic()
+        self._told = now if self._told is None else self._told
+        if self._live and self._moving is not None:
+            self.move(description=visible(what))
+        elif self._live:
+            self.doing(what)
+        elif now - self._told > LINE_SECONDS:
+            self._told = now
+            self.line(what)
 
     def download(self, done: int, total: int | None) -> None:
         """Shows how much of a download is there; closes the bar at its end."""

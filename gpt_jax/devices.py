@@ -21,9 +21,9 @@ TPUS = {("0x1ae0", device) for device in TPU_DEVICES}
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
 
-# The environment in which libtpu compiles for TPUs that are only described: it looks for no TPU,
-# logs nothing about that, and may be loaded by several processes.
-TPU_COMPILE_ENVIRONMENT = {
+# The environment in which jax compiles for devices that are only described. libtpu looks for no
+# TPU, logs nothing about that, and may be loaded by several processes.
+COMPILE_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_MIN_LOG_LEVEL": "3",

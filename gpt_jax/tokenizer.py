@@ -10,11 +10,13 @@ import base64
 import codecs
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpt_jax import byte_pairs
 from gpt_jax.config import DataConfig
 from gpt_jax.download import download_error_reason
 from gpt_jax.errors import UserError
@@ -28,7 +30,6 @@ PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
     r"""|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
-TRAINING_CHUNK_CHARACTERS = 100_000  # of the training text, passed on at once: bounds the memory
 # GPT-2's (Radford et al. 2019): English endings, words, numbers, marks, spaces.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_SPELLINGS = (  # all split every text alike
@@ -121,6 +122,9 @@ class BpeTokenizer:
       pattern: the regular expression that splits a text first; merges stay inside its matches.
       special_tokens: {text: id} of tokens that merging never gives. In a text they are ordinary
         characters, unless they are allowed.
+      common_tokens: those of them that are tokens in any text, as other programs add them.
+      prefix_space: whether a text that does not begin with a space gets one, as does what follows
+        a special token.
     """
 
     def __init__(
@@ -131,6 +135,8 @@ class BpeTokenizer:
         *,
         vocab_size: int | None = None,
         ids: Sequence[int] | None = None,
+        common_tokens: Collection[str] = (),
+        prefix_space: bool = False,
     ):
         """Takes the tokens in the order of their merges.
 
@@ -140,6 +146,7 @@ class BpeTokenizer:
           special_tokens: see above.
           vocab_size: None is one more than the highest id.
           ids: of the tokens; None is their indices.
+          common_tokens: see above, as is prefix_space.
 
         Raises:
           ValueError: the tokens are not different or lack a byte, a special token's text is empty
@@ -160,6 +167,10 @@ class BpeTokenizer:
         self.tokens = tuple(tokens)
         self.pattern = pattern
         self.special_tokens = dict(special_tokens)
+        self.common_tokens = frozenset(common_tokens)
+        self.prefix_space = prefix_space
+        if not self.common_tokens <= self.special_tokens.keys():
+            raise ValueError("its common tokens are not among the special ones")
         self.ids = None if own_ids == list(range(n)) else tuple(own_ids)
         self.vocab_size = max(all_ids) + 1 if vocab_size is None else vocab_size
         if self.vocab_size <= max(all_ids):
@@ -176,7 +187,9 @@ class BpeTokenizer:
         )
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
+    def train(
+        cls, text: str, vocab_size: int, listener: byte_pairs.Listener | None = None
+    ) -> BpeTokenizer:
         """Trains a vocabulary: the 256 bytes, the merges most frequent in `text`, END_OF_TEXT.
 
         The same text gives the same vocabulary, on any number of cores.
@@ -184,11 +197,13 @@ class BpeTokenizer:
         Args:
           text: the training text, valid Unicode.
           vocab_size: total number of tokens, at least 257.
+          listener: is told how far it is.
 
         Raises:
           UserError: the text gives fewer tokens; the message says how many.
         """
-        vocabulary = _train_bpe(text, vocab_size - 1).get_vocab()
+        listener = listener or byte_pairs.Silence()
+        vocabulary = byte_pairs.learn(text, vocab_size - 1, PATTERN, listener).get_vocab()
         n = len(vocabulary)
         if n < vocab_size - 1:
             raise UserError(
@@ -226,9 +241,11 @@ class BpeTokenizer:
 
     @property
     def token_bytes(self) -> np.ndarray:
-        """int32 (V,): how many bytes of UTF-8 each token stands for; special tokens for none."""
+        """int32 (V,): bytes of UTF-8 of each token; 0 for special ones that are not common."""
         sizes = np.zeros(self.vocab_size, np.int32)
         sizes[list(self.ids or range(len(self.tokens)))] = [len(token) for token in self.tokens]
+        for text in self.common_tokens:
+            sizes[self.special_tokens[text]] = len(text.encode("utf-8"))
         return sizes
 
     @property
@@ -247,11 +264,26 @@ class BpeTokenizer:
         Raises:
           UserError: the text contains a surrogate, which UTF-8 has no bytes for.
         """
-        allowed = set(allowed_special)
+        taken = {*allowed_special, *self.common_tokens}
+        if not taken and not self.prefix_space:
+            return self._merge(text)
+        names = sorted(taken & self.special_tokens.keys(), key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        ids = [np.zeros(0, np.int32)]
+        for i, part in enumerate(parts):
+            if i % 2:
+                ids.append(np.array([self.special_tokens[part]], np.int32))
+            elif part:
+                ids.append(self._merge(f" {part}" if self._lacks_space(part) else part))
+        return np.concatenate(ids)
+
+    def _lacks_space(self, text: str) -> bool:
+        return self.prefix_space and not text.startswith(" ")
+
+    def _merge(self, text: str) -> np.ndarray:
+        """Returns the ids of a text without special tokens; see `encode`."""
         try:
-            ids = self._encoding.encode_to_numpy(
-                text, allowed_special=allowed, disallowed_special=()
-            )
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError as error:
             raise UserError(
                 f"the text is not valid Unicode ({text[error.start]!r} at {error.start} is half of "
@@ -262,7 +294,7 @@ class BpeTokenizer:
                 raise
             middle = len(text) // 2
             halves = (text[:middle], text[middle:])
-            return np.concatenate([self.encode(half, allowed) for half in halves])
+            return np.concatenate([self._merge(half) for half in halves])
         return ids.astype(np.int32) if self._id_of is None else self._id_of[ids]
 
     def decode_bytes(self, ids) -> bytes:
@@ -291,6 +323,10 @@ class BpeTokenizer:
         }
         if self.ids is not None:
             values["ids"] = list(self.ids)
+        if self.common_tokens:
+            values["common_tokens"] = sorted(self.common_tokens)
+        if self.prefix_space:
+            values["prefix_space"] = True
         if self.vocab_size > max(self._bytes) + 1:
             values["vocab_size"] = self.vocab_size
         return json.dumps(values, indent=1) + "\n"
@@ -313,12 +349,15 @@ def _check_ids(ids: list[int], n: int, special: Mapping[str, int], are_indices: 
 Tokenizer = CharTokenizer | BpeTokenizer
 
 
-def make_tokenizer(data: DataConfig, texts: Mapping[str, str]) -> Tokenizer:
+def make_tokenizer(
+    data: DataConfig, texts: Mapping[str, str], listener: byte_pairs.Listener | None = None
+) -> Tokenizer:
     """Returns the tokenizer that `data.tokenizer` asks for.
 
     Args:
       data: the settings.
       texts: "train" and "val". Characters are those of both; byte pairs are trained on "train".
+      listener: is told how far the learning of byte pairs is.
 
     Raises:
       UserError: a published vocabulary can't be downloaded, or the text gives too few tokens.
@@ -327,7 +366,7 @@ def make_tokenizer(data: DataConfig, texts: Mapping[str, str]) -> Tokenizer:
         return CharTokenizer.train("".join(texts.values()))
     if data.tokenizer == "bpe":
         assert data.vocab_size is not None  # DataConfig checks it
-        return BpeTokenizer.train(texts["train"], data.vocab_size)
+        return BpeTokenizer.train(texts["train"], data.vocab_size, listener)
     return BpeTokenizer.published(data.tokenizer)
 
 
@@ -370,8 +409,20 @@ def _bpe_from(values: dict[str, Any]) -> BpeTokenizer:
     if special.get(OLD_PADDING.format(highest)) == highest:  # of a padded vocabulary: made-up text
         del special[OLD_PADDING.format(highest)]
         size = highest + 1
-    bytes_of = [base64.b64decode(t, validate=True) for t in tokens]
-    return BpeTokenizer(bytes_of, pattern, special, vocab_size=size, ids=ids)
+    common, prefix_space = values.get("common_tokens", []), values.get("prefix_space", False)
+    if not isinstance(common, list) or not all(isinstance(text, str) for text in common):
+        raise ValueError("its common tokens are not a list of texts")
+    if not isinstance(prefix_space, bool):
+        raise ValueError("its prefix_space is neither true nor false")
+    return BpeTokenizer(
+        [base64.b64decode(t, validate=True) for t in tokens],
+        pattern,
+        special,
+        vocab_size=size,
+        ids=ids,
+        common_tokens=common,
+        prefix_space=prefix_space,
+    )
 
 
 def load_tokenizer(run_dir: str | os.PathLike[str]) -> Tokenizer:
@@ -404,27 +455,6 @@ def _checked(ids, vocab_size: int) -> list[int]:
     if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
         raise ValueError(f"token ids must be in [0, {vocab_size})")
     return ids.tolist()
-
-
-def _train_bpe(text: str, vocab_size: int):
-    """Returns a `tokenizers.Tokenizer` with at most `vocab_size` tokens, the 256 bytes included."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
-    learner = Tokenizer(models.BPE())
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    cut = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-    learner.pre_tokenizer = pre_tokenizers.Sequence([cut, byte_level])
-    at_most = 256 + 4 * len(text)  # memory is reserved for all that are asked for
-    trainer = trainers.BpeTrainer(
-        vocab_size=min(vocab_size, at_most),
-        initial_alphabet=byte_level.alphabet(),
-        show_progress=False,
-    )
-    starts = range(0, len(text), TRAINING_CHUNK_CHARACTERS)
-    learner.train_from_iterator(
-        (text[at : at + TRAINING_CHUNK_CHARACTERS] for at in starts), trainer
-    )
-    return learner
 
 
 def byte_of_character() -> dict[str, int]:
@@ -467,7 +497,8 @@ def find_difference(a: Tokenizer, b: Tokenizer) -> str:
 def _content(tokenizer: Tokenizer) -> tuple[Any, ...]:
     if isinstance(tokenizer, BpeTokenizer):
         pattern, special = canonical_pattern(tokenizer.pattern), tokenizer.special_tokens
-        return tokenizer.tokens, pattern, special, tokenizer.ids, tokenizer.vocab_size
+        how = tokenizer.common_tokens, tokenizer.prefix_space
+        return tokenizer.tokens, pattern, special, tokenizer.ids, tokenizer.vocab_size, how
     return (tokenizer.vocabulary,)
 
 

@@ -135,6 +135,21 @@ def test_work_without_a_terminal_prints_a_line_now_and_then(capsys, monkeypatch)
     ]
 
 
+def test_what_is_done_moves_on_a_terminal_and_is_a_line_now_and_then_without(capsys, monkeypatch):
+    display, out = terminal()
+    for share in (10, 20):
+        display.working(f"learning: {share}%")
+        display._moving.refresh()
+    display.stop()
+    assert "learning: 20%, 0 s" in out.getvalue()
+    now = [0.0]
+    monkeypatch.setattr("gpt_jax.console.time.monotonic", lambda: now[0])
+    display = Display()
+    for now[0] in (10.0, 35.0, 41.0, 60.0, 72.0):
+        display.working(f"learning: {now[0]:.0f}%")
+    assert capsys.readouterr().out.splitlines() == ["learning: 41%", "learning: 72%"]
+
+
 def test_seconds_are_shown_in_the_unit_that_fits():
     assert [format_duration(s) for s in (4.4, 89, 90, 700, 5400, 12_600, 200_000)] == [
         "4 s", "89 s", "2 min", "12 min", "1.5 h", "3.5 h", "2.3 days"

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt_jax import tokenizer as module
+from gpt_jax import byte_pairs
 from gpt_jax.config import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import (
     END_OF_TEXT,
+    PATTERN,
     TOKENIZER_FILE,
     BpeTokenizer,
     CharTokenizer,
@@ -393,15 +394,61 @@ def test_learned_tokens_are_the_bytes_the_merges_and_the_end_of_text():
 
 
 def test_tiktokens_ids_are_those_of_the_tokenizers_that_learned_them():
-    learner = module._train_bpe(STORY, 399)
+    learner = byte_pairs.learn(STORY, 399, PATTERN, byte_pairs.Silence())
     for text in (STORY, *HARD):
         assert learner.encode(text).ids == learned().encode(text).tolist()
 
 
 def test_learning_is_the_same_every_time(monkeypatch):
-    monkeypatch.setattr(module, "TRAINING_CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(byte_pairs, "CHUNK_CHARACTERS", 500)
     one, two = (BpeTokenizer.train(STORY, 400).to_json() for _ in range(2))
     assert one == two
+
+
+class Told:
+    """What a display is told."""
+
+    def __init__(self):
+        self.doing, self.notes = [], []
+
+    def working(self, what):
+        self.doing.append(what)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_learning_says_how_far_it_is(monkeypatch):
+    monkeypatch.setattr(byte_pairs, "CHUNK_CHARACTERS", 1000)
+    told = Told()
+    text = STORY * 3
+    chunks = byte_pairs._Chunks(text, PATTERN, told)
+    said = [chunks.describe() for _ in chunks]
+    assert said[0] == "learning byte pairs: 0% of the text is cut into words"
+    assert f": {100_000 / len(text):.0f}% of" in said[1]
+    assert chunks.describe() == "learning byte pairs: merging the most frequent"
+    assert told.notes == []
+    monkeypatch.setattr(byte_pairs, "TICK_SECONDS", 1e-4)
+    assert BpeTokenizer.train(STORY * 50, 400, told).vocab_size == 400
+    assert told.doing
+    assert {text.partition(":")[0] for text in told.doing} == {"learning byte pairs"}
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["ACGT" * 500, " " * 3000, "=" * 1500, "\n" * 1200 + "b", "日本" * 700, " " + "x" * 1001],
+)
+def test_a_text_of_very_long_words_has_one_warning(monkeypatch, word):
+    told = Told()
+    BpeTokenizer.train(f"{STORY} {word} {word} end", 300, told)
+    (note,) = told.notes
+    assert "words of more than 1,000 characters" in note
+    assert "\n" not in note
+
+
+@pytest.mark.parametrize("text", [STORY * 20, "12345" * 900, "a.b-" * 900, "\n" * 900, "x" * 1000])
+def test_a_text_of_words_has_none(text):
+    assert byte_pairs.long_word(text, PATTERN) is None
 
 
 def test_more_tokens_than_a_text_can_give_are_refused_with_the_most_there_are():

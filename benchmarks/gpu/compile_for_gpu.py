@@ -31,7 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu.chips import CHIPS
+from gpt_jax.analysis.gpu_chips import CHIPS
 
 # Matrix products appear in the text as calls of cuBLAS with their shapes, and XLA does not time
 # kernels to choose among them (there is nothing to run them on).

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.chips import model_flops_utilisation
+from gpt_jax.analysis.gpu_chips import model_flops_utilisation
 
 TINY = bool(os.environ.get("TINY"))  # everything small enough for a CPU: a dry run
 OUT = Path(os.environ.get("OUT", "."))

@@ -31,36 +31,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu.chips import CHIPS, GpuChip
-from benchmarks.gpu.hlo_text import Kernel, find_kernels
-
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """What kernels are assumed to reach: FLOP/s of matrix products by dtype, bytes/s."""
-
-    bf16: float
-    tf32: float
-    f32: float
-    bandwidth: float
-    network: float
-
-    @classmethod
-    def of(cls, chip: GpuChip, matmul: float = 0.7, memory: float = 0.9) -> Rates:
-        """Returns these shares of a chip's data sheet; nothing of it is measured."""
-        f32 = matmul * chip.peak_float32_flops
-        bf16, tf32 = f32, f32  # where there are no tensor cores for them
-        if chip.peak_flops:
-            bf16, tf32 = matmul * chip.peak_flops, matmul * chip.peak_flops / 2
-        return cls(bf16, tf32, f32, memory * chip.bandwidth, chip.network)
-
-    def seconds(self, kernel: Kernel) -> float:
-        """Returns the least seconds of all executions of a kernel."""
-        if kernel.group == "collective":
-            passes = 2 if kernel.kind.startswith("all-reduce") else 1
-            return kernel.times * passes * kernel.bytes / self.network
-        computing = kernel.flops / getattr(self, kernel.dtype) if kernel.flops else 0.0
-        return kernel.times * max(kernel.bytes / self.bandwidth, computing)
+from gpt_jax.analysis.gpu_bound import BANDWIDTH_SHARE, MATMUL_SHARE, Rates
+from gpt_jax.analysis.gpu_chips import CHIPS
+from gpt_jax.analysis.gpu_kernels import Kernel, find_kernels
 
 
 def total(kernels: list[Kernel]) -> dict[str, Any]:
@@ -154,8 +127,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--tokens", type=float, help="trained on or generated in a call, over all GPUs")
     add("--model-flops", type=float, help="the model's operations in a call, over all GPUs")
     add("--chip", choices=CHIPS, help="default: the one compiled for, else h100")
-    add("--matmul-share", type=float, default=0.7, help="of the peak, that products reach")
-    add("--bandwidth-share", type=float, default=0.9, help="of the peak, that kernels reach")
+    for name, share in (("matmul", MATMUL_SHARE), ("bandwidth", BANDWIDTH_SHARE)):
+        add(f"--{name}-share", type=float, default=share, help="of the peak, that kernels reach")
     add("--top", type=int, default=0, help="number of slowest kernels to print")
     add("--json", type=Path, help="write the figures and all kernels to this file")
     return parser.parse_args()

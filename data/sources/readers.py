@@ -2,7 +2,7 @@
 
 Units (see `documents.py`) are in the order of the corpus and are read independently of each other,
 in any process, without holding a unit in memory. Each kind of source has a module: `text.py`,
-`json_lines.py`, `parquet.py`, `hugging_face.py`, `common_crawl.py`.
+`bordered.py`, `json_lines.py`, `parquet.py`, `hugging_face.py`, `common_crawl.py`.
 
 A reader yields `Document`s, and a `BadInput` for a bad record; for a truncated file, or one of
 another kind, it raises `BadInput`. No reader takes a truncated file for a whole one.
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.config import PrepareConfig
-from data.sources import common_crawl, hugging_face, json_lines, parquet, text
+from data.sources import bordered, common_crawl, hugging_face, json_lines, parquet, text
 from data.sources.documents import BadInput, Document, Plan, Unit, file_unit, unit_bytes_of
 from data.sources.local_files import local_files
 from gpt_jax.errors import UserError
@@ -32,14 +32,15 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
     if config.source == "wet" and common_crawl.is_crawl(config.input):
         return common_crawl.plan(config, work)
     files, facts = local_files(config)
-    if config.source == "text" and len(files) == 1:
+    is_bordered = bool(config.end_of_text_lines)
+    if config.source == "text" and len(files) == 1 and not is_bordered:
         path, with_characters = files[0][0], config.tokenizer == "char"
         units, characters = text.plan_text(path, config.val_fraction, with_characters)
         return Plan(units, files, True, characters, facts=facts)
-    if config.source == "text":
+    if config.source == "text" and not is_bordered:
         text.check_are_prose(config.input, [path for path, _, _ in files])
     plan_file = {
-        "text": lambda path, size, unit_bytes: text.plan_small(path, size),
+        "text": bordered.plan if is_bordered else text.plan_small,
         "jsonl": json_lines.plan,
         "parquet": parquet.plan,
         "wet": lambda path, size, unit_bytes: [file_unit("wet", path, size)],
@@ -53,7 +54,7 @@ def make_plan(config: PrepareConfig, work: Path) -> Plan:
             if config.on_damage == "stop":
                 raise UserError(f"{error}; repair or remove it, or use --on-damage skip") from error
             damaged.append(str(error))
-    if config.source == "text":
+    if config.source == "text" and not is_bordered:
         units = text.grouped(units, unit_bytes)
     if not units:
         what = "is empty or damaged" if damaged else "has no rows"
@@ -74,6 +75,8 @@ def read_unit(config: PrepareConfig, unit: Unit, work: Path) -> Iterator[Documen
             yield from text.read_piece(unit)
         elif kind == "files":
             yield from text.read_files(unit, config.max_document_mb << 20)
+        elif kind == "bordered":
+            yield from bordered.read(unit, config.max_document_mb << 20)
         elif kind == "lines":
             yield from json_lines.read(unit, config)
         elif kind == "parquet":

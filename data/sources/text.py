@@ -52,7 +52,7 @@ def plan_text(
     Raises:
       UserError: the file is empty, or not prose in UTF-8.
     """
-    if any(kind := _kind(path)):
+    if any(kind := file_kind(path)):
         raise UserError(f"--input {path} {way_out(path, kind)}")
     ends = [(0, 0)]  # of each block: characters and bytes up to there
     characters: set[str] = set()
@@ -148,7 +148,7 @@ def check_are_prose(pattern: str, paths: list[str]) -> None:
 
     A few among texts are documents, as in a repository; `read_files` refuses what can't be one.
     """
-    kinds = set(map(_kind, paths[:KINDS_LOOKED_AT]))
+    kinds = set(map(file_kind, paths[:KINDS_LOOKED_AT]))
     sources = {SOURCES.get(kind.content, kind.content) for kind in kinds}
     if len(sources) > 1 or not all(map(any, kinds)):
         return
@@ -158,15 +158,15 @@ def check_are_prose(pattern: str, paths: list[str]) -> None:
             f"--input {pattern}: {paths[0]} and the others are no texts; read their records: "
             f"{prepare_command(pattern, source)}"
         )
-    raise UserError(f"--input {paths[0]} {way_out(paths[0], _kind(paths[0]))}")
+    raise UserError(f"--input {paths[0]} {way_out(paths[0], file_kind(paths[0]))}")
 
 
-def _kind(path: str) -> FileKind:
+def file_kind(path: str) -> FileKind:
     with open(path, "rb") as file:
         return kind_of(os.path.basename(path), file.read(HEAD_BYTES))
 
 
-def plan_small(path: str, size: int) -> list[Unit]:
+def plan_small(path: str, size: int, unit_bytes: int) -> list[Unit]:
     return [{"kind": "files", "name": os.path.basename(path), "size": size, "paths": [path]}]
 
 

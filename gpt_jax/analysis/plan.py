@@ -1,8 +1,8 @@
 """The memory and time that a run would need on given devices, from its compiled train step.
 
 The step is the one that trains, compiled for devices of this machine or for devices that are only
-described, such as a TPU slice: `python main.py plan`. Nothing may be allocated or trained here. The
-compiled program is read in `hlo.py`.
+described, such as a TPU slice or eight H100s: `python main.py plan`. Nothing may be allocated or
+trained here. The compiled program is read in `hlo.py` and, for NVIDIA GPUs, `gpu_kernels.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gpt_jax.analysis import gpu_bound
 from gpt_jax.analysis.chips import CHIPS, Chip
+from gpt_jax.analysis.gpu_bound import Group, find_groups
+from gpt_jax.analysis.gpu_kernels import find_kernels
 from gpt_jax.analysis.hlo import Collective, HloProgram
+from gpt_jax.analysis.topologies import described_backend, find_gpu
 from gpt_jax.config import Config, ModelConfig, override
 from gpt_jax.config.fields import get_field
 from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB
-from gpt_jax.errors import ConfigError, UserError, is_out_of_memory
+from gpt_jax.errors import ConfigError, is_out_of_memory
 from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
 from gpt_jax.model import Params, decoding_params, init_cache
 from gpt_jax.model.attention import choose_attention, needs_mesh
@@ -37,6 +41,10 @@ from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
 
 SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
 MAX_CANDIDATES = 6  # compiled in search of a config that fits
+# With these XLA gives each product to cuBLAS and chooses no kernel by a stopwatch, as there is no
+# GPU to run them on.
+WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+SHOWN_GROUPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Plan:
       collectives: communication between devices.
       chip: the data sheet; None if unknown.
       sampling: bytes that the decoder needs on each device it uses, if requested.
+      groups: what an NVIDIA GPU's kernels are for, the slowest first; see `gpu_bound`.
     """
 
     devices: str
@@ -78,6 +87,7 @@ class Plan:
     collectives: tuple[Collective, ...] = ()
     chip: Chip | None = None
     sampling: float | None = None
+    groups: tuple[Group, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -105,9 +115,28 @@ class Plan:
         n_devices = math.prod(self.mesh.values())
         return {"computing": self.flops / n_devices / self.chip.flops, **seconds}
 
+    @property
+    def kernel_seconds(self) -> float:
+        """A lower bound of a step's seconds: its kernels at assumed rates, see `gpu_bound`."""
+        return sum(g.seconds for g in self.groups if not gpu_bound.overlaps(g))
+
+    @property
+    def mfu(self) -> float | None:
+        """The share of the peak that the model's operations reach at `kernel_seconds`, at most."""
+        if not (self.kernel_seconds and self.chip and self.flops):
+            return None
+        per_device = self.flops / math.prod(self.mesh.values())
+        return per_device / self.kernel_seconds / self.chip.flops
+
     def record(self) -> dict[str, Any]:
         """Returns the plan for JSON."""
-        return dataclasses.asdict(self) | {"fits": self.fits, "seconds": self.seconds}
+        return dataclasses.asdict(self) | {
+            "fits": self.fits,
+            "seconds": self.seconds,
+            "kernel_seconds": self.kernel_seconds or None,
+            "mfu": self.mfu,
+            "text": str(self),
+        }
 
     def __str__(self) -> str:
         axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
@@ -137,7 +166,9 @@ class Plan:
                 f"{shown}: bound by {bound}, at most {fastest:,.0f} tokens/s by the data sheet of "
                 f"{self.chip.name if self.chip else ''}"
             )
-        lines = [f"{name:<12} {text}" for name, text in facts.items()]
+        if self.groups:
+            facts["kernels"] = self._kernels()
+        lines = [f"{name:<12} {text}" for name, text in facts.items()] + self._group_lines()
         if self.collectives:
             lines += [
                 "",
@@ -149,6 +180,24 @@ class Plan:
                 for c in self.collectives
             ]
         return "\n".join(lines)
+
+    def _kernels(self) -> str:
+        mfu = "" if self.mfu is None else f": MFU at most {100 * self.mfu:.1f}%"
+        return (
+            f"{sum(g.launches for g in self.groups):,} launched, at least "
+            f"{1000 * self.kernel_seconds:.4g} ms at {gpu_bound.MATMUL_SHARE:.0%} of the peak and "
+            f"{gpu_bound.BANDWIDTH_SHARE:.0%} of the bandwidth{mfu}"
+        )
+
+    def _group_lines(self) -> list[str]:
+        """Returns why the bound is what it is: the slowest groups and what changes them."""
+        shown = self.groups[:SHOWN_GROUPS]
+        heading = f"{'kernels of':<30} {'ms':>8} {'share':>6}  what changes it"
+        lines = ["", heading] if shown else []
+        for g in shown:
+            share = "beside" if gpu_bound.overlaps(g) else f"{g.seconds / self.kernel_seconds:.0%}"
+            lines.append(f"{g.name:<30} {1000 * g.seconds:>8.2f} {share:>6}  {g.lever}".rstrip())
+        return lines
 
 
 def _amount(n_bytes: float) -> str:
@@ -174,24 +223,6 @@ def model_flops(config: ModelConfig, n_params: int, tokens: int) -> float | None
     return float(tokens) * (6 * (n_params - looked_up) + attention)
 
 
-def topology_devices(name: str) -> list[jax.Device]:
-    """Returns the described devices of a TPU slice, such as v5e:4x4; needs libtpu, but no TPU.
-
-    Raises:
-      ConfigError: there is no such slice.
-    """
-    from jax.experimental import topologies
-
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(
-            f"topology={name} is not a TPU slice ({str(error).splitlines()[0]}); try v5e:4x4, "
-            "v5p:2x2x2 or v6e:8x8"
-        ) from error
-    return list(found.devices)
-
-
 def make_plan(
     config: Config, devices: Sequence[jax.Device] | None = None, *, sampling: bool = False
 ) -> Plan:
@@ -207,7 +238,7 @@ def make_plan(
     """
     devices = jax.devices() if devices is None else devices
     described = devices[0] not in jax.local_devices()
-    backend = devices[0].platform if described else target_backend()
+    backend = described_backend(devices[0]) if described else target_backend()
     with compiling_for(backend):
         return _make_plan(config, devices, backend, described, sampling)
 
@@ -216,7 +247,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     model, train = config.model, config.train
     mesh = make_mesh(train.micro_batch_size, devices, config.mesh, model.kv_heads, model.block_size)
     layout = abstract_inputs(config, mesh)
-    chip = CHIPS.get(devices[0].device_kind)
+    chip, gpu = CHIPS.get(devices[0].device_kind), find_gpu(devices[0])
     limit = (chip.memory if chip else None) if described else memory_limit(devices[0])
     tokens = train.batch_size * model.block_size
     attention, reason = choose_attention(model, backend)
@@ -247,7 +278,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
         chip=chip,
     )
     try:
-        program = lowered.compile()
+        program = lowered.compile(_compile_options(backend, described))
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -258,8 +289,8 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
             arguments=sharers * need.state,
             memory_is_floor=True,
         )
-    stats = program.memory_analysis()
-    read = HloProgram(program.as_text())
+    stats, text = program.memory_analysis(), program.as_text()
+    read = HloProgram(text)
     return dataclasses.replace(
         plan,
         memory=sharers * program_bytes(stats),
@@ -267,7 +298,12 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
         traffic=read.memory_traffic(),
         collectives=tuple(read.collectives()),
         sampling=_sampling_memory(config, layout.state.params, devices) if sampling else None,
+        groups=find_groups(find_kernels(text), gpu_bound.Rates.of(gpu)) if gpu else (),
     )
+
+
+def _compile_options(backend: str, described: bool) -> dict[str, bool | int] | None:
+    return WITHOUT_GPU if described and backend.startswith("cuda") else None
 
 
 def _asked_for(message: str) -> float:
@@ -290,7 +326,8 @@ def _sampling_memory(config: Config, params: Params, devices: Sequence[jax.Devic
             index=jnp.zeros((), jnp.int32),
         )
 
-    host = [d for d in devices if d.process_index == devices[0].process_index]
+    device = devices[0]
+    host = [d for d in devices if d.process_index == device.process_index]
     mesh = params_mesh(config.mesh, model.kv_heads, host)
     shardings = state_shardings(params, mesh)
     of_block = jax.tree.map(  # without the axis of layers
@@ -305,11 +342,12 @@ def _sampling_memory(config: Config, params: Params, devices: Sequence[jax.Devic
             jax.tree.map(lambda x: replicated(mesh), decode_state),
         ),
     )
-    lowered = jit_decode(devices[0].platform).lower(
+    lowered = jit_decode(device.platform).lower(
         model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, mode="cached"
     )
     try:
-        return program_bytes(lowered.compile().memory_analysis())
+        options = _compile_options(target_backend(), device not in jax.local_devices())
+        return program_bytes(lowered.compile(options).memory_analysis())
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -356,11 +394,3 @@ def _candidates(config: Config, n: int) -> Iterator[dict[str, Any]]:
             if size < n and "mesh.fsdp" in values:
                 values |= {"mesh.data": 1, "mesh.fsdp": size}
             yield values | {"train.micro_batch": size}
-
-
-def check_can_plan(topology: str | None) -> None:
-    """Raises UserError if a topology is given and libtpu, which it needs, is missing."""
-    import importlib.util
-
-    if topology is not None and importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"topology={topology} needs libtpu: pip install -r requirements-tpu.txt")

@@ -23,8 +23,10 @@ def command(argv: list[str]) -> int:
     )
     add_config(parser)
     parser.add_argument("--topology", metavar="X",
-                        help="TPU slice to compile for, such as v5e:4x4, v5p:2x2x2 or v6e:8x8; "
-                        "needs libtpu, but no TPU (default: this machine)")  # fmt: skip
+                        help="what to compile for: a TPU slice, such as v5e:4x4, v5p:2x2x2 or "
+                        "v6e:8x8, or NVIDIA GPUs, such as h100:1, h100:8, a100:8, l4:1 or t4:1; "
+                        "needs requirements-tpu.txt or requirements-gpu-plan.txt, but no TPU and "
+                        "no GPU (default: this machine)")  # fmt: skip
     parser.add_argument("--sampling", action="store_true", help="also compile the decoder")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_debug(parser)
@@ -37,7 +39,7 @@ def command(argv: list[str]) -> int:
     if topology is None:
         devices.request_cpu_devices(config.train.micro_batch_size, at_least=config.mesh.n_requested)
     else:
-        os.environ |= devices.TPU_COMPILE_ENVIRONMENT
+        os.environ |= devices.COMPILE_ENVIRONMENT
     from gpt_jax import numerics
 
     with numerics.fixed():
@@ -45,13 +47,13 @@ def command(argv: list[str]) -> int:
 
 
 def _show(config: Config, topology: str | None, sampling: bool, as_json: bool) -> int:
-    from gpt_jax.analysis import plan
+    from gpt_jax.analysis import plan, topologies
 
-    plan.check_can_plan(topology)
+    topologies.check_can_plan(topology)
     if not config.model.vocab_size:
         config = _with_vocabulary(config)
     config = fix_schedule(config)
-    described = None if topology is None else plan.topology_devices(topology)
+    described = None if topology is None else topologies.topology_devices(topology)
     found = plan.make_plan(config, described, sampling=sampling)
     fitting = None if found.fits or as_json else plan.find_fitting_config(config, described)
     if as_json:

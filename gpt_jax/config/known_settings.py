@@ -24,7 +24,7 @@ KNOWN: dict[str, tuple[Any, ...] | None] = {
     **dict.fromkeys(("dropout", "embedding_dropout", "attention_scale", "residual_init_scale")),
     **dict.fromkeys(("bias", "qkv_bias", "head_bias", "tied", "qk_norm")),
     **dict.fromkeys(("activation", "attention", "mlp_width", "attention_dropout")),
-    **dict.fromkeys(("norm_epsilon", "rotary_base")),
+    **dict.fromkeys(("norm_epsilon", "rotary_base", "inverse_layer_scale")),
     "norm": ("layer", "rms"),
     "positions": ("learned", "rotary"),
     "dtype": ("float32", "bfloat16"),

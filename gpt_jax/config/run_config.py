@@ -57,6 +57,9 @@ class ModelConfig:
         advice="use none for the default",
         unset="1/sqrt(n_embd / n_head)",
     )
+    inverse_layer_scale: bool = field(
+        False, "divide the attention scores of each layer by its number, 1 for the first"
+    )
     activation: str = field(
         "relu",
         f"activation of the MLP: {', '.join(ACTIVATIONS)}. gelu is the tanh form, as in GPT-2; "

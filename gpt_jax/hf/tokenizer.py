@@ -6,9 +6,10 @@ give other ids here than there is refused. See `weights.py` for the tensors besi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ MERGES_FILE = "merges.txt"
 GPT2_VOCAB_SIZE = 50257
 ADDED_FILE = "added_tokens.json"
 SETTINGS_FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"
+SPECIAL_SETTINGS = ("_token", "_special_tokens")  # endings of their names in tokenizer_config.json
+UNKNOWN_FLAGS = ("lstrip", "rstrip", "single_word")  # of an added token
 
 
 def _split(pattern: str) -> dict[str, Any]:
@@ -85,22 +89,75 @@ def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _named_tokens(folder: Path) -> dict[str, int]:
-    """Returns {text: id} of the tokens that are named beside a vocabulary, not in it.
+@dataclasses.dataclass
+class _Added:
+    """The tokens that are named beside a vocabulary, and how a text is prepared.
+
+    Attributes:
+      ids: {text: id}.
+      common: those of them that are one token in any text.
+      prefix_space: what tokenizer_config.json says of it; None where it says nothing.
+    """
+
+    ids: dict[str, int] = dataclasses.field(default_factory=dict)
+    common: set[str] = dataclasses.field(default_factory=set)
+    prefix_space: bool | None = None
+
+    def add(self, token: Mapping[str, Any], i: int) -> None:
+        """Adds a token, of which an earlier file may have said less.
+
+        Raises:
+          ValueError: files contradict one another, or the token takes more than its own text.
+        """
+        text = token["content"]
+        for flag in UNKNOWN_FLAGS:
+            if token.get(flag):
+                raise ValueError(f"its token {text!r} has {flag}, which is not known here")
+        if self.ids.setdefault(text, i) != i:
+            raise ValueError(f"its files give {text!r} the ids {i} and {self.ids[text]}")
+        if token.get("special"):
+            self.common.discard(text)
+        else:
+            self.common.add(text)
+
+
+def _named_tokens(folder: Path) -> _Added:
+    """Returns what the files beside a tokenizer's own say.
 
     Raises:
-      ValueError: a file is damaged, or takes one of its tokens for one in any text.
+      ValueError: a file is damaged, or a token takes more than its own text.
     """
-    named: dict[str, int] = {}
-    if (folder / ADDED_FILE).is_file():
-        named |= read_json(folder / ADDED_FILE)
-    if (folder / SETTINGS_FILE).is_file():
-        listed = read_json(folder / SETTINGS_FILE).get("added_tokens_decoder") or {}
-        for i, token in listed.items():
-            if token.get("special") is False:
-                raise ValueError(f"it takes {token['content']!r} for one token in any text")
-            named[token["content"]] = int(i)
-    return named
+    added = _Added()
+    files = {name: folder / name for name in (ADDED_FILE, SETTINGS_FILE, SPECIAL_FILE)}
+    values = {name: read_json(path) for name, path in files.items() if path.is_file()}
+    settings = values.get(SETTINGS_FILE, {})
+    special = {END_OF_TEXT, *_texts(values.get(SPECIAL_FILE, {}))}
+    special |= set(_texts({k: v for k, v in settings.items() if k.endswith(SPECIAL_SETTINGS)}))
+    for text, i in values.get(ADDED_FILE, {}).items():
+        added.add({"content": text, "special": text in special}, i)
+    for i, token in (settings.get("added_tokens_decoder") or {}).items():
+        added.add({"special": token["content"] in special, **token}, int(i))
+    added.prefix_space = _prefix_space(settings)
+    return added
+
+
+def _prefix_space(settings: Mapping[str, Any]) -> bool | None:
+    """Returns what settings say of a space before a text; None where they say nothing."""
+    value = settings.get("add_prefix_space")
+    if not isinstance(value, bool | None):
+        raise ValueError(f"its add_prefix_space={value!r:.60} is neither true nor false")
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yields the texts of tokens, whichever way transformers wrote them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping) and isinstance(value.get("content"), str):
+        yield value["content"]
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
 
 
 def _changes_nothing(normalizer: Any) -> bool:
@@ -125,9 +182,7 @@ def _adds_nothing(processor: Any) -> bool:
     return len(parts) == 1 and parts[0].get("Sequence", {}).get("id") == "A"
 
 
-def _from_tokenizer_json(
-    values: dict[str, Any], named: Mapping[str, int], vocab_size: int
-) -> Tokenizer:
+def _from_tokenizer_json(values: dict[str, Any], added: _Added, vocab_size: int) -> Tokenizer:
     model, cut = values["model"], values.get("pre_tokenizer") or {}
     if not _changes_nothing(values.get("normalizer")):
         raise ValueError("it changes the text before it cuts it (normalizer)")
@@ -143,7 +198,9 @@ def _from_tokenizer_json(
     if model.get("type", "BPE") != "BPE" or unlike:
         raise ValueError(f"it is no byte-level BPE as GPT-2's ({', '.join(unlike) or 'type'})")
     *before, last = cut["pretokenizers"] if cut.get("type") == "Sequence" else [cut]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+    if added.prefix_space is None:
+        added.prefix_space = _prefix_space(last)
+    if last.get("type") != "ByteLevel" or (before and added.prefix_space):
         raise ValueError("it is not over bytes as they are (pre_tokenizer)")
     if not before and last.get("use_regex", True):
         pattern = GPT2_PATTERN
@@ -155,26 +212,16 @@ def _from_tokenizer_json(
         raise ValueError(
             "it cuts the text in a way that this program does not know (pre_tokenizer)"
         )
-    added = {token["content"]: token["id"] for token in values.get("added_tokens") or ()}
-    common = [t["content"] for t in values.get("added_tokens") or () if not t.get("special")]
-    if common:
-        raise ValueError(f"it takes {common[0]!r} for one token in any text (added_tokens)")
+    for token in values.get("added_tokens") or ():
+        added.add(token, token["id"])
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    return _byte_pairs(model["vocab"], merges, _joined(added, named), pattern, vocab_size)
-
-
-def _joined(there: Mapping[str, int], here: Mapping[str, int]) -> dict[str, int]:
-    """Returns all tokens of two files, which must agree."""
-    for name in there.keys() & here.keys():
-        if there[name] != here[name]:
-            raise ValueError(f"its files give {name!r} the ids {there[name]} and {here[name]}")
-    return {**there, **here}
+    return _byte_pairs(model["vocab"], merges, added, pattern, vocab_size)
 
 
 def _byte_pairs(
     vocab: Mapping[str, int],
     merges: Sequence[Sequence[str]],
-    added: Mapping[str, int],
+    added: _Added,
     pattern: str,
     vocab_size: int,
 ) -> BpeTokenizer:
@@ -182,7 +229,7 @@ def _byte_pairs(
     byte_of = byte_of_character()
     names = sorted(byte_of, key=vocab.__getitem__) + [a + b for a, b in merges]
     ids = [vocab.get(name, -1) for name in names]
-    if not all(type(i) is int and i >= 0 for i in [*ids, *added.values()]):
+    if not all(type(i) is int and i >= 0 for i in [*ids, *added.ids.values()]):
         raise ValueError("its ids are not the 256 bytes and then the merges in their order")
     tokens = [bytes(byte_of[c] for c in name) for name in names]
     if len(set(ids)) < len(ids) or not _are_sound(tokens, merges):
@@ -190,10 +237,23 @@ def _byte_pairs(
             raise ValueError("its ids are not the 256 bytes and then the merges in their order")
         raise ValueError("its merges are not those that make its tokens")
     rest = {name: vocab[name] for name in vocab.keys() - set(names)}
-    named = {name: i for name, i in added.items() if vocab.get(name) != i or name in rest}
-    special = {name: i for name, i in _joined(rest, named).items() if i < vocab_size}
-    size = max(vocab_size, max(ids) + 1)
-    return BpeTokenizer(tokens, pattern, special, vocab_size=size, ids=ids)
+    for name in added.common - rest.keys():
+        if vocab.get(name) == added.ids[name]:
+            raise ValueError(f"its added token {name!r} is one that merges make, too")
+    for name in added.ids.keys() & rest.keys():
+        if added.ids[name] != rest[name]:
+            raise ValueError(f"its files give {name!r} the ids {rest[name]} and {added.ids[name]}")
+    named = {name: i for name, i in added.ids.items() if vocab.get(name) != i or name in rest}
+    special = {name: i for name, i in (rest | named).items() if i < vocab_size}
+    return BpeTokenizer(
+        tokens,
+        pattern,
+        special,
+        vocab_size=max(vocab_size, max(ids) + 1),
+        ids=ids,
+        common_tokens=added.common & special.keys(),
+        prefix_space=bool(added.prefix_space),
+    )
 
 
 def _are_sound(tokens: Sequence[bytes], merges: Sequence[Sequence[str]]) -> bool:
@@ -256,6 +316,8 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
             values["model"] = {"type": "WordLevel", "vocab": vocab, "unk_token": ""}
         else:
             values |= _bpe_values(tokenizer)
+            if tokenizer.prefix_space:
+                settings["add_prefix_space"] = True
             if END_OF_TEXT in tokenizer.special_tokens:
                 settings |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
         write_atomically(folder / TOKENIZER_FILE, json.dumps(values, indent=1) + "\n")
@@ -274,18 +336,20 @@ def _bpe_values(tokenizer: BpeTokenizer) -> dict[str, Any]:
         vocab |= tokenizer.special_tokens
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    pattern = canonical_pattern(tokenizer.pattern)
+    if not tokenizer.prefix_space:
+        parts = [_split(pattern), {**byte_level, "use_regex": False}]
+        cut: dict[str, Any] = {"type": "Sequence", "pretokenizers": parts}
+    elif pattern == GPT2_PATTERN:  # a Split before it would give each word a space
+        cut = {**byte_level, "add_prefix_space": True, "use_regex": True}
+    else:
+        raise ValueError("a space before a text has no form there with this pattern")
     return {
         "added_tokens": [
-            {"id": i, "content": text, **flags, "special": True}
+            {"id": i, "content": text, **flags, "special": text not in tokenizer.common_tokens}
             for text, i in sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
         ],
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                _split(canonical_pattern(tokenizer.pattern)),
-                {**byte_level, "use_regex": False},
-            ],
-        },
+        "pre_tokenizer": cut,
         "decoder": {**byte_level, "use_regex": True},
         "model": {
             "type": "BPE",

@@ -61,10 +61,10 @@ EXPRESSIBLE |= {
     "remat",
     "attention",
     "activation",
+    "inverse_layer_scale",
 }
 # What a config.json must say for GPT2; one that says nothing means the first.
 REQUIRED: dict[str, tuple[Any, ...]] = {
-    "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
 # activation_function -> model.activation; a config.json that says nothing means gelu_new.
@@ -243,6 +243,7 @@ def load_config(folder: Path) -> ModelConfig:
             head_bias=False,
             tied=values.get("tie_word_embeddings", True),
             attention_scale=None if values.get("scale_attn_weights", True) else 1.0,
+            inverse_layer_scale=values.get("scale_attn_by_inverse_layer_idx", False),
             residual_init_scale=True,
             dropout=resid,
             attention_dropout=None if attn == resid else attn,
@@ -326,6 +327,7 @@ def _export_config(config: ModelConfig) -> dict[str, Any]:
         "activation_function": ACTIVATIONS[config.activation].gpt2_names[0],
         **{name: choices[0] for name, choices in REQUIRED.items()},
         "scale_attn_weights": config.attention_scale != 1.0,
+        "scale_attn_by_inverse_layer_idx": config.inverse_layer_scale,
         "tie_word_embeddings": config.tied,
         "attn_pdrop": config.attention_dropout_rate,
         "resid_pdrop": config.dropout,

@@ -70,7 +70,7 @@ def _stream(
     settings = run.config.sample if settings is None else settings
     check_top_k(settings, run.tokenizer)
     seed = override(run.config, {} if seed is None else {"seed": seed}).seed
-    ids = _encode(run.tokenizer, prompt, special)
+    ids = encode_prompt(run.tokenizer, prompt, special)
     key = _keys(np.uint32(seed)).sample
     stops, end = check_stops(stop), end_token(run.tokenizer)
     texts = [Ending(run.tokenizer.make_decoder(), stops, end) for _ in range(settings.num_samples)]
@@ -92,7 +92,8 @@ def _stream(
         yield cut_off
 
 
-def _encode(tokenizer: Tokenizer, prompt: str, special: bool) -> np.ndarray:
+def encode_prompt(tokenizer: Tokenizer, prompt: str, special: bool) -> np.ndarray:
+    """Returns the ids of a prompt, at least one; see `stream`."""
     if not prompt:
         return np.array([tokenizer.start_token])
     if special and isinstance(tokenizer, BpeTokenizer):  # a vocabulary of characters has none

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from gpt_jax.byte_pairs import Listener
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.input_pipeline.dataset import Component, Corpus, Dataset, count_bytes
@@ -79,7 +80,7 @@ class TokenCorpus(Corpus):
         ]
         return {**head, "source": self.source, "sha256": self.sha256, "parts": components}
 
-    def choose_tokenizer(self, data: DataConfig) -> Tokenizer:
+    def choose_tokenizer(self, data: DataConfig, listener: Listener | None = None) -> Tokenizer:
         if data.tokenizer != DataConfig().tokenizer:
             raise ConfigError(
                 f"data.tokenizer={data.tokenizer} is for a text, and {self.source} has the "

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from gpt_jax.byte_pairs import Listener
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.shards.memmap import TokenShards
@@ -113,8 +114,12 @@ class Corpus(abc.ABC):
         """Returns what a run's config.json keeps of the corpus."""
 
     @abc.abstractmethod
-    def choose_tokenizer(self, data: DataConfig) -> Tokenizer:
+    def choose_tokenizer(self, data: DataConfig, listener: Listener | None = None) -> Tokenizer:
         """Returns the tokenizer for a new run: its own, or one made by the settings.
+
+        Args:
+          data: the settings.
+          listener: is told how far the learning of byte pairs is.
 
         Raises:
           ConfigError: the settings ask for another than its own.

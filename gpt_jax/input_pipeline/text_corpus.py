@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpt_jax.byte_pairs import Listener
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.config.files import checkout_dir
 from gpt_jax.download import DownloadLimits, FailedDownload, TooLarge, download_error_reason, fetch
@@ -83,8 +84,8 @@ class TextCorpus(Corpus):
             "vocabulary": len(set(self.text)),
         }
 
-    def choose_tokenizer(self, data: DataConfig) -> Tokenizer:
-        return make_tokenizer(data, split_text(self.text, data.train_fraction))
+    def choose_tokenizer(self, data: DataConfig, listener: Listener | None = None) -> Tokenizer:
+        return make_tokenizer(data, split_text(self.text, data.train_fraction), listener)
 
     def make_datasets(self, tokenizer: Tokenizer, config: Config) -> dict[str, Dataset]:
         texts = split_text(self.text, config.data.train_fraction)

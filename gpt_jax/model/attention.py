@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from gpt_jax.config import ModelConfig
 from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.parallel.backend import target_backend
-from gpt_jax.parallel.sharding import activation_spec
+from gpt_jax.parallel.sharding import activation_spec, is_split
 
 BLOCKWISE_MIN_LENGTH = 2048  # block_size from which all scores at once take too much memory
 QUERY_BLOCK = 512  # query positions per block of `blockwise`
@@ -178,7 +178,7 @@ def _splash(q, k, v):
         kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
         return jax.vmap(kernel)(q, k, v)
 
-    if jax.sharding.get_abstract_mesh().empty:
+    if not is_split():
         return local_attention(q, k, v)
     spec = activation_spec("batch", "heads")
     mapped = jax.shard_map(local_attention, in_specs=spec, out_specs=spec, check_vma=False)

@@ -122,7 +122,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD, cached, *, deterministic: bool, last_only: bool = False, first_row=None
+        self,
+        x_BTD,
+        cached,
+        *,
+        deterministic: bool,
+        last_only: bool = False,
+        first_row=None,
+        layer=0,
     ):
         """Attends from x to itself, or to the cache and itself.
 
@@ -133,6 +140,7 @@ class Attention(nn.Module):
           deterministic: no dropout.
           last_only: compute the output of the last position only (T is then 1 in the result).
           first_row: see `GPT.__call__`.
+          layer: int32 scalar, number of blocks before this one; for inverse_layer_scale.
 
         Returns:
           ((B, T, D) of the model's dtype, None or the new (k_NSK, v_NSK)).
@@ -158,6 +166,8 @@ class Attention(nn.Module):
         if c.positions == "rotary":
             position_T = start + jnp.arange(T)
             q, k = (apply_rope(x, position_T, c.rotary_base) for x in (q, k))
+        if c.inverse_layer_scale:
+            q = (q / (layer + 1.0)).astype(q.dtype)
         if cached is None:
             kv = None
         else:
@@ -189,7 +199,7 @@ class Block(nn.Module):
     last_only: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD, kv, length, first_row=None):
+    def __call__(self, x_BTD, kv, length, first_row=None, layer=0):
         c, deterministic = self.config, self.deterministic
         cached = None if kv is None else (*kv, length)
         h_BTD = make_norm(c, "norm_1", x_BTD.dtype)(x_BTD)
@@ -199,6 +209,7 @@ class Block(nn.Module):
             deterministic=deterministic,
             last_only=self.last_only,
             first_row=first_row,
+            layer=layer,
         )
         x_BTD = (x_BTD[:, -1:] if self.last_only else x_BTD) + y_BTD
         x_BTD = constrain(x_BTD, "batch", "time")
@@ -319,7 +330,7 @@ class GPT(nn.Module):
                 last = last_only and i == c.n_layer - 1
                 cached = None if cache is None else (cache.k_NSK[i], cache.v_NSK[i])
                 block = Block(c, deterministic, last_only=last, parent=None)
-                x_BTD, new = block.apply({"params": layer}, x_BTD, cached, start)
+                x_BTD, new = block.apply({"params": layer}, x_BTD, cached, start, layer=i)
                 kv.append(new)
         else:
             deepest = choose_tuning(target_backend(), c.n_embd).unroll
@@ -327,15 +338,16 @@ class GPT(nn.Module):
             if c.remat != "none":
                 # Only in a loop does XLA not merge a recomputation with the first computation.
                 block, unroll = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=False), 1
+            layer_L = jnp.arange(c.n_layer) if c.inverse_layer_scale else None
             blocks = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
+                in_axes=(*(nn.broadcast,) * 3, nn.broadcast if layer_L is None else 0),
                 length=c.n_layer,
                 unroll=1 if self.is_initializing() else unroll,  # rolled up compiles sooner
             )(c, deterministic, name="blocks")
-            x_BTD, _ = blocks(x_BTD, None, start, first_row)
+            x_BTD, _ = blocks(x_BTD, None, start, first_row, layer_L)
         x_BTD = make_norm(c, "norm_f", x_BTD.dtype)(x_BTD)
         if c.tied:
             bias = ("head_bias", nn.initializers.zeros, (c.vocab_size,))

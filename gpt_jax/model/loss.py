@@ -141,9 +141,10 @@ def batch_losses(
         first_row=first_row,
         rngs=rngs,
     )
-    if loss_chunk is None:
-        return losses_from_hidden(x_BTD, head, targets_BT)
-    return chunked_losses(x_BTD, head, targets_BT, loss_chunk)
+    with jax.named_scope("loss"):  # a name in profiles and plans
+        if loss_chunk is None:
+            return losses_from_hidden(x_BTD, head, targets_BT)
+        return chunked_losses(x_BTD, head, targets_BT, loss_chunk)
 
 
 def loss_fn(

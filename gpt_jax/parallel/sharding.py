@@ -167,9 +167,42 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
       x: any array.
       *axes: logical names of its first axes, keys of ACTIVATION_RULES; later axes are not split.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if not is_split():
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(*axes))
+
+
+def is_split() -> bool:
+    """Returns whether XLA splits what is traced here over a mesh, see `mesh_context`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and len(mesh.manual_axes) < len(mesh.axis_names)
+
+
+def make_map_over_data(mesh: Mesh) -> Callable[[Callable], Callable] | None:
+    """Returns a transform of the gradient accumulation of a step; None where it can't be.
+
+    It is for function(params, micro_batches, key, first_row), whose result is a tree of means over
+    the rows of micro-batches (n, B / n, T + 1). Each device of the axis data calls it with its own
+    rows of every micro-batch; their means are averaged over the devices at the end. So gradients
+    are all-reduced once a step. Left to XLA, they are in each micro-batch.
+
+    The other axes must have one device: they split what XLA has to gather in between.
+    """
+    if mesh.size == 1 or mesh.size > mesh.shape["data"]:
+        return None
+
+    def transform(function: Callable) -> Callable:
+        def on_each_device(params, micro_batches, key):
+            first_row = jax.lax.axis_index("data") * micro_batches.shape[1]
+            return jax.lax.pmean(function(params, micro_batches, key, first_row), "data")
+
+        specs = (P(), P(None, "data"), P())
+        # Unchecked, a gradient stays the device's own; checked, jax sums it where it is made.
+        return jax.shard_map(
+            on_each_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False
+        )
+
+    return transform
 
 
 def axis_size(axis: str) -> int:

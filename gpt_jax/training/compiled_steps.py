@@ -32,6 +32,7 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import (
     batch_sharding,
     make_constrain_batch,
+    make_map_over_data,
     mesh_context,
     replicated,
     state_shardings,
@@ -168,9 +169,11 @@ def jit_functions(
     everywhere = replicated(mesh)
     shardings = state_shardings(state_shapes(model, optim), mesh)
     constrain_batch = make_constrain_batch(mesh)
+    chunk = make_train_chunk(
+        model, optim, train, constrain_batch, samplers and samplers[0], make_map_over_data(mesh)
+    )
     evaluate = make_eval_step(model, train, constrain_batch, samplers)
     jit = functools.partial(jax.jit, compiler_options=dict(options))
-    chunk = make_train_chunk(model, optim, train, constrain_batch, samplers and samplers[0])
 
     def train_chunk(state, tokens, keys, recent_losses, hyper, *, steps):  # all are arguments
         return chunk(state, tokens, keys, recent_losses, hyper, steps=steps)

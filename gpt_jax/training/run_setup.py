@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax import numerics
+from gpt_jax.byte_pairs import Listener
 from gpt_jax.config import Config, DataConfig, fix_schedule
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.generation import check_top_k
@@ -64,12 +65,15 @@ class RunSetup:
     changed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
-def prepare_run(config: Config, progress: Progress | None = None) -> RunSetup:
+def prepare_run(
+    config: Config, progress: Progress | None = None, listener: Listener | None = None
+) -> RunSetup:
     """Reads the corpus and checks all that can be checked before computing.
 
     Args:
       config: the settings asked for.
       progress: of a download.
+      listener: is told how far the learning of byte pairs is.
 
     Raises:
       UserError: what is wrong, and what to do about it.
@@ -78,15 +82,15 @@ def prepare_run(config: Config, progress: Progress | None = None) -> RunSetup:
         return prepare_resumed(config, progress)
     if config.init_from is not None:
         return prepare_from_params(config, progress)
-    return prepare_new(config, progress)
+    return prepare_new(config, progress, listener)
 
 
-def prepare_new(config: Config, progress: Progress | None) -> RunSetup:
+def prepare_new(config: Config, progress: Progress | None, listener: Listener | None) -> RunSetup:
     """Returns the setup of a run that starts from random parameters."""
     check_folder(to_folder(config.run_dir))
     data = config.data
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
-    tokenizer = corpus.choose_tokenizer(data)
+    tokenizer = corpus.choose_tokenizer(data, listener)
     return _complete(_first_config(config, data, corpus, tokenizer), corpus, tokenizer)
 
 

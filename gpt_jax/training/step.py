@@ -30,11 +30,14 @@ from gpt_jax.training.hyperparameters import Hyperparameters, hyperparameters
 from gpt_jax.training.optimizer import make_learning_rate, make_optimizer
 from gpt_jax.training.state import TrainState
 
+MapOverData = Callable[[Callable], Callable] | None
+
 
 def make_train_step(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     train: TrainConfig = TrainConfig(),  # noqa: B008, frozen
+    map_over_data: MapOverData = None,
 ) -> Callable:
     """Returns train_step(state, batch, key) -> (state, metrics), one optimizer step.
 
@@ -45,10 +48,11 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
-        loss, grads = loss_and_grads(model, state.params, batch, key, train)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        loss, grads = loss_and_grads(model, state.params, batch, key, train, map_over_data)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
@@ -60,22 +64,30 @@ def loss_and_grads(
     batch: jax.Array,
     key: jax.Array,
     train: TrainConfig,
+    map_over_data: MapOverData = None,
 ) -> tuple[jax.Array, Params]:
     """Returns the loss of a train step, in nats per token, and its gradient, both float32.
 
-    batch and key are those of `make_train_step`.
+    batch and key are those of `make_train_step`. For map_over_data see
+    `sharding.make_map_over_data`; None leaves it to XLA where gradients are summed over devices.
     """
 
-    def with_gradient(batch: jax.Array, key: jax.Array, first_row: jax.Array | None = None):
+    def with_gradient(params: Params, batch: jax.Array, key: jax.Array, first_row=None):
         loss = lambda params: loss_fn(model, params, batch, key, train, first_row)
         return jax.value_and_grad(loss)(params)
 
-    def of_micro_batch(batch: jax.Array, i: jax.Array):
-        return with_gradient(batch, *micro_batch_dropout(train, key, i))
+    def accumulated(params: Params, batches: jax.Array, key: jax.Array, first_row=None):
+        def of_micro_batch(batch: jax.Array, i: jax.Array):
+            key_i, row = micro_batch_dropout(train, key, i)
+            if first_row is not None:
+                row = first_row if row is None else row + first_row
+            return with_gradient(params, batch, key_i, row)
+
+        return accumulate_gradients(of_micro_batch, batches)
 
     if batch.ndim == 2:
-        return with_gradient(batch, key)
-    return accumulate_gradients(of_micro_batch, batch)
+        return with_gradient(params, batch, key)
+    return (map_over_data(accumulated) if map_over_data else accumulated)(params, batch, key)
 
 
 def micro_batch_dropout(
@@ -100,7 +112,8 @@ def accumulate_gradients(function: Callable, micro_batches: jax.Array):
     def body(total: Any, numbered: tuple[jax.Array, jax.Array]):
         i, batch = numbered
         value = function(batch, i)
-        return jax.tree.map(lambda t, v: t + v.astype(jnp.float32), total, value), None
+        with jax.named_scope("gradient_accumulation"):
+            return jax.tree.map(lambda t, v: t + v.astype(jnp.float32), total, value), None
 
     n = len(micro_batches)
     shapes = jax.eval_shape(function, micro_batches[0], jnp.arange(n)[0])
@@ -115,15 +128,17 @@ def make_train_chunk(
     train: TrainConfig,
     place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
     sampler: Sampler | None = None,
+    map_over_data: MapOverData = None,
 ) -> Callable:
     """Returns train_chunk(state, tokens, keys, recent_losses, hyper, *, steps) -> (state, metrics).
 
     One call takes many steps. tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several
     segments; each step samples its batch from it by the step's number and key. Where the host
     prefetches, tokens is the batches themselves, (steps, B, T + 1). `place_batch` constrains a
-    batch to its sharding. The metrics are those of `train_step`, each (steps,), and `learning_rate`
-    where that is not constant. With `train.on_divergence` "skip", the update of a step whose loss
-    is not below its limit or whose gradient is not finite is skipped; the step still counts.
+    batch to its sharding; for `map_over_data` see `loss_and_grads`. The metrics are those of
+    `train_step`, each (steps,), and `learning_rate` where that is not constant. With
+    `train.on_divergence` "skip", the update of a step whose loss is not below its limit or whose
+    gradient is not finite is skipped; the step still counts.
 
     Where `train.spike` is set, step by step, whatever the chunk: the limit is that multiple of the
     mean of `recent_losses`, float32 (spike_window,), the losses of the last sound steps, NaN where
@@ -144,7 +159,7 @@ def make_train_chunk(
         steps: int,
     ):
         hyper = hyperparameters(optim, train) if hyper is None else hyper
-        train_step = make_train_step(model, make_optimizer(optim, hyper), train)
+        train_step = make_train_step(model, make_optimizer(optim, hyper), train, map_over_data)
         learning_rate = make_learning_rate(optim, hyper)
         batches = tokens
         if tokens.ndim < 3:

@@ -117,7 +117,7 @@ def _prepare(config: Config, display: Display) -> RunSetup:
         display.doing("reading the corpus")
         if config.model.vocab_size and not is_run(to_folder(config.run_dir)):
             check_machine(fix_schedule(config))  # before a large corpus is opened
-        return prepare_run(config, display.download)
+        return prepare_run(config, display.download, display)
 
 
 def _load_finished(setup: RunSetup) -> Run | None:

@@ -134,7 +134,7 @@ def test_a_compiler_that_gives_up_says_how_much_it_needed(monkeypatch):
         def lower(self, *args, **kwargs):
             return self
 
-        def compile(self):
+        def compile(self, options):
             raise jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
                 "space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
@@ -160,7 +160,7 @@ def test_the_least_time_is_that_of_the_slowest_part():
 def test_data_sheets_are_plausible():
     for chip in CHIPS.values():
         assert 10 * GIB < chip.memory < 200 * GIB
-        assert 1e14 < chip.flops < 1e16
+        assert 5e12 < chip.flops < 1e16  # the least: float32 on a T4
         assert chip.network < chip.bandwidth < 1e13
 
 

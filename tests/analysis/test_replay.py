@@ -26,6 +26,12 @@ def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.fixture
+def config(tiny_config):
+    """A run with a row of each step; training and replay run the same programs of one step."""
+    return override(tiny_config, {"train.log_interval": 1})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
@@ -43,28 +49,26 @@ def contents(folder):
     ],
     ids=["plain", "in parts", "skipping"],
 )
-def test_steps_computed_again_are_those_of_the_rows(tiny_config, finished_run, values):
-    run = finished_run(tiny_config, **values)
+def test_a_step_computed_again_is_that_of_its_row(config, finished_run, values):
+    """From a checkpoint; test_damaged_checkpoints_are_passed_over does so from the beginning."""
+    run = finished_run(config, **values)
     before = contents(run.run_dir)
     rows = {row["step"]: row for row in run.rows}
     assert checkpoints.steps(run.run_dir) == [8, 12]
-    for end, from_step in ((6, 0), (10, 8)) if not values else ((10, 8),):
-        pair = [replay(run.run_dir, step) for step in (end - 1, end)]
-        assert [found.from_step for found in pair] == [from_step] * 2
-        if not rows[end].get("skipped"):
-            for name in ("loss", "grad_norm"):
-                mean = np.mean([getattr(found, name) for found in pair])
-                assert mean == pytest.approx(rows[end][name], abs=ROUNDING)
-        for found in pair:
-            assert found.losses.mean() == pytest.approx(found.loss, abs=ROUNDING)
-            total = math.sqrt(sum(gradient**2 for gradient, _ in found.norms.values()))
-            assert total == pytest.approx(found.grad_norm, rel=1e-5)
+    step = next(step for step in (10, 11, 12) if not rows[step].get("skipped"))
+    found = replay(run.run_dir, step)
+    assert found.from_step == 8
+    for name in ("loss", "grad_norm"):
+        assert getattr(found, name) == pytest.approx(rows[step][name], abs=ROUNDING)
+    assert found.losses.mean() == pytest.approx(found.loss, abs=ROUNDING)
+    total = math.sqrt(sum(gradient**2 for gradient, _ in found.norms.values()))
+    assert total == pytest.approx(found.grad_norm, rel=1e-5)
     assert contents(run.run_dir) == before
 
 
 @pytest.mark.slow
-def test_what_is_shown_is_what_the_corpus_has_there(tiny_config, finished_run, book, capsys):
-    run = finished_run(tiny_config)
+def test_what_is_shown_is_what_the_corpus_has_there(config, finished_run, book, capsys):
+    run = finished_run(config)
     assert main.main(["replay", "--run-dir", str(run.run_dir), "--step", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     text = book.read_text()
@@ -90,42 +94,42 @@ def paths_of(params, prefix=()):
 
 
 @pytest.mark.slow
-def test_a_step_that_a_run_died_of_is_shown(tiny_config):
+def test_a_step_that_a_run_died_of_is_shown(config):
     with pytest.raises(gpt_jax.TrainingError) as end:
-        train(tiny_config, **{"optim.learning_rate": 1e38})
+        train(config, **{"optim.learning_rate": 1e38})
     step = int(str(end.value).partition(" at step ")[2].partition(";")[0])
-    found = replay(Path(tiny_config.run_dir), step)
+    found = replay(Path(config.run_dir), step)
     assert not math.isfinite(found.loss + found.grad_norm)
     assert "nan" in str(found)
 
 
 @pytest.mark.slow
-def test_damaged_checkpoints_are_passed_over(tiny_config, finished_run):
-    run = finished_run(tiny_config)
+def test_damaged_checkpoints_are_passed_over(config, finished_run):
+    run = finished_run(config)
+    row = next(row for row in run.rows if row["step"] == 11)
     whole = replay(run.run_dir, 11)
     assert whole.from_step == 8
     (run.run_dir / "checkpoints" / "00000008.json").write_text("{")
     again = replay(run.run_dir, 11)
     assert again.from_step == 0
-    assert again.loss == pytest.approx(whole.loss, abs=ROUNDING)
+    for name in ("loss", "grad_norm"):
+        assert getattr(again, name) == pytest.approx(getattr(whole, name), abs=ROUNDING)
+        assert getattr(again, name) == pytest.approx(row[name], abs=ROUNDING)
     np.testing.assert_array_equal(again.batch, whole.batch)
 
 
 @pytest.mark.slow
-def test_a_run_that_started_from_another_is_computed_from_that(tiny_config, finished_run, tmp_path):
-    finished_run(tiny_config, run_dir=str(tmp_path / "first"))
-    config = gpt_jax.start_from(
-        override(tiny_config, {"init_from": str(tmp_path / "first"), "data.tokenizer": "char"}), {}
-    )
-    run = gpt_jax.train(config, quiet=True)
-    pair = [replay(run.run_dir, step).loss for step in (1, 2)]
+def test_a_run_that_started_from_another_is_computed_from_that(config, finished_run, tmp_path):
+    finished_run(config, run_dir=str(tmp_path / "first"))
+    values = {"init_from": str(tmp_path / "first"), "data.tokenizer": "char"}
+    run = train(gpt_jax.start_from(override(config, values), {}))
     row = next(row for row in run.rows if row["step"] == 2)
-    assert np.mean(pair) == pytest.approx(row["loss"], abs=ROUNDING)
+    assert replay(run.run_dir, 2).loss == pytest.approx(row["loss"], abs=ROUNDING)
 
 
 @pytest.mark.slow
-def test_steps_that_a_run_does_not_have(tiny_config, finished_run):
-    run = finished_run(tiny_config)
+def test_steps_that_a_run_does_not_have(config, finished_run):
+    run = finished_run(config)
     for step in (-1, 0, 13):
         with pytest.raises(UserError, match=rf"has no step {step}; its steps are 1 to 12"):
             replay(run.run_dir, step)

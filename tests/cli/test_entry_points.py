@@ -21,6 +21,10 @@ import threading, time
 threading.Thread(target=time.sleep, args=(600,)).start()
 raise ValueError("é")
 """
+FAST = """
+from gpt_jax import devices  # compiles as the test processes do
+devices.compiler_options = lambda backend, *, library_products: {}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +119,13 @@ def test_prepare_is_the_checkouts_whatever_lies_in_the_working_folder(start, tmp
 
 
 @pytest.mark.slow
-def test_an_installed_package_trains_its_own_nano(start, tmp_path):
+def test_an_installed_package_trains_its_own_nano(start, site, tmp_path):
     (tmp_path / "book.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 45)
     tiny = "--model.n-layer=1 --model.n-embd=16 --model.n-head=2 --model.block-size=8 "
-    tiny += "--train.batch-size=4 --train.steps=2 --train.eval-batches=1 --data.corpus=book.txt"
-    done = start("gpt_jax", "--config", "nano", *tiny.split(), JAX_NUM_CPU_DEVICES="1")
+    tiny += "--train.batch-size=4 --train.steps=2 --train.eval-batches=1 --data.corpus=book.txt "
+    tiny += "--model.dropout=0 --sample.max-new-tokens=4"
+    (tmp_path / "sitecustomize.py").write_text(FAST)
+    environment = {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{site}"}
+    done = start("gpt_jax", "--config", "nano", *tiny.split(), **environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "runs" / "nano" / "summary.json").is_file()

@@ -88,6 +88,7 @@ SWITCHES = [
     "model.head_bias",
     "model.tied",
     "model.qk_norm",
+    "model.inverse_layer_scale",
     "model.residual_init_scale",
     "train.keep_best",
 ]
@@ -390,6 +391,7 @@ def test_a_model_saved_before_there_were_options_means_what_it_did():
         "attention_dropout": None,
         "norm_epsilon": 1e-5,
         "rotary_base": 10_000.0,
+        "inverse_layer_scale": False,
         "embedding_dropout": 0.0,
         "residual_init_scale": False,
         "dtype": "float32",

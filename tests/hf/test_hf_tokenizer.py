@@ -210,10 +210,16 @@ def test_tokens_that_another_file_names_have_their_text(tmp_path, name, beside):
         ("added_tokens.json", {"<|x|>": 7}, "each token must have an id of its own"),
         (
             "tokenizer_config.json",
-            {"added_tokens_decoder": {"400": {"content": "<|x|>", "special": False}}},
-            "it takes '<|x|>' for one token in any text",
+            {"added_tokens_decoder": {"400": {"content": "<|x|>", "rstrip": True}}},
+            "its token '<|x|>' has rstrip, which is not known here",
         ),
         ("tokenizer_config.json", {"added_tokens_decoder": [3]}, "can't be used"),
+        (
+            "tokenizer_config.json",
+            {"add_prefix_space": "no"},
+            "its add_prefix_space='no' is neither",
+        ),
+        ("tokenizer_config.json", {"add_prefix_space": True}, "it is not over bytes as they are"),
     ],
 )
 def test_files_that_contradict_one_another_are_one_line(tmp_path, name, values, message):
@@ -267,6 +273,69 @@ def test_ids_in_any_order_are_theirs(tmp_path):
     path.write_text(json.dumps(values))
     theirs = tokenizers.Tokenizer.from_file(str(path))
     assert load_tokenizer(tmp_path, 400).encode(STORY).tolist() == theirs.encode(STORY).ids
+
+
+ADDED = {"[PAD]": False, "<|pad|>": True, "<|im_start|>": False, "<|im_start|>user": False}
+SECTIONS = [
+    "a [PAD] b", "<|im_start|>user\nhi <|im_start|>", "[PAD][PAD]", "Hi", " hi", "\nhi", "",
+    "[PAD]", STORY,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_added_tokens_and_a_prefix_space_give_the_ids_of_tokenizers(tmp_path, prefix):
+    """As transformers writes what is added by add_tokens and add_special_tokens."""
+    plain = BpeTokenizer(learned().tokens, GPT2_PATTERN, {END_OF_TEXT: 399})
+    save_tokenizer(tmp_path, plain, 64)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    values["added_tokens"] += [
+        {"id": 400 + i, "content": text, **flags, "normalized": not special, "special": special}
+        for i, (text, special) in enumerate(ADDED.items())
+    ]
+    values["pre_tokenizer"] = {
+        "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": True
+    }  # fmt: skip
+    path.write_text(json.dumps(values))
+    theirs, ours = tokenizers.Tokenizer.from_file(str(path)), load_tokenizer(tmp_path, 410)
+    for text in SECTIONS:
+        ids = ours.encode(text)
+        assert ids.tolist() == theirs.encode(text).ids
+        if not prefix:
+            assert ours.token_bytes[ids].sum() == len(text.encode())
+    with_special = f"a{END_OF_TEXT}b<|pad|> c [PAD]"
+    ids = ours.encode(with_special, ours.special_tokens).tolist()
+    assert ids == theirs.encode(with_special).ids
+    assert ours.encode("<|pad|>").size > 1  # a special token is text unless it is allowed
+    assert find_difference(from_json(ours.to_json()), ours) == ""
+    assert find_difference(ours, plain) != ""
+    save_tokenizer(tmp_path, ours, 64)
+    again = tokenizers.Tokenizer.from_file(str(path))
+    for text in [*SECTIONS, with_special]:
+        assert again.encode(text).ids == theirs.encode(text).ids
+    assert find_difference(load_tokenizer(tmp_path, 410), ours) == ""
+
+
+def test_tokens_of_added_tokens_json_are_common_unless_they_are_named_special(tmp_path):
+    two_files(tmp_path, learned())
+    added = {"<|im_start|>": 400, "[PAD]": 401, "<|x|>": 402, END_OF_TEXT: 399}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"extra_token": {"content": "<|x|>"}, "add_prefix_space": True})
+    )
+    ours = load_tokenizer(tmp_path, 403)
+    assert ours.common_tokens == {"<|im_start|>"}
+    assert ours.encode("a").tolist() == ours.encode(" a").tolist()
+    assert ours.encode("<|im_start|>").tolist() == [400]
+
+
+def test_a_text_that_no_token_fits_into_gets_one_space(monkeypatch):
+    """Where the pattern can't look back far enough, too."""
+    ours = BpeTokenizer(BYTES.tokens, GPT2_PATTERN, {}, prefix_space=True)
+    text = "a" + " " * 3_000_000 + "b"
+    assert ours.encode(text).tolist() == list(f" {text}".encode())
 
 
 TEMPLATE = {
@@ -348,8 +417,16 @@ def word_level(values):
             "it cuts the text in a way that this program does not know",
         ),
         (
-            lambda v: v["added_tokens"][0].update(special=False),
-            "it takes '<|endoftext|>' for one token in any text",
+            lambda v: v["added_tokens"][0].update(lstrip=True),
+            "its token '<|endoftext|>' has lstrip, which is not known here",
+        ),
+        (
+            lambda v: v["added_tokens"][0].update(single_word=True),
+            "its token '<|endoftext|>' has single_word, which is not known here",
+        ),
+        (
+            lambda v: v["added_tokens"].append({"id": v["model"]["vocab"]["a"], "content": "a"}),
+            "its added token 'a' is one that merges make, too",
         ),
         (lambda v: v["model"]["vocab"].update(a=5), "its ids are not the 256 bytes and then"),
         (lambda v: v["model"]["vocab"].pop("a"), "it lacks 'a'"),

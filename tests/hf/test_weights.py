@@ -88,7 +88,7 @@ OTHER_NAMES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "gelu_p
 
 
 def plain_gpt2(tensors, tokens_T, n_head, *, tied=True, scaled=True, activation="gelu_new",
-               epsilon=1e-5):  # fmt: skip
+               epsilon=1e-5, inverse=False):  # fmt: skip
     """GPT-2 in float64 from the tensors of its file; logits (T, V)."""
     t = {
         name.removeprefix("transformer."): np.asarray(x, np.float64) for name, x in tensors.items()
@@ -110,6 +110,7 @@ def plain_gpt2(tensors, tokens_T, n_head, *, tied=True, scaled=True, activation=
         for h in range(n_head):
             part = slice(h * K, (h + 1) * K)
             scores = q[:, part] @ k[:, part].T / (np.sqrt(K) if scaled else 1)
+            scores /= i + 1 if inverse else 1
             scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
             weights = np.exp(scores - scores.max(1, keepdims=True))
             heads.append(weights / weights.sum(1, keepdims=True) @ v[:, part])
@@ -269,7 +270,7 @@ def test_an_index_stays_in_its_folder(tmp_path, name):
         ({"activation_function": ["gelu_new"]}, "activation_function=['gelu_new'] can't be loaded"),
         ({"layer_norm_epsilon": 0}, "model.norm_epsilon=0 must be a finite number above 0"),
         ({"layer_norm_epsilon": math.nan}, "model.norm_epsilon=nan must be a finite number above"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True can't"),
+        ({"scale_attn_by_inverse_layer_idx": 1}, "model.inverse_layer_scale=1 must be true or"),
         ({"add_cross_attention": True}, "add_cross_attention=True can't be loaded"),
         ({"tie_word_embeddings": "no"}, "model.tied='no' must be true or false"),
         ({"attn_pdrop": 1.5}, "model.attention_dropout=1.5 must be a number in [0, 1)"),
@@ -422,6 +423,7 @@ EXPORTS = {
     "widths": {"mlp_width": 20, "norm_epsilon": 0.25, "attention_dropout": 0.4},
     "no biases": {"qkv_bias": False, "bias": False},
     "scale 1": {"attention_scale": 1.0},
+    "inverse layers": {"inverse_layer_scale": True},
     "explicit": {"attention_scale": 0.5, "n_kv_head": 3},
     **{name: {"activation": name} for name in ("relu", "relu2", "gelu_exact")},
 }
@@ -435,7 +437,7 @@ def test_what_is_saved_loads_as_it_was(tmp_path, name):
     hf.save(tmp_path / "new", config, params, end_token=3)
     loaded, back = hf.load(tmp_path / "new")
     sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "tied", "dropout")
-    sizes += ("mlp_width", "norm_epsilon", "attention_dropout")
+    sizes += ("inverse_layer_scale", "mlp_width", "norm_epsilon", "attention_dropout")
     assert all(getattr(loaded, n) == getattr(config, n) for n in sizes)
     assert loaded.embedding_dropout == config.embedding_dropout
     was = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
@@ -447,7 +449,7 @@ def test_what_is_saved_loads_as_it_was(tmp_path, name):
     tensors = load_file(tmp_path / "new" / "model.safetensors")
     values = json.loads((tmp_path / "new" / "config.json").read_text())
     like = {"scaled": config.attention_scale != 1.0, "activation": values["activation_function"]}
-    like |= {"epsilon": config.norm_epsilon}
+    like |= {"epsilon": config.norm_epsilon, "inverse": config.inverse_layer_scale}
     expected_TV = plain_gpt2(tensors, TOKENS_BT[0], 3, tied=config.tied, **like)
     np.testing.assert_allclose(logits(config, params)[0], expected_TV, atol=1e-4)
     assert values["eos_token_id"] == values["bos_token_id"] == 3

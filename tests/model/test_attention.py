@@ -202,6 +202,7 @@ def test_blockwise_equals_plain_and_so_do_its_gradients(monkeypatch, heads, T):
 def test_a_model_with_every_option_computes_the_same_blockwise(monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
     options = {"positions": "rotary", "n_kv_head": 1, "qk_norm": True, "attention_scale": 0.3}
+    options["inverse_layer_scale"] = True
     plain = dataclasses.replace(TINY, dropout=0.0, attention="plain", **options)
     blockwise = dataclasses.replace(plain, attention="blockwise")
     tokens_BT = jnp.arange(16).reshape(2, 8) % 11

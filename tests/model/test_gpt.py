@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,8 @@ EPS = np.finfo(np.float32).eps
 
 def init(config: ModelConfig, scale: float = 1.0):
     """Parameters of a tiny model; scaled up, so that its logits are far from uniform."""
-    return jax.tree.map(lambda x: x * scale, jit_init(config)(jax.random.key(0)))
+    params = jax.device_get(jit_init(config)(jax.random.key(0)))
+    return jax.tree.map(lambda x: x * np.float32(scale), params)
 
 
 def jit_init(config: ModelConfig):
@@ -34,7 +34,7 @@ TOKENS_BT = jax.random.randint(jax.random.key(1), (3, TINY.block_size), 0, TINY.
 
 
 def count(config: ModelConfig) -> int:
-    shapes = jax.eval_shape(lambda: init(config))
+    shapes = jax.eval_shape(jit_init(config), jax.random.key(0))
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
@@ -102,31 +102,25 @@ OPTIONS = {
     "gpt2": GPT2,
     "modern": MODERN,
     "all": {**MODERN, **GPT2, "activation": "swiglu", "bias": True, "head_bias": True},
-    "gelu": {"activation": "gelu"},
-    "relu2": {"activation": "relu2"},
-    "swiglu": {"activation": "swiglu"},
-    "rms": {"norm": "rms"},
-    "no bias": {"bias": False},
-    "qkv bias": {"qkv_bias": True},
-    "no head bias": {"head_bias": False},
-    "tied": {"tied": True},
-    "rotary": {"positions": "rotary"},
-    "qk norm": {"qk_norm": True},
-    "grouped queries": {"n_kv_head": 2},
     "one key head": {"n_kv_head": 1},
-    "scale": {"attention_scale": 0.3},
-    "wide MLP": {"mlp_width": 40},
-    "narrow gated MLP": {"mlp_width": 5, "activation": "swiglu"},
+    "relu2, a scale, a wide MLP": {
+        "activation": "relu2", "attention_scale": 0.3, "mlp_width": 40
+    },
+    "inverse layers": {"inverse_layer_scale": True, "attention_scale": 2.0},
+    "a narrow gated MLP": {"mlp_width": 5, "activation": "swiglu"},
     "epsilon": {"norm_epsilon": 30.0},
-    "epsilon of RMS": {"norm_epsilon": 30.0, "norm": "rms", "qk_norm": True},
-    "base": {"positions": "rotary", "rotary_base": 7.0},
-}
+    "epsilon of RMS, a base": {
+        "norm_epsilon": 30.0, "norm": "rms", "qk_norm": True,
+        "positions": "rotary", "rotary_base": 7.0,
+    },
+}  # fmt: skip
 CONFIGS = {name: dataclasses.replace(BASE, **options) for name, options in OPTIONS.items()}
 each_option = pytest.mark.parametrize("name", OPTIONS)
 each_combination = pytest.mark.parametrize(
-    "name", ["nano", "gpt2", "modern", "all", "one key head"]
+    "name", ["nano", "gpt2", "modern", "all", "one key head", "inverse layers"]
 )
 compiled = jax.jit(forward, static_argnums=0, static_argnames="last_only")
+dropped = jax.jit(functools.partial(forward, deterministic=False), static_argnums=0)
 
 
 @functools.cache
@@ -196,6 +190,7 @@ def plain_logits(c: ModelConfig, params, tokens_T):
             shared = h // (H // n_kv)
             for t in range(T):
                 scores = k[: t + 1, shared] @ q[t, h] * (c.attention_scale or K**-0.5)
+                scores = scores / (i + 1 if c.inverse_layer_scale else 1)
                 weights = np.exp(scores - scores.max())
                 y[t, h] = weights @ v[: t + 1, shared] / weights.sum()
         x = x + dense(y.reshape(T, -1), attn["proj"])
@@ -231,7 +226,7 @@ def test_every_way_to_the_logits_gives_the_full_forwards(name):
     config = CONFIGS[name]
     params = init_unlike(config)
     full_BTV = compiled(config, params, TOKENS_BT)
-    atol = 20 * 64 * EPS * float(jnp.abs(full_BTV).max())
+    atol = 20 * 64 * EPS * float(np.abs(full_BTV).max())
     cache = init_cache(config, len(TOKENS_BT))
     assert {x.shape for x in (*cache.k_NSK, *cache.v_NSK)} == {
         (len(TOKENS_BT) * (config.n_kv_head or config.n_head), config.block_size, 4)
@@ -240,7 +235,7 @@ def test_every_way_to_the_logits_gives_the_full_forwards(name):
     for start, end in [(0, 3), (3, 4), (4, 5), (5, 8)]:
         part_BTV, cache = compiled(config, params, TOKENS_BT[:, start:end], cache=cache)
         parts.append(part_BTV)
-    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full_BTV, atol=atol)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), full_BTV, atol=atol)
     last_B1V = compiled(config, params, TOKENS_BT, last_only=True)
     np.testing.assert_allclose(last_B1V, full_BTV[:, -1:], atol=atol)
 
@@ -258,9 +253,9 @@ def test_every_parameter_has_a_finite_gradient_and_a_sharding_rule(name):
         losses = lambda p: jax.nn.log_softmax(forward(config, p, TOKENS_BT, **kwargs))[..., 0]
         return jax.grad(lambda p: losses(p).mean())(params)
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(grad(params)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(grad(params))):
         assert np.isfinite(leaf).all(), path
-        assert (leaf != 0).any(), path
+        assert np.any(leaf), path
     state_shardings({"params": params}, make_mesh(1))
 
 
@@ -274,7 +269,7 @@ def test_every_parameter_has_a_finite_gradient_and_a_sharding_rule(name):
     ],
 )
 def test_an_option_brings_the_parameters_it_names_and_no_other(options, missing, present):
-    shapes = jax.eval_shape(lambda: init(dataclasses.replace(BASE, **options)))
+    shapes = jax.eval_shape(jit_init(dataclasses.replace(BASE, **options)), jax.random.key(0))
     names = [
         "/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
     ]
@@ -329,30 +324,29 @@ def test_nano_starts_from_the_parameters_it_always_had():
 
 @pytest.mark.slow
 def test_residual_layers_may_start_smaller():
-    config = dataclasses.replace(BASE, n_layer=8, n_embd=64)
+    config, factor_of_3_layers = dataclasses.replace(BASE, n_layer=3), (2 * 3) ** -0.5
     one, other = (
         init(dataclasses.replace(config, residual_init_scale=scaled))["blocks"]
         for scaled in (False, True)
     )
     for part, layer, factor in [
-        ("attn", "proj", 0.25),
-        ("mlp", "down", 0.25),
+        ("attn", "proj", factor_of_3_layers),
+        ("mlp", "down", factor_of_3_layers),
         ("attn", "qkv", 1),
         ("mlp", "up", 1),
     ]:
         expected = one[part][layer]["kernel"] * factor
         np.testing.assert_allclose(other[part][layer]["kernel"], expected, rtol=4 * EPS)
-    assert math.isclose(0.25, (2 * 8) ** -0.5)
 
 
 @pytest.mark.slow
 def test_embeddings_are_dropped_when_asked():
     config = dataclasses.replace(BASE, dropout=0.0, embedding_dropout=0.5)
+    plain = compiled(config, PARAMS, TOKENS_BT)
     rngs = {"dropout": jax.random.key(0)}
-    plain = forward(config, PARAMS, TOKENS_BT)
-    assert (forward(config, PARAMS, TOKENS_BT, deterministic=False, rngs=rngs) != plain).any()
+    assert (dropped(config, PARAMS, TOKENS_BT, rngs=rngs) != np.asarray(plain)).any()
     none = dataclasses.replace(config, embedding_dropout=0.0)
-    np.testing.assert_array_equal(forward(none, PARAMS, TOKENS_BT, deterministic=False), plain)
+    np.testing.assert_array_equal(dropped(none, PARAMS, TOKENS_BT), plain)
 
 
 @pytest.mark.slow
@@ -377,24 +371,6 @@ def test_cached_decoding_equals_the_full_forward_at_every_position():
         np.testing.assert_allclose(step_B1V[:, 0], full_BTV[:, t], atol=2e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [1, 3, 7])
-def test_a_cache_may_be_filled_several_tokens_at_a_time(first):
-    cache = init_cache(TINY, len(TOKENS_BT))
-    one, cache = compiled(TINY, PARAMS, TOKENS_BT[:, :first], cache=cache)
-    two, cache = compiled(TINY, PARAMS, TOKENS_BT[:, first:], cache=cache)
-    full = compiled(TINY, PARAMS, TOKENS_BT)
-    np.testing.assert_allclose(jnp.concatenate([one, two], axis=1), full, atol=2e-5)
-
-
-@pytest.mark.slow
-def test_last_only_equals_the_last_position_of_the_full_forward():
-    full = compiled(TINY, PARAMS, TOKENS_BT)
-    last = compiled(TINY, PARAMS, TOKENS_BT, last_only=True)
-    assert last.shape == (3, 1, TINY.vocab_size)
-    np.testing.assert_allclose(last[:, 0], full[:, -1], atol=2e-5)
-
-
 def test_deterministic_by_default_and_dropout_needs_a_key():
     np.testing.assert_array_equal(
         forward(TINY, PARAMS, TOKENS_BT), GPT(TINY).apply({"params": PARAMS}, TOKENS_BT)
@@ -407,20 +383,20 @@ def test_deterministic_by_default_and_dropout_needs_a_key():
 def test_dropout_changes_with_its_key_alone():
     def apply(seed):
         rngs = {"dropout": jax.random.key(seed)}
-        return forward(TINY, PARAMS, TOKENS_BT, deterministic=False, rngs=rngs)
+        return np.asarray(dropped(TINY, PARAMS, TOKENS_BT, rngs=rngs))
 
     np.testing.assert_array_equal(apply(0), apply(0))
     assert (apply(0) != apply(1)).any()
-    assert (apply(0) != forward(TINY, PARAMS, TOKENS_BT)).any()
+    assert (apply(0) != compiled(TINY, PARAMS, TOKENS_BT)).any()
 
 
 def test_attention_scale_is_what_it_says():
-    standard = forward(TINY, PARAMS, TOKENS_BT)
+    standard = np.asarray(compiled(TINY, PARAMS, TOKENS_BT))
     head_size = TINY.n_embd // TINY.n_head
     explicit = dataclasses.replace(TINY, attention_scale=head_size**-0.5)
-    np.testing.assert_array_equal(forward(explicit, PARAMS, TOKENS_BT), standard)
+    np.testing.assert_array_equal(compiled(explicit, PARAMS, TOKENS_BT), standard)
     other = dataclasses.replace(TINY, attention_scale=TINY.n_embd**-0.5)
-    assert np.abs(forward(other, PARAMS, TOKENS_BT) - standard).max() > 1e-3
+    assert np.abs(compiled(other, PARAMS, TOKENS_BT) - standard).max() > 1e-3
 
 
 def test_too_many_tokens_are_refused():
@@ -457,7 +433,7 @@ def equations(jaxpr):
 @pytest.mark.parametrize("name", ["gpt2", "modern"])
 def test_in_bfloat16_products_are_and_parameters_gradients_and_sums_are_not(name):
     config = dataclasses.replace(CONFIGS[name], dtype="bfloat16", remat="dots")
-    params = jax.eval_shape(lambda: init(config))
+    params = jax.eval_shape(jit_init(config), jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
     traced = jax.make_jaxpr(jax.grad(functools.partial(dropped_loss, config)))(params)
     assert {x.dtype for x in traced.out_avals} == {np.dtype("float32")}
@@ -495,8 +471,8 @@ def test_bfloat16_changes_rounding_only(name):
     params = init(config)
     exact, ours = (compiled(c, params, TOKENS_BT) for c in (config, half))
     assert ours.dtype == np.dtype("float32")
-    bound = (10 * config.n_layer + 3) * BF16 / 2 * float(jnp.abs(exact).max())
-    assert 0 < float(jnp.abs(ours - exact).max()) < bound
+    bound = (10 * config.n_layer + 3) * BF16 / 2 * float(np.abs(exact).max())
+    assert 0 < float(np.abs(np.asarray(ours) - exact).max()) < bound
     loss, other = (jax.jit(functools.partial(dropped_loss, c))(params) for c in (config, half))
     assert abs(float(loss - other)) < 2 * bound
 
@@ -513,8 +489,8 @@ def test_in_bfloat16_too_the_cache_gives_the_full_forwards_logits():
         parts.append(part_BTV)
     assert {x.dtype for x in (*cache.k_NSK, *cache.v_NSK)} == {jnp.dtype("bfloat16")}
     # Two ways of rounding, each as above.
-    bound = 2 * (10 * config.n_layer + 3) * BF16 / 2 * float(jnp.abs(full_BTV).max())
-    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full_BTV, atol=bound)
+    bound = 2 * (10 * config.n_layer + 3) * BF16 / 2 * float(np.abs(full_BTV).max())
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), full_BTV, atol=bound)
     last_B1V = compiled(config, params, TOKENS_BT, last_only=True)
     np.testing.assert_allclose(last_B1V, full_BTV[:, -1:], atol=bound)
 
@@ -522,8 +498,7 @@ def test_in_bfloat16_too_the_cache_gives_the_full_forwards_logits():
 @pytest.mark.slow
 def test_computing_again_changes_nothing_but_memory():
     """With dropout: masks of its own would move the loss by some 1e-2."""
-    plain = dataclasses.replace(TINY, n_layer=2)
-    params = init(plain, scale=5.0)
+    plain, params = TINY, PARAMS
     found, memory = {}, {}
     for remat in ("none", "dots", "full"):
         config = dataclasses.replace(plain, remat=remat)
@@ -542,7 +517,7 @@ def test_computing_again_changes_nothing_but_memory():
             jax.tree.leaves(found[remat][1]), jax.tree.leaves(grads), strict=True
         ):
             # The same products, fused otherwise: sums of at most 64 terms, through some 20 layers.
-            np.testing.assert_allclose(one, other, atol=20 * 64 * EPS * float(jnp.abs(other).max()))
+            np.testing.assert_allclose(one, other, atol=20 * 64 * EPS * np.abs(other).max())
 
 
 @pytest.mark.slow
@@ -569,5 +544,5 @@ def test_blocks_of_deep_models_are_a_loop_and_compute_the_same(monkeypatch):
     monkeypatch.setattr(tuning, "CPU", dataclasses.replace(tuning.CPU, unroll=7))
     jax.clear_caches()
     assert "while" not in unrolled.lower(config, params, TOKENS_BT).as_text()
-    atol = 20 * 64 * EPS * float(jnp.abs(expected).max())
+    atol = 20 * 64 * EPS * float(np.abs(expected).max())
     np.testing.assert_allclose(unrolled(config, params, TOKENS_BT), expected, atol=atol)

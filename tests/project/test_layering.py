@@ -25,19 +25,21 @@ ALLOWED = {
     "storage": {"errors"},
     "download": {"storage"},
     "config": {"errors"},
-    "tokenizer": {"config", "download", "errors", "storage"},
+    "byte_pairs": set(),
+    "tokenizer": {"byte_pairs", "config", "download", "errors", "storage"},
     "parallel": {"config", "devices", "errors", "terminal"},
     "model": {"config", "parallel"},
     "hf": {"config", "errors", "storage", "tokenizer"},
     "input_pipeline.shards": {"errors", "storage", "tokenizer"},
-    "input_pipeline": {"config", "devices", "download", "errors", "input_pipeline.shards"}
-    | {"numerics", "parallel", "prng", "storage", "tokenizer"},
+    "input_pipeline": {"byte_pairs", "config", "devices", "download", "errors"}
+    | {"input_pipeline.shards", "numerics", "parallel", "prng", "storage", "tokenizer"},
     "run": {"config", "errors", "hf", "input_pipeline", "model", "numerics", "parallel"}
     | {"storage", "terminal", "tokenizer"},
     "inference": {"config", "devices", "errors", "input_pipeline", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer"},
     "training": {"config", "console", "devices", "errors", "hf", "inference", "input_pipeline"}
     | {
+        "byte_pairs",
         "input_pipeline.shards",
         "model",
         "numerics",
@@ -73,8 +75,9 @@ NOT_IN_PURE |= {"gpt_jax.parallel.mesh", "gpt_jax.parallel.multihost"}
 DRIVER, DRIVERS = "gpt_jax.training.trainer", {"gpt_jax.cli.train", "gpt_jax.analysis.verify"}
 DRIVERS |= {"gpt_jax.experiments.sweeps"}
 # Of `data`, lowest first: each imports only those before it.
-DATA = ["filters", "config", "sources.documents", "sources.text", "sources.json_lines"]
-DATA += ["sources.parquet_pages", "sources.parquet", "sources.common_crawl", "sources.local_files"]
+DATA = ["filters", "config", "sources.documents", "sources.text", "sources.bordered"]
+DATA += ["sources.json_lines", "sources.parquet_pages", "sources.parquet"]
+DATA += ["sources.common_crawl", "sources.local_files"]
 DATA += ["sources.hugging_face", "sources.readers", "records", "encode", "engines", "workers"]
 DATA += ["vocabulary", "merge", "prepare", "cli"]
 

@@ -16,9 +16,14 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     train.source = train.source.replace("STEPS = 500", "STEPS = 20").replace(
         '"runs/notebook"', repr(str(run_dir))
     )
-    small = '"train.steps": STEPS, "model.n_layer": 1, "model.n_embd": 32'
+    small = '"train.steps": STEPS, "model.n_layer": 1, "model.n_embd": 32, "model.dropout": 0.0'
+    small += ', "train.batch_size": 8, "train.eval_batches": 2'
     assert '"train.steps": STEPS' in train.source
     train.source = train.source.replace('"train.steps": STEPS', small)
+    request = next(cell for cell in notebook.cells if "request_cpu_devices(32)" in cell.source)
+    # Compiled as the test processes compile, before other modules take the options.
+    request.source += "\nimport gpt_jax.devices as devices\n"
+    request.source += "devices.compiler_options = lambda backend, *, library_products: {}"
     # Without a network, or the book, nano trains on its fallback; nothing here is downloaded.
     monkeypatch.setenv("GPT_JAX_OZ_URL", "http://127.0.0.1:9/pg55.txt")
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")

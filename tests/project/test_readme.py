@@ -165,6 +165,7 @@ def test_the_python_of_the_pages_runs(elsewhere):
         exec(short, values)
     assert out.getvalue().count("Dorothy ") >= 1
     assert values["logits"].shape == (1, 4, values["run"].tokenizer.vocab_size)
+    assert values["inside"].residual.shape == (2, 4, 32)
     assert values["evaluation"].is_whole
 
 

@@ -421,8 +421,9 @@ def test_what_a_killed_run_started_from_must_be_the_same(tiny_config, gpt2):
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_checkpoint_that_is_named(tiny_config, tmp_path):
-    first = gpt_jax.train(override(tiny_config, {"run_dir": str(tmp_path / "a")}), quiet=True)
+def test_a_run_starts_from_the_checkpoint_that_is_named(tiny_config, finished_run, tmp_path):
+    values = {"run_dir": str(tmp_path / "a"), "optim.learning_rate": 3e-4}
+    first = finished_run(tiny_config, **values)
     chosen = {
         name: override(dataclasses.replace(tiny_config, init_from=str(first.run_dir)),
                        {"checkpoint": name, "run_dir": str(tmp_path / f"from-{name}")})

@@ -49,9 +49,6 @@ def planned(config: Config) -> int:
     [
         ({}, {}),
         ({"remat": "full"}, {}),
-        ({"remat": "dots"}, {}),
-        ({"activation": "gelu"}, {}),
-        ({"activation": "gelu", "dtype": "bfloat16", "n_layer": 4}, {}),
         ({"activation": "gelu", "n_layer": 8}, {}),
         ({"activation": "gelu", "dtype": "bfloat16", "n_layer": 8}, {}),
         ({"activation": "gelu", "n_layer": 8, "remat": "dots"}, {}),

@@ -20,6 +20,8 @@ NO_WORK = {
 }  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+FUSED_ATTENTION = "fmha"  # in the names of cuDNN's functions for it
+SOURCE = r'op_name="([^"]*)"'
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 
@@ -122,6 +124,15 @@ def matmul(instruction: Instruction, computation: Computation) -> tuple[int, str
     return flops, dtype, f"{without_layout(left)} x {without_layout(right)} -> {result}"
 
 
+def attention_flops(instruction: Instruction) -> int:
+    """Returns the operations of cuDNN's attention: 2 products forward, 5 backward; causal: half."""
+    scores = instruction.attribute(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]')
+    product = 2 * math.prod(map(int, re.findall(r"\d+", scores))) * _shape(instruction.type)[-1]
+    n_products = 5 if "Backward" in instruction.attributes else 2
+    causal = re.search(r'"mask_type":\s*"CAUSAL"', instruction.attributes)
+    return n_products * product // (2 if causal else 1)
+
+
 def _shape(type_: str) -> list[int]:
     return [int(n) for n in ARRAY.findall(type_)[0][1].split(",") if n]
 
@@ -188,13 +199,15 @@ def _make_kernel(
     i: Instruction, times: int, names: Computation, computations: dict[str, Computation]
 ) -> Kernel:
     kernel = Kernel(i.name, i.opcode, times, shapes=without_layout(i.type)[:90])
-    kernel.source = i.attribute(r'op_name="([^"]*)"')
+    kernel.source = i.attribute(SOURCE)
     read = sum(n_bytes(names[name].type) for name in i.operands if name in names)
     if i.opcode == "custom-call":
         kernel.kind = i.attribute(r'custom_call_target="([^"]*)"')
         kernel.bytes = n_bytes(i.type) + read - workspace_bytes(i.type)
         if "matmul" in kernel.kind or "gemm" in kernel.kind:
             kernel.flops, kernel.dtype, kernel.shapes = matmul(i, names)
+        elif FUSED_ATTENTION in kernel.kind:
+            kernel.flops, kernel.dtype = attention_flops(i), "bf16"
     elif i.opcode in ("fusion", "fusion-start"):
         _describe_fusion(kernel, i, names, computations[i.calls])
     elif i.opcode.startswith(COLLECTIVES):
@@ -211,11 +224,14 @@ def _describe_fusion(kernel: Kernel, i: Instruction, names: Computation, body: C
     kernel.kind += " triton" if "__triton" in i.attributes else ""
     kernel.group = "async" if i.opcode == "fusion-start" else "kernel"
     kernel.bytes = fusion_bytes(i, names, body)
+    named = [name for inner in body.values() if (name := inner.attribute(SOURCE))]
+    kernel.source = kernel.source or (named[-1] if named else "")
     for inner in body.values():
         library = 'custom_call_target="__cublas' in inner.attributes
         if library or inner.opcode == "dot":
             flops, kernel.dtype, kernel.shapes = matmul(inner, body)
             kernel.flops += flops
+            kernel.source = inner.attribute(SOURCE) or kernel.source
             kernel.kind = f"matmul, {'slices its arguments' if library else 'fused'}"
 
 
