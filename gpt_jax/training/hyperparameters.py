@@ -5,8 +5,9 @@ structure (the optimizer, the kind of schedule, clipping on or off, a spike look
 choice of program. `1 - x` is computed here, in Python: of a float32 x it would be another number.
 So is `1 / x`: XLA divides by a constant by multiplying by its reciprocal.
 
-Constants of the program stay: dropout rates, because the layers that take them are built from
-`ModelConfig`, as is all of the model; `model.norm_epsilon` and `model.rotary_base`, likewise;
+Constants of the program stay: a clip value of 1, by which a constant multiplies nothing, and with
+which as an argument steps were rounded otherwise; dropout rates, because the layers that take them
+are built from `ModelConfig`, as is all of the model, with `norm_epsilon` and `rotary_base`;
 `train.spike_window`, which is the length of an array; Adam's epsilon and what Muon's Newton-Schulz
 steps multiply by, which are no settings.
 """
@@ -24,6 +25,7 @@ from gpt_jax.config import OptimConfig, TrainConfig
 Hyperparameters = Mapping[str, Any]  # numbers by name: Python's, or float32 scalars in a program
 
 DECAY_RATES = ("beta1", "beta2", "muon_beta")
+CONSTANT_CLIPS = (None, 1.0)  # of optim.clip: off, and the one that is no multiplication
 NUMBERS = ("learning_rate", "weight_decay", *DECAY_RATES, "floor")
 
 
@@ -40,7 +42,7 @@ def hyperparameters(optim: OptimConfig, train: TrainConfig | None = None) -> dic
     numbers = {name: float(getattr(optim, name)) for name in NUMBERS}
     numbers |= {f"{name}_complement": 1 - numbers[name] for name in (*DECAY_RATES, "floor")}
     numbers["warmup_reciprocal"] = _reciprocal(optim.warmup_steps + 1)
-    if optim.clip is not None:
+    if optim.clip not in CONSTANT_CLIPS:
         numbers["clip"] = float(optim.clip)
     if optim.schedule != "constant":
         start = optim.constant_steps
@@ -66,7 +68,7 @@ def optim_structure(optim: OptimConfig) -> OptimConfig:
     defaults = OptimConfig()
     left = copy.copy(optim)
     values = {name: getattr(defaults, name) for name in NUMBERS}
-    values["clip"] = None if optim.clip is None else 1.0
+    values["clip"] = optim.clip if optim.clip in CONSTANT_CLIPS else 2.0
     constant = optim.schedule == "constant"  # of which only a warmup makes a schedule
     values["warmup_steps"] = min(1, optim.warmup_steps) if constant else 0
     values["schedule_steps"] = None if constant else 1

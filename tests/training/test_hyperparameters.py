@@ -46,8 +46,9 @@ def test_each_setting_of_the_optimizer_is_a_number_or_a_choice_of_program():
         fields = {name: value} | ({"decay_steps": None} if name == "schedule" else {})
         changed = dataclasses.replace(SCHEDULED, **fields)
         assert optim_structure(changed) != optim_structure(SCHEDULED), name
-    for changed in ({"clip": None}, {"schedule": "constant", "decay_steps": None}):
-        assert optim_structure(dataclasses.replace(SCHEDULED, **changed)) != SCHEDULED
+    for changed in ({"clip": None}, {"clip": 1.0}, {"schedule": "constant", "decay_steps": None}):
+        other = optim_structure(dataclasses.replace(SCHEDULED, **changed))
+        assert other != optim_structure(SCHEDULED)
     assert optim_structure(OptimConfig()) != optim_structure(OptimConfig(warmup_steps=3))
 
 
