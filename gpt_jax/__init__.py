@@ -20,6 +20,7 @@ from gpt_jax.version import __version__
 if TYPE_CHECKING:
     from gpt_jax import hf
     from gpt_jax.experiments.comparison import compare
+    from gpt_jax.experiments.sweeps import sweep
     from gpt_jax.experiments.trials import trial
     from gpt_jax.inference.activations import Activations, activations
     from gpt_jax.inference.evaluation import evaluate
@@ -50,6 +51,7 @@ __all__ = [
     "save_run",
     "start_from",
     "stream",
+    "sweep",
     "train",
     "trial",
 ]
@@ -69,6 +71,7 @@ _LAZY = {
     "start_from": "training.init_from",
     "stream": "inference.generation",
     "trial": "experiments.trials",
+    "sweep": "experiments.sweeps",
 }
 
 

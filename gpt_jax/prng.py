@@ -1,4 +1,4 @@
-"""One PRNG key for each purpose, all derived from one seed.
+"""One PRNG key for each purpose, all derived from one seed, or some from seeds of their own.
 
 The key's implementation and its bits are named here, so nothing in the environment changes them
 (`numerics.fixed` keeps what remains: how many bits are drawn at once).
@@ -14,7 +14,7 @@ IMPLEMENTATION = "threefry2x32"  # Salmon et al. 2011, as jax has it
 
 
 class Keys(flax.struct.PyTreeNode):
-    """One PRNG key for each purpose, all from one seed; a step's key is `fold_in(key, step)`.
+    """One PRNG key for each purpose; a step's key is `fold_in(key, step)`.
 
     So randomness is a function of (seed, purpose, step), and resuming needs the step alone.
     """
@@ -35,7 +35,19 @@ def make_key(seed: int | jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(words, impl=IMPLEMENTATION)
 
 
-def make_keys(seed: int | jax.Array) -> Keys:
-    """Returns the keys of a seed in [0, 2**32)."""
-    init, data, dropout, evaluate, sample = jax.random.split(make_key(seed), 5)
-    return Keys(init=init, data=data, dropout=dropout, eval=evaluate, sample=sample)
+def make_keys(
+    seed: int | jax.Array,
+    init_seed: int | jax.Array | None = None,
+    data_seed: int | jax.Array | None = None,
+    dropout_seed: int | jax.Array | None = None,
+) -> Keys:
+    """Returns the keys of a seed in [0, 2**32); those of three purposes may be another seed's."""
+
+    def keys_of(seed: int | jax.Array) -> Keys:
+        init, data, dropout, evaluate, sample = jax.random.split(make_key(seed), 5)
+        return Keys(init=init, data=data, dropout=dropout, eval=evaluate, sample=sample)
+
+    keys = keys_of(seed)
+    of_purposes = {"init": init_seed, "data": data_seed, "dropout": dropout_seed}
+    others = {k: getattr(keys_of(s), k) for k, s in of_purposes.items() if s is not None}
+    return keys.replace(**others)

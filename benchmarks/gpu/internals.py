@@ -115,9 +115,8 @@ def lower_train_steps(
     loss_limit = jax.ShapeDtypeStruct((), np.float32)
     with mesh_context(mesh, kernels=needs_mesh(model)):
         program = compiled_steps.jit_train_chunk(config, mesh)
-        lowered = program.lower(
-            inputs.state, inputs.gathered(steps), inputs.keys, loss_limit, steps=steps
-        )
+        data = inputs.gathered(steps), inputs.keys, loss_limit, inputs.hyper
+        lowered = program.lower(inputs.state, *data, steps=steps)
     tokens = steps * config.train.batch_size * model.block_size
     facts = {
         "tokens": tokens,

@@ -261,6 +261,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
             layout.gathered(1),
             layout.keys,
             recent_losses_spec(train, mesh),
+            layout.hyper,
             steps=1,
         )
     plan = Plan(

@@ -7,6 +7,7 @@ reports errors. The module of `prepare` is `data/cli.py`, which is not part of t
 
 VERBS = {
     "train": "train a model or resume a run (the default)",
+    "sweep": "train a run for each point of a grid and each seed, and compare them",
     "sample": "generate text with a trained model",
     "eval": "evaluate a trained model on a whole split, each token once",
     "compare": "compare runs: is one side better, by how much, how sure",

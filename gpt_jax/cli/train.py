@@ -26,7 +26,7 @@ def command(argv: list[str]) -> int:
     hosts = HostsConfig(**{name.removeprefix("hosts."): values.pop(name) for name in of_hosts})
     given = {}
     if values.get("init_from", config.init_from) is not None:
-        given = _take_source_settings(config, values)
+        given = take_source_settings(config, values)
     config = override(config, values)
 
     n = hosts.count or 1
@@ -80,7 +80,7 @@ def _table(rows: Mapping[str, str]) -> str:
     return "\n".join(f"  {name:<{TABLE_INDENT - 3}} {line}" for name, line in rows.items())
 
 
-def _take_source_settings(config: Config, values: dict[str, Any]) -> dict[str, Any]:
+def take_source_settings(config: Config, values: dict[str, Any]) -> dict[str, Any]:
     """Removes from `values` the settings that init_from decides, and returns them.
 
     They are compared with its own once it is read, as are those of a config file with init_from.

@@ -492,6 +492,9 @@ class SampleConfig:
         check_fields(self, "sample.")
 
 
+SEED = (lambda x: 0 <= x < 2**32, "a whole number in [0, 2**32)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run."""
@@ -503,9 +506,12 @@ class Config:
     )
     seed: int = field(
         0,
-        "random seed of initialisation, batches, dropout and samples",
-        (lambda x: 0 <= x < 2**32, "a whole number in [0, 2**32)"),
+        "random seed of initialisation, batches, dropout, evaluations and samples",
+        SEED,
     )
+    init_seed: int | None = field(None, "random seed of initialisation", SEED, unset="seed")
+    data_seed: int | None = field(None, "random seed of the batches", SEED, unset="seed")
+    dropout_seed: int | None = field(None, "random seed of dropout", SEED, unset="seed")
     init_from: str | None = field(
         None,
         "fine-tune: start from the parameters, model settings and tokenizer of a run, of a "
@@ -556,6 +562,13 @@ class Config:
                 f"{optim.schedule_steps} steps; try fewer, or more train.steps or "
                 "optim.schedule_steps"
             )
+
+    @property
+    def seeds(self) -> tuple[int, int, int, int]:
+        """The arguments of `prng.make_keys`: the seed, and those of three purposes."""
+        others = (self.init_seed, self.data_seed, self.dropout_seed)
+        first, second, third = (self.seed if seed is None else seed for seed in others)
+        return self.seed, first, second, third
 
     def _check_sequence(self) -> None:
         size, tokens = max(1, self.mesh.sequence), self.model.block_size

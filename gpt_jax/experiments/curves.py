@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.errors import UserError
-from gpt_jax.experiments.statistics import paired_t, t_quantile, welch_t
+from gpt_jax.experiments.statistics import mean_half_width, paired_t, welch_t
 from gpt_jax.storage import write_atomically
 
 COLOURS = ("#6b7280", "#4269d0", "#d1495b", "#2a9d5c", "#b5701f", "#8a5cc2", "#1b9aaa")
@@ -100,12 +100,7 @@ def draw(
 
 def mean_band(losses_NS: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean of n curves, (S,), and the half width of its t interval; 0 of one curve."""
-    n = len(losses_NS)
-    means = losses_NS.mean(axis=0)
-    if n < 2:
-        return means, np.zeros_like(means)
-    errors = losses_NS.std(axis=0, ddof=1) / np.sqrt(n)
-    return means, t_quantile(n - 1, 1 - level) * errors
+    return losses_NS.mean(axis=0), np.nan_to_num(mean_half_width(losses_NS, level))
 
 
 def difference_band(

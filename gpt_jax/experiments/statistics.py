@@ -69,6 +69,17 @@ def t_quantile(degrees: float, alpha: float) -> float:
     return float(special.stdtrit(degrees, 1 - alpha / 2))
 
 
+def mean_half_width(values: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Returns the half width of the interval of the mean over the first axis, by Student's t.
+
+    Of one value it is NaN: nothing is known of its spread.
+    """
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1:], np.nan)
+    return t_quantile(n - 1, 1 - level) * values.std(axis=0, ddof=1) / math.sqrt(n)
+
+
 def _estimate(mean: float, error: float, degrees: float, alpha: float) -> Estimate:
     p = 2 * float(special.stdtr(degrees, -abs(mean) / error))
     return Estimate(mean, t_quantile(degrees, alpha) * error, p, degrees, True)

@@ -77,7 +77,7 @@ class BatchLoader:
         _expect_random_reads(self._segments[0])
         cpu = _host_device()
         with jax.default_device(cpu):
-            self._keys = jax.device_put(_make_keys(np.uint32(config.seed)), cpu)
+            self._keys = jax.device_put(_make_keys(*map(np.uint32, config.seeds)), cpu)
 
     def describe(self) -> str:
         """Returns where batches come from and the memory that takes, as a line to print."""

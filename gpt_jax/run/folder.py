@@ -44,7 +44,8 @@ FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
 # What a run keeps of its settings from its first checkpoint to its last, `KEPT` of them all.
-KEPT = ("seed", "init_from", "model", "data.tokenizer", "data.vocab_size")
+KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model")
+KEPT += ("data.tokenizer", "data.vocab_size")
 FREE = ("model.attention", "model.remat")  # see `training.resume`
 
 

@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from gpt_jax import numerics
-from gpt_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
+from gpt_jax.config import Config, ModelConfig, OptimConfig, TrainConfig, fix_schedule
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
 from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.loader import BatchLoader
@@ -38,6 +38,11 @@ from gpt_jax.parallel.sharding import (
     state_shardings,
 )
 from gpt_jax.prng import Keys, make_keys
+from gpt_jax.training.hyperparameters import (
+    Hyperparameters,
+    hyperparameters,
+    optim_structure,
+)
 from gpt_jax.training.memory import check_program, memory_limit
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.resume import MEASURING, RUN_LENGTH
@@ -51,12 +56,14 @@ class AbstractInputs:
 
     Attributes:
       state: the state; its own shapes need no memory.
-      keys: the seed's keys, on every device.
+      keys: the seeds' keys, on every device.
+      hyper: the numbers of `hyperparameters`, on every device.
       gathered: from a number of steps to the batches that a host has gathered for them.
     """
 
     state: TrainState
     keys: Keys
+    hyper: Hyperparameters
     gathered: Callable[[int], jax.ShapeDtypeStruct]
 
     @property
@@ -75,13 +82,19 @@ def abstract_inputs(config: Config, mesh: Mesh) -> AbstractInputs:
         shape = steps, config.train.batch_size, config.model.block_size + 1
         return jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(mesh, axis=1))
 
-    state = state_shapes(config.model, config.optim)
+    state = state_shapes(config.model, optim_structure(config.optim))
     keys = jax.eval_shape(lambda: make_keys(config.seed))
+    number = jax.ShapeDtypeStruct((), np.float32, sharding=replicated(mesh))
     return AbstractInputs(
         state=jax.tree.map(placed, state, state_shardings(state, mesh)),
         keys=jax.tree.map(lambda key: placed(key, replicated(mesh)), keys),
+        hyper=dict.fromkeys(_hyperparameters(config), number),
         gathered=gathered,
     )
+
+
+def _hyperparameters(config: Config) -> dict[str, float]:
+    return hyperparameters(fix_schedule(config).optim, config.train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +102,7 @@ class JitFunctions:
     """What a run executes, as jax's jitted functions.
 
     Attributes:
-      make_keys: from a seed, uint32 (), to its keys.
+      make_keys: from seeds, uint32 () each, to their keys; see `prng.make_keys`.
       initialize: from the keys to the state before the first step.
       adopt: from parameters to the state before the first step.
       chunk: see `step.make_train_chunk`.
@@ -119,17 +132,19 @@ def _jit_functions(
 ) -> JitFunctions:
     platform = mesh.devices.flat[0].platform
     options = compiler_options(platform, library_products=config.model.n_embd < WIDE_N_EMBD)
-    train = _read_by_steps(config.train)
-    return jit_functions(config.model, config.optim, train, mesh, samplers, tuple(options.items()))
+    optim, train = optim_structure(config.optim), _train_structure(config.train)
+    return jit_functions(config.model, optim, train, mesh, samplers, tuple(options.items()))
 
 
-def _read_by_steps(train: TrainConfig) -> TrainConfig:
-    """Returns the settings without those that no step reads: None, which no computation takes."""
+def _train_structure(train: TrainConfig) -> TrainConfig:
+    """Returns the settings that a program is made of: None for those that no step reads."""
     left = copy.copy(train)
     for name in {*MEASURING, *RUN_LENGTH} - {"train.eval_batches"}:
         group, _, field = name.partition(".")
         if group == "train":
             object.__setattr__(left, field, None)
+    if train.spike is not None:
+        object.__setattr__(left, "spike", 2.0)  # any: the number is an argument
     return left
 
 
@@ -145,7 +160,7 @@ def jit_functions(
     """Returns the functions of a run; jax compiles those of equal arguments once in a process.
 
     Args:
-      model, optim, train: the settings that a step reads.
+      model, optim, train: the settings that programs are made of; see `hyperparameters.py`.
       mesh: the devices.
       samplers: of "train" and "val"; None if the tokens are always batches.
       options: XLA's, by name.
@@ -159,6 +174,10 @@ def jit_functions(
     )
     evaluate = make_eval_step(model, train, constrain_batch, samplers)
     jit = functools.partial(jax.jit, compiler_options=dict(options))
+
+    def train_chunk(state, tokens, keys, recent_losses, hyper, *, steps):  # all are arguments
+        return chunk(state, tokens, keys, recent_losses, hyper, steps=steps)
+
     return JitFunctions(
         make_keys=jax.jit(make_keys, out_shardings=everywhere),
         initialize=jit(
@@ -169,7 +188,7 @@ def jit_functions(
             out_shardings=shardings,
         ),  # a copy: placed arrays may share the host's memory, and the state is donated
         chunk=jit(
-            chunk,
+            train_chunk,
             static_argnames="steps",
             donate_argnums=0,
             out_shardings=(shardings, everywhere),
@@ -190,6 +209,11 @@ def recent_losses_spec(train: TrainConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
     """Returns shape, dtype and sharding of what a chunk knows of the losses before it."""
     shape = (train.spike_window,)
     return jax.ShapeDtypeStruct(shape, np.float32, sharding=replicated(mesh))
+
+
+def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns an array of the host on the devices, as `like` says; every host has all of it."""
+    return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
 
 
 class CompiledSteps:
@@ -215,11 +239,16 @@ class CompiledSteps:
         )
         self.layouts = functools.partial(mesh_context, self.mesh, kernels=needs_mesh(config.model))
         layout = abstract_inputs(config, self.mesh)
-        self.abstract_state, self.n_params, self._keys_target = (
+        self.abstract_state, self.n_params, self._keys_target, self._hyper_target = (
             layout.state,
             layout.n_params,
             layout.keys,
+            layout.hyper,
         )
+        self._hyper = {
+            name: _place(np.asarray(value, np.float32), self._hyper_target[name])
+            for name, value in _hyperparameters(config).items()
+        }
         self.loader = BatchLoader(config, splits, self.mesh)
         self._metrics: Any = None  # of the chunk before
         train_sampler, val_sampler = self.loader.samplers
@@ -245,8 +274,8 @@ class CompiledSteps:
         return min(train.chunk_steps - step % train.chunk_steps, train.steps - step)
 
     def keys(self) -> Keys:
-        """Returns the seed's keys, on every device."""
-        return self._jit.make_keys(np.uint32(self._config.seed))
+        """Returns the seeds' keys, on every device."""
+        return self._jit.make_keys(*map(np.uint32, self._config.seeds))
 
     def init_state(self, keys: Keys) -> TrainState:
         """Returns the state before the first step."""
@@ -254,12 +283,7 @@ class CompiledSteps:
 
     def state_from_params(self, params: Params) -> TrainState:
         """Returns the state before the first step with parameters from the host, NumPy's."""
-        target = self.abstract_state.params
-
-        def place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-            return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
-
-        return self._jit.adopt(jax.tree.map(place, params, target))
+        return self._jit.adopt(jax.tree.map(_place, params, self.abstract_state.params))
 
     def train_chunk(
         self,
@@ -280,7 +304,7 @@ class CompiledSteps:
         tokens = self.loader.train_batches(step, steps)
         if recent_losses is None:
             recent_losses = np.full(self._config.train.spike_window, np.nan, np.float32)
-        state, metrics = program(state, tokens, keys, recent_losses)
+        state, metrics = program(state, tokens, keys, recent_losses, self._hyper)
         step += steps
         if step < self._config.train.steps:
             self.loader.prefetch(step, self.chunk_length(step), after=self._metrics)
@@ -316,8 +340,10 @@ class CompiledSteps:
     def chunk_program(self, steps: int) -> Future:
         """Returns the program that `train_chunk` runs for so many steps, compiled or soon."""
         recent = recent_losses_spec(self._config.train, self.mesh)
-        args = (self.abstract_state, self.loader.train_spec(steps), self._keys_target, recent)
-        return self._program(steps, self._jit.chunk, *args, steps=steps)
+        inputs = (self.abstract_state, self.loader.train_spec(steps), self._keys_target)
+        return self._program(
+            steps, self._jit.chunk, *inputs, recent, self._hyper_target, steps=steps
+        )
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:
         if name not in self._compiled:

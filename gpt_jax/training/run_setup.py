@@ -142,6 +142,29 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     return dataclasses.replace(setup, changed=changed_measuring(saved, setup.config))
 
 
+def prepare_beside(
+    config: Config, other: RunSetup | None, progress: Progress | None = None
+) -> RunSetup:
+    """Returns `prepare_run`'s setup; a new run takes the corpus and tokenizer of another.
+
+    Args:
+      config: the settings asked for.
+      other: of a run that asked for the same corpus and tokenizer; None reads them.
+      progress: of a download.
+
+    Raises:
+      UserError: as `prepare_run`.
+    """
+    if other is None or config.init_from is not None or is_run(to_folder(config.run_dir)):
+        return prepare_run(config, progress)
+    check_folder(to_folder(config.run_dir))
+    own = _first_config(config, config.data, other.corpus, other.tokenizer)
+    block_size, of_other = own.model.block_size, other.config
+    same = own.data == of_other.data and block_size == of_other.model.block_size
+    splits = other.splits if same else None
+    return _complete(own, other.corpus, other.tokenizer, splits=splits)
+
+
 def check_machine(config: Config, *, resumes: bool = False) -> None:
     """Raises UserError where this machine can't train as the settings say."""
     name, reason = choose_attention(config.model, target_backend())
@@ -168,14 +191,15 @@ def _complete(
     resumes: bool = False,
     params: Params | None = None,
     origin: dict[str, Any] | None = None,
+    splits: dict[str, Dataset] | None = None,
 ) -> RunSetup:
-    """Tokenizes the corpus, finds a prompt, and checks what depends on both."""
+    """Tokenizes the corpus, unless given, finds a prompt, and checks what depends on both."""
     if config.data.order == "epochs" and parse_mixture(config.data.corpus):
         raise ConfigError(
             "data.order=epochs is for one corpus, and a mixture is drawn at random; use "
             "data.order=random"
         )
-    splits = corpus.make_datasets(tokenizer, config)
+    splits = corpus.make_datasets(tokenizer, config) if splits is None else splits
     prompt = config.sample.prompt
     if prompt is None:
         prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]

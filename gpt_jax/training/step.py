@@ -26,6 +26,7 @@ from gpt_jax.input_pipeline.sampler import (
 from gpt_jax.model import Params
 from gpt_jax.model.loss import batch_losses, loss_fn
 from gpt_jax.prng import Keys
+from gpt_jax.training.hyperparameters import Hyperparameters, hyperparameters
 from gpt_jax.training.optimizer import make_learning_rate, make_optimizer
 from gpt_jax.training.state import TrainState
 
@@ -129,7 +130,7 @@ def make_train_chunk(
     sampler: Sampler | None = None,
     map_over_data: MapOverData = None,
 ) -> Callable:
-    """Returns train_chunk(state, tokens, keys, recent_losses, *, steps) -> (state, metrics).
+    """Returns train_chunk(state, tokens, keys, recent_losses, hyper, *, steps) -> (state, metrics).
 
     One call takes many steps. tokens is int (N,), or (R, ROW_TOKENS) with a `sampler` of several
     segments; each step samples its batch from it by the step's number and key. Where the host
@@ -143,18 +144,23 @@ def make_train_chunk(
     mean of `recent_losses`, float32 (spike_window,), the losses of the last sound steps, NaN where
     there are fewer (None: there are none). `loss_limit` is among the metrics, and so are the
     `recent_losses` after the last step.
+
+    `hyper` is the numbers of `hyperparameters(optim, train)`, float32 scalars; with None they are
+    constants of the program.
     """
-    train_step = make_train_step(model, make_optimizer(optim), train, map_over_data)
-    learning_rate = make_learning_rate(optim)
 
     def train_chunk(
         state: TrainState,
         tokens: jax.Array,
         keys: Keys,
         recent_losses: jax.Array | None = None,
+        hyper: Hyperparameters | None = None,
         *,
         steps: int,
     ):
+        hyper = hyperparameters(optim, train) if hyper is None else hyper
+        train_step = make_train_step(model, make_optimizer(optim, hyper), train, map_over_data)
+        learning_rate = make_learning_rate(optim, hyper)
         batches = tokens
         if tokens.ndim < 3:
             draws = sampler or single_array_sampler(len(tokens), model.block_size, train.batch_size)
@@ -170,7 +176,7 @@ def make_train_chunk(
             if callable(learning_rate):
                 metrics["learning_rate"] = learning_rate(state.step)
             if recent is not None:
-                metrics["loss_limit"] = _loss_limit(recent, train.spike)
+                metrics["loss_limit"] = _loss_limit(recent, hyper["spike"])
             sound = (metrics["loss"] < metrics.get("loss_limit", jnp.inf)) & jnp.isfinite(
                 metrics["grad_norm"]
             )
@@ -190,11 +196,11 @@ def make_train_chunk(
     return train_chunk
 
 
-def _loss_limit(recent: jax.Array, spike: float | None) -> jax.Array:
+def _loss_limit(recent: jax.Array, spike: float | jax.Array) -> jax.Array:
     """Returns the loss from which on a step is a spike, float32: infinite without a loss so far."""
     known = jnp.isfinite(recent)
     mean = jnp.where(known, recent, 0.0).sum() / jnp.maximum(known.sum(), 1)
-    return jnp.where(known.any(), mean * jnp.float32(spike), jnp.inf)
+    return jnp.where(known.any(), mean * jnp.asarray(spike, jnp.float32), jnp.inf)
 
 
 def _skip_update(sound: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:

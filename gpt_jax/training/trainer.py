@@ -90,6 +90,14 @@ def train(
     display = Display(quiet or not multihost.is_host0())
     config = dataclasses.replace(config, run_dir=os.path.expanduser(config.run_dir))
     setup = multihost.all_agree(lambda: _prepare(config, display), compared_on_hosts)
+    return train_prepared(setup, display, on_row)
+
+
+@numerics.fixed()
+def train_prepared(
+    setup: RunSetup, display: Display, on_row: Callable[[dict[str, Any]], None] | None = None
+) -> Run:
+    """Trains what is prepared; see `train`, whose results and errors these are."""
     if setup.resumes and (run := _load_finished(setup)):
         describe_finished(run, display)
         return run

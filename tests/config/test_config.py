@@ -129,6 +129,9 @@ def test_every_setting_has_a_meaning_and_a_default_that_keeps_its_rule():
     assert Config() == from_dict({})
 
 
+SEEDS = ("seed", "init_seed", "data_seed", "dropout_seed")
+
+
 def test_every_number_is_covered_by_the_lists_of_this_test():
     numbers = {
         name
@@ -136,7 +139,7 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
         if hint in (int, float, int | None, float | None)
     }
     assert numbers == {
-        *POSITIVE_INTS, *FLOATS, *MESH_SIZES, "seed", "model.vocab_size", "data.vocab_size",
+        *POSITIVE_INTS, *FLOATS, *MESH_SIZES, *SEEDS, "model.vocab_size", "data.vocab_size",
         "optim.warmup_steps", "optim.decay_steps", "train.keep_interval",
     }  # fmt: skip
 
@@ -325,7 +328,8 @@ def test_top_p_is_above_zero_and_at_most_one(value):
 
 @pytest.mark.parametrize("value", [-1, 2**32])
 def test_a_seed_fits_32_bits(value):
-    assert refusal("seed", value) == f"seed={value} must be a whole number in [0, 2**32)"
+    for name in SEEDS:
+        assert refusal(name, value) == f"{name}={value} must be a whole number in [0, 2**32)"
     assert Config(seed=2**32 - 1).seed == 2**32 - 1
 
 
@@ -418,6 +422,7 @@ def test_a_text_is_nothing_else(name, value):
 def test_none_is_for_optional_settings_only():
     optional = {name for name, hint, _ in iter_fields(Config) if type(None) in _args(hint)}
     assert optional == {
+        *SEEDS[1:],
         "init_from",
         "model.attention_scale",
         "model.n_kv_head",
@@ -562,7 +567,7 @@ def test_to_dict_nests_by_group():
     assert values["model"]["n_layer"] == 3
     assert values["sample"]["prompt"] is None
     groups = {"model", "data", "optim", "train", "mesh", "sample"}
-    assert set(values) == {"run_dir", "seed", "init_from", "checkpoint"} | groups
+    assert set(values) == {"run_dir", *SEEDS, "init_from", "checkpoint"} | groups
 
 
 @pytest.mark.parametrize("name", MESH_SIZES)

@@ -50,7 +50,8 @@ ALLOWED = {
         "terminal",
         "tokenizer",
     },
-    "experiments": {"config", "errors", "run", "storage", "training"},
+    "experiments": {"config", "console", "errors", "numerics", "parallel", "run", "storage"}
+    | {"terminal", "training", "version"},
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer", "training"},
     "cli": {"analysis", "config", "console", "devices", "errors", "experiments", "hf", "inference"}
@@ -60,7 +61,12 @@ ALLOWED = {
 }
 # Pure modules: functions of their arguments, so no files, clock, mesh or console, no processes.
 PURE = ["prng", "model.*", "training.state", "training.optimizer", "training.step"]
-PURE += ["training.divergence", "input_pipeline.permutation", "input_pipeline.sampler"]
+PURE += [
+    "training.hyperparameters",
+    "training.divergence",
+    "input_pipeline.permutation",
+    "input_pipeline.sampler",
+]
 PURE += ["inference.windows", "inference.decoding"]
 PURE += ["experiments.statistics", "experiments.sequential"]
 NOT_IN_PURE = {"os", "io", "time", "pathlib", "json", "sys", "logging", "shutil", "subprocess"}
@@ -69,6 +75,7 @@ NOT_IN_PURE |= {"gpt_jax.parallel.mesh", "gpt_jax.parallel.multihost"}
 # Who may import the driver: the verb, and what tries all of it (the package's own names are lazy).
 DRIVER, DRIVERS = "gpt_jax.training.trainer", {"gpt_jax.cli.train", "gpt_jax.analysis.verify"}
 DRIVERS |= {"gpt_jax.experiments.trials"}
+DRIVERS |= {"gpt_jax.experiments.sweeps"}
 # Of `data`, lowest first: each imports only those before it.
 DATA = ["filters", "config", "sources.xz", "sources.documents", "sources.text", "sources.bordered"]
 DATA += ["sources.json_lines", "sources.parquet_pages", "sources.parquet"]

@@ -122,6 +122,8 @@ def made_small(words: list[str]) -> list[str] | None:
     verb = words[0] if words[0] in VERBS else "train"
     if verb == "verify" or "--topology" in words:  # tests/analysis and tests/tpu have these
         return None
+    if verb == "sweep":
+        return [*words, *SMALL, "--dry-run"]
     if verb == "replay":
         return [*words[: words.index("--step") + 1], "3"]
     if verb == "sample":

@@ -330,8 +330,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_checkpoint(
     def poisoned(*args):
         chunk = original(*args)
 
-        def train_chunk(state, tokens, keys, limit, *, steps):
-            after, metrics = chunk(state, tokens, keys, limit, steps=steps)
+        def train_chunk(state, *inputs, steps):
+            after, metrics = chunk(state, *inputs, steps=steps)
             at = state.step + jax.numpy.arange(steps) + 1
             return after, {**metrics, "loss": jax.numpy.where(at >= 8, np.nan, metrics["loss"])}
 
