@@ -77,7 +77,7 @@ def _of_devices(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _parser(config: Config) -> Parser:
     parser = verb_parser(
         "sweep",
-        "--out FOLDER [--config NAME] [--vary SETTING=X,X ...] [--seeds N] [...]",
+        "--out FOLDER [--vary NAME=X,X] [--seeds N] [...]",
         ".\n\nRuns follow one another in one process; those of one shape share compiled programs. "
         "The same command continues a sweep that was interrupted. The exit status is 1 where a run "
         "diverged.",

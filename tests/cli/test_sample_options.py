@@ -16,15 +16,15 @@ def test_special_tokens_of_a_prompt_are_tokens_only_where_asked_for():
     tokens = [bytes([i]) for i in range(256)] + [b"ab"]
     tokenizer = BpeTokenizer(tokens, pattern, {"<|endoftext|>": 257, "<|user|>": 258})
     text = "ab<|user|>ab<|endoftext|>"
-    assert generation._encode(tokenizer, text, True).tolist() == [256, 258, 256, 257]
-    as_text = generation._encode(tokenizer, text, False)
+    assert generation.encode_prompt(tokenizer, text, True).tolist() == [256, 258, 256, 257]
+    as_text = generation.encode_prompt(tokenizer, text, False)
     assert max(as_text) == 256
     assert tokenizer.decode(as_text) == text
     characters = CharTokenizer("<>ab|")
-    assert generation._encode(characters, "<|a|>", True).tolist() == [
+    assert generation.encode_prompt(characters, "<|a|>", True).tolist() == [
         *characters.encode("<|a|>").tolist()
     ]
-    assert generation._encode(characters, "", True).tolist() == [characters.start_token]
+    assert generation.encode_prompt(characters, "", True).tolist() == [characters.start_token]
 
 
 def typed(monkeypatch, raw: bytes, is_terminal: bool = False):

@@ -123,7 +123,7 @@ def made_small(words: list[str]) -> list[str] | None:
     if verb == "verify" or "--topology" in words:  # tests/analysis and tests/tpu have these
         return None
     if verb == "sweep":
-        return [*words, *SMALL, "--dry-run"]
+        return [*words, *SMALL, "--dry-run", "--out", "sweeps/other"]  # `compare` reads that one
     if verb == "replay":
         return [*words[: words.index("--step") + 1], "3"]
     if verb == "sample":
