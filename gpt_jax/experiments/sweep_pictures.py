@@ -61,7 +61,7 @@ def _draw_curves(sweep: Any, all_axes: Any) -> None:
             steps = np.intersect1d(steps, each.steps)
         losses_NS = np.stack([m.losses[np.isin(m.steps, steps)] for m in mine])
         means, halves = losses_NS.mean(axis=0), np.nan_to_num(mean_half_width(losses_NS))
-        colour = colormaps["viridis"](i / max(1, len(sweep.settings) - 1))
+        colour = colormaps["viridis"](0.85 * i / max(1, len(sweep.settings) - 1))
         label = show_values(setting.values) if i < MOST_NAMED else None
         axes.plot(steps, means, color=colour, label=label)
         axes.fill_between(steps, means - halves, means + halves, color=colour, alpha=0.2, lw=0)
