@@ -7,6 +7,28 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
+class Gpt2Config:
+    """config.json; what it leaves out is transformers' default."""
+
+    model_type: str = ""
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_positions: int = 1024
+    vocab_size: int = 50257
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    activation_function: str = "gelu_new"
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    tie_word_embeddings: bool = True
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightsIndex:
     """model.safetensors.index.json: {name of a tensor: the file that has it}."""
 

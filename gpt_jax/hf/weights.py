@@ -25,6 +25,7 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.config.activations import ACTIVATIONS
 from gpt_jax.config.fields import plain
 from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.hf.records import Gpt2Config
 from gpt_jax.hf.safetensors_io import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -33,7 +34,13 @@ from gpt_jax.hf.safetensors_io import (
     read_json,
     read_tensor,
 )
-from gpt_jax.storage import give_default_mode, remove_unfinished, to_local, write_atomically
+from gpt_jax.storage import (
+    give_default_mode,
+    read_record,
+    remove_unfinished,
+    to_local,
+    write_atomically,
+)
 
 CONFIG_FILE = "config.json"
 PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
@@ -63,21 +70,17 @@ EXPRESSIBLE |= {
     "activation",
     "inverse_layer_scale",
 }
-# What a config.json must say for GPT2; one that says nothing means the first.
-REQUIRED: dict[str, tuple[Any, ...]] = {
-    "add_cross_attention": (False,),
-}
-# activation_function -> model.activation; a config.json that says nothing means gelu_new.
+# activation_function -> model.activation.
 ACTIVATION_NAMES = {name: ours for ours, a in ACTIVATIONS.items() for name in a.gpt2_names}
-# Our settings of sizes and of the norms: transformers' name and its default.
+# Our settings of sizes and of the norms: transformers' names.
 SIZES = {
-    "n_layer": ("n_layer", 12),
-    "n_head": ("n_head", 12),
-    "n_embd": ("n_embd", 768),
-    "block_size": ("n_positions", 1024),
-    "vocab_size": ("vocab_size", 50257),
-    "mlp_width": ("n_inner", None),
-    "norm_epsilon": ("layer_norm_epsilon", 1e-5),
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "block_size": "n_positions",
+    "vocab_size": "vocab_size",
+    "mlp_width": "n_inner",
+    "norm_epsilon": "layer_norm_epsilon",
 }
 
 
@@ -221,33 +224,34 @@ def load_config(folder: Path) -> ModelConfig:
             f"{path} has model_type {values.get('model_type')!r:.60}, not 'gpt2'; "
             "only GPT-2 can be loaded"
         )
-    for name, choices in REQUIRED.items():
-        if (value := values.get(name, choices[0])) not in choices:
-            raise ConfigError(
-                f"{path}: {name}={value!r:.60} can't be loaded, only "
-                f"{' or '.join(map(repr, choices))}; choose a model with that"
-            )
-    activation = values.get("activation_function", "gelu_new")
-    if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
+    try:
+        file = read_record(values, Gpt2Config)
+    except ValueError as error:
+        raise ConfigError(f"{path} is no GPT-2's: {error}") from error
+    if file.add_cross_attention:
         raise ConfigError(
-            f"{path}: activation_function={activation!r:.60} can't be loaded, only "
+            f"{path}: add_cross_attention=True can't be loaded, only False; choose a model with "
+            "that"
+        )
+    if file.activation_function not in ACTIVATION_NAMES:
+        raise ConfigError(
+            f"{path}: activation_function={file.activation_function!r:.60} can't be loaded, only "
             f"{', '.join(ACTIVATION_NAMES)}; choose a model with that"
         )
-    attn, resid = (values.get(name, 0.1) for name in ("attn_pdrop", "resid_pdrop"))
     try:
         return ModelConfig(
-            **{ours: values.get(theirs, default) for ours, (theirs, default) in SIZES.items()},
+            **{ours: getattr(file, theirs) for ours, theirs in SIZES.items()},
             **GPT2,
-            activation=ACTIVATION_NAMES[activation],
+            activation=ACTIVATION_NAMES[file.activation_function],
             qkv_bias=True,
             head_bias=False,
-            tied=values.get("tie_word_embeddings", True),
-            attention_scale=None if values.get("scale_attn_weights", True) else 1.0,
-            inverse_layer_scale=values.get("scale_attn_by_inverse_layer_idx", False),
+            tied=file.tie_word_embeddings,
+            attention_scale=None if file.scale_attn_weights else 1.0,
+            inverse_layer_scale=file.scale_attn_by_inverse_layer_idx,
             residual_init_scale=True,
-            dropout=resid,
-            attention_dropout=None if attn == resid else attn,
-            embedding_dropout=values.get("embd_pdrop", 0.1),
+            dropout=file.resid_pdrop,
+            attention_dropout=None if file.attn_pdrop == file.resid_pdrop else file.attn_pdrop,
+            embedding_dropout=file.embd_pdrop,
         )
     except ConfigError as error:
         raise ConfigError(f"{path} is no GPT-2's: {error}") from error
@@ -323,9 +327,9 @@ def _export_config(config: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        **{theirs: getattr(config, ours) for ours, (theirs, _) in SIZES.items()},
+        **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
         "activation_function": ACTIVATIONS[config.activation].gpt2_names[0],
-        **{name: choices[0] for name, choices in REQUIRED.items()},
+        "add_cross_attention": False,
         "scale_attn_weights": config.attention_scale != 1.0,
         "scale_attn_by_inverse_layer_idx": config.inverse_layer_scale,
         "tie_word_embeddings": config.tied,
