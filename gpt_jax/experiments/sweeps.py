@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax import numerics
-from gpt_jax.config import Config, fix_schedule
+from gpt_jax.config import Config, fix_schedule, override
 from gpt_jax.console import Display, WorkProgress, format_duration
 from gpt_jax.errors import ConfigError, Diverged, UserError
 from gpt_jax.experiments.estimate import estimate, estimate_text
@@ -101,9 +101,7 @@ def sweep(
         for name, values in (vary or {}).items()
     ]
     numbers = range(config.seed, config.seed + seeds) if isinstance(seeds, int) else seeds
-    config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, keep_checkpoints=1, keep_best=False)
-    )
+    config = override(config, ONE_CHECKPOINT)
     plan = plan_sweep(config, variations, numbers, out=out, samples=samples, quiet=quiet)
     return run_sweep(plan, quiet=quiet)
 
@@ -273,6 +271,3 @@ class SweepProgress:
         shown = "diverged" if loss is None else f"{loss:.4f}"
         best = "" if self._best is None else f"; best {self._best[0]:.4f} ({self._best[1]})"
         self._display.line(f"{self._n_done}/{self._n}  {shown}  {member}{best}{left}")
-
-
-__all__ = ["ONE_CHECKPOINT", "Sweep", "describe_plan", "plan_sweep", "run_sweep", "sweep"]

@@ -22,6 +22,7 @@ from typing import Any
 from gpt_jax.config import Config, override, to_dict
 from gpt_jax.config.fields import iter_fields
 from gpt_jax.errors import ConfigError, Diverged, UserError, differences, suggest
+from gpt_jax.experiments.members import ONE_CHECKPOINT
 from gpt_jax.experiments.outcomes import Pair, Trial
 from gpt_jax.experiments.sides import is_seed, shown_value
 from gpt_jax.run.folder import read_summary
@@ -31,7 +32,6 @@ from gpt_jax.storage import Folder, open_folder, read_record, to_folder
 TRIAL_FILE = "trial.json"
 FORMAT = 1
 BASE, CHANGE = "base", "change"
-ONE_CHECKPOINT = {"train.keep_checkpoints": 1, "train.keep_best": False}
 FIXED = ("run_dir", "data.corpus", "data.fallback_corpus", "data.train_fraction")
 FIXED += ("data.tokenizer", "data.vocab_size", "train.final_eval_tokens")
 
