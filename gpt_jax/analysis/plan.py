@@ -34,10 +34,12 @@ from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_
 from gpt_jax.model import Params, decoding_params, init_cache
 from gpt_jax.model.attention import choose_attention, needs_mesh
 from gpt_jax.parallel.backend import compiling_for, target_backend
-from gpt_jax.parallel.mesh import make_mesh, params_mesh
+from gpt_jax.parallel.mesh import make_mesh, micro_batches, params_mesh, with_micro_batch
 from gpt_jax.parallel.sharding import mesh_context, replicated, state_shardings
 from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk, recent_losses_spec
-from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
+from gpt_jax.training.dtype import resolve_dtype, slow_dtype
+from gpt_jax.training.memory import estimate_memory, local_need, memory_limit, program_bytes
+from gpt_jax.training.micro_batch import SHARE, choose_micro_batch
 
 SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
 MAX_CANDIDATES = 6  # compiled in search of a config that fits
@@ -45,6 +47,7 @@ MAX_CANDIDATES = 6  # compiled in search of a config that fits
 # GPU to run them on.
 WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 SHOWN_GROUPS = 5
+GPU_SHARE = 0.75  # of a GPU's memory, which jax takes by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Plan:
       chip: the data sheet; None if unknown.
       sampling: bytes that the decoder needs on each device it uses, if requested.
       groups: what an NVIDIA GPU's kernels are for, the slowest first; see `gpu_bound`.
+      notes: what settings that are "auto" would be there, and what is slow there.
     """
 
     devices: str
@@ -88,6 +92,7 @@ class Plan:
     chip: Chip | None = None
     sampling: float | None = None
     groups: tuple[Group, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -168,7 +173,8 @@ class Plan:
             )
         if self.groups:
             facts["kernels"] = self._kernels()
-        lines = [f"{name:<12} {text}" for name, text in facts.items()] + self._group_lines()
+        lines = [f"{name:<12} {text}" for name, text in facts.items()]
+        lines += [f"note         {note}" for note in self.notes] + self._group_lines()
         if self.collectives:
             lines += [
                 "",
@@ -240,7 +246,41 @@ def make_plan(
     described = devices[0] not in jax.local_devices()
     backend = described_backend(devices[0]) if described else target_backend()
     with compiling_for(backend):
-        return _make_plan(config, devices, backend, described, sampling)
+        config, notes = resolve_dtype(config, backend)
+        if slow := slow_dtype(config.model.dtype, backend):
+            notes = (slow,)
+        if config.train.micro_batch != "auto":
+            found = _make_plan(config, devices, backend, described, sampling)
+        else:
+            n, found = _choose_micro_batch(config, devices, backend, described)
+            notes += (f"train.micro_batch=auto is {n:,} of {config.train.batch_size:,}",)
+            if sampling:
+                found = _make_plan(with_micro_batch(config, n), devices, backend, described, True)
+    return dataclasses.replace(found, notes=notes)
+
+
+def _choose_micro_batch(config, devices, backend, described) -> tuple[int, Plan]:
+    """Returns the micro-batch that a run there would choose, and its plan."""
+    plans: dict[int, Plan] = {}
+
+    def compiled(n: int) -> float:
+        plans[n] = _make_plan(with_micro_batch(config, n), devices, backend, described, False)
+        return math.inf if plans[n].memory_is_floor else plans[n].memory
+
+    sizes = micro_batches(config, len(devices))
+    limit = _memory_limit(devices[0], described)
+    if limit is not None:
+        limit *= SHARE * (GPU_SHARE if described and backend.startswith("cuda") else 1)
+    estimate = lambda n: local_need(with_micro_batch(config, n), backend, len(devices))
+    n = choose_micro_batch(sizes, limit, estimate, compiled)
+    if n not in plans:
+        compiled(n)
+    return n, plans[n]
+
+
+def _memory_limit(device: jax.Device, described: bool) -> float | None:
+    chip = CHIPS.get(device.device_kind)
+    return (chip.memory if chip else None) if described else memory_limit(device)
 
 
 def _make_plan(config, devices, backend, described, sampling) -> Plan:
@@ -248,7 +288,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     mesh = make_mesh(train.micro_batch_size, devices, config.mesh, model.kv_heads, model.block_size)
     layout = abstract_inputs(config, mesh)
     chip, gpu = CHIPS.get(devices[0].device_kind), find_gpu(devices[0])
-    limit = (chip.memory if chip else None) if described else memory_limit(devices[0])
+    limit = _memory_limit(devices[0], described)
     tokens = train.batch_size * model.block_size
     attention, reason = choose_attention(model, backend)
     if attention == "fused":

@@ -121,7 +121,9 @@ def choose_batch(
     batch_size = 8 * max(1, BATCH_TOKENS // block_size // 8)
     loss_chunk = None
     if train is not None:
-        most = train.micro_batch or max(train.batch_size, BATCH_TOKENS // block_size)
+        most = max(train.batch_size, BATCH_TOKENS // block_size)
+        if train.micro_batch is not None:
+            most = train.micro_batch_size
         batch_size, loss_chunk = min(batch_size, most), train.loss_chunk
     if loss_chunk is None and batch_size * block_size > BATCH_TOKENS:
         loss_chunk = BATCH_TOKENS

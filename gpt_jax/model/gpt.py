@@ -311,6 +311,8 @@ class GPT(nn.Module):
         c = self.config
         if not c.vocab_size:
             raise ValueError("model.vocab_size is 0; set it to the tokenizer's")
+        if c.dtype == "auto":
+            raise ValueError("model.dtype is auto; set it to float32 or bfloat16")
         T = tokens_BT.shape[1]
         if c.block_size < T:
             raise ValueError(f"{T} tokens do not fit block_size={c.block_size}")

@@ -25,6 +25,7 @@ from typing import Any
 
 from gpt_jax import hf
 from gpt_jax.config import Config, from_dict, override, to_dict
+from gpt_jax.config.fields import get_field
 from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.input_pipeline.dataset import Corpus
 from gpt_jax.storage import open_folder, read_record
@@ -169,6 +170,9 @@ def read_config(run_dir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]
         raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
     if not config.model.vocab_size:
         raise UserError(f"{path} is damaged: it has no model.vocab_size{REPAIR}")
+    for name in ("model.dtype", "train.micro_batch"):
+        if get_field(config, name) == "auto":  # a run records what was chosen
+            raise UserError(f"{path} is damaged: its {name} is auto{REPAIR}")
     if config.train.micro_batch and "dropout_masks" not in values["train"]:  # an older run
         config = override(config, {"train.dropout_masks": "micro_batch"})
     return config, values["corpus"]

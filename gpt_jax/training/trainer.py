@@ -44,6 +44,7 @@ from gpt_jax.training.divergence import (
 from gpt_jax.training.finalize import finalize
 from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
 from gpt_jax.training.history import changed_numerics, numerics_now
+from gpt_jax.training.micro_batch import settle_micro_batch
 from gpt_jax.training.rows import (
     chunk_row,
     count_last_skipped,
@@ -101,10 +102,11 @@ def train_prepared(
     if setup.resumes and (run := _load_finished(setup)):
         describe_finished(run, display)
         return run
+    setup, compiled = settle_micro_batch(setup)
     multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
     run_dir = to_folder(setup.config.run_dir)
     with one_line_errors(run_dir), open_for_training(setup) as check_folder:
-        trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None))
+        trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None), compiled)
         seconds_per_step = trainer.run()
         del trainer  # frees its state
         return finalize(load_run(run_dir), setup, display, seconds_per_step)
@@ -164,6 +166,7 @@ class Trainer:
         display: Display,
         check_folder: Callable[[], None],
         on_row: Callable[[dict[str, Any]], None],
+        compiled: CompiledSteps | None = None,
     ):
         self.on_row = on_row
         self.setup, self.config, self.display = setup, setup.config, display
@@ -175,7 +178,7 @@ class Trainer:
         self.timer = StepTimer(setup.config.train.batch_size * setup.config.model.block_size)
         self.step, self.doing, self.has_trained = 0, "", False
         self.pending: Chunk | None = None
-        self.compiled = CompiledSteps(setup.config, setup.splits)
+        self.compiled = compiled or CompiledSteps(setup.config, setup.splits)
         self.to_close = contextlib.ExitStack()  # what is opened last is closed first
         self.to_close.callback(self.compiled.close)
         self.sums = SumCheck(setup.corpus.folders)

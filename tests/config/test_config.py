@@ -98,7 +98,7 @@ CHOICES = {
     "model.activation": "relu, gelu, gelu_exact, relu2, swiglu",
     "model.norm": "layer, rms",
     "model.positions": "learned, rotary",
-    "model.dtype": "float32, bfloat16",
+    "model.dtype": "float32, bfloat16, auto",
     "model.remat": "none, full, dots",
     "model.attention": "auto, plain, blockwise, fused",
     "optim.optimizer": "adamw, muon",
