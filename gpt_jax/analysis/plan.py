@@ -33,11 +33,11 @@ from gpt_jax.errors import ConfigError, is_out_of_memory
 from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
 from gpt_jax.model import Params, decoding_params, init_cache
 from gpt_jax.model.attention import choose_attention, needs_mesh
+from gpt_jax.model.dtype import resolve_dtype, slow_dtype
 from gpt_jax.parallel.backend import compiling_for, target_backend
 from gpt_jax.parallel.mesh import make_mesh, micro_batches, params_mesh, with_micro_batch
 from gpt_jax.parallel.sharding import mesh_context, replicated, state_shardings
 from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk, recent_losses_spec
-from gpt_jax.training.dtype import resolve_dtype, slow_dtype
 from gpt_jax.training.memory import estimate_memory, local_need, memory_limit, program_bytes
 from gpt_jax.training.micro_batch import SHARE, choose_micro_batch
 
@@ -68,7 +68,8 @@ class Plan:
       limit: bytes that a device has; None if unknown.
       shares_memory: whether the devices are a CPU's.
       memory_is_floor: whether `memory` is a lower bound, because compiling failed.
-      traffic: approximate bytes read and written; see `hlo.HloProgram.memory_traffic`.
+      traffic: approximate bytes read and written; see `hlo.HloProgram.memory_traffic`; None if
+        the compiled text can't be read.
       collectives: communication between devices.
       chip: the data sheet; None if unknown.
       sampling: bytes that the decoder needs on each device it uses, if requested.
@@ -87,7 +88,7 @@ class Plan:
     limit: float | None
     shares_memory: bool = False
     memory_is_floor: bool = False
-    traffic: float = 0
+    traffic: float | None = 0
     collectives: tuple[Collective, ...] = ()
     chip: Chip | None = None
     sampling: float | None = None
@@ -110,11 +111,11 @@ class Plan:
         """Lower bounds of a step's seconds by the data sheet, for each kind of work alone."""
         if self.chip is None or self.memory_is_floor:
             return {}
-        sent = sum(c.bytes_sent for c in self.collectives)
-        seconds = {
-            "memory": self.traffic / self.chip.bandwidth,
-            "network": sent / self.chip.network,
-        }
+        seconds = {}
+        if self.traffic is not None:
+            sent = sum(c.bytes_sent for c in self.collectives)
+            seconds["memory"] = self.traffic / self.chip.bandwidth
+            seconds["network"] = sent / self.chip.network
         if self.flops is None:
             return seconds
         n_devices = math.prod(self.mesh.values())
@@ -159,7 +160,9 @@ class Plan:
         }
         if self.sampling is not None:
             facts["sampling"] = f"{self.sampling / GIB:.2f} GiB a device"
-        if not self.memory_is_floor:
+        if self.traffic is None:
+            facts["traffic"] = "unknown: this jaxlib can't read what its compiler wrote"
+        elif not self.memory_is_floor:
             facts["traffic"] = (
                 f"about {_amount(self.traffic)} of memory reads and writes per device"
             )
@@ -329,15 +332,22 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
             arguments=sharers * need.state,
             memory_is_floor=True,
         )
-    stats, text = program.memory_analysis(), program.as_text()
-    read = HloProgram(text)
-    return dataclasses.replace(
+    stats = program.memory_analysis()
+    plan = dataclasses.replace(
         plan,
         memory=sharers * program_bytes(stats),
         arguments=sharers * stats.argument_size_in_bytes,
+        sampling=_sampling_memory(config, layout.state.params, devices) if sampling else None,
+    )
+    try:
+        text = program.as_text()
+    except jax.errors.JaxRuntimeError:  # some of v6e's, where libtpu is newer than jaxlib
+        return dataclasses.replace(plan, traffic=None)
+    read = HloProgram(text)
+    return dataclasses.replace(
+        plan,
         traffic=read.memory_traffic(),
         collectives=tuple(read.collectives()),
-        sampling=_sampling_memory(config, layout.state.params, devices) if sampling else None,
         groups=find_groups(find_kernels(text), gpu_bound.Rates.of(gpu)) if gpu else (),
     )
 

@@ -10,11 +10,11 @@ from gpt_jax.config import TrainConfig
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
 from gpt_jax.model.attention import choose_attention
+from gpt_jax.model.dtype import slow_dtype
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run.load import Run
 from gpt_jax.terminal import program_command, shell_command
 from gpt_jax.training.compiled_steps import CompiledSteps
-from gpt_jax.training.dtype import slow_dtype
 from gpt_jax.training.run_setup import RunSetup
 
 

@@ -26,6 +26,7 @@ from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB, available_memory
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.model.attention import QUERY_BLOCK, choose_attention
+from gpt_jax.model.dtype import resolve_dtype
 from gpt_jax.model.layers import mlp_width
 from gpt_jax.model.tuning import choose_tuning
 from gpt_jax.parallel.backend import target_backend
@@ -68,6 +69,7 @@ def estimate_memory(
       mesh: devices on the axes data, fsdp, tensor and sequence.
       backend: as `target_backend` returns it.
     """
+    config, _ = resolve_dtype(config, backend)
     model, train = config.model, config.train
     data, fsdp, tensor, sequence = mesh
     state = state_shapes(model, config.optim)

@@ -28,6 +28,7 @@ from gpt_jax.input_pipeline.corpus import (
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset
 from gpt_jax.model import Params
 from gpt_jax.model.attention import choose_attention
+from gpt_jax.model.dtype import resolve_dtype
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.mesh import micro_batches, with_micro_batch
 from gpt_jax.run import checkpoints
@@ -35,7 +36,6 @@ from gpt_jax.run.folder import check_folder, is_run, read_config, run_record
 from gpt_jax.storage import to_folder
 from gpt_jax.terminal import shell_command
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
-from gpt_jax.training.dtype import resolve_dtype
 from gpt_jax.training.init_from import initial_params, load_source, reload_initial_params
 from gpt_jax.training.memory import check_memory
 from gpt_jax.training.resume import changed_measuring, machine_settings, resume_config

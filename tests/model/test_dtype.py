@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from gpt_jax.config import ModelConfig, fix_schedule, load_config, override
-from gpt_jax.model import GPT
-from gpt_jax.training.dtype import choose_dtype, resolve_dtype, slow_dtype
+from gpt_jax.model import GPT, init_cache
+from gpt_jax.model.dtype import choose_dtype, dtype_of, resolve_dtype, slow_dtype
+from gpt_jax.parallel.backend import compiling_for
 from gpt_jax.training.resume import resume_config
 
 AUTO = override(load_config("nano"), {"model.dtype": "auto"})
@@ -55,7 +56,14 @@ def test_a_resumed_run_keeps_what_auto_was(recorded):
     assert resume_config(AUTO, saved, {}, done=1).model.dtype == recorded
 
 
-def test_a_model_is_not_computed_before_it_is_chosen():
-    model = ModelConfig(dtype="auto", vocab_size=5)
-    with pytest.raises(ValueError, match="set it to float32 or bfloat16"):
-        GPT(model).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+@pytest.mark.parametrize("backend", ["cpu", "cuda 7.5", "cuda 8.0", "tpu"])
+def test_a_model_that_belongs_to_no_run_computes_in_what_the_device_would_choose(backend):
+    model = ModelConfig(n_layer=1, n_embd=8, n_head=2, dtype="auto", vocab_size=5)
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    with compiling_for(backend):
+        chosen = dtype_of(model, backend)
+        assert chosen == choose_dtype(backend)[0]
+        assert init_cache(model, 1).k_NSK[0].dtype == chosen
+        hidden = lambda: GPT(model).init_with_output(jax.random.key(0), tokens, return_hidden=True)
+        (x_BTD, _), _ = jax.eval_shape(hidden)
+    assert x_BTD.dtype == chosen

@@ -1,13 +1,13 @@
 """The dtype that "auto" stands for: what the device multiplies fastest and well.
 
-It is chosen once, when a run begins, and recorded; a resumed run keeps it.
+In a run it is chosen once, when that begins, and recorded; a resumed run keeps it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from gpt_jax.config import Config
+from gpt_jax.config import Config, ModelConfig
 
 BFLOAT16_CAPABILITY = 8.0  # the least of NVIDIA GPUs with matrix products in bfloat16
 
@@ -28,6 +28,11 @@ def choose_dtype(backend: str) -> tuple[str, str]:
     if float(capability) < BFLOAT16_CAPABILITY:
         return "float32", f"a GPU of compute capability {capability} has no bfloat16"
     return "bfloat16", f"a GPU of compute capability {capability} multiplies it fastest"
+
+
+def dtype_of(model: ModelConfig, backend: str) -> str:
+    """Returns the dtype that a model computes in, "float32" or "bfloat16"."""
+    return choose_dtype(backend)[0] if model.dtype == "auto" else model.dtype
 
 
 def resolve_dtype(config: Config, backend: str) -> tuple[Config, tuple[str, ...]]:
