@@ -151,6 +151,7 @@ class Trainer:
       step: optimizer steps dispatched so far; `state` is that after them.
       pending: the chunk that ends at `step`, until its metrics are read.
       recent_losses: see `step.make_train_chunk`; None where no spike is looked for.
+      asked: returns what hosts were told when they last asked one another.
       n_skipped: the last steps in a row, of those read, that were skipped.
       doing: what training waits for, such as "compiling the evaluation"; "" while it trains.
     """
@@ -178,6 +179,7 @@ class Trainer:
         self.timer = StepTimer(setup.config.train.batch_size * setup.config.model.block_size)
         self.step, self.doing, self.has_trained = 0, "", False
         self.pending: Chunk | None = None
+        self.asked: Callable[[], list[int]] | None = None
         self.compiled = compiled or CompiledSteps(setup.config, setup.splits)
         self.to_close = contextlib.ExitStack()  # what is opened last is closed first
         self.to_close.callback(self.compiled.close)
@@ -356,9 +358,15 @@ class Trainer:
         self.timer.restart(self.step)
 
     def agree_on_stopping(self) -> Interrupted | OutOfTime | None:
-        """Returns why to stop after this chunk; what one host is told, all of them do."""
+        """Returns why to stop after this chunk; what one host is told, all of them do.
+
+        Several hosts answer what they asked one another a chunk ago: else they would wait for the
+        chunk that was just dispatched, and the devices then for them.
+        """
         told = [max(self.signals, default=0), time.monotonic() >= self.deadline]
-        signum, is_out_of_time = multihost.all_reduce_max(told)
+        before, self.asked = self.asked, multihost.start_all_reduce_max(told)
+        read = self.asked if multihost.host_count() == 1 else before
+        signum, is_out_of_time = read() if read else (0, 0)
         if signum:
             return interruption(signum, self.step, self.config.train.steps)
         return out_of_time(self.step, self.config.train) if is_out_of_time else None
