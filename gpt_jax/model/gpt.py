@@ -41,13 +41,14 @@ from gpt_jax.model.layers import (
     Dropout,
     add_positions,
     apply_rope,
+    look_up,
     make_norm,
     matmul,
     residual_init,
     rms_norm,
 )
 from gpt_jax.model.tuning import choose_tuning
-from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.backend import must_be_deterministic, target_backend
 from gpt_jax.parallel.sharding import constrain
 
 Params = Any  # the tree under "params": nested dicts of float32 arrays
@@ -323,11 +324,15 @@ class GPT(nn.Module):
             raise ValueError(f"{T} tokens do not fit block_size={c.block_size}")
         start = 0 if cache is None else cache.length
         embed = nn.Embed(c.vocab_size, c.n_embd, embedding_init=WEIGHT_INIT, name="tokens")
-        x_BTD = embed(tokens_BT)
+        dtype = dtype_of(c, target_backend())
+        if must_be_deterministic() and not self.is_initializing():
+            x_BTD = look_up(dtype, embed.embedding, tokens_BT)
+        else:
+            x_BTD = embed(tokens_BT)
         if c.positions == "learned":
             position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
             x_BTD = add_positions(x_BTD, jax.lax.dynamic_slice_in_dim(position_SD, start, T))
-        x_BTD = x_BTD.astype(dtype_of(c, target_backend()))
+        x_BTD = x_BTD.astype(dtype)
         x_BTD = Dropout(c.embedding_dropout, deterministic)(x_BTD, first_row)
         x_BTD = constrain(x_BTD, "batch", "time")
         kv = []

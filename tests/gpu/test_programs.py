@@ -54,14 +54,26 @@ def test_a_layer_copies_at_most_two_activations(one_and_two_layers):
     assert more <= 2 * 2 * 2 * activation + 1024  # and a few numbers
 
 
-def test_products_of_a_bfloat16_model_are_in_bfloat16(tmp_path):
+def compiled_text(tmp_path, **environment):
+    """Two layers of base, compiled."""
     out, script = tmp_path / "base", ROOT / "benchmarks/gpu/compile_for_gpu.py"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     settings = ("model.n_layer=2", "train.batch_size=32", "train.micro_batch=16")
     words = (sys.executable, script, "base", "--out", out, "--set", *settings)
-    subprocess.run(words, cwd=ROOT, env=env, check=True, capture_output=True)
-    kernels = find_kernels(out.with_suffix(".hlo").read_text("utf-8"))
+    subprocess.run(words, cwd=ROOT, env=env | environment, check=True, capture_output=True)
+    return out.with_suffix(".hlo").read_text("utf-8")
+
+
+def test_products_of_a_bfloat16_model_are_in_bfloat16(tmp_path):
+    kernels = find_kernels(compiled_text(tmp_path))
     assert {kernel.dtype for kernel in kernels if kernel.flops} == {"bf16"}
+
+
+def test_reproducible_programs_sort_nothing(tmp_path):
+    """XLA would sort each entry of the embedding's gradient; products in bfloat16 sum it."""
+    text = compiled_text(tmp_path, XLA_FLAGS="--xla_gpu_deterministic_ops=true")
+    assert " sort(" not in text
+    assert {kernel.dtype for kernel in find_kernels(text) if kernel.flops} == {"bf16"}
 
 
 @pytest.mark.parametrize(
