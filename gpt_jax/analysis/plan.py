@@ -271,14 +271,20 @@ def _choose_micro_batch(config, devices, backend, described) -> tuple[int, Plan]
         return math.inf if plans[n].memory_is_floor else plans[n].memory
 
     sizes = micro_batches(config, len(devices))
-    limit = _memory_limit(devices[0], described)
-    if limit is not None:
-        limit *= SHARE * (GPU_SHARE if described and backend.startswith("cuda") else 1)
+    limit = _usable(_memory_limit(devices[0], described), backend, described)
+    limit = None if limit is None else SHARE * limit
     estimate = lambda n: local_need(with_micro_batch(config, n), backend, len(devices))
     n = choose_micro_batch(sizes, limit, estimate, compiled)
     if n not in plans:
         compiled(n)
     return n, plans[n]
+
+
+def _usable(limit: float | None, backend: str, described: bool) -> float | None:
+    """Returns the bytes that programs get of a device's memory."""
+    if limit is None or not (described and backend.startswith("cuda")):
+        return limit
+    return GPU_SHARE * limit
 
 
 def _memory_limit(device: jax.Device, described: bool) -> float | None:
@@ -299,7 +305,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     # CPU devices share one memory.
     sharers = mesh.size if backend == "cpu" else 1
     with mesh_context(mesh, kernels=needs_mesh(model)):
-        lowered = jit_train_chunk(config, mesh).lower(
+        lowered = jit_train_chunk(config, mesh, _usable(limit, backend, described)).lower(
             layout.state,
             layout.gathered(1),
             layout.keys,
