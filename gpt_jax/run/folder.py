@@ -236,9 +236,17 @@ def read_init_from(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ExactEvaluation:
-    """What a summary must say of the validation split."""
+    """What a summary must say of the validation split, and what others read of it.
+
+    Attributes:
+      nats_per_token: mean cross-entropy.
+      bits_per_byte: None where the tokens stand for no text.
+      tokens_predicted: None in earlier releases.
+    """
 
     nats_per_token: float
+    bits_per_byte: float | None = None
+    tokens_predicted: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
