@@ -44,9 +44,11 @@ FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
 # What a run keeps of its settings from its first checkpoint to its last, `KEPT` of them all.
-KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model")
-KEPT += ("data.tokenizer", "data.vocab_size")
-FREE = ("model.attention", "model.remat")  # see `training.resume`
+KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model", "optim")
+KEPT += ("data.tokenizer", "data.vocab_size", "data.train_fraction", "data.order")
+KEPT += ("train.batch_size", "train.on_divergence", "train.spike", "train.spike_window")
+FREE = ("model.attention", "model.remat")  # see `training.resume`, of these and of the next
+FREE += ("optim.schedule_steps", "optim.decay_steps", "optim.floor")
 
 
 @dataclasses.dataclass(frozen=True)

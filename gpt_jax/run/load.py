@@ -168,7 +168,10 @@ def _find_checkpoints(run_dir: Path, checkpoint: str | int) -> list[int]:
     there = checkpoints.steps(run_dir)
     if checkpoint == "newest":
         return there
-    step = checkpoints.best_step(run_dir) if checkpoint == "best" else checkpoint
+    step: int | str | None = checkpoint
+    if checkpoint == "best":
+        rows = [row for row in read_rows(run_dir) if "val_loss" in row]
+        step = checkpoints.best_step(run_dir, {row["step"]: row["val_loss"] for row in rows})
     if isinstance(step, str) and step.isdecimal():
         step = int(step)
     if isinstance(step, str | bool):

@@ -449,8 +449,8 @@ def test_a_member_that_diverged_leaves_its_setting_out():
     ("values", "line"),
     [
         ({"values": {"optim.learning_rate": 2}}, "optim.learning_rate of m7 is 2 there and 0.001"),
+        ({"values": {"optim.learning_rate": True}}, "optim.learning_rate of m7 is true there"),
         ({"values": {"optim.beta3": 2}}, "optim.beta3 of m7 is 2 there and no setting in"),
-        ({"values": {"optim": {}}}, "optim of m7 is"),
         ({"seed": 9}, "seed of m7 is 9 there and 2 in"),
     ],
 )
