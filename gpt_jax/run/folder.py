@@ -45,9 +45,11 @@ FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
 # What a run keeps of its settings from its first checkpoint to its last, `KEPT` of them all.
-KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model")
-KEPT += ("data.tokenizer", "data.vocab_size")
-FREE = ("model.attention", "model.remat")  # see `training.resume`
+KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model", "optim")
+KEPT += ("data.tokenizer", "data.vocab_size", "data.train_fraction", "data.order")
+KEPT += ("train.batch_size", "train.on_divergence", "train.spike", "train.spike_window")
+FREE = ("model.attention", "model.remat")  # see `training.resume`, of these and of the next
+FREE += ("optim.schedule_steps", "optim.decay_steps", "optim.floor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +242,17 @@ def read_init_from(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ExactEvaluation:
-    """What a summary must say of the validation split."""
+    """What a summary must say of the validation split, and what others read of it.
+
+    Attributes:
+      nats_per_token: mean cross-entropy.
+      bits_per_byte: None where the tokens stand for no text.
+      tokens_predicted: None in earlier releases.
+    """
 
     nats_per_token: float
+    bits_per_byte: float | None = None
+    tokens_predicted: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

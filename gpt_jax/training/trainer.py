@@ -26,6 +26,7 @@ from gpt_jax.errors import Interrupted, OutOfTime, TrainingError
 from gpt_jax.input_pipeline.shards.background import SumCheck
 from gpt_jax.parallel import multihost
 from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.mesh import params_mesh_over_hosts
 from gpt_jax.run import checkpoints as checkpoint
 from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
@@ -79,7 +80,8 @@ def train(
         training, and the same call resumes from the last checkpoint.
 
     Returns:
-      The finished run.
+      The finished run. Where training splits its parameters further than the devices of one host
+      can, all hosts hold them together, and must use them together.
 
     Raises:
       UserError: a usage error, found before anything is computed.
@@ -109,7 +111,8 @@ def train_prepared(
         trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None), compiled)
         seconds_per_step = trainer.run()
         del trainer  # frees its state
-        return finalize(load_run(run_dir), setup, display, seconds_per_step)
+        run = load_run(run_dir, mesh=params_mesh_over_hosts(setup.config))
+        return finalize(run, setup, display, seconds_per_step)
 
 
 def _prepare(config: Config, display: Display) -> RunSetup:
@@ -127,7 +130,7 @@ def _load_finished(setup: RunSetup) -> Run | None:
     run_dir, steps = to_folder(setup.config.run_dir), setup.config.train.steps
     if read_summary(run_dir).get("step") != steps:
         return None
-    run = load_run(run_dir)
+    run = load_run(run_dir, mesh=params_mesh_over_hosts(setup.config))
     return run if run.step == steps else None  # else its last checkpoint is damaged
 
 
