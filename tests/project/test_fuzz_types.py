@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from data.records import read_counts, read_source
 from gpt_jax import hf
 from gpt_jax.config import Config, override
-from gpt_jax.errors import UserError
+from gpt_jax.errors import UserError, differences
 from gpt_jax.hf.tokenizer import load_tokenizer as load_hf_tokenizer
 from gpt_jax.hf.tokenizer import save_tokenizer as save_hf_tokenizer
 from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
@@ -154,19 +155,35 @@ def test_a_tokenizer(tmp_path, tokenizer):
     assert try_all(path, json.loads(tokenizer.to_json()), read)[1] > 10
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
-def test_a_prepared_corpus(tmp_path, name):
+FACTS = {
+    "source": {"kind": "text", "by_position": True, "input": "/a", "files": 1, "stored_bytes": 9},
+    "settings": {"source": "text", "val_fraction": 0.1},
+    "counts": {
+        "read": 2, "kept": 1, "dropped": {"length": 1}, "damaged_records": 0, "damaged_files": 0
+    },
+    "damaged": ["b"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "n"), [("manifest.json", 500), ("tokenizer.json", 10)])
+def test_a_prepared_corpus(tmp_path, name, n):
     writer = ShardWriter(tmp_path, CharTokenizer("abcd"), 300)
     writer.append("train", np.arange(400) % 4)
     writer.append("val", np.arange(90) % 4)
-    writer.finish("char", {"train": 1, "val": 1})
+    writer.finish("char", {"train": 1, "val": 1}, **FACTS)
 
     def read():
         opened = open_shards(tmp_path)
         verify_shards(opened)
         json.dumps(opened.record)
+        manifest = opened.manifest
+        there, counts = read_source(manifest.source, tmp_path), read_counts(manifest, "a")
+        assert f"{there.input} {there.files or 0:,} {there.stored_bytes or 0:,}"
+        assert f"{counts.read:,} {sum(counts.dropped.values()):,} {counts.damaged_files:,}"
+        assert "".join(manifest.damaged) in ("", "b", "x")
+        assert isinstance(differences(manifest.settings, {"source": "text"}, repr), list)
 
-    assert try_all(tmp_path / name, json.loads((tmp_path / name).read_text()), read)[1] > 10
+    assert try_all(tmp_path / name, json.loads((tmp_path / name).read_text()), read)[1] > n
 
 
 BYTES = [bytes([i]) for i in range(256)]

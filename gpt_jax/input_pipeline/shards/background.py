@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt_jax.input_pipeline.shards.manifest import SPLITS, ShardError, entries_of
+from gpt_jax.input_pipeline.shards.manifest import SPLITS, ShardError
 from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS, TokenShards, _name_of
 
 
@@ -24,13 +24,11 @@ class SumCheck:
     def __init__(self, folders: Sequence[TokenShards]):
         """Begins to read, if any of the folders has sums."""
         self._shards = [
-            (folder, ids, entry["sha256"])
+            (folder, ids, entry.sha256)
             for folder in folders
             if folder.manifest
             for split in SPLITS
-            for ids, entry in zip(
-                folder.shards[split], entries_of(folder.manifest, split), strict=True
-            )
+            for ids, entry in zip(folder.shards[split], folder.manifest.entries(split), strict=True)
         ]
         self._stopped, self._error = threading.Event(), ""
         self._thread = threading.Thread(target=self._run, name="sums", daemon=True)

@@ -106,7 +106,7 @@ def _open_foreign(
         n_documents=dict.fromkeys(SPLITS),
         record=_record(folder, kind, shards, vocab_size, digest.hexdigest()),
         notes=notes,
-        manifest={},
+        manifest=None,
     )
 
 

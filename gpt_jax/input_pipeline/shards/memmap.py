@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.input_pipeline.shards.manifest import SPLITS, ShardError
+from gpt_jax.input_pipeline.shards.manifest import SPLITS, Manifest, ShardError
 from gpt_jax.tokenizer import Tokenizer
 
 WORK_FOLDER = ".prepare"  # exists while a preparation is unfinished
@@ -37,7 +37,7 @@ class TokenShards:
         manifest, the sums of shards and tokenizer; in other programs' folders, which have no sums,
         the sizes and the first and last `CHECKED_TOKENS` ids of each file.
       notes: what differs from what one would expect, a sentence each.
-      manifest: as read; empty for other programs' folders.
+      manifest: as read; None for other programs' folders.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class TokenShards:
     n_documents: dict[str, int | None]
     record: dict[str, Any]
     notes: tuple[str, ...]
-    manifest: dict[str, Any]
+    manifest: Manifest | None
 
     @property
     def n_tokens(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,12 +18,27 @@ from gpt_jax.input_pipeline.shards.manifest import (
     MAX_SHARD_TOKENS,
     SHARD_NAME,
     SPLITS,
+    Manifest,
+    ShardEntry,
     ShardError,
 )
 from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS
-from gpt_jax.storage import open_in_place, open_new, write_atomically
+from gpt_jax.storage import open_in_place, open_new, read_record, write_atomically
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class WriterState:
+    """How far a writer is.
+
+    Attributes:
+      shards: {split: its finished shards}.
+      open: {split: [tokens, bytes of text] of the shard after them}; zeros where there is none.
+    """
+
+    shards: dict[str, list[ShardEntry]]
+    open: dict[str, list[int]]
 
 
 class ShardWriter:
@@ -38,7 +54,7 @@ class ShardWriter:
         folder: Path,
         tokenizer: Tokenizer,
         shard_tokens: int,
-        state: Mapping[str, Any] | None = None,
+        state: WriterState | None = None,
     ):
         """Takes a folder that exists; without a state it starts anew.
 
@@ -61,13 +77,13 @@ class ShardWriter:
         self._sizes = tokenizer.token_bytes
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
         self._open: dict[str, _OpenShard] = {}
-        self._done: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        self._done: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
         kept = set()
         if state:
             for split in SPLITS:
-                self._done[split] = [dict(entry) for entry in state["shards"][split]]
-                kept |= {entry["name"] for entry in self._done[split]}
-                n_tokens, n_bytes = state["open"][split]
+                self._done[split] = list(state.shards[split])
+                kept |= {entry.name for entry in self._done[split]}
+                n_tokens, n_bytes = state.open[split]
                 if n_tokens:
                     shard = _OpenShard(self._next_path(split), n_tokens * self.dtype.itemsize)
                     shard.tokens, shard.bytes = n_tokens, n_bytes
@@ -81,7 +97,7 @@ class ShardWriter:
     def n_tokens(self) -> dict[str, int]:
         """{split: tokens so far}."""
         return {
-            split: sum(entry["tokens"] for entry in self._done[split])
+            split: sum(entry.tokens for entry in self._done[split])
             + (self._open[split].tokens if split in self._open else 0)
             for split in SPLITS
         }
@@ -100,23 +116,17 @@ class ShardWriter:
                 if shard.tokens == self._shard_tokens:
                     self._close(split)
 
-    def save_state(self) -> dict[str, Any]:
-        """Flushes everything to disk and returns the state, ready for JSON."""
+    def save_state(self) -> WriterState:
+        """Flushes everything to disk and returns the state; `dataclasses.asdict` is its JSON."""
         for shard in self._open.values():
             shard.sync()
-        return {
-            "shards": {split: list(self._done[split]) for split in SPLITS},
-            "open": {
-                split: [self._open[split].tokens, self._open[split].bytes]
-                if split in self._open
-                else [0, 0]
-                for split in SPLITS
-            },
-        }
+        sizes = {split: [shard.tokens, shard.bytes] for split, shard in self._open.items()}
+        return WriterState(
+            {split: list(self._done[split]) for split in SPLITS},
+            {split: sizes.get(split, [0, 0]) for split in SPLITS},
+        )
 
-    def finish(
-        self, tokenizer_name: str, n_documents: Mapping[str, int], **facts: Any
-    ) -> dict[str, Any]:
+    def finish(self, tokenizer_name: str, n_documents: Mapping[str, int], **facts: Any) -> Manifest:
         """Closes the shards, writes tokenizer and manifest, and returns the manifest.
 
         Args:
@@ -144,17 +154,17 @@ class ShardWriter:
             },
             "totals": {
                 split: {
-                    "tokens": sum(entry["tokens"] for entry in self._done[split]),
-                    "bytes": sum(entry["bytes"] for entry in self._done[split]),
+                    "tokens": sum(entry.tokens for entry in self._done[split]),
+                    "bytes": sum(entry.bytes for entry in self._done[split]),
                     "documents": n_documents[split],
                 }
                 for split in SPLITS
             },
             **facts,
-            "shards": [entry for split in SPLITS for entry in self._done[split]],
+            "shards": [entry.values() for split in SPLITS for entry in self._done[split]],
         }
         write_atomically(self._folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
-        return manifest
+        return read_record(manifest, Manifest)
 
     def close(self) -> None:
         """Closes the files as they are, without a manifest."""
@@ -170,12 +180,7 @@ class ShardWriter:
         shard.file.close()
         del self._open[split]
         self._done[split].append(
-            {
-                "name": shard.path.name,
-                "tokens": shard.tokens,
-                "bytes": shard.bytes,
-                "sha256": shard.digest.hexdigest(),
-            }
+            ShardEntry(shard.path.name, shard.tokens, shard.bytes, shard.digest.hexdigest())
         )
 
 
@@ -203,11 +208,17 @@ class _OpenShard:
         self.file.seek(size)
 
     def write(self, ids: np.ndarray, sizes: np.ndarray) -> None:
+        try:
+            self.bytes += int(sizes[ids].sum(dtype=np.int64))
+        except IndexError:
+            raise ShardError(
+                f"id {ids.max()} for {self.path} is beyond the tokenizer's {len(sizes)} tokens; "
+                f"delete {self.path.parent} and prepare it again"
+            ) from None
         raw = ids.tobytes()
         self.file.write(raw)
         self.digest.update(raw)
         self.tokens += len(ids)
-        self.bytes += int(sizes[ids].sum(dtype=np.int64))
 
     def sync(self) -> None:
         self.file.flush()
