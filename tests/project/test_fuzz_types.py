@@ -19,9 +19,11 @@ from gpt_jax.config import Config, override
 from gpt_jax.errors import UserError, differences
 from gpt_jax.hf.tokenizer import load_tokenizer as load_hf_tokenizer
 from gpt_jax.hf.tokenizer import save_tokenizer as save_hf_tokenizer
+from gpt_jax.input_pipeline.sequences import write_sequences
 from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.input_pipeline.text_corpus import TextCorpus
+from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import create_run, read_config, read_init_from, read_summary, run_record
 from gpt_jax.run.metrics import read_rows
@@ -143,6 +145,7 @@ def test_a_checkpoints_manifest(tmp_path):
     [
         CharTokenizer("abcd"),
         BpeTokenizer([*(bytes([i]) for i in range(256)), b"ab"], r"\w+|\W+", {"<|end|>": 257}),
+        IntegerTokenizer(2, ["abcd", "x"]),
     ],
 )
 def test_a_tokenizer(tmp_path, tokenizer):
@@ -184,6 +187,21 @@ def test_a_prepared_corpus(tmp_path, name, n):
         assert isinstance(differences(manifest.settings, {"source": "text"}, repr), list)
 
     assert try_all(tmp_path / name, json.loads((tmp_path / name).read_text()), read)[1] > n
+
+
+@pytest.mark.parametrize(("name", "n"), [("manifest.json", 400), ("tokenizer.json", 20)])
+def test_a_corpus_of_integers_with_a_mask(tmp_path, name, n):
+    folder, mask = tmp_path / "corpus", np.arange(90) % 2
+    write_sequences(folder, np.arange(9) % 4, mask, names=list("abcd"), val_mask=mask)
+
+    def read():
+        opened = open_shards(folder)
+        verify_shards(opened)
+        assert all(mask.sum() == 45 for mask in opened.masks["val"])  # or it is left out
+        assert opened.tokenizer.encode(opened.tokenizer.decode([0, 3])).tolist() == [0, 3]
+        assert opened.tokenizer.token_bytes.shape == (opened.vocab_size,)
+
+    assert try_all(folder / name, json.loads((folder / name).read_text()), read)[1] >= n
 
 
 BYTES = [bytes([i]) for i in range(256)]

@@ -27,17 +27,47 @@ class ShardError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskEntry:
+    """The loss mask of a shard: how many of its tokens count as targets, and its file's sum."""
+
+    counted: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ShardEntry:
-    """A shard: the name of its file, its tokens, the bytes of text that they stand for, its sum."""
+    """A shard.
+
+    Attributes:
+      name: of its file.
+      tokens: in it.
+      bytes: of the text that they stand for.
+      sha256: of its file.
+      mask: None where every token counts as a target.
+    """
 
     name: str
     tokens: int
     bytes: int
     sha256: str
+    mask: MaskEntry | None = None
+
+    @property
+    def mask_name(self) -> str:
+        """The name of the mask's file, if there is one."""
+        return mask_name(self.name)
 
     def values(self) -> dict[str, Any]:
-        """Returns what a manifest or a journal has of it, for JSON."""
-        return dataclasses.asdict(self)
+        """Returns what a manifest has of it, for JSON."""
+        values = dataclasses.asdict(self)
+        if self.mask is None:
+            del values["mask"]
+        return values
+
+
+def mask_name(shard: str) -> str:
+    """Returns the name of the file with the loss mask of a shard."""
+    return f"{shard.removesuffix('.bin')}.mask"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +180,8 @@ def _problem(manifest: Manifest) -> str:
             return f"it has no totals of {split}"
         if not entries:
             return f"it has no shard of {split}"
+        if len({entry.mask is None for entry in entries}) > 1:
+            return f"some shards of {split} have a mask, and others none"
         for name in ("tokens", "bytes"):
             if getattr(total, name) != sum(getattr(entry, name) for entry in entries):
                 return f"the {name} of {split} are not the sum of its shards'"
@@ -164,6 +196,9 @@ def _problem_of(shard: ShardEntry) -> str:
         return f"{shard.name} has {shard.tokens} tokens"
     if shard.bytes < 0 or not _is_sum(shard.sha256):
         return f"{shard.name} lacks its bytes or its sha256"
+    mask = shard.mask
+    if mask and not (0 <= mask.counted <= shard.tokens and _is_sum(mask.sha256)):
+        return f"the mask of {shard.name} counts what can't be, or lacks its sha256"
     return ""
 
 

@@ -16,6 +16,7 @@ from gpt_jax.tokenizer import Tokenizer
 
 WORK_FOLDER = ".prepare"  # exists while a preparation is unfinished
 CHECKED_TOKENS = 1 << 16
+MASK = np.dtype("u1")  # of loss masks on disk
 CHUNK_TOKENS = 1 << 22  # held in memory at once by what reads or writes a whole shard
 
 
@@ -31,6 +32,7 @@ class TokenShards:
       dtype: of the ids on disk, little-endian uint16 or uint32.
       shards: for "train" and "val", the ids (N,) of each shard in order, memory-mapped; N is at
         most `MAX_SHARD_TOKENS`, except in other programs' files, which may have any length.
+      masks: {split: the loss mask of each shard, uint8 (N,)}; empty where every token counts.
       n_bytes: {split: bytes of UTF-8 that its ids stand for}, None if unknown.
       n_documents: {split: documents that end in it}, None if unknown.
       record: what a run records of its corpus; its "sha256" identifies the content: with a
@@ -46,6 +48,7 @@ class TokenShards:
     vocab_size: int | None
     dtype: np.dtype
     shards: dict[str, tuple[np.ndarray, ...]]
+    masks: dict[str, tuple[np.ndarray, ...]]
     n_bytes: dict[str, int | None]
     n_documents: dict[str, int | None]
     record: dict[str, Any]

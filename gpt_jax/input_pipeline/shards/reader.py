@@ -6,6 +6,7 @@ A prepared corpus is a folder:
     tokenizer.json    see tokenizer.py
     train-00000.bin   token ids, little-endian uint16 (uint32 for a vocabulary beyond 65,536), no
     val-00000.bin     header; the shards of a split are consecutive
+    train-00000.mask  where not every token counts as a target: a byte for each, 1 where it does
 
 The folders of nanoGPT (https://github.com/karpathy/nanoGPT: train.bin and val.bin, uint16; other
 widths are noticed, see `id_widths.py`), of llm.c and modded-nanogpt
@@ -38,6 +39,7 @@ from gpt_jax.input_pipeline.shards.manifest import (
 )
 from gpt_jax.input_pipeline.shards.memmap import (
     CHUNK_TOKENS,
+    MASK,
     WORK_FOLDER,
     TokenShards,
     _check_ids,
@@ -126,9 +128,23 @@ def verify_shards(
                     damaged.append(f"{name} has another sha256 than the manifest")
                 elif n_bytes != entry.bytes:
                     damaged.append(f"{name} stands for {n_bytes:,} bytes, not {entry.bytes:,}")
+    damaged += [wrong for split in SPLITS for wrong in _damaged_masks(prepared, split)]
     if damaged:
         raise ShardError(f"{prepared.folder} is damaged: {'; '.join(damaged)}; prepare it again")
     return prepared.n_tokens
+
+
+def _damaged_masks(prepared: TokenShards, split: str) -> list[str]:
+    """Returns what is wrong with the loss masks of a split."""
+    entries = prepared.manifest.entries(split) if prepared.manifest else []
+    damaged = []
+    for mask, entry in zip(prepared.masks[split], entries, strict=False):
+        assert entry.mask is not None
+        if hashlib.sha256(mask.data).hexdigest() != entry.mask.sha256:
+            damaged.append(f"{entry.mask_name} has another sha256 than the manifest")
+        elif mask.max() > 1 or np.count_nonzero(mask) != entry.mask.counted:
+            damaged.append(f"{entry.mask_name} does not count {entry.mask.counted:,} tokens")
+    return damaged
 
 
 def _open_own(folder: Path) -> TokenShards:
@@ -151,11 +167,19 @@ def _open_own(folder: Path) -> TokenShards:
             f"{tokenizer.vocab_size}; prepare it again"
         )
     dtype = np.dtype(manifest.dtype).newbyteorder("<")
-    _raise_open_file_limit(len(manifest.shards))
+    _raise_open_file_limit(2 * len(manifest.shards))
     shards = {
         split: tuple(
             _open_memmap(folder / entry.name, dtype, entry.tokens, 0, f"{MANIFEST_FILE} says")
             for entry in manifest.entries(split)
+        )
+        for split in SPLITS
+    }
+    masks = {
+        split: tuple(
+            _open_memmap(folder / entry.mask_name, MASK, entry.tokens, 0, f"{MANIFEST_FILE} says")
+            for entry in manifest.entries(split)
+            if entry.mask
         )
         for split in SPLITS
     }
@@ -168,6 +192,7 @@ def _open_own(folder: Path) -> TokenShards:
         vocab_size=vocab_size,
         dtype=dtype,
         shards=shards,
+        masks=masks,
         n_bytes={split: totals[split].bytes for split in SPLITS},
         n_documents={split: totals[split].documents for split in SPLITS},
         record=_record(folder, "gpt_jax", shards, vocab_size, manifest.content_sha256),
