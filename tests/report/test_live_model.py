@@ -93,12 +93,15 @@ def test_logits_attention_and_stream_are_jaxs(run, found):
 
 
 def test_the_cache_and_the_last_position_alone_give_the_same_logits(run, found):
-    body = MAKE + """
+    body = (
+        MAKE
+        + """
       const cache = model.newCache(), rows = [model.forward(cache, ids.slice(0, 5))];
       for (const id of ids.slice(5)) rows.push(model.forward(cache, [id]));
       const last = model.forward(model.newCache(), ids, {lastOnly: true});
       return [rows.flatMap((row) => Array.from(row)), last];
     """
+    )
     cached, last = scripts()(body, live=exported(run), ids=found.ids.tolist())
     np.testing.assert_allclose(np.reshape(cached, found.logits.shape), found.logits, atol=1e-4)
     np.testing.assert_allclose(last, found.logits[-1], atol=1e-4)
@@ -130,14 +133,17 @@ def test_numbers_survive_the_way_into_the_page():
 
 
 def text_of(run: Run, body: str, **values):
-    return scripts()(MAKE + "const text = new gptJax.Text(model);" + body, live=exported(run), **values)
+    return scripts()(
+        MAKE + "const text = new gptJax.Text(model);" + body, live=exported(run), **values
+    )
 
 
 @pytest.mark.parametrize("window", ["refill", "exact"])
 def test_greedy_texts_are_those_of_sample_past_the_context(run, window):
     ours = text_of(
         run,
-        "text.become(ids); for (let i = 0; i < 20; i++) text.next({seed: 1, temperature: 0, window});"
+        "text.become(ids); const how = {seed: 1, temperature: 0, window};"
+        "for (let i = 0; i < 20; i++) text.next(how);"
         "return text.ids;",
         ids=run.tokenizer.encode(PROMPT[:3]).tolist(), window=window,
     )  # fmt: skip

@@ -11,11 +11,13 @@ from gpt_jax.tokenizer import GPT2_PATTERN, PATTERN, BpeTokenizer, CharTokenizer
 
 TEXT = """It's the Wizard's. WE'LL go, they'RE gone, I'D say; don't, 'tis it'ſ
   indented\tby\ttabs, 1234567 of 12, 3.14 — “quotes”\r\n\r\n   three lines   \n\n
-größer naïve İstanbul ﬁn ŉ; Ελληνικά ὀδυσσεύς; Русский ещё; עִבְרִית; العربية؛ ١٢٣٤٥; हिन्दी में क्षत्रिय १२३;
-ไทยภาษา; 中文，漢字。 日本語のテキスト；한국어 텍스트; አማርኛ; ខ្មែរ; 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈 Ⅷ ½ ² ①; 👩‍👩‍👧‍👦 🇩🇪 ✊🏽 e\u0301 \u200f\u202eabc\u202c
-<script>alert("x")</script> &amp; ' " ` \\ \x1b[31m \x00 \x7f \x85 \xa0 \u2028 \ufeff \u200b \u3000 \u180e _"""
+größer naïve İstanbul ﬁn ŉ; Ελληνικά ὀδυσσεύς; Русский ещё; עִבְרִית; العربية؛ ١٢٣٤٥;
+हिन्दी में क्षत्रिय १२३; ไทยภาษา; 中文，漢字。 日本語のテキスト；한국어 텍스트; አማርኛ; ខ្មែរ;
+𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈 Ⅷ ½ ² ①; 👩‍👩‍👧‍👦 🇩🇪 ✊🏽 e\u0301 \u200f\u202eabc\u202c
+<script>alert("x")</script> &amp; ' " ` \\ \x1b[31m
+\x00 \x7f \x85 \xa0 \u2028 \ufeff \u200b \u3000 \u180e _"""
 ALPHABET = st.one_of(
-    st.sampled_from(" \t\n\r\x0b\x0c\x1c\x85\xa0\u2028\u3000\ufeff\u200b'’sSſtTlLvVeErRdDmM019²½_.,-"),
+    st.sampled_from(" \t\n\r\x0b\x1c\x85\xa0\u2028\u3000\ufeff\u200b'’sSſtTlLvVeErRdDmM019²½_.,"),
     st.characters(codec="utf-8"),
 )
 
@@ -67,7 +69,8 @@ def test_texts_have_pythons_ids(tokenizer):
 @pytest.fixture(scope="module")
 def pairs():
     tokenizer = bpe()
-    scripts()("globalThis.pairs = gptJax.makeTokenizer(file); return 0;", file=export_tokenizer(tokenizer))
+    body = "globalThis.pairs = gptJax.makeTokenizer(file); return 0;"
+    scripts()(body, file=export_tokenizer(tokenizer))
     return tokenizer
 
 
@@ -82,7 +85,8 @@ def test_any_text_has_pythons_ids(pairs, text):
 def test_any_bytes_have_pythons_text(data):
     body = """
       const push = gptJax.makeUtf8Decoder();
-      return [gptJax.makeUtf8Decoder()(data, true), data.map((b) => push([b])).join("") + push([], true)];
+      const few = data.map((byte) => push([byte])).join("") + push([], true);
+      return [gptJax.makeUtf8Decoder()(data, true), few];
     """
     assert scripts()(body, data=data) == [bytes(data).decode("utf-8", "replace")] * 2
 
