@@ -108,7 +108,7 @@ def _out(first: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> P
 
 def page(payload: dict[str, Any]) -> str:
     """Returns the page of some data, as HTML."""
-    style = _source("style.css")
+    style = _source("style.css") + _source("live.css")
     scripts = {name: _source(name) for name in SCRIPTS}
     elements = [_script(WORKER, _source(WORKER), kind="text/plain")]
     elements += [_script(name, text) for name, text in scripts.items()]

@@ -1,8 +1,8 @@
 // The worker: computes a run's states for the page, in slices, so that it can be told to stop.
 //
-// Messages in: {load: live}, {write: {state, ids, count, end, ...}}, {look: {state, ids, at, layer}},
-// {stop: true}. Messages out: {ids, judged, start, more}, {attention, lens, ...}, {error}, each with
-// the `job` of the message it answers. A new job ends the one before it.
+// Messages in: {load: live}, {write: {state, ids, count, end, ...}}, {stop: true} and
+// {look: {state, ids, picked, layer}}. Messages out: {ids, judged, ...}, {attention, lens, ...} and
+// {error}, each with the `job` of the message it answers. A new job ends the one before it.
 "use strict";
 (function (space) {
   const SLICE_MS = 40;
@@ -38,14 +38,16 @@
       })();
     }
 
-    /** Traces the last block_size tokens: attention of a layer, and the stream at one of them. */
-    function look({ state, ids, at, layer }, mine) {
+    /** Traces block_size tokens around one: attention of a layer, and how the one was predicted. */
+    function look({ state, ids, picked, layer }, mine) {
       const { model } = textOf(state), { block_size: S, n_embd: D } = model.settings, trace = {};
-      const start = Math.max(0, ids.length - S), row = Math.max(0, at - start);
-      model.forward(model.newCache(), ids.slice(start), { trace });
+      const start = Math.max(0, Math.min(ids.length - S, picked - Math.floor(S / 2)));
+      const shown = ids.slice(start, start + S), row = Math.max(0, picked - 1 - start);
+      model.forward(model.newCache(), shown, { trace });
       const lens = trace.residual.map((x) =>
-        space.judge(model.readOut(x.slice(row * D, (row + 1) * D)), ids[start + row + 1] ?? -1));
-      scope.postMessage({ job: mine, start, attention: trace.attention[layer], lens });
+        space.judge(model.readOut(x.slice(row * D, (row + 1) * D)), ids[picked]));
+      const attention = trace.attention[layer];
+      scope.postMessage({ job: mine, start, T: shown.length, attention, lens });
     }
 
     scope.onmessage = ({ data }) => {
