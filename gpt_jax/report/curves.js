@@ -21,7 +21,7 @@ const exactly = (value) => value.toLocaleString("en",
   Number.isInteger(value) ? {} : { maximumSignificantDigits: 5 });
 const shortly = (value) => Math.abs(value) >= 1e4
   ? value.toLocaleString("en", { notation: "compact" }) : Math.abs(value) < 1e-3 && value
-    ? value.toExponential(0) : value.toLocaleString("en", { maximumSignificantDigits: 4 });
+    ? Number(value.toPrecision(4)).toExponential() : value.toLocaleString("en", { maximumSignificantDigits: 4 });
 
 // Returns about `n` round numbers between two; of a logarithmic axis 1, 2, 5, 10, ...
 function ticks(low, high, n, isLog) {
@@ -88,8 +88,7 @@ class Chart {
     this.figure.hidden = !known.length;
     this.known = known;
     if (!known.length) return;
-    const xs = known.flatMap((each) => each.x.filter((x, i) => x !== null && each.y[i] !== null));
-    const [left, right] = this.range = this.shared.range ?? spread(xs);
+    const [left, right] = this.range = this.shared.range ?? this.shared.full;
     const isIn = (x) => x !== null && x >= left && x <= right;
     const ys = known.flatMap((each) => each.y.flatMap((y, i) => y === null || !isIn(each.x[i]) ? []
       : each.half?.[i] ? [y - each.half[i], y + each.half[i]] : [y]));
@@ -104,8 +103,8 @@ class Chart {
       / (scale(high) - scale(low)) * (height - MARGIN.top - MARGIN.bottom);
     const id = `clip-${this.title.replace(/\W/g, "")}`;
     this.plot.replaceChildren(
-      svg("clipPath", { id }, svg("rect", { x: MARGIN.left, y: 0, height,
-        width: width - MARGIN.left - MARGIN.right + 5 })),
+      svg("clipPath", { id }, svg("rect", { x: MARGIN.left - 5, y: 0, height,
+        width: width - MARGIN.left - MARGIN.right + 10 })),
       ...this.axes(left, right, low, high, isLog),
       svg("g", { "clip-path": `url(#${id})` }, ...known.flatMap((each) => this.lines(each))),
       this.cursor = svg("g", { class: "cursor" }));

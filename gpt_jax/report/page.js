@@ -91,8 +91,10 @@ function showCurves(section, data) {
         chart.series.push(...data.runs.filter((run) => !off.has(run.group)).flatMap((run) =>
           lines(CHARTS[i][1], run.curve, run.group, run.name, true)));
       }
-      chart.draw();
     });
+    shared.full = spread(charts.flatMap((chart) => chart.series.flatMap((each) =>
+      each.x.filter((x, i) => x !== null && each.y[i] !== null))));
+    charts.forEach((chart) => chart.draw());
     shared.look(null);
   }
   const reset = element("button", { type: "button", hidden: true,
@@ -140,6 +142,8 @@ function showRuns(section, data) {
       ...data.runs.map((run) => [run.name, run.state, String(run.seed),
         ...names.map((name) => number(run.figures[name]))])]));
   }
+  const all = isOne ? section : details("All of each run: samples, corpus, commands, versions", false);
+  if (!isOne) section.append(all);
   for (const run of data.runs) {
     const versions = Object.entries(run["made with"]);
     const parts = [
@@ -156,7 +160,7 @@ function showRuns(section, data) {
     const samples = texts.length ? [element("h3", {}, "Samples over training"),
       element("div", { class: "samples" }, texts)] : [];
     if (isOne) section.append(...samples, ...parts.flat(2));
-    else section.append(details(run.name, false, ...samples, ...parts.flat(2)));
+    else all.append(details(run.name, false, ...samples, ...parts.flat(2)));
   }
 }
 
