@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.report.live import make_live_model
 from gpt_jax.report.payload import make_payload
 from gpt_jax.storage import open_folder, to_folder
 
 SCRIPTS = ("curves.js", "tokenizer.js", "sampling.js", "model.js", "views.js", "page.js")
 WORKER = "worker.js"  # the page's text, and executed in a worker alone
 MOST_BYTES = 10_000_000
+MOST_POINTS, LEAST_POINTS = 60_000, 3_000  # of all curves
 SUFFIXES = (".html", ".htm")
 
 
@@ -76,10 +78,7 @@ def make_report(
     if not names:
         raise ConfigError("nothing to report: name a run, a sweep or a trial")
     path = _out(names[0], out)
-    payload, notes = make_payload(
-        [os.fspath(name) for name in names], metric, max_parameters, MOST_BYTES
-    )
-    text = page(payload)
+    text, notes = _fitting([os.fspath(name) for name in names], metric, max_parameters)
     try:
         open_folder(path.parent).write(path.name, text)
     except OSError as error:
@@ -104,6 +103,24 @@ def _out(first: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> P
     if os.path.isdir(path):
         raise UserError(f"page {out} is a folder; give it another name")
     return path
+
+
+def _fitting(names: list[str], metric: str, max_parameters: int) -> tuple[str, list[str]]:
+    """Returns a page of less than `MOST_BYTES`, and notes on what was left out for that."""
+    payload, groups = make_payload(names, metric, MOST_POINTS)
+    live = make_live_model(groups[0].runs[0].run_dir, max_parameters=max_parameters)
+    text = page({**payload, "live": live})
+    points = MOST_POINTS
+    while len(text) > MOST_BYTES and points > LEAST_POINTS:
+        points //= 2
+        payload, _ = make_payload(names, metric, points)
+        text = page({**payload, "live": live})
+    if len(text) > MOST_BYTES and live:
+        payload["notes"].append("the model is left out: the page would have more than 10 MB")
+        text = page({**payload, "live": None})
+    if len(text) > MOST_BYTES:
+        raise UserError(f"the page would have {len(text) / 1e6:.0f} MB; name fewer runs")
+    return text, payload["notes"]
 
 
 def page(payload: dict[str, Any]) -> str:
