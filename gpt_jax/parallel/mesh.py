@@ -111,24 +111,60 @@ def mesh_of(config: Config) -> Mesh:
 
 
 def params_mesh(
-    requested: MeshConfig, kv_heads: int = 1, devices: Sequence[jax.Device] | None = None
+    requested: MeshConfig,
+    kv_heads: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    n_embd: int | None = None,
 ) -> Mesh:
     """Returns the mesh on which a run's parameters are loaded, to evaluate it or to sample.
 
     Its axes fsdp and tensor are those of training, or smaller where there are fewer devices, and
-    its other axes have one device. Of an axis that is -1, as `resolve_axis_sizes` makes it.
+    its other axes have one device. An axis that is -1 takes as many as there are and divide what
+    it splits.
 
     Args:
       requested: the run's settings, or those to load it with.
       kv_heads: key/value heads, that the axis tensor splits evenly.
       devices: None is those of this process.
+      n_embd: of the model, that fsdp x tensor devices split evenly; None is any.
     """
     devices = jax.local_devices() if devices is None else devices
     n = len(devices)
     tensor = largest_divisor(kv_heads if requested.tensor == -1 else requested.tensor, n)
-    fsdp = n // tensor if requested.fsdp == -1 else largest_divisor(requested.fsdp, n // tensor)
+    fsdp = largest_divisor(requested.fsdp, n // tensor) if requested.fsdp != -1 else n // tensor
+    if requested.fsdp == -1 and n_embd is not None:
+        fsdp = largest_divisor(n_embd // tensor, fsdp)
     sizes = MeshConfig(data=1, fsdp=fsdp, tensor=tensor)
     return make_mesh(fsdp, devices[: fsdp * tensor], sizes, kv_heads)
+
+
+def params_mesh_over_hosts(config: Config) -> Mesh | None:
+    """Returns the mesh on which all hosts together load the parameters of a run they have trained.
+
+    Its axes fsdp and tensor are those of training, on the devices of all hosts; the axis data has
+    the other devices. So a model that fits only across hosts can be evaluated after training.
+
+    Returns:
+      None on one host, and where `params_mesh` splits the parameters as far on each host alone.
+    """
+    if jax.process_count() == 1:
+        return None
+    heads, width = config.model.kv_heads, config.model.n_embd
+    here = params_mesh(config.mesh, heads, n_embd=width)
+    whole = params_mesh(config.mesh, heads, jax.devices(), width)
+    if here.size >= whole.size:
+        return None
+    data, fsdp = jax.device_count() // whole.size, whole.shape["fsdp"]
+    sizes = MeshConfig(data=data, fsdp=fsdp, tensor=whole.shape["tensor"])
+    return make_mesh(data * fsdp, sizes=sizes, kv_heads=heads)
+
+
+def host_device() -> jax.Device:
+    """Returns the CPU beside an accelerator; if jax has no CPU backend, any local device."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def make_mesh(

@@ -26,6 +26,8 @@ from gpt_jax.input_pipeline.corpus import (
     parse_mixture,
 )
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset
+from gpt_jax.input_pipeline.loss_mask import plain_ids
+from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.model import Params
 from gpt_jax.model.attention import choose_attention
 from gpt_jax.model.dtype import resolve_dtype
@@ -40,6 +42,7 @@ from gpt_jax.training.init_from import initial_params, load_source, reload_initi
 from gpt_jax.training.memory import check_memory
 from gpt_jax.training.resume import changed_measuring, machine_settings, resume_config
 
+PROMPT_INTEGERS = 8  # of a sequence of integers, as a prompt
 Progress = Callable[[int, int | None], None]  # of a download, see `corpus.load_corpus`
 
 
@@ -112,6 +115,11 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
     tokenizer = source.tokenizer
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
     check_same_tokenizer(corpus, tokenizer, config.init_from or "")
+    if corpus.tokenizer is None and isinstance(tokenizer, IntegerTokenizer):
+        raise UserError(
+            f"{config.init_from} was trained on sequences of integers, and {corpus.source} is a "
+            "text; write sequences of its vocabulary with gpt_jax.write_sequences"
+        )
     if corpus.tokenizer is None:
         learned = isinstance(tokenizer, BpeTokenizer)
         data = dataclasses.replace(
@@ -224,7 +232,8 @@ def _complete(
     splits = corpus.make_datasets(tokenizer, config) if splits is None else splits
     prompt = config.sample.prompt
     if prompt is None:
-        prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]
+        prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0]
+        prompt = prompt if isinstance(tokenizer, IntegerTokenizer) else prompt[:60]
     tokenizer.encode(prompt)
     check_top_k(config.sample, tokenizer)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
@@ -236,6 +245,9 @@ def _complete(
 
 
 def _first_text(dataset: Dataset, tokenizer: Tokenizer) -> str:
-    """Returns the first 200 characters of a dataset, without special tokens."""
-    ids = np.array(dataset.components[0].shards[0][:800])  # a character takes 4 tokens at most
+    """Returns the first 200 characters of a dataset, without special tokens; of integers, a few."""
+    shard = plain_ids(dataset.components[0].shards[0])
+    if isinstance(tokenizer, IntegerTokenizer):
+        return tokenizer.decode(shard[:PROMPT_INTEGERS])
+    ids = np.array(shard[:800])  # a character takes 4 tokens at most
     return tokenizer.make_decoder()(ids[tokenizer.token_bytes[ids] > 0])[:200]

@@ -26,6 +26,7 @@ from gpt_jax.errors import Interrupted, OutOfTime, TrainingError
 from gpt_jax.input_pipeline.shards.background import SumCheck
 from gpt_jax.parallel import multihost
 from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.mesh import params_mesh_over_hosts
 from gpt_jax.run import checkpoints as checkpoint
 from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
@@ -57,6 +58,7 @@ from gpt_jax.training.run_setup import (
     check_machine,
     prepare_run,
 )
+from gpt_jax.training.short_samples import ShortSamples
 from gpt_jax.training.signals import defer_signals, interruption, out_of_time
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step_timer import StepTimer
@@ -79,7 +81,8 @@ def train(
         training, and the same call resumes from the last checkpoint.
 
     Returns:
-      The finished run.
+      The finished run. Where training splits its parameters further than the devices of one host
+      can, all hosts hold them together, and must use them together.
 
     Raises:
       UserError: a usage error, found before anything is computed.
@@ -109,7 +112,8 @@ def train_prepared(
         trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None), compiled)
         seconds_per_step = trainer.run()
         del trainer  # frees its state
-        return finalize(load_run(run_dir), setup, display, seconds_per_step)
+        run = load_run(run_dir, mesh=params_mesh_over_hosts(setup.config))
+        return finalize(run, setup, display, seconds_per_step)
 
 
 def _prepare(config: Config, display: Display) -> RunSetup:
@@ -127,7 +131,7 @@ def _load_finished(setup: RunSetup) -> Run | None:
     run_dir, steps = to_folder(setup.config.run_dir), setup.config.train.steps
     if read_summary(run_dir).get("step") != steps:
         return None
-    run = load_run(run_dir)
+    run = load_run(run_dir, mesh=params_mesh_over_hosts(setup.config))
     return run if run.step == steps else None  # else its last checkpoint is damaged
 
 
@@ -159,6 +163,7 @@ class Trainer:
     state: TrainState
     checkpoints: checkpoint.CheckpointWriter
     metrics: MetricsWriter
+    samples: ShortSamples
     signals: list[int]
 
     def __init__(
@@ -210,9 +215,11 @@ class Trainer:
                     self.save_checkpoint()
                 if stop and not self.is_finished:
                     self.wait_for_checkpoint()
+                    self.samples.finish()
                     raise stop
             seconds_per_step = self.timer.seconds_per_step(self.step)
             self.wait_for_checkpoint()
+            self.samples.finish()
             if not self.sums.finish(SUM_SECONDS):
                 self.display.note("not all sums of the corpus's shards could be compared meanwhile")
         return seconds_per_step
@@ -253,6 +260,9 @@ class Trainer:
         self.to_close.callback(self.checkpoints.close)
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
+        params = self.compiled.abstract_state.params
+        self.samples = ShortSamples(self.setup, params, self.step, self.display)
+        self.to_close.callback(self.samples.close)
         self.say_what_has_changed()
         if self.setup.changed and not self.is_finished:
             self.metrics.mark({"changed": {"since": self.step, **self.setup.changed}})
@@ -354,6 +364,7 @@ class Trainer:
         val_bpb = bits_per_byte(val_loss, self.setup.splits["val"].bytes_per_token)
         row |= {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb, **timing}
         self.write_row(row)
+        self.samples.take(self.step, self.state.params)
         self.display.evaluation(row)
         self.timer.restart(self.step)
 
