@@ -900,3 +900,19 @@ def test_what_breaks_a_rule_breaks_it_as_numpys_scalar_too():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{name}=.* must be"):
             override(load_config("nano"), {name: value})
+
+
+@pytest.mark.parametrize("name", ["model.n_layer", "model.block_size", "train.steps"])
+def test_a_whole_number_that_no_computer_counts_to_is_refused(name):
+    for value in (2**63, -(2**63), 10**400, 10**5000):
+        bits = value.bit_length()
+        assert refusal(name, value) == f"{name} is too large: a whole number of {bits} bits"
+
+
+def test_a_whole_number_in_the_place_of_a_fraction():
+    """jax would take one for an integer of 32 bits."""
+    for value in (2**31, 2**40, -(10**12)):
+        scale = override(Config(), {"model.attention_scale": value}).model.attention_scale
+        assert (type(scale), scale) == (float, value)
+    assert type(override(Config(), {"optim.clip": 1}).optim.clip) is int
+    assert "is too large" in refusal("model.norm_epsilon", 10**400)
