@@ -22,7 +22,9 @@ import numpy as np
 from gpt_jax.config import ModelConfig
 from gpt_jax.devices import compiler_options
 from gpt_jax.model import Cache, Params, decoding_params, forward, init_cache
+from gpt_jax.model.dtype import dtype_of
 from gpt_jax.model.gpt import logits_from_hidden, output_head, pad_head
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.sharding import to_host
 
 Mode = Literal["cached", "recompute", "refill"]
@@ -205,7 +207,7 @@ def _decode(config, params, state, filters, *, steps, mode, filled=None):
         state = state.replace(cache=_resize(whole, whole, filled))
 
     kernel_DV, bias_V = pad_head(output_head(config, params))
-    head = kernel_DV.astype(config.dtype), bias_V
+    head = kernel_DV.astype(dtype_of(config, target_backend())), bias_V
 
     def cached(state: DecodeState, token_B) -> DecodeState:
         (x_B1D, _), cache = forward(

@@ -5,6 +5,7 @@ What is split along which axis is in `sharding.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -68,6 +69,35 @@ def resolve_axis_sizes(
         for name, size in sizes.items()
     )
     return data, fsdp, tensor, sequence
+
+
+def micro_batches(config: Config, n_devices: int) -> list[int]:
+    """Returns the micro-batch sizes to choose from, the largest first.
+
+    They divide the batch, and use as many devices as any does.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices.
+    """
+    model, B = config.model, config.train.batch_size
+    sizes, error = {}, None
+    for n in range(B, 0, -1):
+        if B % n:
+            continue
+        try:
+            mesh = resolve_axis_sizes(config.mesh, n, n_devices, model.kv_heads, model.block_size)
+            sizes[n] = math.prod(mesh)
+        except ConfigError as problem:  # too few sequences for the devices
+            error = error or problem
+    if error and not sizes:
+        raise error
+    most = max(sizes.values())
+    return [n for n, size in sizes.items() if size == most]
+
+
+def with_micro_batch(config: Config, n: int) -> Config:
+    """Returns the settings with micro-batches of n sequences."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=n))
 
 
 def mesh_of(config: Config) -> Mesh:

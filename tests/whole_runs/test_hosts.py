@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from conftest import ROOT
 
 import gpt_jax
 import main
-from gpt_jax.config import MeshConfig
+from gpt_jax.config import Config, MeshConfig
 from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.parallel import multihost
 from gpt_jax.parallel.mesh import make_mesh
@@ -28,6 +29,7 @@ from gpt_jax.parallel.multihost import HostsConfig, has_launcher
 from gpt_jax.parallel.sharding import state_shardings
 from gpt_jax.run import checkpoints
 from gpt_jax.run.metrics import TIMING_FIELDS
+from gpt_jax.training.trainer import Trainer
 
 MAIN, FAST = ROOT / "main.py", Path(__file__).with_name("fast_main.py")
 TIMEOUT = 20  # --hosts.timeout
@@ -126,7 +128,29 @@ def test_alone_nothing_is_exchanged():
     assert (multihost.host_count(), multihost.is_host0()) == (1, True)
     assert multihost.all_gather_json({"a": 1}) == [{"a": 1}]
     assert multihost.all_reduce_max([3, False]) == [3, False]
+    assert multihost.start_all_reduce_max([3, False])() == [3, False]
     assert multihost.all_agree(lambda: 5, lambda made: pytest.fail("nobody to tell")) == 5
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_hosts_stop_for_what_they_asked_a_chunk_ago_and_one_host_at_once(monkeypatch, n):
+    """Reading what was asked last would wait for the chunk that was just dispatched."""
+    asked = []
+
+    def start(told):
+        asked.append(told)
+        i = len(asked)
+        return lambda: told if n == 1 or len(asked) > i else pytest.fail("it waits")
+
+    monkeypatch.setattr(multihost, "host_count", lambda: n)
+    monkeypatch.setattr(multihost, "start_all_reduce_max", start)
+    run = types.SimpleNamespace(signals=[], deadline=math.inf, step=10, config=Config(), asked=None)
+    assert Trainer.agree_on_stopping(run) is None
+    run.signals.append(signal.SIGTERM)
+    answers = [Trainer.agree_on_stopping(run) for _ in range(2)]
+    assert asked[1:] == [[signal.SIGTERM, False]] * 2
+    assert [answer is not None for answer in answers] == [n == 1, True]
+    assert answers[1].signum == signal.SIGTERM
 
 
 def free_port():
