@@ -124,15 +124,16 @@ def plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def check_fields(config: Any, prefix: str = "") -> None:
+def check_fields(config: Any, prefix: str = "", bits: int = 63) -> None:
     """Raises ConfigError for the first field that has another type or breaks its rule.
 
-    NumPy's scalars become Python's; the config is frozen, and this is its `__post_init__`.
+    NumPy's scalars become Python's; the config is frozen, and this is its `__post_init__`. Whole
+    numbers have so many bits: sizes of arrays 31, as jax has them.
     """
     hints = _type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value, hint = prefix + field.name, getattr(config, field.name), hints[field.name]
-        if (kept := _in_bounds(name, plain(value), _strip_optional(hint))) is not value:
+        if (kept := _in_bounds(name, plain(value), _alternatives(hint)[0], bits)) is not value:
             value = kept
             object.__setattr__(config, field.name, value)
         if field.metadata:
@@ -141,7 +142,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
             raise ConfigError(f"{name} must be a {hint.__name__}, not {value!r:.60}")
 
 
-def _in_bounds(name: str, value: Any, hint: Any) -> Any:
+def _in_bounds(name: str, value: Any, hint: Any, bits: int) -> Any:
     """Returns a value; a whole number that jax's integers can't hold as the float that is meant.
 
     Raises:
@@ -151,7 +152,7 @@ def _in_bounds(name: str, value: Any, hint: Any) -> Any:
         return value
     if hint is float and abs(value) < 2**1023:
         return float(value)
-    if hint is int and abs(value) < 2**63:
+    if hint is int and abs(value) < 2**bits:
         return value
     raise ConfigError(f"{name} is too large: a whole number of {value.bit_length()} bits")
 

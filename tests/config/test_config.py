@@ -903,6 +903,8 @@ def test_a_whole_number_that_no_computer_counts_to_is_refused(name):
     for value in (2**63, -(2**63), 10**400, 10**5000):
         bits = value.bit_length()
         assert refusal(name, value) == f"{name} is too large: a whole number of {bits} bits"
+    assert "model.vocab_size is too large" in refusal("model.vocab_size", 2**31)  # an array's size
+    assert override(Config(), {"train.final_eval_tokens": 2**40}).train.final_eval_tokens == 2**40
 
 
 def test_a_whole_number_in_the_place_of_a_fraction():
