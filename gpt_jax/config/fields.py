@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 import types
 import typing
@@ -143,15 +144,15 @@ def check_fields(config: Any, prefix: str = "", bits: int = 63) -> None:
 
 
 def _in_bounds(name: str, value: Any, hint: Any, bits: int) -> Any:
-    """Returns a value; a whole number that jax's integers can't hold as the float that is meant.
+    """Returns a value; of a whole number that jax's integers can't hold the float that is meant.
 
     Raises:
-      ConfigError: it is too large for that, too.
+      ConfigError: no float is meant.
     """
     if type(value) is not int or abs(value) < 2**31 or hint not in (int, float):
         return value
-    if hint is float and abs(value) < 2**1023:
-        return float(value)
+    if hint is float:
+        return float(value) if abs(value) < 2**1023 else math.copysign(math.inf, value)
     if hint is int and abs(value) < 2**bits:
         return value
     raise ConfigError(f"{name} is too large: a whole number of {value.bit_length()} bits")

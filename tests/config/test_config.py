@@ -136,7 +136,7 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
     numbers = {name for name, hint, _ in iter_fields(Config) if {int, float} & {hint, *_args(hint)}}
     assert numbers == {
         *POSITIVE_INTS, *FLOATS, *MESH_SIZES, *SEEDS, "model.vocab_size", "data.vocab_size",
-        "optim.warmup_steps", "optim.decay_steps", "train.keep_interval",
+        "optim.warmup_steps", "optim.decay_steps", "train.keep_interval", "train.sample_tokens",
     }  # fmt: skip
 
 
@@ -909,8 +909,8 @@ def test_a_whole_number_that_no_computer_counts_to_is_refused(name):
 
 def test_a_whole_number_in_the_place_of_a_fraction():
     """jax would take one for an integer of 32 bits."""
-    for value in (2**31, 2**40, -(10**12)):
+    for value in (2**31, 2**40, 10**300):
         scale = override(Config(), {"model.attention_scale": value}).model.attention_scale
         assert (type(scale), scale) == (float, value)
     assert type(override(Config(), {"optim.clip": 1}).optim.clip) is int
-    assert "is too large" in refusal("model.norm_epsilon", 10**400)
+    assert "must be a finite number" in refusal("model.norm_epsilon", 10**5000)
