@@ -88,7 +88,9 @@ def test_a_runs_config(tmp_path):
         run_record(path.parent)
         resume_config(found, found, corpus, 0)
 
-    assert min(try_all(path, json.loads(path.read_text()), read)) > 100
+    n_read, n_refused = try_all(path, json.loads(path.read_text()), read)
+    assert n_read > 60  # what is left out, or too large for a computer, is refused
+    assert n_refused > 700
 
 
 @pytest.mark.parametrize("name", ["model.n_head", "data.train_fraction", "optim.beta1", "seed"])
