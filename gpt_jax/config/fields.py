@@ -152,7 +152,9 @@ def _in_bounds(name: str, value: Any, hint: Any, bits: int) -> Any:
     if type(value) is not int or abs(value) < 2**31 or hint not in (int, float):
         return value
     if hint is float:
-        return float(value) if abs(value) < 2**1023 else math.copysign(math.inf, value)
+        if abs(value) < 2**1023:
+            return float(value)
+        return math.inf if value > 0 else -math.inf  # which no rule of a setting allows
     if hint is int and abs(value) < 2**bits:
         return value
     raise ConfigError(f"{name} is too large: a whole number of {value.bit_length()} bits")

@@ -911,6 +911,6 @@ def test_a_whole_number_in_the_place_of_a_fraction():
     """jax would take one for an integer of 32 bits."""
     for value in (2**31, 2**40, 10**300):
         scale = override(Config(), {"model.attention_scale": value}).model.attention_scale
-        assert (type(scale), scale) == (float, value)
+        assert (type(scale), scale) == (float, float(value))
     assert type(override(Config(), {"optim.clip": 1}).optim.clip) is int
     assert "must be a finite number" in refusal("model.norm_epsilon", 10**5000)
