@@ -914,3 +914,8 @@ def test_a_whole_number_in_the_place_of_a_fraction():
         assert (type(scale), scale) == (float, float(value))
     assert type(override(Config(), {"optim.clip": 1}).optim.clip) is int
     assert "must be a finite number" in refusal("model.norm_epsilon", 10**5000)
+
+
+@pytest.mark.parametrize("name", ["model.norm", "model.bias", "train.steps", "model.dropout"])
+def test_a_long_value_is_shown_in_part(name):
+    assert len(refusal(name, "x" * 10**6)) < 200
