@@ -117,7 +117,7 @@ class ModelConfig:
     )
 
     def __post_init__(self):
-        check_fields(self, "model.")
+        check_fields(self, "model.", bits=31)
         if self.n_embd % self.n_head:
             below = self.n_embd // self.n_head * self.n_head
             tries = " or ".join(str(n) for n in (below, below + self.n_head) if n)

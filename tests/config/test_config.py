@@ -136,7 +136,7 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
     numbers = {name for name, hint, _ in iter_fields(Config) if {int, float} & {hint, *_args(hint)}}
     assert numbers == {
         *POSITIVE_INTS, *FLOATS, *MESH_SIZES, *SEEDS, "model.vocab_size", "data.vocab_size",
-        "optim.warmup_steps", "optim.decay_steps", "train.keep_interval",
+        "optim.warmup_steps", "optim.decay_steps", "train.keep_interval", "train.sample_tokens",
     }  # fmt: skip
 
 
@@ -896,3 +896,26 @@ def test_what_breaks_a_rule_breaks_it_as_numpys_scalar_too():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{name}=.* must be"):
             override(load_config("nano"), {name: value})
+
+
+@pytest.mark.parametrize("name", ["model.n_layer", "model.block_size", "train.steps"])
+def test_a_whole_number_that_no_computer_counts_to_is_refused(name):
+    for value in (2**63, -(2**63), 10**400, 10**5000):
+        bits = value.bit_length()
+        assert refusal(name, value) == f"{name} is too large: a whole number of {bits} bits"
+    assert "model.vocab_size is too large" in refusal("model.vocab_size", 2**31)  # an array's size
+    assert override(Config(), {"train.final_eval_tokens": 2**40}).train.final_eval_tokens == 2**40
+
+
+def test_a_whole_number_in_the_place_of_a_fraction():
+    """jax would take one for an integer of 32 bits."""
+    for value in (2**31, 2**40, 10**300):
+        scale = override(Config(), {"model.attention_scale": value}).model.attention_scale
+        assert (type(scale), scale) == (float, float(value))
+    assert type(override(Config(), {"optim.clip": 1}).optim.clip) is int
+    assert "must be a finite number" in refusal("model.norm_epsilon", 10**5000)
+
+
+@pytest.mark.parametrize("name", ["model.norm", "model.bias", "train.steps", "model.dropout"])
+def test_a_long_value_is_shown_in_part(name):
+    assert len(refusal(name, "x" * 10**6)) < 200
