@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gpt_jax.inference.generation import generate, stream
     from gpt_jax.input_pipeline.sequences import write_sequences
     from gpt_jax.model import GPT
+    from gpt_jax.report.page import Report, make_report
     from gpt_jax.run.load import Run, load_run
     from gpt_jax.training.init_from import start_from
     from gpt_jax.training.save import save_run
@@ -37,6 +38,7 @@ __all__ = [
     "Activations",
     "Config",
     "Interrupted",
+    "Report",
     "Run",
     "TrainingError",
     "UserError",
@@ -48,6 +50,7 @@ __all__ = [
     "hf",
     "load_config",
     "load_run",
+    "make_report",
     "override",
     "save_run",
     "start_from",
@@ -69,6 +72,8 @@ _LAZY = {
     "generate": "inference.generation",
     "hf": "hf",
     "load_run": "run.load",
+    "Report": "report.page",
+    "make_report": "report.page",
     "save_run": "training.save",
     "start_from": "training.init_from",
     "stream": "inference.generation",

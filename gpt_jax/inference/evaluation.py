@@ -26,6 +26,7 @@ from gpt_jax.model.attention import needs_mesh
 from gpt_jax.model.loss import batch_losses
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import (
+    batch_sharding,
     make_constrain_batch,
     mesh_context,
     params_axes,
@@ -123,7 +124,9 @@ def choose_batch(
     batch_size = 8 * max(1, BATCH_TOKENS // block_size // 8)
     loss_chunk = None
     if train is not None:
-        most = train.micro_batch or max(train.batch_size, BATCH_TOKENS // block_size)
+        most = max(train.batch_size, BATCH_TOKENS // block_size)
+        if train.micro_batch is not None:
+            most = train.micro_batch_size
         batch_size, loss_chunk = min(batch_size, most), train.loss_chunk
     if loss_chunk is None and batch_size * block_size > BATCH_TOKENS:
         loss_chunk = BATCH_TOKENS
@@ -163,6 +166,7 @@ def evaluate_split(
     Args:
       config: the model's.
       params: the model's, on any devices. Where their mesh splits them, so does the evaluation's.
+        Of several hosts each has them all, or together they hold them on one mesh; all call this.
       dataset: what to predict.
       token_bytes: int32 (V,), UTF-8 bytes a token.
       stride: see `make_windows`; None is block_size.
@@ -204,7 +208,9 @@ def _evaluate_component(
     batch_size, loss_chunk = choose_batch(config.block_size, train, config.vocab_size)
     axes = params_axes(params)
     # Windows for every host, and for every device that splits them.
-    n = jax.device_count() // axes.tensor if jax.process_count() > 1 else axes.fsdp
+    n = axes.fsdp
+    if jax.process_count() > 1:
+        n *= jax.device_count() // (axes.fsdp * axes.tensor)
     batch_size = -(-batch_size // n) * n
     mesh = make_mesh(batch_size, sizes=axes, kv_heads=config.kv_heads)
     params = jax.tree.map(to_global_array, params, state_shardings(params, mesh))
@@ -217,9 +223,12 @@ def _evaluate_component(
     total, n_bytes, is_masked = 0.0, 0, component.is_masked
     index_T = np.arange(config.block_size)
     for batches, firsts, lasts in _calls(shards, config.block_size, stride, batch_size):
+        rows = batches
+        if mesh.is_multi_process:  # each host gives its own devices their windows
+            rows = to_global_array(batches, batch_sharding(mesh, axis=1))
         with mesh_context(mesh, kernels=needs_mesh(config)):
             window_losses = _window_losses(config, mesh, loss_chunk, is_masked)
-            losses = window_losses(params, batches, firsts, lasts)
+            losses = window_losses(params, rows, firsts, lasts)
         total += float(np.asarray(losses, np.float64).sum())
         counts = (index_T >= firsts[..., None]) & (index_T < lasts[..., None])
         if is_masked:

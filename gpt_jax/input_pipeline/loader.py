@@ -23,6 +23,7 @@ from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.gather import gather_on_host, put_tokens_on_devices
 from gpt_jax.input_pipeline.loss_mask import MaskedTokens, Tokens, plain_ids
 from gpt_jax.input_pipeline.sampler import SampleIndices, eval_indices, make_sampler, train_indices
+from gpt_jax.parallel.mesh import host_device
 from gpt_jax.parallel.sharding import batch_sharding, replicated
 from gpt_jax.prng import Keys, make_keys
 
@@ -76,7 +77,7 @@ class BatchLoader:
             ]
             return
         _expect_random_reads(self._segments[0])
-        cpu = _host_device()
+        cpu = host_device()
         with jax.default_device(cpu):
             self._keys = jax.device_put(_make_keys(*map(np.uint32, config.seeds)), cpu)
 
@@ -218,11 +219,3 @@ def _expect_random_reads(segments: Sequence[Tokens]) -> None:
         mapped = getattr(array, "_mmap", None)
         if mapped is not None and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
-
-
-def _host_device() -> jax.Device:
-    """Returns the CPU beside an accelerator; if jax has no CPU backend, any local device."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]

@@ -57,8 +57,11 @@ ALLOWED = {
     | {"terminal", "training", "version"},
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
     | {"input_pipeline", "prng", "run", "tokenizer", "training"},
+    "report": {"config", "errors", "experiments", "inference", "model", "numerics", "prng", "run"}
+    | {"storage", "terminal", "tokenizer", "training", "version"},
     "cli": {"analysis", "config", "console", "devices", "errors", "experiments", "hf", "inference"}
-    | {"input_pipeline", "numerics", "parallel", "run", "storage", "terminal", "training"}
+    | {"input_pipeline", "numerics", "parallel", "report", "run", "storage", "terminal"}
+    | {"training"}
     | {"version"},
     "__main__": {"cli"},
 }
