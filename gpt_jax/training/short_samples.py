@@ -72,8 +72,9 @@ class ShortSamples:
             if not self._ended:
                 self._log.write(_line(Sample(step, text)))
         except Exception as error:  # nobody's loss but that of the texts
+            if not self._ended:  # else the file was closed meanwhile
+                self._display.note(f"no more samples during training: {one_line(error)}")
             self._ended = True
-            self._display.note(f"no more samples during training: {one_line(error)}")
 
     def _generate(self, step: int, params: Params) -> str:
         config, sample = self._config.model, self._config.sample
@@ -106,6 +107,7 @@ class ShortSamples:
         self._ended = True
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+            self._log.close()
 
 
 def _line(sample: Sample) -> str:
