@@ -325,6 +325,12 @@ class TrainConfig:
         "each evaluation has the same random batches, so that its losses differ by what was "
         "learned alone; else each draws its own",
     )
+    sample_tokens: int = field(
+        64,
+        "tokens of a sample text kept at each evaluation, within the context, of a model of at "
+        "most 50 million parameters; 0: none",
+        NOT_NEGATIVE_INT,
+    )
     final_eval_tokens: int | None = field(
         None,
         "evaluate at most this many validation tokens of each corpus after the last step",

@@ -33,6 +33,7 @@ INCIDENTAL |= {
     "train.deterministic",
     "train.max_minutes",
     "train.log_interval",
+    "train.sample_tokens",
 }
 INCIDENTAL |= {"train.checkpoint_interval", "train.keep_checkpoints", "train.keep_interval"}
 INCIDENTAL |= {"train.keep_best", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"}

@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.report.live import make_live_model
+from gpt_jax.report.live import MAX_PARAMETERS, make_live_model
 from gpt_jax.report.payload import make_payload
 from gpt_jax.storage import open_folder, to_folder
+from gpt_jax.terminal import visible
 
 SCRIPTS = ("curves.js", "tokenizer.js", "sampling.js", "model.js", "views.js", "page.js")
 WORKER = "worker.js"  # the page's text, and executed in a worker alone
 MOST_BYTES = 10_000_000
 MOST_POINTS, LEAST_POINTS = 60_000, 3_000  # of all curves
+SCRIPT_BYTES = 50_000  # of the live model beside its parameters
 SUFFIXES = (".html", ".htm")
 
 
@@ -58,7 +60,9 @@ def make_report(
     out: str | os.PathLike[str] | None = None,
     *,
     metric: str = "final",
-    max_parameters: int = 2_000_000,
+    max_parameters: int = MAX_PARAMETERS,
+    max_bytes: int = MOST_BYTES,
+    measure: bool = True,
 ) -> Report:
     """Writes a page that shows runs, and computes with the model of the first.
 
@@ -67,6 +71,8 @@ def make_report(
       out: the file; None is report.html in the first folder.
       metric: by which they are compared; see `compare`.
       max_parameters: of a model whose parameters the page has.
+      max_bytes: of the page.
+      measure: evaluate what half precision does to the loss, which takes two exact evaluations.
 
     Returns:
       What was written.
@@ -78,7 +84,9 @@ def make_report(
     if not names:
         raise ConfigError("nothing to report: name a run, a sweep or a trial")
     path = _out(names[0], out)
-    text, notes = _fitting([os.fspath(name) for name in names], metric, max_parameters)
+    text, notes = _fitting(
+        [os.fspath(name) for name in names], metric, max_parameters, max_bytes, measure
+    )
     try:
         open_folder(path.parent).write(path.name, text)
     except OSError as error:
@@ -105,22 +113,34 @@ def _out(first: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> P
     return path
 
 
-def _fitting(names: list[str], metric: str, max_parameters: int) -> tuple[str, list[str]]:
-    """Returns a page of less than `MOST_BYTES`, and notes on what was left out for that."""
-    payload, groups = make_payload(names, metric, MOST_POINTS)
-    live = make_live_model(groups[0].runs[0].run_dir, max_parameters=max_parameters)
-    text = page({**payload, "live": live})
+def _fitting(
+    names: list[str], metric: str, max_parameters: int, max_bytes: int, measure: bool
+) -> tuple[str, list[str]]:
+    """Returns a page of at most `max_bytes`, and notes on what was left out.
+
+    Curves may take two thirds of it, and the model has what is left.
+    """
     points = MOST_POINTS
-    while len(text) > MOST_BYTES and points > LEAST_POINTS:
+    while True:
+        payload, groups = make_payload(names, metric, points)
+        size = len(page({**payload, "live": None}))
+        if size <= max_bytes * 2 // 3 or points <= LEAST_POINTS:
+            break
         points //= 2
-        payload, _ = make_payload(names, metric, points)
-        text = page({**payload, "live": live})
-    if len(text) > MOST_BYTES and live:
-        payload["notes"].append("the model is left out: the page would have more than 10 MB")
-        text = page({**payload, "live": None})
-    if len(text) > MOST_BYTES:
-        raise UserError(f"the page would have {len(text) / 1e6:.0f} MB; name fewer runs")
-    return text, payload["notes"]
+    if size > max_bytes:
+        raise UserError(f"the page would have {size / 1e6:.1f} MB; name fewer runs")
+    try:
+        live = make_live_model(
+            groups[0].runs[0].run_dir,
+            max_parameters=max_parameters,
+            max_bytes=max_bytes - size - SCRIPT_BYTES,
+            measure=measure,
+        )
+    except UserError as error:  # no checkpoint, or a damaged one: what is left is shown
+        live = {"reason": visible(error)}
+    if reason := live.get("reason"):
+        payload["notes"].append(f"without the model: {reason}")
+    return page({**payload, "live": live}), payload["notes"]
 
 
 def page(payload: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -203,7 +204,7 @@ def _run(run: RunFiles) -> dict[str, Any]:
             "seconds of training": sum(row.get("seconds") or 0.0 for row in run.rows) or None,
         },
         "seed": config.seed,
-        "corpus": run.corpus,
+        "corpus": {k: v for k, v in run.corpus.items() if not os.path.isabs(str(v))},
         "origin": record.origin,
         "made with": {**(record.versions or {}), **(record.numerics or {})},
         "changes": _changes(run.rows),

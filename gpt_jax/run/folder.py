@@ -6,6 +6,7 @@ tokenizer.json  the vocabulary, whole: a run is read without a network
 metrics.jsonl   one row for each chunk of steps, with the evaluations
 summary.json    the exact evaluation at the end; exists once the run is finished
 samples.txt     text written at the end
+samples.jsonl   a short text for each evaluation
 loss.png, .svg  the losses over the steps
 tensorboard/    the same rows as TensorBoard events
 checkpoints/    see checkpoints.py
@@ -37,7 +38,15 @@ CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples.txt"
 FIRST_FILES = (TOKENIZER_FILE, CONFIG_FILE)  # with the last it is a run
-FILES = (*FIRST_FILES, "metrics.jsonl", SUMMARY_FILE, SAMPLES_FILE, "loss.png", "loss.svg")
+FILES = (
+    *FIRST_FILES,
+    "metrics.jsonl",
+    SUMMARY_FILE,
+    SAMPLES_FILE,
+    "samples.jsonl",
+    "loss.png",
+    "loss.svg",
+)
 REPAIR = "; restore the file, or choose another --run-dir"
 RECORDS = ("format", "corpus", "origin", "versions", "numerics", "id")  # beside the settings
 FORMAT = 1  # of a run folder; a reader refuses a newer one

@@ -29,7 +29,7 @@ from gpt_jax.storage import open_folder
 from gpt_jax.terminal import say
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
-_decoding_params = jax.jit(decoding_params, static_argnums=0)
+prepare_decoding = jax.jit(decoding_params, static_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Run:
     @functools.cached_property
     def decode_params(self) -> Params:
         """The parameters as decoding reads them, see `gpt_jax.model.decoding_params`."""
-        return _decoding_params(self.config.model, self.params)
+        return prepare_decoding(self.config.model, self.params)
 
 
 @numerics.fixed()

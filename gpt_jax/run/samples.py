@@ -40,13 +40,18 @@ def read_samples(run_dir: str | os.PathLike[str]) -> list[Sample]:
       UserError: a file is damaged.
     """
     folder = open_folder(run_dir)
-    found = [*_short_samples(folder)]
+    found = [*read_short_samples(folder)]
     last = max((sample.step for sample in found), default=-1)
     found += [sample for sample in _final_samples(folder) if sample.step > last]
     return sorted(found, key=lambda sample: sample.step)
 
 
-def _short_samples(folder: Folder) -> Iterator[Sample]:
+def read_short_samples(folder: Folder) -> Iterator[Sample]:
+    """Yields the texts of evaluations; one that was cut short by a kill is dropped.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     if not folder.has(FILE):
         return
     path = folder.path / FILE

@@ -76,5 +76,6 @@ def finalize(
     display.line(f"losses over the steps: {picture}")
     sample = program_command("sample", "--run-dir", run.run_dir)
     display.command("more text", sample)
+    display.command("a page that shows it", program_command("report", run.run_dir))
     advise(run, display, seconds_per_step)
     return dataclasses.replace(run, summary=summary)

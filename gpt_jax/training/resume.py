@@ -25,6 +25,7 @@ MEASURING = (
     "train.eval_interval",
     "train.eval_batches",
     "train.eval_fixed",
+    "train.sample_tokens",
     "train.final_eval_tokens",
     "train.checkpoint_interval",
     "train.keep_checkpoints",

@@ -56,6 +56,7 @@ from gpt_jax.training.run_setup import (
     check_machine,
     prepare_run,
 )
+from gpt_jax.training.short_samples import ShortSamples
 from gpt_jax.training.signals import defer_signals, interruption, out_of_time
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step_timer import StepTimer
@@ -156,6 +157,7 @@ class Trainer:
     state: TrainState
     checkpoints: checkpoint.CheckpointWriter
     metrics: MetricsWriter
+    samples: ShortSamples
     signals: list[int]
 
     def __init__(
@@ -205,9 +207,11 @@ class Trainer:
                     self.save_checkpoint()
                 if stop and not self.is_finished:
                     self.wait_for_checkpoint()
+                    self.samples.finish()
                     raise stop
             seconds_per_step = self.timer.seconds_per_step(self.step)
             self.wait_for_checkpoint()
+            self.samples.finish()
             if not self.sums.finish(SUM_SECONDS):
                 self.display.note("not all sums of the corpus's shards could be compared meanwhile")
         return seconds_per_step
@@ -248,6 +252,9 @@ class Trainer:
         self.to_close.callback(self.checkpoints.close)
         self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
+        params = self.compiled.abstract_state.params
+        self.samples = ShortSamples(self.setup, params, self.step, self.display)
+        self.to_close.callback(self.samples.close)
         self.say_what_has_changed()
         if self.setup.changed and not self.is_finished:
             self.metrics.mark({"changed": {"since": self.step, **self.setup.changed}})
@@ -349,6 +356,7 @@ class Trainer:
         val_bpb = bits_per_byte(val_loss, self.setup.splits["val"].bytes_per_token)
         row |= {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb, **timing}
         self.write_row(row)
+        self.samples.take(self.step, self.state.params)
         self.display.evaluation(row)
         self.timer.restart(self.step)
 

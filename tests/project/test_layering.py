@@ -55,7 +55,7 @@ ALLOWED = {
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer", "training"},
     "report": {"config", "errors", "experiments", "inference", "model", "numerics", "prng", "run"}
-    | {"storage", "terminal", "tokenizer"},
+    | {"storage", "terminal", "tokenizer", "training", "version"},
     "cli": {"analysis", "config", "console", "devices", "errors", "experiments", "hf", "inference"}
     | {"input_pipeline", "numerics", "parallel", "report", "run", "storage", "terminal"}
     | {"training"}
