@@ -3,9 +3,9 @@
 The model computes a new setting once its code says so, and training, checkpoints, decoding and
 sharding follow the model. Four parts rest on a description of it instead: kernels for attention,
 which compute what they were written for; the estimate of memory; the operations that a plan counts;
-the model in a report's page. They ask `unknown_settings`, and for a setting or a value that this
-table lacks take plain attention, a smaller estimate, no count, and no model. `hf/weights.py` has a list of its own: what a GPT-2
-folder can express.
+the model in the page of a report. They ask `unknown_settings`, and for a setting or a value that
+this table lacks take plain attention, a smaller estimate, no count, and no model. `hf/weights.py`
+has a list of its own: what a GPT-2 folder can express.
 
 Add a setting here once all four are right with it; see docs/change-one-thing.md.
 """
