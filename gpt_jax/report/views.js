@@ -78,7 +78,7 @@
       this.worker.postMessage({ load: live, job: 0 });
       root.append(...this.introduction(), this.writing(), this.tokens(), this.training(),
         this.attention(), this.lens());
-      this.read(live.sample.prompt ?? "\n");
+      this.read(live.sample.prompt ?? "");
     }
 
     introduction() {
@@ -149,13 +149,14 @@
           if (!keys[event.key]) return;
           event.preventDefault();
           this.pick(this.picked + keys[event.key]);
+          this.strip.children[this.picked].scrollIntoView({ block: "nearest" });
         } });
-      this.choice = element("div", { "aria-live": "polite" });
+      this.choice = element("div", {});
       const legend = element("p", { class: "legend hint" }, "probability: ", LEAST.map((least, i) =>
-        element("span", { class: `token p${i}` }, least ? `from ${percent(least)}` : "less")));
+        element("span", { class: `token p${i}` }, least ? `from ${100 * least}%` : "less")));
       const made = this.view("probability", "How likely was each token?", "Each token is shaded, " +
-        "and underlined, by the probability that the model gave it before it came: the darker and " +
-        "thicker, the greater the surprise. Choose one to see what else could have stood there; " +
+        "and underlined, by the probability that the model gave it before it came: the stronger, " +
+        "the greater the surprise. Choose one to see what else could have stood there; " +
         "take another, and the model continues from it.", legend,
       element("div", { class: "pictures" }, this.strip, this.choice));
       made.open = true;
@@ -190,7 +191,7 @@
       Object.assign(this, { layer, head, attentionBody: element("div", { class: "attention" }) });
       this.attentionView = this.view("attention", "Attention: where does the model look?",
         "Reading a token, each head looks back at the tokens so far and mixes what it finds " +
-        "there; the thicker a line and the darker a square, the larger that token's share. " +
+        "there; the stronger a line or a square, the larger that token's share. " +
         "Nothing points forward: what is still to come can't be seen.",
         element("div", { class: "controls" }, layerField, headField), this.attentionBody);
       return this.attentionView;
@@ -256,11 +257,12 @@
       this.start = data.start, this.isWriting = more, this.stopButton.disabled = !more;
       const text = space.decode(this.tokenizer, this.ids);
       if (this.typed === null || wrote > 0) this.box.value = text;
-      if (wrote > 0) this.typed = null, (this.box.scrollTop = this.box.scrollHeight);
+      if (wrote > 0) this.typed = null;
       const speed = wrote > 0 ? `${wrote} tokens, ${(wrote / Math.max(seconds, 0.001)).toFixed(0)} ` +
         "a second" : `${this.ids.length} tokens`;
       this.say(`${this.missing}${speed}, at step ${this.live.states[this.state].step}`);
       this.show(from);
+      if (more) for (const each of [this.box, this.strip]) each.scrollTop = each.scrollHeight;
       if (!more) this.pick(this.picked < 0 ? this.ids.length - 1 : this.picked);
     }
 
@@ -323,8 +325,8 @@
       this.attentionBody.replaceChildren(
         element("p", {}, this.habits(T, weights, name)),
         element("p", {}, "From ", element("bdi", { class: "token-text" }, name(t)),
-          ` (token ${start + t + 1}) it looks at:`),
-        bars(row.slice(0, 5).map(([p, s]) => ({ label: name(s), p, note: ` of token ${start + s + 1}` }))),
+          ` (token ${start + t + 1}) it looks at, with the number of the token:`),
+        bars(row.slice(0, 5).map(([p, s]) => ({ label: name(s), p, note: ` · ${start + s + 1}` }))),
         element("div", { class: "pictures" }, this.lines(drawn), this.matrix(drawn)),
         element("p", { class: "hint" }, `Drawn are tokens ${start + from + 1} to ` +
           `${start + drawn.to}, of ${T} that the model reads together here, from token ` +
