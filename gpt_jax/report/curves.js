@@ -7,7 +7,7 @@ const MARKERS = [
   "M-3,0a3,3 0 1,0 6,0a3,3 0 1,0 -6,0", "M0,-4L4,3L-4,3Z", "M-3,-3H3V3H-3Z",
   "M0,-4L4,0L0,4L-4,0Z", "M0,4L4,-3L-4,-3Z", "M-4,-1H-1V-4H1V-1H4V1H1V4H-1V1H-4Z",
 ];
-const DASHES = { solid: "", dashed: "6 4", dotted: "1 3" };
+const DASHES = { solid: "", dashed: "6 4", dotted: "2 3" };
 const MARGIN = { left: 52, right: 14, top: 8, bottom: 34 };
 
 function svg(tag, attributes = {}, ...children) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import glob
 import hashlib
 import html
 import importlib.resources
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import ConfigError, UserError
+from gpt_jax.experiments.measures import parse_metric
 from gpt_jax.report.live import MAX_PARAMETERS, make_live_model
 from gpt_jax.report.payload import make_payload
 from gpt_jax.storage import open_folder, to_folder
@@ -83,6 +85,7 @@ def make_report(
     names = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
     if not names:
         raise ConfigError("nothing to report: name a run, a sweep or a trial")
+    parse_metric(metric)
     path = _out(names[0], out)
     text, notes = _fitting(
         [os.fspath(name) for name in names], metric, max_parameters, max_bytes, measure
@@ -98,7 +101,7 @@ def _out(first: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> P
     """Returns the path of the page; raises ConfigError where it can't be one."""
     if out is None:
         folder = to_folder(first)
-        if not open_folder(folder).kind() == "folder":
+        if glob.has_magic(str(first)) and open_folder(folder).kind() != "folder":
             raise ConfigError(f"--out is missing, and {first} is no folder: name the page's file")
         return folder / "report.html"
     text = os.path.expanduser(os.fspath(out))
