@@ -13,9 +13,11 @@
   /** Returns a token's text with what can't be seen, or would change the line, made visible. */
   space.shown = function (tokenizer, id) {
     const bytes = tokenizer.bytes(id), text = space.decode(tokenizer, [id]);
-    const hex = () => bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ");
-    if (!bytes.length) return `‹${id}›`;
-    if (text.includes("\ufffd")) return `‹${hex()}›`; // a part of a character
+    if (!bytes) return `‹${id}›`;
+    if (text.includes("\ufffd")) { // a part of a character
+      const hex = (byte) => byte.charCodeAt(0).toString(16).padStart(2, "0");
+      return `‹${[...bytes].map(hex).join(" ")}›`;
+    }
     return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/^\p{M}/u, "◌$&").replace(
       /[\p{C}\p{Zl}\p{Zp}]/gu,
       (c) => c < " " ? String.fromCodePoint(0x2400 + c.codePointAt(0)) : `‹${codeOf(c)}›`);
@@ -88,8 +90,9 @@
       if (rounding?.exact) {
         const split = rounding.is_whole ? "the whole validation split"
           : `the first ${rounding.tokens.toLocaleString("en")} validation tokens`;
-        notes.push(` The rounding changes the loss on ${split} from ` +
-          `${rounding.exact.toFixed(5)} to ${rounding.rounded.toFixed(5)} nats per token.`);
+        const change = Math.abs(rounding.rounded - rounding.exact).toPrecision(2);
+        notes.push(` The rounding changes its loss on ${split}, ${rounding.exact.toFixed(4)} nats ` +
+          `per token, by ${change}.`);
       } else if (rounding) notes.push(` What the rounding changes was not measured: ${rounding.why}`);
       if (model.dtype !== "float32") notes.push(` The run computes in ${model.dtype}, this page not.`);
       return [element("p", {}, "The model gives every token that it knows a probability to come " +
@@ -390,7 +393,7 @@
       const i = this.picked;
       if (i < 1) return element("p", {}, "Choose a later token: nothing predicted the first.");
       const name = (id) => space.shown(this.tokenizer, id), { n_layer: L } = this.live.model;
-      return element("div", {}, element("p", {}, "The prediction of token ", String(i + 1), ", ",
+      return element("div", { class: "pictures" }, element("p", {}, "The prediction of token ", String(i + 1), ", ",
         element("bdi", { class: "token-text" }, name(this.ids[i])), ", read off after each block:"),
       lens.map(({ p, rank, top }, depth) => element("div", { class: "depth" },
         element("h4", {}, depth ? `after block ${depth} of ${L}` : "before the first block"),
