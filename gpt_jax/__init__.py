@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gpt_jax.inference.activations import Activations, activations
     from gpt_jax.inference.evaluation import evaluate
     from gpt_jax.inference.generation import generate, stream
+    from gpt_jax.input_pipeline.sequences import write_sequences
     from gpt_jax.model import GPT
     from gpt_jax.report.page import Report, make_report
     from gpt_jax.run.load import Run, load_run
@@ -57,6 +58,7 @@ __all__ = [
     "sweep",
     "train",
     "trial",
+    "write_sequences",
 ]
 
 _LAZY = {
@@ -77,6 +79,7 @@ _LAZY = {
     "stream": "inference.generation",
     "trial": "experiments.trials",
     "sweep": "experiments.sweeps",
+    "write_sequences": "input_pipeline.sequences",
 }
 
 

@@ -25,7 +25,7 @@ from gpt_jax.errors import ConfigError, Diverged, UserError, differences, sugges
 from gpt_jax.experiments.members import ONE_CHECKPOINT
 from gpt_jax.experiments.outcomes import Pair, Trial
 from gpt_jax.experiments.sides import is_seed, shown_value
-from gpt_jax.run.folder import read_summary
+from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.metrics import TIMING_FIELDS, read_rows
 from gpt_jax.storage import Folder, open_folder, read_record, to_folder
 
@@ -214,11 +214,40 @@ def open_trial(out: str | os.PathLike[str], question: Question) -> Folder:
 
 
 def _check_same(out: str | os.PathLike[str], folder: Folder, question: Question) -> None:
-    """Raises UserError where a folder is that of another trial."""
-    there, here = (_flat(dataclasses.asdict(q)) for q in (read_trial(folder).question, question))
+    """Raises UserError where a folder is that of another trial, or its runs deny its pairs."""
+    record = read_trial(folder)
+    there, here = (_flat(dataclasses.asdict(q)) for q in (record.question, question))
     names = {name: here.get(name) for name in sorted({*there, *here})}
     if lines := differences(there, names, shown_value):
         raise UserError(f"{out} is another trial: {'; '.join(lines[:3])}; choose another --out")
+    for index, pair in enumerate(record.pairs):
+        if problem := _pair_problem(folder, question, index, pair):
+            raise UserError(
+                f"{folder.path / TRIAL_FILE} is damaged: pair {index + 1}: {problem}; restore the "
+                "file, or choose another --out"
+            )
+
+
+def _pair_problem(folder: Folder, question: Question, index: int, pair: Pair) -> str:
+    """Returns what is said of a pair that can't be, or that its runs' folders deny; or ''."""
+    if pair.seeds != list(seeds_of(question, index, question.config["seed"])):
+        return f"its seeds are {', '.join(map(str, pair.seeds)) or 'none'}"
+    sides = ((BASE, pair.base, pair.base_diverged), (CHANGE, pair.change, pair.change_diverged))
+    run_dirs = []
+    for (side, loss, why), seed in zip(sides, pair.seeds, strict=True):
+        if not math.isfinite(loss):
+            return f"the loss of {side}-{seed} is {loss}"
+        run_dirs.append(folder.path / f"{side}-{seed}")
+        rows, summary = read_rows(run_dirs[-1]), read_summary(run_dirs[-1])
+        first = [row["val_loss"] for row in rows if "val_loss" in row][:1]
+        found = summary["val"]["nats_per_token"] if summary else first[0] if first else loss
+        if found != loss or (summary and why is not None):
+            what = "" if why is None else ", diverged"
+            return f"the loss of {side}-{seed} is {loss:g}{what} there and {found:g} in its folder"
+    are_equal = not (pair.base_diverged or pair.change_diverged) and question.paired
+    if all(map(is_run, run_dirs)) and pair.equal != (are_equal and _are_equal(*run_dirs)):
+        return f"its runs are {'not ' * pair.equal}equal to the last bit"
+    return ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

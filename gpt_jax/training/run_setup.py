@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from gpt_jax import numerics
@@ -25,9 +26,13 @@ from gpt_jax.input_pipeline.corpus import (
     parse_mixture,
 )
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset
+from gpt_jax.input_pipeline.loss_mask import plain_ids
+from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.model import Params
 from gpt_jax.model.attention import choose_attention
+from gpt_jax.model.dtype import resolve_dtype
 from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.mesh import micro_batches, with_micro_batch
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import check_folder, is_run, read_config, run_record
 from gpt_jax.storage import to_folder
@@ -35,8 +40,9 @@ from gpt_jax.terminal import shell_command
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
 from gpt_jax.training.init_from import initial_params, load_source, reload_initial_params
 from gpt_jax.training.memory import check_memory
-from gpt_jax.training.resume import changed_measuring, resume_config
+from gpt_jax.training.resume import changed_measuring, machine_settings, resume_config
 
+PROMPT_INTEGERS = 8  # of a sequence of integers, as a prompt
 Progress = Callable[[int, int | None], None]  # of a download, see `corpus.load_corpus`
 
 
@@ -53,6 +59,9 @@ class RunSetup:
       params: the initial parameters of a run without a checkpoint, NumPy's; None for random ones.
       origin: the record of where `params` are from, for config.json.
       changed: see `resume.changed_measuring`.
+      notes: a line for each setting that was "auto".
+      micro_batch_is_auto: train.micro_batch is still to be chosen, see `micro_batch.py`; in a
+        resumed run only where what it recorded no longer fits.
     """
 
     config: Config
@@ -63,6 +72,8 @@ class RunSetup:
     params: Params | None = None
     origin: dict[str, Any] | None = None
     changed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    micro_batch_is_auto: bool = False
 
 
 def prepare_run(
@@ -91,7 +102,8 @@ def prepare_new(config: Config, progress: Progress | None, listener: Listener | 
     data = config.data
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
     tokenizer = corpus.choose_tokenizer(data, listener)
-    return _complete(_first_config(config, data, corpus, tokenizer), corpus, tokenizer)
+    config, notes = _first_config(config, data, corpus, tokenizer)
+    return _complete(config, corpus, tokenizer, notes=notes)
 
 
 def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
@@ -103,6 +115,11 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
     tokenizer = source.tokenizer
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
     check_same_tokenizer(corpus, tokenizer, config.init_from or "")
+    if corpus.tokenizer is None and isinstance(tokenizer, IntegerTokenizer):
+        raise UserError(
+            f"{config.init_from} was trained on sequences of integers, and {corpus.source} is a "
+            "text; write sequences of its vocabulary with gpt_jax.write_sequences"
+        )
     if corpus.tokenizer is None:
         learned = isinstance(tokenizer, BpeTokenizer)
         data = dataclasses.replace(
@@ -111,8 +128,8 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
             # 257 is the setting's least; a folder may have the bare 256 bytes
             vocab_size=max(tokenizer.vocab_size, 257) if learned else None,
         )
-    config = _first_config(config, data, corpus, tokenizer)
-    return _complete(config, corpus, tokenizer, params=params, origin=origin)
+    config, notes = _first_config(config, data, corpus, tokenizer)
+    return _complete(config, corpus, tokenizer, notes=notes, params=params, origin=origin)
 
 
 def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
@@ -126,7 +143,7 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
         )
     numerics.check_kept(run_record(run_dir).numerics, str(run_dir))
     done = max(checkpoints.steps(run_dir), default=0)
-    asked_for = config.data.corpus
+    asked_for, micro_batch = config.data.corpus, config.train.micro_batch
     config = resume_config(config, saved, record, done)
     tokenizer = load_tokenizer(run_dir)
     corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
@@ -139,7 +156,9 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     if config.init_from is not None and not done:  # killed before its first checkpoint
         params, origin = reload_initial_params(config)
     setup = _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
-    return dataclasses.replace(setup, changed=changed_measuring(saved, setup.config))
+    is_auto = micro_batch == "auto" and "train.micro_batch" in machine_settings(saved.train)
+    changed = changed_measuring(saved, setup.config)
+    return dataclasses.replace(setup, changed=changed, micro_batch_is_auto=is_auto)
 
 
 def prepare_beside(
@@ -158,15 +177,18 @@ def prepare_beside(
     if other is None or config.init_from is not None or is_run(to_folder(config.run_dir)):
         return prepare_run(config, progress)
     check_folder(to_folder(config.run_dir))
-    own = _first_config(config, config.data, other.corpus, other.tokenizer)
+    own, notes = _first_config(config, config.data, other.corpus, other.tokenizer)
     block_size, of_other = own.model.block_size, other.config
     same = own.data == of_other.data and block_size == of_other.model.block_size
     splits = other.splits if same else None
-    return _complete(own, other.corpus, other.tokenizer, splits=splits)
+    return _complete(own, other.corpus, other.tokenizer, notes=notes, splits=splits)
 
 
 def check_machine(config: Config, *, resumes: bool = False) -> None:
-    """Raises UserError where this machine can't train as the settings say."""
+    """Raises UserError where this machine can't train as the settings say, whatever is "auto"."""
+    config, _ = resolve_dtype(config, target_backend())
+    if config.train.micro_batch == "auto":
+        config = with_micro_batch(config, micro_batches(config, len(jax.devices()))[-1])
     name, reason = choose_attention(config.model, target_backend())
     asked = config.model.attention
     if asked not in ("auto", name):
@@ -174,13 +196,20 @@ def check_machine(config: Config, *, resumes: bool = False) -> None:
     check_memory(config, resumes=resumes)
 
 
-def _first_config(config: Config, data: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Config:
-    """Returns the settings that a run keeps, with what was found: corpus and vocabulary."""
-    return dataclasses.replace(
+def _first_config(
+    config: Config, data: DataConfig, corpus: Corpus, tokenizer: Tokenizer
+) -> tuple[Config, tuple[str, ...]]:
+    """Returns the settings that a run keeps, with what was found: corpus, vocabulary, dtype.
+
+    And a line for each setting that was "auto".
+    """
+    config, notes = resolve_dtype(config, target_backend())
+    config = dataclasses.replace(
         fix_schedule(config),
         data=dataclasses.replace(data, corpus=corpus.name),
         model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
     )
+    return config, notes
 
 
 def _complete(
@@ -189,6 +218,7 @@ def _complete(
     tokenizer: Tokenizer,
     *,
     resumes: bool = False,
+    notes: tuple[str, ...] = (),
     params: Params | None = None,
     origin: dict[str, Any] | None = None,
     splits: dict[str, Dataset] | None = None,
@@ -202,14 +232,22 @@ def _complete(
     splits = corpus.make_datasets(tokenizer, config) if splits is None else splits
     prompt = config.sample.prompt
     if prompt is None:
-        prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]
+        prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0]
+        prompt = prompt if isinstance(tokenizer, IntegerTokenizer) else prompt[:60]
     tokenizer.encode(prompt)
     check_top_k(config.sample, tokenizer)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
-    return RunSetup(config, corpus, tokenizer, splits, resumes, params, origin)
+    is_auto = config.train.micro_batch == "auto"
+    return RunSetup(
+        config, corpus, tokenizer, splits, resumes, params, origin,
+        notes=notes, micro_batch_is_auto=is_auto,
+    )  # fmt: skip
 
 
 def _first_text(dataset: Dataset, tokenizer: Tokenizer) -> str:
-    """Returns the first 200 characters of a dataset, without special tokens."""
-    ids = np.array(dataset.components[0].shards[0][:800])  # a character takes 4 tokens at most
+    """Returns the first 200 characters of a dataset, without special tokens; of integers, a few."""
+    shard = plain_ids(dataset.components[0].shards[0])
+    if isinstance(tokenizer, IntegerTokenizer):
+        return tokenizer.decode(shard[:PROMPT_INTEGERS])
+    ids = np.array(shard[:800])  # a character takes 4 tokens at most
     return tokenizer.make_decoder()(ids[tokenizer.token_bytes[ids] > 0])[:200]
