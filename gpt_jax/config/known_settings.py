@@ -1,13 +1,13 @@
 """Settings of the model that every part of the program knows; what is new is refused or bounded.
 
 The model computes a new setting once its code says so, and training, checkpoints, decoding and
-sharding follow the model. Three parts rest on a description of it instead: kernels for attention,
-which compute what they were written for; the estimate of memory; the operations that a plan counts.
-They ask `unknown_settings`, and for a setting or a value that this table lacks take plain
-attention, a smaller estimate, and no count. `hf/weights.py` has a list of its own: what a GPT-2
-folder can express.
+sharding follow the model. Four parts rest on a description of it instead: kernels for attention,
+which compute what they were written for; the estimate of memory; the operations that a plan counts;
+the model in the page of a report. They ask `unknown_settings`, and for a setting or a value that
+this table lacks take plain attention, a smaller estimate, no count, and no model. `hf/weights.py`
+has a list of its own: what a GPT-2 folder can express.
 
-Add a setting here once all three are right with it; see docs/change-one-thing.md.
+Add a setting here once all four are right with it; see docs/change-one-thing.md.
 """
 
 from __future__ import annotations

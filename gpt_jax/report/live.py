@@ -28,6 +28,7 @@ from gpt_jax.prng import make_keys
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, run_record
 from gpt_jax.run.load import load_run
+from gpt_jax.terminal import visible
 from gpt_jax.tokenizer import (
     GPT2_PATTERN,
     PATTERN,
@@ -42,12 +43,7 @@ MAX_STATES = 5
 ROUNDING_TOKENS = 200_000  # the most on which the rounding is measured: all of nano's
 # Those that `model.js` computes, and what `tokenizer.js` calls the patterns that it knows.
 ACTIVATIONS = ("relu", "gelu", "gelu_exact", "relu2", "swiglu")
-# GPT-4's as tiktoken writes it now; it splits every text as PATTERN does.
-POSSESSIVE_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
-)
-PATTERNS = {PATTERN: "gpt4", canonical_pattern(POSSESSIVE_PATTERN): "gpt4", GPT2_PATTERN: "gpt2"}
+PATTERNS = {PATTERN: "gpt4", GPT2_PATTERN: "gpt2"}
 # View -> the lines of this package that compute it: the file, and how the first and last begin.
 CODE = {
     "write": (
@@ -106,11 +102,12 @@ def make_live_model(
     if reason := _why_not(config.model, tokenizer, n, max_parameters, most, size):
         return {"reason": reason}
     states = {s: export_params(p) for s, p in _load_states(run_dir, config, most).items()}
-    states = {s: arrays for s, arrays in states.items() if _is_finite(arrays)}
+    states = {s: a for s, a in states.items() if all(np.isfinite(x).all() for x in a.values())}
     if not states:
         return {"reason": "It has no checkpoint that can be read at half precision."}
     newest = max(states)
     return {
+        "name": visible(run_dir),
         "model": dataclasses.asdict(config.model),
         "parameters": n,
         "tokenizer": export_tokenizer(tokenizer),
@@ -192,10 +189,6 @@ def export_params(params: Params) -> dict[str, np.ndarray]:
             rounded = np.asarray(x).astype(np.float16)
         arrays[name] = rounded.swapaxes(-1, -2) if name.endswith("kernel") else rounded
     return arrays
-
-
-def _is_finite(arrays: dict[str, np.ndarray]) -> bool:
-    return all(np.isfinite(x).all() for x in arrays.values())
 
 
 def to_base64(arrays: dict[str, np.ndarray]) -> str:

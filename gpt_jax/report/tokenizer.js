@@ -12,53 +12,21 @@
       `|[${SPACE}]+(?![^${SPACE}])|[${SPACE}]+`,
   };
 
-  /** Returns the bytes of UTF-8; half of a surrogate pair becomes U+FFFD. */
-  space.toUtf8 = function (text) {
-    const bytes = [];
-    for (const character of text) {
-      let point = character.codePointAt(0);
-      if (point >= 0xd800 && point < 0xe000) point = 0xfffd;
-      if (point < 0x80) {
-        bytes.push(point);
-        continue;
-      }
-      const more = point < 0x800 ? 1 : point < 0x10000 ? 2 : 3;
-      bytes.push([0, 0xc0, 0xe0, 0xf0][more] | (point >> (6 * more)));
-      for (let i = more - 1; i >= 0; i--) bytes.push(0x80 | ((point >> (6 * i)) & 63));
-    }
-    return bytes;
-  };
+  // UTF-8 (Unicode 3.9, table 3-7): the first two bytes of a character, and how many follow.
+  const STARTS = [["\\xe0[\\xa0-\\xbf]", 1], ["[\\xe1-\\xec\\xee\\xef][\\x80-\\xbf]", 1],
+    ["\\xed[\\x80-\\x9f]", 1], ["\\xf0[\\x90-\\xbf]", 2], ["[\\xf1-\\xf3][\\x80-\\xbf]", 2],
+    ["\\xf4[\\x80-\\x8f]", 2]];
+  const either = (least) =>
+    STARTS.map(([start, n]) => `${start}[\\x80-\\xbf]{${least(n)}}`).join("|");
+  const UTF8 = new RegExp(`([\\0-\\x7f]|[\\xc2-\\xdf][\\x80-\\xbf]|${either((n) => n)})|` +
+    `${either((n) => `0,${n - 1}`)}|[^]`, "g");
 
-  /**
-   * Returns decode(bytes, last=false) for bytes that come a few at a time.
-   *
-   * A character comes with the last of its bytes; what is not UTF-8 is U+FFFD, once for each longest
-   * beginning of a character (Unicode 3.9, table 3-8), as in Python and in browsers.
-   */
-  space.makeUtf8Decoder = function () {
-    let held = 0, needed = 0, low = 0x80, high = 0xbf;
-    const read = (byte) => {
-      if (needed && (byte < low || byte > high)) {
-        needed = 0;
-        return "\ufffd" + read(byte);
-      }
-      if (needed) {
-        held = (held << 6) | (byte & 63), low = 0x80, high = 0xbf;
-        return --needed ? "" : String.fromCodePoint(held);
-      }
-      if (byte < 0x80) return String.fromCharCode(byte);
-      if (byte < 0xc2 || byte > 0xf4) return "\ufffd";
-      needed = byte < 0xe0 ? 1 : byte < 0xf0 ? 2 : 3, held = byte & (0x3f >> needed);
-      low = { 0xe0: 0xa0, 0xf0: 0x90 }[byte] ?? 0x80, high = { 0xed: 0x9f, 0xf4: 0x8f }[byte] ?? 0xbf;
-      return "";
-    };
-    return (bytes, last = false) => {
-      let text = "";
-      for (const byte of bytes) text += read(byte);
-      if (last && needed) text += "\ufffd", (needed = 0);
-      return text;
-    };
-  };
+  /** Returns the bytes of UTF-8, as a character each; half of a surrogate pair is U+FFFD. */
+  space.toBytes = (text) => unescape(encodeURIComponent(text.toWellFormed()));
+
+  /** Returns the text of such bytes; what is not UTF-8 is U+FFFD, as in Python and in browsers. */
+  space.fromBytes = (bytes) => decodeURIComponent(escape(
+    bytes.replace(UTF8, (match, whole) => (whole === undefined ? "\xef\xbf\xbd" : match))));
 
   /** One token per character. */
   class CharTokenizer {
@@ -75,7 +43,7 @@
     }
 
     bytes(id) {
-      return space.toUtf8(this.characters[id]);
+      return space.toBytes(this.characters[id]);
     }
   }
 
@@ -101,20 +69,16 @@
   /** Byte pairs, merged in the order of the vocabulary inside the matches of its pattern. */
   class BpeTokenizer {
     constructor(file) {
-      const text = (token) => String.fromCharCode(...space.decodeBase64(token)); // a char per byte
+      const text = (token) => String.fromCharCode(...space.decodeBase64(token));
       this.ranks = new Map(file.tokens.map((token, rank) => [text(token), rank]));
       this.idOf = (rank) => (file.ids ? file.ids[rank] : rank);
       this.texts = new Map([...this.ranks].map(([token, rank]) => [this.idOf(rank), token]));
       const special = Object.entries(file.special_tokens);
-      for (const [name, id] of special) this.texts.set(id, this.binary(name));
+      for (const [name, id] of special) this.texts.set(id, space.toBytes(name));
       this.special = new Map(special.filter(([name]) => file.common_tokens?.includes(name)));
       this.pattern = new RegExp(PATTERNS[file.splits_like], "gu");
       this.prefix = file.prefix_space ? " " : "";
       this.startToken = this.idOf(this.ranks.get("\n"));
-    }
-
-    binary(text) {
-      return space.toUtf8(text).map((byte) => String.fromCharCode(byte)).join("");
     }
 
     encode(text) {
@@ -133,7 +97,7 @@
 
     /** Merges the pair of neighbours that came first into the vocabulary, until none is in it. */
     merge(match) {
-      const parts = [...this.binary(match)], whole = this.ranks.get(parts.join(""));
+      const parts = [...space.toBytes(match)], whole = this.ranks.get(parts.join(""));
       if (whole !== undefined) return [this.idOf(whole)];
       for (;;) {
         let best = Infinity, at = -1;
@@ -147,7 +111,7 @@
     }
 
     bytes(id) {
-      return Array.from(this.texts.get(id) ?? "", (c) => c.charCodeAt(0));
+      return this.texts.get(id) ?? "";
     }
   }
 
@@ -155,7 +119,6 @@
   const KINDS = { char: CharTokenizer, bpe: BpeTokenizer, integers: IntegerTokenizer };
   space.makeTokenizer = (file) => new KINDS[file.kind](file);
 
-  space.decode = function (tokenizer, ids) {
-    return space.makeUtf8Decoder()(ids.flatMap((id) => tokenizer.bytes(id)), true);
-  };
+  space.decode = (tokenizer, ids) =>
+    space.fromBytes(ids.map((id) => tokenizer.bytes(id)).join(""));
 })((globalThis.gptJax ??= {}));

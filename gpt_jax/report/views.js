@@ -7,15 +7,18 @@
   const WORKER_FILES = ["model.js", "tokenizer.js", "sampling.js", "worker.js"];
   const LEAST = [0.5, 0.2, 0.05, 0.01, 0]; // the least probability of each shade
   const MOST_DRAWN = 40; // tokens of a picture of attention
+  const MOST_WRITTEN = 5000; // tokens at once
   const codeOf = (c) => `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
   const percent = (p) => `${(100 * p).toPrecision(p < 0.1 ? 2 : 3)}%`;
 
   /** Returns a token's text with what can't be seen, or would change the line, made visible. */
   space.shown = function (tokenizer, id) {
     const bytes = tokenizer.bytes(id), text = space.decode(tokenizer, [id]);
-    const hex = () => bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ");
-    if (!bytes.length) return `‹${id}›`;
-    if (text.includes("\ufffd")) return `‹${hex()}›`; // a part of a character
+    if (!bytes) return `‹${id}›`;
+    if (text.includes("\ufffd")) { // a part of a character
+      const hex = (byte) => byte.charCodeAt(0).toString(16).padStart(2, "0");
+      return `‹${[...bytes].map(hex).join(" ")}›`;
+    }
     return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/^\p{M}/u, "◌$&").replace(
       /[\p{C}\p{Zl}\p{Zp}]/gu,
       (c) => c < " " ? String.fromCodePoint(0x2400 + c.codePointAt(0)) : `‹${codeOf(c)}›`);
@@ -70,7 +73,8 @@
   class Live {
     constructor(root, live) {
       const tokenizer = space.makeTokenizer(live.tokenizer);
-      Object.assign(this, { live, tokenizer, ids: [], judged: [], start: 0, job: 0, picked: -1 });
+      Object.assign(this, { live, tokenizer, ids: [], judged: [], start: 0, faded: 0, job: 0,
+        picked: -1 });
       this.state = live.states.length - 1;
       this.worker = makeWorker();
       this.worker.onmessage = ({ data }) => this.receive(data);
@@ -78,18 +82,20 @@
       this.worker.postMessage({ load: live, job: 0 });
       root.append(...this.introduction(), this.writing(), this.tokens(), this.training(),
         this.attention(), this.lens());
-      this.read(live.sample.prompt ?? "\n");
+      this.read(live.sample.prompt ?? "");
     }
 
     introduction() {
-      const { parameters, rounding, model } = this.live;
-      const notes = [`Its ${parameters.toLocaleString("en")} parameters are in this file, rounded ` +
-        "to half precision, and your browser computes with them; nothing leaves this machine."];
+      const { name, parameters, rounding, model } = this.live;
+      const notes = [`The ${parameters.toLocaleString("en")} parameters of ${name} are in this ` +
+        "file, rounded to half precision, and your browser computes with them; nothing leaves " +
+        "this machine."];
       if (rounding?.exact) {
         const split = rounding.is_whole ? "the whole validation split"
           : `the first ${rounding.tokens.toLocaleString("en")} validation tokens`;
-        notes.push(` The rounding changes the loss on ${split} from ` +
-          `${rounding.exact.toFixed(5)} to ${rounding.rounded.toFixed(5)} nats per token.`);
+        const change = Math.abs(rounding.rounded - rounding.exact).toPrecision(2);
+        notes.push(` The rounding changes its loss on ${split}, ${rounding.exact.toFixed(4)} nats ` +
+          `per token, by ${change}.`);
       } else if (rounding) notes.push(` What the rounding changes was not measured: ${rounding.why}`);
       if (model.dtype !== "float32") notes.push(` The run computes in ${model.dtype}, this page not.`);
       return [element("p", {}, "The model gives every token that it knows a probability to come " +
@@ -110,7 +116,7 @@
         set("top-k", "topK", sample.top_k, { min: 1, step: 1, placeholder: "all" }),
         set("top-p", "topP", sample.top_p, { min: 0.01, max: 1, step: 0.01, placeholder: "all" }),
         set("seed", "seed", sample.seed, { min: 0, max: 2 ** 32 - 1, step: 1 }),
-        set("tokens", "count", sample.max_new_tokens, { min: 1, max: 100000, step: 1 }),
+        set("tokens", "count", sample.max_new_tokens, { min: 1, max: MOST_WRITTEN, step: 1 }),
       ];
       const [way, wayField] = control(`past ${model.block_size} tokens`, "select", {},
         element("option", { value: "refill" }, "drop the older half (refill)"),
@@ -149,13 +155,14 @@
           if (!keys[event.key]) return;
           event.preventDefault();
           this.pick(this.picked + keys[event.key]);
+          this.strip.children[this.picked].scrollIntoView({ block: "nearest" });
         } });
-      this.choice = element("div", { "aria-live": "polite" });
+      this.choice = element("div", {});
       const legend = element("p", { class: "legend hint" }, "probability: ", LEAST.map((least, i) =>
-        element("span", { class: `token p${i}` }, least ? `from ${percent(least)}` : "less")));
+        element("span", { class: `token p${i}` }, least ? `from ${100 * least}%` : "less")));
       const made = this.view("probability", "How likely was each token?", "Each token is shaded, " +
-        "and underlined, by the probability that the model gave it before it came: the darker and " +
-        "thicker, the greater the surprise. Choose one to see what else could have stood there; " +
+        "and underlined, by the probability that the model gave it before it came: the stronger, " +
+        "the greater the surprise. Choose one to see what else could have stood there; " +
         "take another, and the model continues from it.", legend,
       element("div", { class: "pictures" }, this.strip, this.choice));
       made.open = true;
@@ -190,7 +197,7 @@
       Object.assign(this, { layer, head, attentionBody: element("div", { class: "attention" }) });
       this.attentionView = this.view("attention", "Attention: where does the model look?",
         "Reading a token, each head looks back at the tokens so far and mixes what it finds " +
-        "there; the thicker a line and the darker a square, the larger that token's share. " +
+        "there; the stronger a line or a square, the larger that token's share. " +
         "Nothing points forward: what is still to come can't be seen.",
         element("div", { class: "controls" }, layerField, headField), this.attentionBody);
       return this.attentionView;
@@ -250,17 +257,19 @@
       if (data.job !== this.job) return;
       if (data.error) return this.say(`The model can't compute this: ${data.error}`);
       if (data.attention) return this.draw(data);
-      const { from, ids, judged, more, seconds } = data, wrote = data.from + ids.length - this.before;
+      const { from, ids, judged, more, seconds } = data, wrote = from + ids.length - this.before;
+      if (more) this.worker.postMessage({ job: this.job, proceed: true });
       this.ids = [...this.ids.slice(0, from), ...ids];
       this.judged = [...this.judged.slice(0, from), ...judged];
       this.start = data.start, this.isWriting = more, this.stopButton.disabled = !more;
       const text = space.decode(this.tokenizer, this.ids);
       if (this.typed === null || wrote > 0) this.box.value = text;
-      if (wrote > 0) this.typed = null, (this.box.scrollTop = this.box.scrollHeight);
+      if (wrote > 0) this.typed = null;
       const speed = wrote > 0 ? `${wrote} tokens, ${(wrote / Math.max(seconds, 0.001)).toFixed(0)} ` +
         "a second" : `${this.ids.length} tokens`;
       this.say(`${this.missing}${speed}, at step ${this.live.states[this.state].step}`);
       this.show(from);
+      if (more) for (const each of [this.box, this.strip]) each.scrollTop = each.scrollHeight;
       if (!more) this.pick(this.picked < 0 ? this.ids.length - 1 : this.picked);
     }
 
@@ -275,8 +284,11 @@
           title: words, "aria-label": `${text}: ${words}`, "aria-selected": "false", id: `token-${i}`,
         }, text.replaceAll("␣", " ").replaceAll("⏎", "⏎\n")));
       }
-      [...this.strip.children].forEach((span, i) =>
-        span.classList.toggle("forgotten", i < this.start));
+      const [low, high] = [this.faded, this.start].sort((a, b) => a - b);
+      for (let i = low; i < Math.min(high, this.ids.length); i++) {
+        this.strip.children[i].classList.toggle("forgotten", i < this.start);
+      }
+      this.faded = this.start;
     }
 
     pick(i) {
@@ -323,8 +335,8 @@
       this.attentionBody.replaceChildren(
         element("p", {}, this.habits(T, weights, name)),
         element("p", {}, "From ", element("bdi", { class: "token-text" }, name(t)),
-          ` (token ${start + t + 1}) it looks at:`),
-        bars(row.slice(0, 5).map(([p, s]) => ({ label: name(s), p, note: ` of token ${start + s + 1}` }))),
+          ` (token ${start + t + 1}) it looks at, with the number of the token:`),
+        bars(row.slice(0, 5).map(([p, s]) => ({ label: name(s), p, note: ` · ${start + s + 1}` }))),
         element("div", { class: "pictures" }, this.lines(drawn), this.matrix(drawn)),
         element("p", { class: "hint" }, `Drawn are tokens ${start + from + 1} to ` +
           `${start + drawn.to}, of ${T} that the model reads together here, from token ` +
@@ -388,7 +400,7 @@
       const i = this.picked;
       if (i < 1) return element("p", {}, "Choose a later token: nothing predicted the first.");
       const name = (id) => space.shown(this.tokenizer, id), { n_layer: L } = this.live.model;
-      return element("div", {}, element("p", {}, "The prediction of token ", String(i + 1), ", ",
+      return element("div", { class: "pictures" }, element("p", {}, "The prediction of token ", String(i + 1), ", ",
         element("bdi", { class: "token-text" }, name(this.ids[i])), ", read off after each block:"),
       lens.map(({ p, rank, top }, depth) => element("div", { class: "depth" },
         element("h4", {}, depth ? `after block ${depth} of ${L}` : "before the first block"),

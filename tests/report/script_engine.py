@@ -7,7 +7,7 @@ from conftest import ROOT
 from py_mini_racer import MiniRacer
 
 REPORT = ROOT / "gpt_jax" / "report"
-SCRIPTS = ("model.js", "tokenizer.js", "sampling.js")
+SCRIPTS = ("model.js", "tokenizer.js", "sampling.js", "worker.js", "views.js")
 
 
 class Scripts:

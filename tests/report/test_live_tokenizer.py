@@ -84,12 +84,8 @@ def test_any_text_has_pythons_ids(pairs, text):
 @settings(max_examples=50, deadline=None)
 @given(data=st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0xE2, 0xF0, 0x9F, 0x80]))))
 def test_any_bytes_have_pythons_text(data):
-    body = """
-      const push = gptJax.makeUtf8Decoder();
-      const few = data.map((byte) => push([byte])).join("") + push([], true);
-      return [gptJax.makeUtf8Decoder()(data, true), few];
-    """
-    assert scripts()(body, data=data) == [bytes(data).decode("utf-8", "replace")] * 2
+    text = scripts()("return gptJax.fromBytes(data);", data="".join(map(chr, data)))
+    assert text == bytes(data).decode("utf-8", "replace")
 
 
 def test_ids_have_pythons_text(tokenizer):
@@ -119,4 +115,5 @@ def test_integers_have_pythons_ids_and_text(names):
 
 
 def test_half_of_a_surrogate_pair_is_replaced():
-    assert scripts()(r"return gptJax.toUtf8('a\ud800b');") == list("a\ufffdb".encode())
+    ours = scripts()(r"return gptJax.toBytes('a\ud800b');")
+    assert ours.encode("latin-1") == "a\ufffdb".encode()
