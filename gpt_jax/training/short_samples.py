@@ -90,7 +90,8 @@ class ShortSamples:
             Filters(temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p),
             max_new_tokens=n,
         )
-        return prompt + self._tokenizer.decode([id for ids_BT in pieces for id in ids_BT[0]])
+        decode = self._tokenizer.make_decoder()
+        return prompt + "".join(decode(ids_BT[0]) for ids_BT in pieces) + decode([], last=True)
 
     def finish(self) -> None:
         """Waits for the texts that are not written yet."""
