@@ -28,6 +28,7 @@ from gpt_jax.prng import make_keys
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, run_record
 from gpt_jax.run.load import load_run
+from gpt_jax.terminal import visible
 from gpt_jax.tokenizer import (
     GPT2_PATTERN,
     PATTERN,
@@ -107,6 +108,7 @@ def make_live_model(
         return {"reason": "It has no checkpoint that can be read at half precision."}
     newest = max(states)
     return {
+        "name": visible(run_dir),
         "model": dataclasses.asdict(config.model),
         "parameters": n,
         "tokenizer": export_tokenizer(tokenizer),

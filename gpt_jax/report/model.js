@@ -55,36 +55,42 @@
     swiglu: (x) => x / (1 + Math.exp(-x)),
   };
 
-  /** Returns x W^T + bias for n rows of x: four rows at once, or four outputs of a single row. */
+  /**
+   * Returns x W^T + bias for n rows of x: 4 rows and 2 outputs at once, or 1 row and 4 outputs.
+   *
+   * So each number that is read is used several times; past the end the last output is meant.
+   */
   function affine(x, n, W, bias) {
     const I = x.length / n, O = W.length / I, y = new Float64Array(n * O);
+    if (bias) for (let t = 0; t < n; t++) y.set(bias, t * O);
     let t = 0;
     for (; t + 4 <= n; t += 4) {
       const a = t * I, b = a + I, c = b + I, d = c + I;
-      for (let o = 0, k = 0; o < O; o++) {
-        let p = bias ? bias[o] : 0, q = p, r = p, s = p;
-        for (let i = 0; i < I; i++, k++) {
-          const w = W[k];
-          p += w * x[a + i], q += w * x[b + i], r += w * x[c + i], s += w * x[d + i];
+      for (let o = 0; o < O; o += 2) {
+        const u = t * O + o, v = t * O + Math.min(o + 1, O - 1), j = o * I, k = (v - t * O) * I;
+        let p = y[u], q = y[u + O], r = y[u + 2 * O], s = y[u + 3 * O];
+        let P = y[v], Q = y[v + O], R = y[v + 2 * O], S = y[v + 3 * O];
+        for (let i = 0; i < I; i++) {
+          const w = W[j + i], z = W[k + i], e = x[a + i], f = x[b + i], g = x[c + i], h = x[d + i];
+          p += w * e, q += w * f, r += w * g, s += w * h;
+          P += z * e, Q += z * f, R += z * g, S += z * h;
         }
-        const at = t * O + o;
-        y[at] = p, y[at + O] = q, y[at + 2 * O] = r, y[at + 3 * O] = s;
+        y[u] = p, y[u + O] = q, y[u + 2 * O] = r, y[u + 3 * O] = s;
+        y[v] = P, y[v + O] = Q, y[v + 2 * O] = R, y[v + 3 * O] = S;
       }
     }
     for (; t < n; t++) {
-      for (let o = 0; o < O; o++) {
-        const four = o + 4 <= O, a = o * I, b = a + I, c = b + I, d = c + I;
-        let p = 0, q = 0, r = 0, s = 0;
-        for (let i = 0, at = t * I; i < I; i++, at++) {
-          const z = x[at];
-          p += W[a + i] * z;
-          if (four) q += W[b + i] * z, r += W[c + i] * z, s += W[d + i] * z;
+      const row = t * O, last = O - 1;
+      for (let o = 0; o < O; o += 4) {
+        const b = Math.min(o + 1, last), c = Math.min(o + 2, last), d = Math.min(o + 3, last);
+        const j = o * I, k = b * I, l = c * I, m = d * I, from = t * I;
+        let p = y[row + o], q = y[row + b], r = y[row + c], s = y[row + d];
+        for (let i = 0; i < I; i++) {
+          const z = x[from + i];
+          p += W[j + i] * z, q += W[k + i] * z, r += W[l + i] * z, s += W[m + i] * z;
         }
-        const at = t * O + o;
-        y[at] = p;
-        if (four) y[at + 1] = q, y[at + 2] = r, y[at + 3] = s, (o += 3);
+        y[row + o] = p, y[row + b] = q, y[row + c] = r, y[row + d] = s;
       }
-      if (bias) for (let o = 0; o < O; o++) y[t * O + o] += bias[o];
     }
     return y;
   }

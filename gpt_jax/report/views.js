@@ -84,9 +84,10 @@
     }
 
     introduction() {
-      const { parameters, rounding, model } = this.live;
-      const notes = [`Its ${parameters.toLocaleString("en")} parameters are in this file, rounded ` +
-        "to half precision, and your browser computes with them; nothing leaves this machine."];
+      const { name, parameters, rounding, model } = this.live;
+      const notes = [`The ${parameters.toLocaleString("en")} parameters of ${name} are in this ` +
+        "file, rounded to half precision, and your browser computes with them; nothing leaves " +
+        "this machine."];
       if (rounding?.exact) {
         const split = rounding.is_whole ? "the whole validation split"
           : `the first ${rounding.tokens.toLocaleString("en")} validation tokens`;
