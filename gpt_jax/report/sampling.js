@@ -55,8 +55,7 @@
   /**
    * A text of tokens that a model reads and continues.
    *
-   * `judged` has what the model said of each token of `ids`, null for one that it was not asked. The
-   * cache holds the context, from `start` on, as long as it fits; past that `append` computes the
+   * `judged` has what the model said of each token of `ids`; null for the first. The cache holds the context, from `start` on, as long as it fits; past that `append` computes the
    * last block_size tokens again ("exact") or keeps the later half ("refill").
    */
   space.Text = class {
@@ -64,23 +63,35 @@
       Object.assign(this, { model, ids: [], judged: [], start: 0, cache: model.newCache() });
     }
 
-    /** Becomes another text, of at least one token; what begins alike is not computed again. */
+    /** Reads tokens from an index on, judges those that were not, and returns the last logits. */
+    read(cache, from, to) {
+      const logits = this.model.forward(cache, this.ids.slice(from, to));
+      const V = this.model.settings.vocab_size, row = (i) => logits.subarray(i * V, (i + 1) * V);
+      for (let i = from + 1; i < to; i++) {
+        this.judged[i] ??= space.judge(row(i - 1 - from), this.ids[i]);
+      }
+      return row(to - 1 - from);
+    }
+
+    /**
+     * Becomes another text, of at least one token; what begins alike is not computed again.
+     *
+     * The context is then its last tokens. Those before it are judged in windows that overlap.
+     */
     become(ids) {
-      const size = this.model.settings.block_size;
+      const size = this.model.settings.block_size, half = Math.ceil(size / 2);
       let same = 0;
       while (same < ids.length && ids[same] === this.ids[same]) same++;
       this.judged = ids.map((_, i) => (i < same ? this.judged[i] : null)), this.ids = [...ids];
-      let valid = Math.min(same, ids.length - 1) - this.start; // the last: its logits are needed
+      let valid = same - 1 - this.start; // the last that is alike predicts the next
       if (valid < 0 || ids.length - this.start > size) {
         this.start = Math.max(0, ids.length - size), valid = 0;
       }
-      this.cache.length = valid;
-      const from = this.start + valid, V = this.model.settings.vocab_size;
-      const logits = this.model.forward(this.cache, ids.slice(from));
-      for (let i = from + 1; i < ids.length; i++) {
-        this.judged[i] ??= space.judge(logits.subarray((i - 1 - from) * V, (i - from) * V), ids[i]);
+      for (let at = Math.max(0, same - half); at < this.start; at += half) {
+        this.read(this.model.newCache(), at, Math.min(at + size, ids.length));
       }
-      this.logits = logits.slice(-V);
+      this.cache.length = valid;
+      this.logits = this.read(this.cache, this.start + valid, ids.length);
     }
 
     append(id, window) {

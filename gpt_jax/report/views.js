@@ -7,6 +7,7 @@
   const WORKER_FILES = ["model.js", "tokenizer.js", "sampling.js", "worker.js"];
   const LEAST = [0.5, 0.2, 0.05, 0.01, 0]; // the least probability of each shade
   const MOST_DRAWN = 40; // tokens of a picture of attention
+  const MOST_WRITTEN = 5000; // tokens at once
   const codeOf = (c) => `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
   const percent = (p) => `${(100 * p).toPrecision(p < 0.1 ? 2 : 3)}%`;
 
@@ -72,7 +73,8 @@
   class Live {
     constructor(root, live) {
       const tokenizer = space.makeTokenizer(live.tokenizer);
-      Object.assign(this, { live, tokenizer, ids: [], judged: [], start: 0, job: 0, picked: -1 });
+      Object.assign(this, { live, tokenizer, ids: [], judged: [], start: 0, faded: 0, job: 0,
+        picked: -1 });
       this.state = live.states.length - 1;
       this.worker = makeWorker();
       this.worker.onmessage = ({ data }) => this.receive(data);
@@ -114,7 +116,7 @@
         set("top-k", "topK", sample.top_k, { min: 1, step: 1, placeholder: "all" }),
         set("top-p", "topP", sample.top_p, { min: 0.01, max: 1, step: 0.01, placeholder: "all" }),
         set("seed", "seed", sample.seed, { min: 0, max: 2 ** 32 - 1, step: 1 }),
-        set("tokens", "count", sample.max_new_tokens, { min: 1, max: 100000, step: 1 }),
+        set("tokens", "count", sample.max_new_tokens, { min: 1, max: MOST_WRITTEN, step: 1 }),
       ];
       const [way, wayField] = control(`past ${model.block_size} tokens`, "select", {},
         element("option", { value: "refill" }, "drop the older half (refill)"),
@@ -255,7 +257,8 @@
       if (data.job !== this.job) return;
       if (data.error) return this.say(`The model can't compute this: ${data.error}`);
       if (data.attention) return this.draw(data);
-      const { from, ids, judged, more, seconds } = data, wrote = data.from + ids.length - this.before;
+      const { from, ids, judged, more, seconds } = data, wrote = from + ids.length - this.before;
+      if (more) this.worker.postMessage({ job: this.job, proceed: true });
       this.ids = [...this.ids.slice(0, from), ...ids];
       this.judged = [...this.judged.slice(0, from), ...judged];
       this.start = data.start, this.isWriting = more, this.stopButton.disabled = !more;
@@ -281,8 +284,11 @@
           title: words, "aria-label": `${text}: ${words}`, "aria-selected": "false", id: `token-${i}`,
         }, text.replaceAll("␣", " ").replaceAll("⏎", "⏎\n")));
       }
-      [...this.strip.children].forEach((span, i) =>
-        span.classList.toggle("forgotten", i < this.start));
+      const [low, high] = [this.faded, this.start].sort((a, b) => a - b);
+      for (let i = low; i < Math.min(high, this.ids.length); i++) {
+        this.strip.children[i].classList.toggle("forgotten", i < this.start);
+      }
+      this.faded = this.start;
     }
 
     pick(i) {

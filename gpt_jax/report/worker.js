@@ -1,14 +1,15 @@
 // The worker: computes a run's states for the page, in slices, so that it can be told to stop.
 //
-// Messages in: {load: live}, {write: {state, ids, count, end, ...}}, {stop: true} and
+// Messages in: {load: live}, {write: {state, ids, count, end, ...}}, {proceed: true}, {stop: true} and
 // {look: {state, ids, picked, layer}}. Messages out: {ids, judged, ...}, {attention, lens, ...} and
-// {error}, each with the `job` of the message it answers. A new job ends the one before it.
+// {error}, each with the `job` of the message it answers. A new job ends the one before it. After a
+// slice the worker waits until it may proceed, so that no page lags behind.
 "use strict";
 (function (space) {
   const SLICE_MS = 40;
 
   space.startWorker = function (scope) {
-    let live, job = 0;
+    let live, job = 0, slice = null;
     const texts = new Map(); // of each state, made when it is first asked for
     const textOf = (state) => {
       if (!texts.has(state)) {
@@ -23,8 +24,7 @@
       const text = textOf(state), began = Date.now();
       text.become(ids);
       let from = 0, left = count;
-      (function slice() {
-        if (mine !== job) return;
+      slice = () => {
         const until = Date.now() + SLICE_MS;
         while (left > 0 && Date.now() < until) {
           left = text.next(how) === end ? 0 : left - 1;
@@ -34,8 +34,8 @@
           start: text.start, more: left > 0, seconds: (Date.now() - began) / 1000,
         });
         from = text.ids.length;
-        if (left > 0) scope.setTimeout(slice, 0);
-      })();
+      };
+      slice();
     }
 
     /** Traces block_size tokens around one: attention of a layer, and how the one was predicted. */
@@ -52,8 +52,10 @@
 
     scope.onmessage = ({ data }) => {
       if (data.load) live = data.load;
+      if (data.proceed && data.job !== job) return;
       if (!data.look) job = data.job;
       try {
+        if (data.proceed) slice();
         if (data.write) write(data.write, data.job);
         if (data.look) look(data.look, data.job);
       } catch (error) {

@@ -85,8 +85,9 @@ class Opened:
         return self.page.locator(".tokens .token").all_text_contents()
 
     def open_views(self):
-        for view in self.page.locator("#live .view:not([open]) > summary").all():
-            view.click()
+        closed = self.page.locator("#live .view:not([open]) > summary")
+        while closed.count():
+            closed.first.click()
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_nothing_of_the_run_or_the_reader_is_markup(opened):
     assert opened.box.input_value() == HOSTILE
     opened.open_views()
     opened.box.fill(f"{HOSTILE}é<img src=x onerror=alert(1)>")
-    opened.wait(r"Left out, as the model has no token for it: é \(U\+00E9\), m \(U\+006D\)")
+    opened.wait(r"Left out, as the model has no token for it: é \(U\+00E9\), g \(U\+0067\), =")
     live = opened.page.locator("#live")
     assert live.locator("script, img, b").count() == 0
     assert opened.tokens()[: len("<script>alert(")] == list("<script>alert(")
@@ -138,12 +139,12 @@ def test_nothing_of_the_run_or_the_reader_is_markup(opened):
 
 
 def test_a_text_is_stopped_continued_edited_and_given_another_token(opened):
-    opened.number("tokens").fill("100000")
+    opened.number("tokens").fill("5000")
     opened.button("Continue").click()
     opened.button("Stop").click()
     n = len(opened.tokens())
     assert opened.button("Stop").is_disabled()
-    assert len(opened.tokens()) == n < 100_000
+    assert len(opened.tokens()) == n < 5000
     opened.number("tokens").fill("30")
     opened.button("Continue").click()
     opened.wait("^30 tokens, ")

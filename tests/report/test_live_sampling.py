@@ -90,11 +90,33 @@ def test_an_edited_text_is_continued_as_if_it_were_new(run, edit, window):
       const how = {seed: 3, window};
       const tail = (t) => { t.become(to); for (let i = 0; i < 9; i++) t.next(how); return t.ids; };
       text.become([1, 2, 3]);
-      return [tail(text), tail(new gptJax.Text(model))];
+      return [tail(text), tail(new gptJax.Text(model)), text.judged];
     """
-    edited, new = text_of(run, body, to=EDITS[edit], window=window)
+    edited, new, judged = text_of(run, body, to=EDITS[edit], window=window)
     assert edited == new
+    assert judged[0] is None
+    assert all(judged[1:])
     assert edited[: len(EDITS[edit])] == EDITS[edit]
+
+
+def test_a_text_longer_than_the_context_is_judged_from_its_second_token_on(run):
+    ids = [i * i % 11 for i in range(30)]
+    body = """
+      text.become(ids);
+      const all = text.judged, changed = [...ids.slice(0, 9), 10, ...ids.slice(10)];
+      text.become(changed);
+      return [all, text.judged];
+    """
+    judged, edited = text_of(run, body, ids=ids)
+    for each in (judged, edited):
+        assert each[0] is None
+        assert all(each[1:])
+    assert edited[:9] == judged[:9]
+    for start, first, last in ((0, 1, 8), (4, 8, 12), (8, 12, 16), (22, 29, 30)):  # of 8 tokens
+        logits = gpt_jax.activations(run, run.tokenizer.decode(ids[start : start + 8])).logits
+        p = np.array(jax.nn.softmax(logits))
+        for i in range(first, last):
+            np.testing.assert_allclose(judged[i]["p"], p[i - 1 - start][ids[i]], atol=1e-5)
 
 
 def test_a_text_that_was_stopped_and_continued_is_that_of_one_go(run):

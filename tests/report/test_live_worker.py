@@ -10,11 +10,10 @@ from gpt_jax.report.live import export_tokenizer
 from gpt_jax.tokenizer import PATTERN, BpeTokenizer, CharTokenizer
 
 START = """
-  const sent = [], later = [];
-  const scope = { postMessage: (m) => sent.push(m), setTimeout: (f) => later.push(f) };
+  const sent = [], scope = { postMessage: (message) => sent.push(message) };
   gptJax.startWorker(scope);
   const tell = (job, message) => scope.onmessage({ data: { job, ...message } });
-  const finish = () => { while (later.length) later.shift()(); };
+  const finish = () => { while (sent.at(-1).more) tell(sent.at(-1).job, { proceed: true }); };
   const write = { state: 0, ids: [1, 2, 3], count: 300, end: null, seed: 1, window: "refill" };
   tell(0, { load: live });
 """
@@ -48,11 +47,11 @@ def test_a_stop_or_a_new_question_ends_the_one_before(run):
     body = """
       tell(1, { write: { ...write, count: 1e9 } });
       tell(2, { stop: true });
-      finish();
+      tell(1, { proceed: true });
       const n = sent.length;
       tell(3, { write: { ...write, count: 1e9 } });
       tell(4, { write: { ...write, count: 2 } });
-      finish();
+      tell(3, { proceed: true });
       return [n, sent.map((m) => m.job), sent.at(-1).more];
     """
     n, jobs, more = ask(run, body)
