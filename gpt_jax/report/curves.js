@@ -167,7 +167,7 @@ class Chart {
         element("bdi", {}, series.label), element("b", {},
           exactly(series.y[i]) + (half ? ` ± ${half.toPrecision(2)}` : ""))));
     }
-    this.tip.replaceChildren(element("div", {}, `${shortly(x)} ${this.shared.unit}`),
+    this.tip.replaceChildren(element("div", {}, `${exactly(Math.round(x))} ${this.shared.unit}`),
       ...rows.slice(0, 12));
     const isRight = place > this.width / 2;
     this.tip.style.left = isRight ? "auto" : `${place + 12}px`;

@@ -284,6 +284,7 @@ def test_the_command_shows_what_it_would_do_and_does_it(tiny_config, tmp_path, c
     assert main.main(["sweep", *settings, *grid, "--json"]) == 1
     record = json.loads(capsys.readouterr().out)
     assert [member["state"] for member in record["members"]] == ["finished", "diverged"]
+    assert (tmp_path / "sweep" / "report.html").is_file()
     assert "--out sweeps/NAME" in _error(main, capsys, settings)
     assert "lie in the folder --out" in _error(main, capsys, [*grid, "--run-dir", "x"])
 

@@ -238,6 +238,7 @@ def test_the_command(trainer, capsys):
     out, err = capsys.readouterr()
     assert out.rstrip().splitlines()[-1].startswith("the change is lower by")
     assert "pair 1: base, seed 0" in err
+    assert Path("out/report.html").is_file()
     assert main.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == 0

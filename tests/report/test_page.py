@@ -16,6 +16,8 @@ from gpt_jax.config import Config, to_dict
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.experiments.outcomes import Pair
 from gpt_jax.experiments.trials import FORMAT, Question, TrialRecord
+from gpt_jax.integer_tokenizer import IntegerTokenizer
+from gpt_jax.report import live
 from gpt_jax.report import page as pages
 from gpt_jax.report.after import write_page
 from gpt_jax.report.payload import shown_values, thin
@@ -219,6 +221,11 @@ def test_bad_input_ends_in_one_line(argv, message, tmp_path, monkeypatch):
         command(argv)
     assert "\n" not in str(found.value)
     assert not list(tmp_path.glob("**/*.html"))[1:]
+
+
+def test_the_page_of_integers_says_why_it_has_no_model():
+    reason = live._why_not(Config().model, IntegerTokenizer(9), 10, 100, 1, 10)
+    assert "characters and of byte pairs" in reason
 
 
 def test_numbers_that_json_lacks_are_null_and_texts_visible():

@@ -9,6 +9,7 @@ import pytest
 import gpt_jax
 from gpt_jax.config import override
 from gpt_jax.errors import UserError
+from gpt_jax.inference import decoding
 from gpt_jax.inference.decoding import Filters, generate_tokens
 from gpt_jax.inference.generation import encode_prompt, sample_key
 from gpt_jax.run.metrics import TIMING_FIELDS, read_rows
@@ -35,6 +36,14 @@ def test_a_run_keeps_a_text_of_each_evaluation_sampled_with_the_key_of_its_step(
     ids = np.concatenate([ids_BT[0] for ids_BT in pieces])
     assert found[-1].text == prompt + run.tokenizer.decode(ids)
     assert len(ids) == 4
+
+
+def test_they_compile_nothing_that_the_text_of_the_end_does_not_need(tiny_config):
+    programs = decoding.prefill, decoding.jit_decode("cpu")
+    before = [program._cache_size() for program in programs]
+    gpt_jax.train(override(tiny_config, {"model.n_embd": 24}), quiet=True)
+    after = [program._cache_size() for program in programs]
+    assert np.subtract(after, before).tolist() == [1, 2]  # within the context, and past it
 
 
 def test_training_is_the_same_without_them(finished_run, tiny_config, tmp_path):
