@@ -45,7 +45,7 @@ FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 # What a run keeps of its settings from its first checkpoint to its last, `KEPT` of them all.
 KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model")
-KEPT += ("data.tokenizer", "data.vocab_size")
+KEPT += ("data.tokenizer", "data.vocab_size", "branch_from", "at_step")
 FREE = ("model.attention", "model.remat")  # see `training.resume`
 
 

@@ -1,7 +1,7 @@
 """What a run starts from: every setting, text and folder read and checked before computing.
 
-A run is new, resumed, or starts from other parameters: one function each. Nothing here writes, and
-nothing here touches a device.
+A run is new, resumed, a branch, or starts from other parameters: one function each. Nothing here
+writes, and nothing here touches a device.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from gpt_jax.model import Params
 from gpt_jax.model.attention import choose_attention
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run import checkpoints
-from gpt_jax.run.folder import check_folder, is_run, read_config, run_record
+from gpt_jax.run.folder import check_folder, is_run, read_config, read_init_from, run_record
 from gpt_jax.storage import to_folder
 from gpt_jax.terminal import shell_command
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
+from gpt_jax.training.branch_start import BranchStart, make_branch_start, on_this_machine
+from gpt_jax.training.branches import branch_record, check_step, corpus_of, read_parent
 from gpt_jax.training.init_from import initial_params, load_source, reload_initial_params
 from gpt_jax.training.memory import check_memory
 from gpt_jax.training.resume import changed_measuring, resume_config
@@ -53,6 +55,7 @@ class RunSetup:
       params: the initial parameters of a run without a checkpoint, NumPy's; None for random ones.
       origin: the record of where `params` are from, for config.json.
       changed: see `resume.changed_measuring`.
+      branch: where a branch without a checkpoint of its own starts; else None.
     """
 
     config: Config
@@ -63,6 +66,7 @@ class RunSetup:
     params: Params | None = None
     origin: dict[str, Any] | None = None
     changed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    branch: BranchStart | None = None
 
 
 def prepare_run(
@@ -80,6 +84,8 @@ def prepare_run(
     """
     if is_run(to_folder(config.run_dir)):
         return prepare_resumed(config, progress)
+    if config.branch_from is not None:
+        return prepare_branch(config, progress)
     if config.init_from is not None:
         return prepare_from_params(config, progress)
     return prepare_new(config, progress, listener)
@@ -115,6 +121,39 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
     return _complete(config, corpus, tokenizer, params=params, origin=origin)
 
 
+def prepare_branch(config: Config, progress: Progress | None) -> RunSetup:
+    """Returns the setup of a run that continues another from one of its steps."""
+    check_folder(to_folder(config.run_dir))
+    check_step(config.branch_from or "", config.at_step or 0)
+    parent = _prepare_parent(config, progress)
+    corpus = parent.corpus
+    if config.data.corpus != parent.config.data.corpus:
+        corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=parent.tokenizer)
+        check_same_tokenizer(corpus, parent.tokenizer, config.branch_from or "")
+    own = _first_config(config, config.data, corpus, parent.tokenizer)
+    start = make_branch_start(parent, own)
+    origin = branch_record(parent.config, own)
+    setup = _complete(own, corpus, parent.tokenizer, origin=origin, splits=_shared(own, parent))
+    return dataclasses.replace(setup, branch=start)
+
+
+def _prepare_parent(config: Config, progress: Progress | None) -> RunSetup:
+    """Returns the setup of the run that a branch continues, as it is recomputed here."""
+    parent = on_this_machine(read_parent(config.branch_from or ""), config)
+    record = read_config(parent.run_dir)[1]
+    tokenizer = load_tokenizer(parent.run_dir)
+    corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
+    is_same = corpus.sha256 == record["sha256"]  # it may lie elsewhere now
+    return prepare_resumed(corpus_of(config, parent, is_same), progress)
+
+
+def _shared(config: Config, other: RunSetup) -> dict[str, Dataset] | None:
+    """Returns the datasets of another run where those of `config` are the same."""
+    there = other.config
+    same = config.data == there.data and config.model.block_size == there.model.block_size
+    return other.splits if same else None
+
+
 def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     """Returns the setup of a run whose folder exists, checked against what is in it."""
     run_dir = to_folder(config.run_dir)
@@ -125,7 +164,7 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
             + shell_command("--init-from", run_dir, "--run-dir", f"{run_dir}-trained")
         )
     numerics.check_kept(run_record(run_dir).numerics, str(run_dir))
-    done = max(checkpoints.steps(run_dir), default=0)
+    done = max(checkpoints.steps(run_dir), default=saved.at_step or 0)
     asked_for = config.data.corpus
     config = resume_config(config, saved, record, done)
     tokenizer = load_tokenizer(run_dir)
@@ -138,8 +177,33 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     params = origin = None
     if config.init_from is not None and not done:  # killed before its first checkpoint
         params, origin = reload_initial_params(config)
+    start = None
+    if config.branch_from is not None and not checkpoints.steps(run_dir):
+        start = _reload_branch_start(config, progress)
     setup = _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
-    return dataclasses.replace(setup, changed=changed_measuring(saved, setup.config))
+    changed = changed_measuring(saved, setup.config)
+    return dataclasses.replace(setup, changed=changed, branch=start)
+
+
+def _reload_branch_start(config: Config, progress: Progress | None) -> BranchStart:
+    """Returns where a branch starts that was killed before its first checkpoint.
+
+    Raises:
+      UserError: its parent is not available any more, or is another run.
+    """
+    begun = read_init_from(config.run_dir).get("lineage") or [{}]
+    try:
+        read_parent(config.branch_from or "")
+        same = run_record(to_folder(config.branch_from or "")).id == begun[-1].get("id")
+        if same:
+            return make_branch_start(_prepare_parent(config, progress), config)
+        why = "it is another run now"
+    except UserError as error:
+        why = str(error)
+    raise UserError(
+        f"{config.run_dir} has no checkpoint yet, and branch_from={config.branch_from} can't be "
+        f"continued: {why}; restore it, or choose another --run-dir"
+    )
 
 
 def prepare_beside(
@@ -155,14 +219,12 @@ def prepare_beside(
     Raises:
       UserError: as `prepare_run`.
     """
-    if other is None or config.init_from is not None or is_run(to_folder(config.run_dir)):
+    starts_elsewhere = config.init_from is not None or config.branch_from is not None
+    if other is None or starts_elsewhere or is_run(to_folder(config.run_dir)):
         return prepare_run(config, progress)
     check_folder(to_folder(config.run_dir))
     own = _first_config(config, config.data, other.corpus, other.tokenizer)
-    block_size, of_other = own.model.block_size, other.config
-    same = own.data == of_other.data and block_size == of_other.model.block_size
-    splits = other.splits if same else None
-    return _complete(own, other.corpus, other.tokenizer, splits=splits)
+    return _complete(own, other.corpus, other.tokenizer, splits=_shared(own, other))
 
 
 def check_machine(config: Config, *, resumes: bool = False) -> None:
