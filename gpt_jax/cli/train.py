@@ -12,7 +12,7 @@ from gpt_jax.cli.parsers import add_config, add_debug, named_config
 from gpt_jax.config import Config, list_configs, load_config, override
 from gpt_jax.config.fields import get_field, iter_fields, parse
 from gpt_jax.errors import ConfigError, UserError
-from gpt_jax.parallel.multihost import HostsConfig, Launch, connect
+from gpt_jax.parallel.multihost import HostsConfig, Launch, connect, is_host0
 from gpt_jax.terminal import program
 from gpt_jax.version import __version__
 
@@ -25,7 +25,11 @@ def command(argv: list[str]) -> int:
     del values["debug"]
     of_hosts = [name for name in values if name.startswith("hosts.")]
     hosts = HostsConfig(**{name.removeprefix("hosts."): values.pop(name) for name in of_hosts})
-    parent, at_step = values.pop("branch_from"), values.pop("at_step")
+    tracked, parent, at_step = (values.pop(name) for name in ("track", "branch_from", "at_step"))
+    if tracked:
+        from gpt_jax.training.trackers import check_trackers
+
+        check_trackers(tracked)
     given = {}
     if parent is not None or at_step is not None:
         config = _branch(parent, at_step, named, values)
@@ -51,7 +55,13 @@ def command(argv: list[str]) -> int:
         from gpt_jax.training.init_from import start_from
 
         config = start_from(config, given)
-    train(config)
+    if not tracked or not is_host0():
+        train(config)
+        return 0
+    from gpt_jax.training.trackers import Trackers
+
+    with Trackers(tracked, config.run_dir) as trackers:
+        train(config, on_row=trackers.on_row)
     return 0
 
 
@@ -101,6 +111,8 @@ def _parser(config: Config) -> Parser:
     parser.add_argument("--at-step", metavar="X", type=lambda text: parse(text, int, "--at-step"),
                         help="with --branch-from: the step of that run to continue from; any that "
                         "it has taken")
+    parser.add_argument("--track", metavar="NAME", action="append", default=[],
+                        help="also log to wandb or trackio; may be given for each")
     # fmt: on
     add_settings(parser, config)
     add_settings(parser, Launch())
