@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from gpt_jax.config import Config, fix_schedule, override
 from gpt_jax.config.fields import get_field
 from gpt_jax.console import format_duration
 from gpt_jax.errors import ConfigError, differences
+from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.run.folder import run_record
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.training.branches import changes, shown_changes
@@ -26,9 +27,6 @@ from gpt_jax.training.resume import machine_settings
 from gpt_jax.training.rows import chunk_row
 from gpt_jax.training.state import TrainState, state_shapes
 
-if TYPE_CHECKING:
-    from gpt_jax.training.run_setup import RunSetup
-
 MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
 
 
@@ -37,7 +35,8 @@ class BranchStart:
     """Where a branch starts.
 
     Attributes:
-      parent: as it is recomputed, on the branch's mesh.
+      config: the parent's, as it is recomputed on the branch's mesh.
+      splits: the parent's "train" and "val".
       step: at which they part.
       from_step: of the parent's checkpoint before it; 0 is the parent's beginning.
       rows: the parent's up to `step`.
@@ -45,7 +44,8 @@ class BranchStart:
       notes: what a reader must know.
     """
 
-    parent: RunSetup
+    config: Config
+    splits: dict[str, Dataset]
     step: int
     from_step: int
     rows: list[dict[str, Any]]
@@ -55,7 +55,7 @@ class BranchStart:
     @property
     def line(self) -> str:
         """What is continued, from where, and what is recomputed for it."""
-        place, n = self.parent.config.run_dir, self.step - self.from_step
+        place, n = self.config.run_dir, self.step - self.from_step
         how = (
             f"from its checkpoint of step {self.from_step}" if self.from_step else "from its start"
         )
@@ -69,24 +69,29 @@ class BranchStart:
 
     def _seconds(self, steps: int) -> float | None:
         """Returns how long so many of the parent's steps took; None where no row says it."""
-        train, model = self.parent.config.train, self.parent.config.model
+        train, model = self.config.train, self.config.model
         speeds = [row["tokens_per_second"] for row in self.rows if row.get("tokens_per_second")]
         tokens = steps * train.batch_size * model.block_size
         return tokens / float(np.median(speeds)) if speeds else None
 
 
-def make_branch_start(parent: RunSetup, config: Config) -> BranchStart:
-    """Returns where the branch of settings `config` starts.
+def make_branch_start(parent: Config, splits: dict[str, Dataset], branch: Config) -> BranchStart:
+    """Returns where a branch starts.
+
+    Args:
+      parent: the settings of its parent, as they are recomputed.
+      splits: the parent's "train" and "val".
+      branch: the branch's settings.
 
     Raises:
       ConfigError: it has other parameters, or another state of its optimizer, than its parent.
       UserError: the state at that step can't be had any more.
     """
-    check_same_state(parent.config, config)
-    step, run_dir = config.at_step or 0, parent.config.run_dir
+    check_same_state(parent, branch)
+    step, run_dir = branch.at_step or 0, parent.run_dir
     from_step, notes = nearest_checkpoint(run_dir, step)
     rows = [row for row in read_rows(run_dir) if row["step"] <= step]
-    return BranchStart(parent, step, from_step, rows, changes(parent.config, config), notes)
+    return BranchStart(parent, splits, step, from_step, rows, changes(parent, branch), notes)
 
 
 def check_same_state(parent: Config, branch: Config) -> None:
@@ -136,10 +141,9 @@ def on_this_machine(parent: Config, branch: Config) -> Config:
     return override(parent, {name: get_field(branch, name) for name in sorted(names)})
 
 
-def parent_numerics(setup: RunSetup) -> dict[str, Any] | None:
+def parent_numerics(branch: BranchStart) -> dict[str, Any] | None:
     """Returns the record of how the parent was computed in its beginning, which a branch keeps."""
-    assert setup.branch is not None
-    return run_record(setup.branch.parent.config.run_dir).numerics
+    return run_record(branch.config.run_dir).numerics
 
 
 def start_branch(
@@ -152,10 +156,10 @@ def start_branch(
       compiled: the branch's programs, on whose mesh the state is.
       between: see `past_state.state_after`.
     """
-    config = branch.parent.config
+    config = branch.config
     if branch.from_step == branch.step:
         return state_after(compiled, config, compiled.keys(), branch.step, branch.step)[0], None
-    programs = CompiledSteps(config, branch.parent.splits)
+    programs = CompiledSteps(config, branch.splits)
     try:
         args = (config, programs.keys(), branch.from_step, branch.step, between)
         state, metrics = state_after(programs, *args)
@@ -173,4 +177,4 @@ def _row_between(branch: BranchStart, metrics: dict[str, np.ndarray]) -> dict[st
     last = {name: values[-n:] for name, values in metrics.items()}
     limits = last.get("loss_limit", np.inf)
     sound = sound_steps(last["loss"], last["grad_norm"], limits)
-    return chunk_row(branch.step, last, sound, branch.parent.config.train)
+    return chunk_row(branch.step, last, sound, branch.config.train)

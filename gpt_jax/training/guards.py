@@ -45,7 +45,7 @@ def open_for_training(setup: RunSetup) -> Generator[Callable[[], None]]:
 
         def create_or_update() -> None:
             if not setup.resumes:
-                now = parent_numerics(setup) if setup.branch else numerics_now(setup.config)
+                now = parent_numerics(setup.branch) if setup.branch else numerics_now(setup.config)
                 create_run(run_dir, setup.config, setup.corpus, setup.tokenizer, setup.origin, now)
             held.enter_context(open_folder(run_dir).lock())
             clear_unfinished(run_dir)

@@ -131,7 +131,7 @@ def prepare_branch(config: Config, progress: Progress | None) -> RunSetup:
         corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=parent.tokenizer)
         check_same_tokenizer(corpus, parent.tokenizer, config.branch_from or "")
     own = _first_config(config, config.data, corpus, parent.tokenizer)
-    start = make_branch_start(parent, own)
+    start = make_branch_start(parent.config, parent.splits, own)
     origin = branch_record(parent.config, own)
     setup = _complete(own, corpus, parent.tokenizer, origin=origin, splits=_shared(own, parent))
     return dataclasses.replace(setup, branch=start)
@@ -196,7 +196,8 @@ def _reload_branch_start(config: Config, progress: Progress | None) -> BranchSta
         read_parent(config.branch_from or "")
         same = run_record(to_folder(config.branch_from or "")).id == begun[-1].get("id")
         if same:
-            return make_branch_start(_prepare_parent(config, progress), config)
+            parent = _prepare_parent(config, progress)
+            return make_branch_start(parent.config, parent.splits, config)
         why = "it is another run now"
     except UserError as error:
         why = str(error)

@@ -140,7 +140,7 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
     }
     assert numbers == {
         *POSITIVE_INTS, *FLOATS, *MESH_SIZES, *SEEDS, "model.vocab_size", "data.vocab_size",
-        "optim.warmup_steps", "optim.decay_steps", "train.keep_interval",
+        "optim.warmup_steps", "optim.decay_steps", "train.keep_interval", "at_step",
     }  # fmt: skip
 
 
@@ -424,6 +424,8 @@ def test_none_is_for_optional_settings_only():
     assert optional == {
         *SEEDS[1:],
         "init_from",
+        "branch_from",
+        "at_step",
         "model.attention_scale",
         "model.n_kv_head",
         "data.fallback_corpus",
@@ -567,7 +569,8 @@ def test_to_dict_nests_by_group():
     assert values["model"]["n_layer"] == 3
     assert values["sample"]["prompt"] is None
     groups = {"model", "data", "optim", "train", "mesh", "sample"}
-    assert set(values) == {"run_dir", *SEEDS, "init_from", "checkpoint"} | groups
+    starts = {"init_from", "checkpoint", "branch_from", "at_step"}
+    assert set(values) == {"run_dir", *SEEDS} | starts | groups
 
 
 @pytest.mark.parametrize("name", MESH_SIZES)
@@ -900,3 +903,16 @@ def test_what_breaks_a_rule_breaks_it_as_numpys_scalar_too():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{name}=.* must be"):
             override(load_config("nano"), {name: value})
+
+
+def test_a_branch_has_a_parent_and_a_step_and_something_to_train():
+    branch = {"branch_from": "runs/a", "at_step": 400}
+    assert override(Config(), branch).at_step == 400
+    for values, message in (
+        ({"branch_from": "runs/a"}, "branch_from is given without at_step, its step to branch"),
+        ({"at_step": 3}, "at_step is given without branch_from, the run to branch from"),
+        ({**branch, "init_from": "gpt2"}, "init_from=gpt2 starts from parameters alone; give one"),
+        ({**branch, "at_step": 500}, "at_step=500 leaves none of train.steps=500 to train"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            override(Config(), values)

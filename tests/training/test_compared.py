@@ -114,9 +114,9 @@ def test_both_ends_of_a_mapped_file_are_in_its_digest(tmp_path):
 
 
 def test_what_a_branch_starts_from_is_compared_too():
-    start = BranchStart(setup(), 4, 3, [{"step": 0}], {}, [])
+    start = BranchStart(Config(), setup().splits, 4, 3, [{"step": 0}], {}, [])
     ours = compared_on_hosts(setup(branch=start))
-    other_seed = setup(config=override(Config(), {"seed": 1}))
-    for change in ({"step": 5}, {"from_step": 4}, {"parent": other_seed}):
+    other_seed = override(Config(), {"seed": 1})
+    for change in ({"step": 5}, {"from_step": 4}, {"config": other_seed}, {"splits": {}}):
         theirs = compared_on_hosts(setup(branch=dataclasses.replace(start, **change)))
         assert theirs != ours, change
