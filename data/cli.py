@@ -33,21 +33,21 @@ def command(argv: list[str]) -> int:
     config = PrepareConfig(**values)
 
     from data.prepare import prepare
+    from data.records import read_counts
 
     manifest = prepare(config)
-    if not manifest:
+    if manifest is None:
         return 0
-    for split, total in manifest["totals"].items():
-        shards = sum(shard["name"].startswith(split) for shard in manifest["shards"])
+    for split, total in manifest.totals.items():
         print(
-            f"{split:<5} {total['tokens']:>16,} tokens {total['bytes']:>17,} bytes "
-            f"{total['documents']:>12,} documents {shards:>6,} shards"
+            f"{split:<5} {total.tokens:>16,} tokens {total.bytes:>17,} bytes "
+            f"{total.documents:>12,} documents {len(manifest.entries(split)):>6,} shards"
         )
-    counts = manifest["counts"]
-    dropped = "".join(f", {n:,} {name}" for name, n in counts["dropped"].items())
+    counts = read_counts(manifest, config.out)
+    dropped = "".join(f", {n:,} {name}" for name, n in counts.dropped.items())
     print(
-        f"{counts['read']:,} documents read, {counts['kept']:,} kept{dropped}; damaged and left "
-        f"out: {counts['damaged_files']:,} files, {counts['damaged_records']:,} records"
+        f"{counts.read:,} documents read, {counts.kept:,} kept{dropped}; damaged and left "
+        f"out: {counts.damaged_files:,} files, {counts.damaged_records:,} records"
     )
     return 0
 

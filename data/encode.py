@@ -33,7 +33,7 @@ import numpy as np
 
 from data.config import PrepareConfig
 from data.filters import digest, is_validation, reject
-from data.records import PLAN_FILE, read_plan
+from data.records import PLAN_FILE, UnitCounts, read_plan, read_unit_counts
 from data.sources.common_crawl import discard
 from data.sources.documents import BadInput, Unit
 from data.sources.readers import read_unit
@@ -193,11 +193,11 @@ class EncodedUnit:
 
     path: Path
     documents: np.ndarray
-    counts: dict[str, Any]
+    counts: UnitCounts
 
 
 def load_encoded(path: Path) -> EncodedUnit | None:
-    """Returns an encoded unit, or None if the file is incomplete."""
+    """Returns an encoded unit, or None if the file is incomplete or damaged."""
     with contextlib.suppress(OSError, ValueError, struct.error), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END) - FOOTER.size
         file.seek(max(size, 0))
@@ -210,8 +210,10 @@ def load_encoded(path: Path) -> EncodedUnit | None:
             crc, left = zlib.crc32(raw, crc), left - len(raw)
         tail = file.read(n_documents + n_counts)
         if zlib.crc32(tail, crc) == expected:
-            documents = np.frombuffer(tail, DOCUMENT, n_documents // DOCUMENT.itemsize)
-            return EncodedUnit(path, documents, json.loads(tail[n_documents:]))
+            documents: np.ndarray = np.frombuffer(tail, DOCUMENT, n_documents // DOCUMENT.itemsize)
+            n_tokens = int(np.sum(documents["tokens"], dtype=np.int64))
+            if n_ids in (2 * n_tokens, 4 * n_tokens) and documents.nbytes == n_documents:
+                return EncodedUnit(path, documents, read_unit_counts(tail[n_documents:]))
     return None
 
 

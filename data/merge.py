@@ -20,7 +20,7 @@ from data.filters import Seen
 from data.records import JOURNAL_FILE, Journal
 from data.sources.documents import Plan
 from gpt_jax.errors import UserError
-from gpt_jax.input_pipeline.shards.manifest import SPLITS
+from gpt_jax.input_pipeline.shards.manifest import SPLITS, Manifest
 from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.storage import open_in_place, write_atomically
@@ -44,7 +44,7 @@ class ShardMerger:
     ):
         """Resumes from the journal, if there is one; `work` is the folder `.prepare`."""
         self._config, self._plan, self._work = config, plan, work
-        state = None if journal is None else dataclasses.asdict(journal.writer)
+        state = None if journal is None else journal.writer
         self._writer = ShardWriter(work.parent, tokenizer, config.shard_tokens, state)
         self._before = sum(self._writer.n_tokens.values())
         self._n_units = 0 if journal is None else journal.units
@@ -79,10 +79,10 @@ class ShardMerger:
         with path.open("rb") as file:
             for start in range(0, len(unit.documents), BLOCK_DOCUMENTS):
                 self._append(file, unit.documents[start : start + BLOCK_DOCUMENTS])
-        self._dropped.update(counts.get("dropped", {}))
+        self._dropped.update(counts.dropped)
         for name in ("read", "damaged_records", "damaged_units"):
-            self._counts[name] += counts.get(name, 0)
-        self._damaged = (self._damaged + counts["damaged"])[:NAMED_DAMAGE]
+            self._counts[name] += getattr(counts, name)
+        self._damaged = (self._damaged + counts.damaged)[:NAMED_DAMAGE]
         self._n_units = number + 1
         self._appended.append(path)
         start = time.monotonic()
@@ -136,13 +136,13 @@ class ShardMerger:
             self._seen_file.flush()
             os.fsync(self._seen_file.fileno())
             state["seen"] = self._seen_file.tell() // 8
-        state["writer"] = self._writer.save_state()
+        state["writer"] = dataclasses.asdict(self._writer.save_state())
         write_atomically(self._work / JOURNAL_FILE, json.dumps(state))
         for path in self._appended:
             path.unlink()
         self._appended.clear()
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Manifest:
         """Writes the manifest, removes the work folder, and returns the manifest."""
         config, plan = self._config, self._plan
         for split in SPLITS:

@@ -26,12 +26,11 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from data.config import PrepareConfig
 from data.encode import ENCODED_FOLDER
 from data.merge import ShardMerger
-from data.records import PLAN_FILE, read_journal, read_plan
+from data.records import PLAN_FILE, read_journal, read_plan, read_source
 from data.sources.documents import Plan
 from data.sources.local_files import local_files, local_path
 from data.sources.readers import make_plan
@@ -40,7 +39,7 @@ from data.workers import WorkerPool
 from gpt_jax.console import Display, WorkProgress
 from gpt_jax.errors import ConfigError, TrainingError, UserError, differences
 from gpt_jax.input_pipeline.file_kinds import is_utf8
-from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, read_manifest
+from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, Manifest
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
 from gpt_jax.storage import (
@@ -55,10 +54,10 @@ from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 
 
-def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, Any]:
+def prepare(config: PrepareConfig, display: Display | None = None) -> Manifest | None:
     """Prepares the corpus `config.out`, or resumes preparing it, and returns its manifest.
 
-    With `config.engine` "plan" it only makes the plan and the tokenizer, and returns {}.
+    With `config.engine` "plan" it only makes the plan and the tokenizer, and returns None.
 
     Raises:
       UserError: a setting, the source or the folder is wrong; which, and a way out.
@@ -102,7 +101,7 @@ def prepare(config: PrepareConfig, display: Display | None = None) -> dict[str, 
         ) from error
 
 
-def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> dict[str, Any]:
+def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> Manifest | None:
     plan = _load_plan(config, work)
     is_begun = plan is not None
     if plan is None:
@@ -131,15 +130,13 @@ def _prepare(config: PrepareConfig, out: Path, work: Path, display: Display) -> 
                 f"{work} has the plan: encode its units on any machine (data/README.md), then run "
                 "this command with another --engine"
             )
-            return {}
+            return None
         merger = ShardMerger(config, plan, tokenizer, work, journal)
         with contextlib.closing(merger):
             return _encode_and_merge(workers, merger, _Progress(plan, first, display))
 
 
-def _encode_and_merge(
-    workers: WorkerPool, merger: ShardMerger, progress: _Progress
-) -> dict[str, Any]:
+def _encode_and_merge(workers: WorkerPool, merger: ShardMerger, progress: _Progress) -> Manifest:
     for number in workers.encode(progress.show):
         merger.append(number)
         progress.advance(number)
@@ -168,45 +165,43 @@ class _Progress:
 # --- finished and unfinished preparations ---------------------------------------------------------
 
 
-def _finished(out: Path, config: PrepareConfig) -> dict[str, Any] | None:
+def _finished(out: Path, config: PrepareConfig) -> Manifest | None:
     if not os.path.isfile(out / MANIFEST_FILE):  # Path's own raises where it can't look
         return None
-    open_shards(out)
-    manifest = read_manifest(out)
-    settings = manifest.get("settings")
-    settings = settings if isinstance(settings, dict) else {}
-    if lines := differences(settings, config.record(), repr):
+    manifest = open_shards(out).manifest
+    assert manifest is not None  # the folder has one
+    if lines := differences(manifest.settings, config.record(), repr):
         raise UserError(
             f"{out} holds a corpus prepared with other settings: {'; '.join(lines)}; choose "
             "another --out"
         )
-    if different := _source_difference(manifest.get("source"), config):
+    if different := _source_difference(out, manifest, config):
         raise UserError(
             f"{out} holds a corpus of another source: {different}; choose another --out"
         )
     return manifest
 
 
-def _source_difference(there: Any, config: PrepareConfig) -> str:
+def _source_difference(out: Path, manifest: Manifest, config: PrepareConfig) -> str:
     """Returns how a source differs from a manifest's, or ''; it may be missing now."""
-    if not isinstance(there, dict) or local_path(config) is None:
+    there = read_source(manifest.source, out / MANIFEST_FILE)
+    if local_path(config) is None:
         return ""
     try:
-        _, here = local_files(config)
+        here = read_source(local_files(config)[1], out)
     except (OSError, UserError):
         return ""
-    sizes = ("files", "stored_bytes")
-    before, now = ([facts.get(name) for name in sizes] for facts in (there, here))
+    before, now = ((facts.files, facts.stored_bytes) for facts in (there, here))
     if None not in before and before != now:
         return (
             f"--input {config.input} was {before[0]} files of {before[1]} bytes and is {now[0]} of "
             f"{now[1]}"
         )
-    old = there.get("input")
-    if not isinstance(old, str) or old == here["input"]:
+    old = there.input
+    if old is None or old == here.input:
         return ""
     if os.path.lexists(old) or glob.glob(old, recursive=True):  # else it was moved
-        return f"--input was {old} and is {here['input']}"
+        return f"--input was {old} and is {here.input}"
     return ""
 
 
@@ -254,7 +249,7 @@ def _load_plan(config: PrepareConfig, work: Path) -> Plan | None:
             "another --out, or delete it"
         )
     saved = found.plan
-    there, here = saved.facts.get("input"), local_path(config)
+    there, here = read_source(saved.facts, path).input, local_path(config)
     if there and here and there != here:
         raise UserError(
             f"{work.parent} was begun with --input {there}, and this is {here}; use that, choose "

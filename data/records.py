@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.input_pipeline.shards.manifest import SHARD_NAME, SPLITS
-from gpt_jax.storage import read_json, read_record
+from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, SHARD_NAME, SPLITS, Manifest
+from gpt_jax.input_pipeline.shards.writer import WriterState
+from gpt_jax.storage import parse_json, read_json, read_record
 
 PLAN_FILE = "plan.json"
 JOURNAL_FILE = "journal.json"
@@ -48,24 +49,6 @@ class PlanFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardEntry:
-    """A finished shard."""
-
-    name: str
-    tokens: int
-    bytes: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class WriterState:
-    """What `ShardWriter.save_state` returned."""
-
-    shards: dict[str, list[ShardEntry]]
-    open: dict[str, list[int]]
-
-
-@dataclasses.dataclass(frozen=True)
 class Journal:
     """journal.json: how far the shards are; see `merge.py`."""
 
@@ -76,6 +59,46 @@ class Journal:
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     damaged: list[str] = dataclasses.field(default_factory=list)
     seen: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What a manifest counts, of documents, records and files."""
+
+    read: int
+    kept: int
+    dropped: dict[str, int]
+    damaged_records: int
+    damaged_files: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalSource:
+    """What a plan or a manifest says of the files that a corpus was made of."""
+
+    input: str | None = None
+    files: int | None = None
+    stored_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitCounts:
+    """What an encoded unit counts: of documents, and of what was left out."""
+
+    read: int = 0
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    damaged_records: int = 0
+    damaged_units: int = 0
+    damaged: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_unit_counts(raw: bytes) -> UnitCounts:
+    """Returns the counts of an encoded unit; raises ValueError where they are damaged."""
+    found = read_record(parse_json(raw), UnitCounts)
+    numbers = found.read, found.damaged_records, found.damaged_units, *found.dropped.values()
+    if min(numbers) < 0:
+        raise ValueError("it counts what can't be")
+    return found
 
 
 def read_plan(work: Path) -> PlanFile:
@@ -124,5 +147,30 @@ def _check_journal(journal: Journal, n_units: int) -> None:
                 raise ValueError(f"{shard.name!r:.40} is no shard")
 
 
+def read_source(facts: dict[str, Any], path: Path) -> LocalSource:
+    """Returns what a plan's or a manifest's facts say of local files.
+
+    Args:
+      facts: of the source.
+      path: of the file that they are in.
+
+    Raises:
+      UserError: they are damaged.
+    """
+    try:
+        return read_record(facts, LocalSource, "source")
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def read_counts(manifest: Manifest, folder: str) -> Counts:
+    """Returns the counts in a corpus's manifest; raises UserError where they are damaged."""
+    try:
+        return read_record(manifest.counts, Counts, "counts")
+    except ValueError as error:
+        raise _damaged(Path(folder, MANIFEST_FILE), error) from error
+
+
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged: {error}; delete {path.parent.parent} and prepare again")
+    folder = path.parent if path.name == MANIFEST_FILE else path.parent.parent
+    return UserError(f"{path} is damaged: {error}; delete {folder} and prepare again")

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from gpt_jax.inference.activations import Activations, activations
     from gpt_jax.inference.evaluation import evaluate
     from gpt_jax.inference.generation import generate, stream
+    from gpt_jax.input_pipeline.sequences import write_sequences
     from gpt_jax.model import GPT
+    from gpt_jax.report.page import Report, make_report
     from gpt_jax.run.load import Run, load_run
     from gpt_jax.training.branches import branch_from
     from gpt_jax.training.init_from import start_from
@@ -37,6 +39,7 @@ __all__ = [
     "Activations",
     "Config",
     "Interrupted",
+    "Report",
     "Run",
     "TrainingError",
     "UserError",
@@ -49,6 +52,7 @@ __all__ = [
     "hf",
     "load_config",
     "load_run",
+    "make_report",
     "override",
     "save_run",
     "start_from",
@@ -56,6 +60,7 @@ __all__ = [
     "sweep",
     "train",
     "trial",
+    "write_sequences",
 ]
 
 _LAZY = {
@@ -70,11 +75,14 @@ _LAZY = {
     "generate": "inference.generation",
     "hf": "hf",
     "load_run": "run.load",
+    "Report": "report.page",
+    "make_report": "report.page",
     "save_run": "training.save",
     "start_from": "training.init_from",
     "stream": "inference.generation",
     "trial": "experiments.trials",
     "sweep": "experiments.sweeps",
+    "write_sequences": "input_pipeline.sequences",
 }
 
 

@@ -168,6 +168,12 @@ def request_determinism() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".lstrip()
 
 
+def asks_for_determinism() -> bool:
+    """Returns whether XLA is asked for GPU programs that are bitwise reproducible."""
+    asked = re.findall(r"--xla_gpu_deterministic_ops(?:=(\w+))?", os.environ.get("XLA_FLAGS", ""))
+    return bool(asked) and asked[-1].lower() in ("", "true", "1")
+
+
 def retain_freed_memory() -> None:
     """Lets glibc's allocator reuse freed memory instead of returning it to the system.
 

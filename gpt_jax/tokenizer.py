@@ -1,5 +1,7 @@
 """Tokenizers: text to token ids and back, by characters or byte pairs.
 
+Those of integers, whose text is the ids or names for them, are in `integer_tokenizer.py`.
+
 A tokenizer knows its vocabulary and nothing of models, corpora or devices. It is saved with every
 run, so that reading a run needs no network.
 """
@@ -21,6 +23,7 @@ from gpt_jax import byte_pairs
 from gpt_jax.config import DataConfig
 from gpt_jax.download import download_error_reason
 from gpt_jax.errors import UserError
+from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.storage import open_folder, parse_json, read_record
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -347,7 +350,7 @@ def _check_ids(ids: list[int], n: int, special: Mapping[str, int], are_indices: 
         raise ValueError("ids must be in [0, 2**31)")
 
 
-Tokenizer = CharTokenizer | BpeTokenizer
+Tokenizer = CharTokenizer | BpeTokenizer | IntegerTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,8 +407,10 @@ def _from_values(values: dict[str, Any]) -> Tokenizer:
     kind = values.get("kind")
     if kind == "bpe":
         return _bpe_from(values)
+    if kind == "integers":
+        return IntegerTokenizer.from_values(values)
     if kind != "char":
-        raise ValueError('not a tokenizer of kind "char" or "bpe"')
+        raise ValueError('not a tokenizer of kind "char" or "bpe" or "integers"')
     return CharTokenizer(read_record(values, CharFile).vocabulary)
 
 
@@ -491,7 +496,7 @@ def find_difference(a: Tokenizer, b: Tokenizer) -> str:
     if _content(a) == _content(b):
         return ""
     if type(a) is not type(b):
-        return "one has characters, the other byte pairs"
+        return f"one has {_kind(a)}, the other {_kind(b)}"
     if a.vocab_size != b.vocab_size:
         return f"{a.vocab_size:,} tokens and {b.vocab_size:,}"
     for i in range(a.vocab_size):
@@ -500,11 +505,19 @@ def find_difference(a: Tokenizer, b: Tokenizer) -> str:
     return "they split a text differently before merging"
 
 
+def _kind(tokenizer: Tokenizer) -> str:
+    if isinstance(tokenizer, IntegerTokenizer):
+        return "integers"
+    return "characters" if isinstance(tokenizer, CharTokenizer) else "byte pairs"
+
+
 def _content(tokenizer: Tokenizer) -> tuple[Any, ...]:
     if isinstance(tokenizer, BpeTokenizer):
         pattern, special = canonical_pattern(tokenizer.pattern), tokenizer.special_tokens
         how = tokenizer.common_tokens, tokenizer.prefix_space
         return tokenizer.tokens, pattern, special, tokenizer.ids, tokenizer.vocab_size, how
+    if isinstance(tokenizer, IntegerTokenizer):
+        return tokenizer.vocab_size, tokenizer.names
     return (tokenizer.vocabulary,)
 
 

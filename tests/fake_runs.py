@@ -75,5 +75,7 @@ def write_sweep(folder, members):
     for i, (values, seed, loss) in enumerate(members):
         write_run(folder / f"m{i}", seed, loss or 9.0, settings=values, finished=loss is not None)
         listed.append({"run_dir": f"m{i}", "values": values, "seed": seed})
-    (folder / "sweep.json").write_text(json.dumps({"format": 1, "members": listed}))
+    shared = {k: v for k, v in to_dict(NANO).items() if k not in ("run_dir", "seed")}
+    record = {"format": 1, "version": "0", "config": shared, "config_name": "nano"}
+    (folder / "sweep.json").write_text(json.dumps({**record, "members": listed}))
     return folder

@@ -32,12 +32,14 @@ from gpt_jax.errors import ConfigError, is_out_of_memory
 from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
 from gpt_jax.model import Params, decoding_params, init_cache
 from gpt_jax.model.attention import choose_attention, needs_mesh
+from gpt_jax.model.dtype import resolve_dtype, slow_dtype
 from gpt_jax.parallel.backend import compiling_for, target_backend
-from gpt_jax.parallel.mesh import make_mesh, params_mesh
+from gpt_jax.parallel.mesh import make_mesh, micro_batches, params_mesh, with_micro_batch
 from gpt_jax.parallel.sharding import mesh_context, replicated, state_shardings
 from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk, recent_losses_spec
 from gpt_jax.training.flops import model_flops as model_flops
-from gpt_jax.training.memory import estimate_memory, memory_limit, program_bytes
+from gpt_jax.training.memory import estimate_memory, local_need, memory_limit, program_bytes
+from gpt_jax.training.micro_batch import SHARE, choose_micro_batch
 
 SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
 MAX_CANDIDATES = 6  # compiled in search of a config that fits
@@ -45,6 +47,7 @@ MAX_CANDIDATES = 6  # compiled in search of a config that fits
 # GPU to run them on.
 WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 SHOWN_GROUPS = 5
+GPU_SHARE = 0.75  # of a GPU's memory, which jax takes by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +68,13 @@ class Plan:
       limit: bytes that a device has; None if unknown.
       shares_memory: whether the devices are a CPU's.
       memory_is_floor: whether `memory` is a lower bound, because compiling failed.
-      traffic: approximate bytes read and written; see `hlo.HloProgram.memory_traffic`.
+      traffic: approximate bytes read and written; see `hlo.HloProgram.memory_traffic`; None if
+        the compiled text can't be read.
       collectives: communication between devices.
       chip: the data sheet; None if unknown.
       sampling: bytes that the decoder needs on each device it uses, if requested.
       groups: what an NVIDIA GPU's kernels are for, the slowest first; see `gpu_bound`.
+      notes: what settings that are "auto" would be there, and what is slow there.
     """
 
     devices: str
@@ -83,11 +88,12 @@ class Plan:
     limit: float | None
     shares_memory: bool = False
     memory_is_floor: bool = False
-    traffic: float = 0
+    traffic: float | None = 0
     collectives: tuple[Collective, ...] = ()
     chip: Chip | None = None
     sampling: float | None = None
     groups: tuple[Group, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -105,11 +111,11 @@ class Plan:
         """Lower bounds of a step's seconds by the data sheet, for each kind of work alone."""
         if self.chip is None or self.memory_is_floor:
             return {}
-        sent = sum(c.bytes_sent for c in self.collectives)
-        seconds = {
-            "memory": self.traffic / self.chip.bandwidth,
-            "network": sent / self.chip.network,
-        }
+        seconds = {}
+        if self.traffic is not None:
+            sent = sum(c.bytes_sent for c in self.collectives)
+            seconds["memory"] = self.traffic / self.chip.bandwidth
+            seconds["network"] = sent / self.chip.network
         if self.flops is None:
             return seconds
         n_devices = math.prod(self.mesh.values())
@@ -154,7 +160,9 @@ class Plan:
         }
         if self.sampling is not None:
             facts["sampling"] = f"{self.sampling / GIB:.2f} GiB a device"
-        if not self.memory_is_floor:
+        if self.traffic is None:
+            facts["traffic"] = "unknown: this jaxlib can't read what its compiler wrote"
+        elif not self.memory_is_floor:
             facts["traffic"] = (
                 f"about {_amount(self.traffic)} of memory reads and writes per device"
             )
@@ -168,7 +176,8 @@ class Plan:
             )
         if self.groups:
             facts["kernels"] = self._kernels()
-        lines = [f"{name:<12} {text}" for name, text in facts.items()] + self._group_lines()
+        lines = [f"{name:<12} {text}" for name, text in facts.items()]
+        lines += [f"note         {note}" for note in self.notes] + self._group_lines()
         if self.collectives:
             lines += [
                 "",
@@ -225,7 +234,41 @@ def make_plan(
     described = devices[0] not in jax.local_devices()
     backend = described_backend(devices[0]) if described else target_backend()
     with compiling_for(backend):
-        return _make_plan(config, devices, backend, described, sampling)
+        config, notes = resolve_dtype(config, backend)
+        if slow := slow_dtype(config.model.dtype, backend):
+            notes = (slow,)
+        if config.train.micro_batch != "auto":
+            found = _make_plan(config, devices, backend, described, sampling)
+        else:
+            n, found = _choose_micro_batch(config, devices, backend, described)
+            notes += (f"train.micro_batch=auto is {n:,} of {config.train.batch_size:,}",)
+            if sampling:
+                found = _make_plan(with_micro_batch(config, n), devices, backend, described, True)
+    return dataclasses.replace(found, notes=notes)
+
+
+def _choose_micro_batch(config, devices, backend, described) -> tuple[int, Plan]:
+    """Returns the micro-batch that a run there would choose, and its plan."""
+    plans: dict[int, Plan] = {}
+
+    def compiled(n: int) -> float:
+        plans[n] = _make_plan(with_micro_batch(config, n), devices, backend, described, False)
+        return math.inf if plans[n].memory_is_floor else plans[n].memory
+
+    sizes = micro_batches(config, len(devices))
+    limit = _memory_limit(devices[0], described)
+    if limit is not None:
+        limit *= SHARE * (GPU_SHARE if described and backend.startswith("cuda") else 1)
+    estimate = lambda n: local_need(with_micro_batch(config, n), backend, len(devices))
+    n = choose_micro_batch(sizes, limit, estimate, compiled)
+    if n not in plans:
+        compiled(n)
+    return n, plans[n]
+
+
+def _memory_limit(device: jax.Device, described: bool) -> float | None:
+    chip = CHIPS.get(device.device_kind)
+    return (chip.memory if chip else None) if described else memory_limit(device)
 
 
 def _make_plan(config, devices, backend, described, sampling) -> Plan:
@@ -233,7 +276,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     mesh = make_mesh(train.micro_batch_size, devices, config.mesh, model.kv_heads, model.block_size)
     layout = abstract_inputs(config, mesh)
     chip, gpu = CHIPS.get(devices[0].device_kind), find_gpu(devices[0])
-    limit = (chip.memory if chip else None) if described else memory_limit(devices[0])
+    limit = _memory_limit(devices[0], described)
     tokens = train.batch_size * model.block_size
     attention, reason = choose_attention(model, backend)
     if attention == "fused":
@@ -274,15 +317,22 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
             arguments=sharers * need.state,
             memory_is_floor=True,
         )
-    stats, text = program.memory_analysis(), program.as_text()
-    read = HloProgram(text)
-    return dataclasses.replace(
+    stats = program.memory_analysis()
+    plan = dataclasses.replace(
         plan,
         memory=sharers * program_bytes(stats),
         arguments=sharers * stats.argument_size_in_bytes,
+        sampling=_sampling_memory(config, layout.state.params, devices) if sampling else None,
+    )
+    try:
+        text = program.as_text()
+    except jax.errors.JaxRuntimeError:  # some of v6e's, where libtpu is newer than jaxlib
+        return dataclasses.replace(plan, traffic=None)
+    read = HloProgram(text)
+    return dataclasses.replace(
+        plan,
         traffic=read.memory_traffic(),
         collectives=tuple(read.collectives()),
-        sampling=_sampling_memory(config, layout.state.params, devices) if sampling else None,
         groups=find_groups(find_kernels(text), gpu_bound.Rates.of(gpu)) if gpu else (),
     )
 

@@ -19,6 +19,7 @@ import optax
 
 from gpt_jax import numerics
 from gpt_jax.errors import UserError
+from gpt_jax.input_pipeline.loss_mask import unmark
 from gpt_jax.model import Params
 from gpt_jax.model.loss import batch_losses
 from gpt_jax.parallel.sharding import make_constrain_batch
@@ -44,7 +45,7 @@ class Replay:
       segments: which segment of the training tokens each sequence is from, (B,).
       offsets: where in it the sequence begins, (B,).
       batch: its tokens, int32 (B, T + 1).
-      losses: of each sequence, with the step's dropout, nats per token, (B,).
+      losses: of each sequence, with the step's dropout, nats per token that counts, (B,).
       loss: of the step, nats per token.
       grad_norm: global L2 norm, before clipping.
       norms: {path of a parameter: (L2 norm of its gradient, of the parameter before the step)}.
@@ -140,20 +141,24 @@ def _inspect_step(
     segments, offsets, batch = programs.loader.batch_of_step(keys, step - 1)
     constrain_batch = make_constrain_batch(programs.mesh)
     n = train.batch_size // train.micro_batch_size
+    is_masked = programs.loader.samplers[0].is_masked
 
     @jax.jit  # batch and key are arguments: one program, and one in jax's cache, for all steps
     def look(params: Params, batch: jax.Array, key: jax.Array):
         micro_batches = batch.reshape(n, train.micro_batch_size, batch.shape[1])
         shown = constrain_batch(batch if n == 1 else micro_batches)
-        loss, grads = loss_and_grads(model, params, shown, key, train)
+        loss, grads = loss_and_grads(model, params, shown, key, train, is_masked=is_masked)
 
         def losses_of(i: int) -> jax.Array:
             dropout = (key, None) if n == 1 else micro_batch_dropout(train, key, jnp.int32(i))
-            micro_batch = constrain_batch(micro_batches[i])
-            losses_BT = batch_losses(
-                model, params, micro_batch, dropout[0], train.loss_chunk, dropout[1]
-            )
-            return losses_BT.mean(axis=1)
+            ids, counts = constrain_batch(micro_batches[i]), None
+            if is_masked:
+                ids, counts = unmark(ids)
+            losses_BT = batch_losses(model, params, ids, dropout[0], train.loss_chunk, dropout[1])
+            if counts is None:
+                return losses_BT.mean(axis=1)
+            n_B = counts[:, 1:].sum(axis=1).astype(jnp.float32)
+            return jnp.where(counts[:, 1:], losses_BT, 0.0).sum(axis=1) / jnp.maximum(n_B, 1)
 
         norms = jax.tree.map(lambda g, p: (_norm(g), _norm(p)), grads, params)
         losses_B = jnp.concatenate([losses_of(i) for i in range(n)])
@@ -168,7 +173,7 @@ def _inspect_step(
         from_step=from_step,
         segments=segments,
         offsets=offsets,
-        batch=batch,
+        batch=unmark(batch)[0] if is_masked else batch,
         losses=losses,
         loss=float(loss),
         grad_norm=float(grad_norm),

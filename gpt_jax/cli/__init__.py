@@ -12,6 +12,7 @@ VERBS = {
     "eval": "evaluate a trained model on a whole split, each token once",
     "compare": "compare runs: is one side better, by how much, how sure",
     "trial": "train pairs of runs until a change is shown to help or to harm",
+    "report": "write one HTML page that shows runs, and computes with their model",
     "prepare": "tokenize texts of any size into token shards on disk",
     "export": "write a run as a GPT-2 folder, which transformers can load",
     "replay": "recompute one training step: its batch, loss and gradient",

@@ -40,6 +40,8 @@ def command(argv: list[str]) -> int:
         devices.request_cpu_devices(config.train.micro_batch_size, at_least=config.mesh.n_requested)
     else:
         os.environ |= devices.COMPILE_ENVIRONMENT
+    if config.train.deterministic:
+        devices.request_determinism()
     from gpt_jax import numerics
 
     with numerics.fixed():

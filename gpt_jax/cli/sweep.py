@@ -58,7 +58,10 @@ def command(argv: list[str]) -> int:
     if own["dry_run"]:
         print(visible(sweeps.describe_plan(plan)))
         return 0
+    from gpt_jax.report.after import write_page
+
     result = sweeps.run_sweep(plan, quiet=quiet)
+    write_page(plan.folder, quiet=quiet)
     if own["json"]:
         print(json.dumps(result.record(), indent=1))
     elif own["csv"]:

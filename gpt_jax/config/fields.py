@@ -88,7 +88,9 @@ def parse(text: str, hint: Any, name: str) -> Any:
     if type(None) in typing.get_args(hint):
         if text.lower() == "none":
             return None
-        hint = _strip_optional(hint)
+        hint, words = _alternatives(hint)
+        if text.lower() in words:
+            return text.lower()
     if hint is int:
         try:
             return int(text)
@@ -106,10 +108,15 @@ def parse(text: str, hint: Any, name: str) -> Any:
     return text
 
 
-def _strip_optional(hint: Any) -> Any:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return next(a for a in typing.get_args(hint) if a is not type(None))
-    return hint
+def _alternatives(hint: Any) -> tuple[Any, tuple[str, ...]]:
+    """Returns the type that a value has where it is not None, and the words that may stand for it.
+
+    Of `int | Literal["auto"] | None` that is (int, ("auto",)).
+    """
+    if not (isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union):
+        return hint, ()
+    first, *others = (a for a in typing.get_args(hint) if a is not type(None))
+    return first, tuple(word for other in others for word in typing.get_args(other))
 
 
 def plain(value: Any) -> Any:
@@ -137,7 +144,9 @@ def check_fields(config: Any, prefix: str = "") -> None:
 def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
     if value is None and type(None) in typing.get_args(hint):
         return
-    hint = _strip_optional(hint)
+    hint, words = _alternatives(hint)
+    if isinstance(value, str) and value in words:
+        return
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         if value not in choices:

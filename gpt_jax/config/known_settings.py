@@ -27,7 +27,7 @@ KNOWN: dict[str, tuple[Any, ...] | None] = {
     **dict.fromkeys(("norm_epsilon", "rotary_base", "inverse_layer_scale")),
     "norm": ("layer", "rms"),
     "positions": ("learned", "rotary"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16", "auto"),
     "remat": ("none", "full", "dots"),
 }
 

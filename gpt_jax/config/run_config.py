@@ -92,10 +92,11 @@ class ModelConfig:
     residual_init_scale: bool = field(
         False, "scale the initial weights of residual projections by 1/sqrt(2 n_layer), as in GPT-2"
     )
-    dtype: typing.Literal["float32", "bfloat16"] = field(
+    dtype: typing.Literal["float32", "bfloat16", "auto"] = field(
         "float32",
         "dtype of activations and matrix products; bfloat16 is mixed precision: parameters, "
-        "their gradients, norms, softmax and loss stay float32",
+        "their gradients, norms, softmax and loss stay float32; auto: bfloat16 on a TPU or an "
+        "NVIDIA GPU that has it, else float32: chosen and recorded when the run begins",
     )
     remat: typing.Literal["none", "full", "dots"] = field(
         "none",
@@ -304,9 +305,11 @@ class TrainConfig:
     batch_size: int = field(
         32, "global batch size: sequences per optimizer step, over all devices", POSITIVE_INT
     )
-    micro_batch: int | None = field(
+    micro_batch: int | typing.Literal["auto"] | None = field(
         None,
-        "micro-batch size for gradient accumulation, over all devices; must divide batch_size",
+        "micro-batch size for gradient accumulation, over all devices; auto: the largest that "
+        "fits into their memory, chosen and recorded when the run begins; a number must divide "
+        "batch_size",
         POSITIVE_INT,
         unset="the whole batch",
     )
@@ -324,6 +327,12 @@ class TrainConfig:
         False,
         "each evaluation has the same random batches, so that its losses differ by what was "
         "learned alone; else each draws its own",
+    )
+    sample_tokens: int = field(
+        64,
+        "tokens of a sample text kept at each evaluation, within the context, of a model of at "
+        "most 50 million parameters; 0: none",
+        NOT_NEGATIVE_INT,
     )
     final_eval_tokens: int | None = field(
         None,
@@ -400,8 +409,8 @@ class TrainConfig:
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences per micro-batch: micro_batch, or the whole batch."""
-        return self.batch_size if self.micro_batch is None else self.micro_batch
+        """Sequences per micro-batch: micro_batch, or the whole batch until auto is chosen."""
+        return self.micro_batch if isinstance(self.micro_batch, int) else self.batch_size
 
     @property
     def chunk_steps(self) -> int:

@@ -174,6 +174,7 @@ def timing_config(config: Config, run_dir: str) -> Config:
         "train.eval_batches": 1,
         "train.final_eval_tokens": 2 * config.model.block_size,
         "train.max_minutes": None,
+        "train.sample_tokens": 0,
         "sample.max_new_tokens": 1,
         "sample.num_samples": 1,
     }

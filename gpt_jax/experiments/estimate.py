@@ -12,6 +12,7 @@ import numpy as np
 from gpt_jax import numerics
 from gpt_jax.console import format_duration
 from gpt_jax.training.compiled_steps import CompiledSteps
+from gpt_jax.training.micro_batch import settle_micro_batch
 from gpt_jax.training.run_setup import RunSetup
 
 FILES_BYTES = 1 << 20  # of a run beside its checkpoints, about
@@ -39,8 +40,9 @@ def estimate(setup: RunSetup) -> Estimate:
     Raises:
       UserError: the programs don't fit into the memory.
     """
+    setup, settled = settle_micro_batch(setup)
     train = setup.config.train
-    programs = CompiledSteps(setup.config, setup.splits)
+    programs = settled or CompiledSteps(setup.config, setup.splits)
     try:
         began = time.monotonic()
         keys, steps = programs.keys(), programs.chunk_length(0)

@@ -41,6 +41,7 @@ FIXED = {
     "train.eval_interval": "it changes no result",
     "train.eval_batches": "it changes no result",
     "train.eval_fixed": "it changes no result",
+    "train.sample_tokens": "it changes no result",
     "train.checkpoint_interval": "it changes no result",
     "train.keep_checkpoints": "it changes no result",
     "train.keep_interval": "it changes no result",

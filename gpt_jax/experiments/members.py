@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -202,9 +203,21 @@ def read_sweep(folder: str | os.PathLike[str]) -> SweepRecord:
         raise UserError(f"{folder}/{SWEEP_FILE} is damaged: {error}; restore the file") from error
     if record.format > FORMAT:
         raise UserError(f"{folder}/{SWEEP_FILE} was written by a newer program; update this one")
-    if any(Path(member.run_dir).name != member.run_dir for member in record.members):
-        raise UserError(f"{folder}/{SWEEP_FILE} is damaged: a member lies outside the folder")
+    if problem := _problem(record):
+        raise UserError(f"{folder}/{SWEEP_FILE} is damaged: {problem}; restore the file")
     return record
+
+
+def _problem(record: SweepRecord) -> str:
+    """Returns what a record says of its members that can't be, or ''."""
+    if not record.members:
+        return "it has no members"
+    for member in record.members:
+        if Path(member.run_dir).name != member.run_dir:
+            return "a member lies outside the folder"
+        if member.seconds is not None and not 0 <= member.seconds < math.inf:
+            return f"{member.run_dir} took {member.seconds:g} seconds"
+    return ""
 
 
 def new_record(base: Config, config_name: str | None, members: list[Member]) -> SweepRecord:

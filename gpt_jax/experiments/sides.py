@@ -34,9 +34,13 @@ INCIDENTAL |= {
     "train.deterministic",
     "train.max_minutes",
     "train.log_interval",
+    "train.sample_tokens",
 }
 INCIDENTAL |= {"train.checkpoint_interval", "train.keep_checkpoints", "train.keep_interval"}
 INCIDENTAL |= {"train.keep_best", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"}
+# What a run may be resumed with, beside these.
+MAY_GROW = {"train.steps", "train.max_skipped"}
+MAY_GROW |= {"optim.schedule_steps", "optim.decay_steps", "optim.floor"}
 # With these and the seeds equal, two runs on one corpus have the same batches.
 BATCHES = ("data.order", "data.tokenizer", "data.vocab_size", "model.vocab_size")
 BATCHES += ("model.block_size", "train.batch_size")
@@ -225,8 +229,27 @@ def read_sweep(name: str | os.PathLike[str]) -> dict[str, Side | str]:
         elif missing:
             sides[label] = f"{missing[0]} has not begun"
         else:
-            sides[label] = make_side(label, map(read_run, paths))
+            runs = list(map(read_run, paths))
+            for member, run in zip(members, runs, strict=True):
+                _check_member(path, member, run)
+            sides[label] = make_side(label, runs)
     return sides
+
+
+def _check_member(path: Path, member: SweepMember, run: RunFiles) -> None:
+    """Raises UserError where sweep.json says of a member what its run does not."""
+    for name, value in {**member.values, "seed": member.seed}.items():
+        if name in INCIDENTAL | MAY_GROW:
+            continue
+        try:
+            there = get_field(run.config, name)
+        except AttributeError:
+            there = "no setting"
+        if there != value or isinstance(there, bool) != isinstance(value, bool):
+            raise UserError(
+                f"{path} is damaged: {name} of {member.run_dir} is {shown_value(value)} there and "
+                f"{shown_value(there)} in its config.json"
+            )
 
 
 def _label(values: Mapping[str, Any]) -> str:

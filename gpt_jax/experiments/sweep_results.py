@@ -282,7 +282,7 @@ def best_command(folder: Path, record: SweepRecord, values: dict[str, Any]) -> s
     member = next(m for m in record.members if m.values == values)
     config = member_config(from_dict(record.config), values, member.seed, str(folder / "best"))
     name = record.config_name
-    words = [] if name is None else ["--config", name]
+    words = ["--config", name] if name else []
     default = load_config(name or "nano")
     for setting, _, field in iter_fields(Config):
         value = get_field(config, setting)

@@ -92,11 +92,11 @@ def run_pair(
         loss, why = run(side, own)
         losses.append(loss)
         diverged.append(why)
-    equal = not any(diverged) and seeds[0] == seeds[1] and _are_equal(*run_dirs)
+    equal = not any(diverged) and seeds[0] == seeds[1] and are_equal(*run_dirs)
     return Pair(list(seeds), losses[0], losses[1], diverged[0], diverged[1], equal)
 
 
-def _are_equal(a: Path, b: Path) -> bool:
+def are_equal(a: Path, b: Path) -> bool:
     """Says whether every loss of two runs is equal to the last bit."""
     rows = [
         [{k: v for k, v in row.items() if k not in TIMING_FIELDS} for row in read_rows(run_dir)]

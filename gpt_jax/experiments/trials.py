@@ -22,6 +22,7 @@ from gpt_jax.config import Config, to_dict
 from gpt_jax.config.fields import iter_fields
 from gpt_jax.errors import ConfigError, UserError, differences, suggest
 from gpt_jax.experiments.budgets import (
+    BASE,
     CHANGE,
     SIDES,
     Budget,
@@ -33,7 +34,9 @@ from gpt_jax.experiments.budgets import (
 from gpt_jax.experiments.outcomes import Pair, Trial
 from gpt_jax.experiments.sides import is_seed, shown_value
 from gpt_jax.experiments.trees import Tree, check_unchanged, read_trees
-from gpt_jax.experiments.trial_runs import run_pair, runner, seeds_of, sides_of
+from gpt_jax.experiments.trial_runs import are_equal, run_pair, runner, seeds_of, sides_of
+from gpt_jax.run.folder import is_run, read_summary
+from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import Folder, open_folder, read_record, to_folder
 
 TRIAL_FILE = "trial.json"
@@ -263,8 +266,12 @@ def open_trial(out: str | os.PathLike[str], question: Question) -> Folder:
 
 
 def _check_same(out: str | os.PathLike[str], folder: Folder, question: Question) -> None:
-    """Raises UserError where a folder is that of another trial, or code has changed since."""
-    before = read_trial(folder).question
+    """Raises UserError where a folder is that of another trial, or its runs deny its pairs.
+
+    Or where the code of a tree has changed since it began.
+    """
+    record = read_trial(folder)
+    before = record.question
     if before.trees and question.trees:
         there, here = before.trees, question.trees
         if [there[side].path for side in SIDES] == [here[side].path for side in SIDES]:
@@ -274,6 +281,34 @@ def _check_same(out: str | os.PathLike[str], folder: Folder, question: Question)
     names = {name: here.get(name) for name in sorted({*there, *here})}
     if lines := differences(there, names, shown_value):
         raise UserError(f"{out} is another trial: {'; '.join(lines[:3])}; choose another --out")
+    for index, pair in enumerate(record.pairs):
+        if problem := _pair_problem(folder, question, index, pair):
+            raise UserError(
+                f"{folder.path / TRIAL_FILE} is damaged: pair {index + 1}: {problem}; restore the "
+                "file, or choose another --out"
+            )
+
+
+def _pair_problem(folder: Folder, question: Question, index: int, pair: Pair) -> str:
+    """Returns what is said of a pair that can't be, or that its runs' folders deny; or ''."""
+    if pair.seeds != list(seeds_of(index, question.config["seed"], paired=question.paired)):
+        return f"its seeds are {', '.join(map(str, pair.seeds)) or 'none'}"
+    sides = ((BASE, pair.base, pair.base_diverged), (CHANGE, pair.change, pair.change_diverged))
+    run_dirs = []
+    for (side, loss, why), seed in zip(sides, pair.seeds, strict=True):
+        if not math.isfinite(loss):
+            return f"the loss of {side}-{seed} is {loss}"
+        run_dirs.append(folder.path / f"{side}-{seed}")
+        rows, summary = read_rows(run_dirs[-1]), read_summary(run_dirs[-1])
+        first = [row["val_loss"] for row in rows if "val_loss" in row][:1]
+        found = summary["val"]["nats_per_token"] if summary else first[0] if first else loss
+        if found != loss or (summary and why is not None):
+            what = "" if why is None else ", diverged"
+            return f"the loss of {side}-{seed} is {loss:g}{what} there and {found:g} in its folder"
+    may_be = not (pair.base_diverged or pair.change_diverged) and question.paired
+    if all(map(is_run, run_dirs)) and pair.equal != (may_be and are_equal(*run_dirs)):
+        return f"its runs are {'not ' * pair.equal}equal to the last bit"
+    return ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Tokenizers in Hugging Face's files, in and out: tokenizer.json, or vocab.json with merges.txt.
 
-In come byte pairs as GPT-2 has them, and characters as `save_tokenizer` writes them. What would
-give other ids here than there is refused. See `weights.py` for the tensors beside them.
+In come byte pairs as GPT-2 has them, and characters or integers as `save_tokenizer` writes them.
+What would give other ids here than there is refused. See `weights.py` for the tensors beside them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gpt_jax.hf.records import (
     TokenizerSettings,
     Vocabulary,
 )
+from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.storage import read_json, read_record, read_small, write_atomically
 from gpt_jax.tokenizer import (
     END_OF_TEXT,
@@ -57,6 +58,7 @@ def _split(pattern: str) -> dict[str, Any]:
 
 
 CHARACTERS = _split(r"[\s\S]")
+WORDS = {"type": "WhitespaceSplit"}
 
 
 # --- in -------------------------------------------------------------------------------------------
@@ -202,11 +204,14 @@ def _from_tokenizer_json(values: dict[str, Any], added: _Added, vocab_size: int)
         raise ValueError("it changes the text before it cuts it (normalizer)")
     if not _adds_nothing(file.post_processor):
         raise ValueError("it may add tokens to those of the text (post_processor)")
-    if kind.type == "WordLevel" and file.pre_tokenizer == CHARACTERS:
+    if kind.type == "WordLevel" and file.pre_tokenizer in (CHARACTERS, WORDS):
         vocab = read_record(file.model, Vocabulary, "model").vocab
         if list(vocab.values()) != list(range(len(vocab))):
-            raise ValueError("its ids are not those of its characters in order")
-        return CharTokenizer("".join(vocab))
+            raise ValueError("its ids are not those of its characters or words in order")
+        if file.pre_tokenizer == CHARACTERS:
+            return CharTokenizer("".join(vocab))
+        are_ids = all(name == str(i) for name, i in vocab.items())
+        return IntegerTokenizer(len(vocab), () if are_ids else tuple(vocab))
     unlike = [
         f.name for f in dataclasses.fields(kind) if f.name != "type" and getattr(kind, f.name)
     ]
@@ -345,7 +350,11 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
         "model_max_length": block_size,
     }
     try:
-        if isinstance(tokenizer, CharTokenizer):
+        if isinstance(tokenizer, IntegerTokenizer):
+            vocab = {tokenizer.decode([i]): i for i in range(tokenizer.vocab_size)}
+            values |= {"pre_tokenizer": WORDS, "decoder": None}  # which joins words with spaces
+            values["model"] = {"type": "WordLevel", "vocab": vocab, "unk_token": ""}
+        elif isinstance(tokenizer, CharTokenizer):
             vocab = {c: i for i, c in enumerate(tokenizer.vocabulary)}
             values["model"] = {"type": "WordLevel", "vocab": vocab, "unk_token": ""}
         else:

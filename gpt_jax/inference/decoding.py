@@ -22,7 +22,10 @@ import numpy as np
 from gpt_jax.config import ModelConfig
 from gpt_jax.devices import compiler_options
 from gpt_jax.model import Cache, Params, decoding_params, forward, init_cache
+from gpt_jax.model.dtype import dtype_of
 from gpt_jax.model.gpt import logits_from_hidden, output_head, pad_head
+from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.sharding import to_host
 
 Mode = Literal["cached", "recompute", "refill"]
 STREAM_TOKENS = 32  # tokens sampled per compiled call, and so shown at once
@@ -204,7 +207,7 @@ def _decode(config, params, state, filters, *, steps, mode, filled=None):
         state = state.replace(cache=_resize(whole, whole, filled))
 
     kernel_DV, bias_V = pad_head(output_head(config, params))
-    head = kernel_DV.astype(config.dtype), bias_V
+    head = kernel_DV.astype(dtype_of(config, target_backend())), bias_V
 
     def cached(state: DecodeState, token_B) -> DecodeState:
         (x_B1D, _), cache = forward(
@@ -297,7 +300,7 @@ def generate_tokens(
 
     Args:
       config: the model's.
-      params: the model's.
+      params: the model's; where they are split over hosts, all of them call this alike.
       prompt: int (P,), P >= 1; the model sees its last block_size tokens.
       key: stream i samples with fold_in(key, i), whatever num_samples is.
       filters: how tokens are sampled.
@@ -326,5 +329,5 @@ def generate_tokens(
         state, tokens_BT = decode(
             config, params, state, filters, steps=steps, mode=mode, filled=filled
         )
-        yield np.asarray(tokens_BT)[:, : min(n, max_new_tokens - done)]
+        yield to_host(tokens_BT)[:, : min(n, max_new_tokens - done)]
         done += n

@@ -20,11 +20,13 @@ from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.inference.windows import count_windows, make_windows
 from gpt_jax.input_pipeline.corpus import check_same_corpus, check_same_tokenizer, load_corpus
 from gpt_jax.input_pipeline.dataset import Component, Dataset
+from gpt_jax.input_pipeline.loss_mask import Tokens, count_targets, unmark
 from gpt_jax.model import Params
 from gpt_jax.model.attention import needs_mesh
 from gpt_jax.model.loss import batch_losses
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import (
+    batch_sharding,
     make_constrain_batch,
     mesh_context,
     params_axes,
@@ -46,7 +48,8 @@ class Evaluation:
 
     Attributes:
       nats_per_token: mean cross-entropy; of a mixture, the corpora's means by their weights.
-      tokens: number of predicted tokens: all but the first of each shard, or the number asked for.
+      tokens: number of predicted tokens: all but the first of each shard, or the number asked for;
+        with a loss mask, those of them that count.
       n_bytes: UTF-8 bytes of those tokens.
       stride: from one window's start to the next, in tokens.
       n_predictable: tokens of the whole split that can be predicted.
@@ -121,7 +124,9 @@ def choose_batch(
     batch_size = 8 * max(1, BATCH_TOKENS // block_size // 8)
     loss_chunk = None
     if train is not None:
-        most = train.micro_batch or max(train.batch_size, BATCH_TOKENS // block_size)
+        most = max(train.batch_size, BATCH_TOKENS // block_size)
+        if train.micro_batch is not None:
+            most = train.micro_batch_size
         batch_size, loss_chunk = min(batch_size, most), train.loss_chunk
     if loss_chunk is None and batch_size * block_size > BATCH_TOKENS:
         loss_chunk = BATCH_TOKENS
@@ -132,9 +137,14 @@ def choose_batch(
 
 
 @functools.lru_cache(maxsize=4)
-def _window_losses(config: ModelConfig, mesh: jax.sharding.Mesh, loss_chunk: int | None = None):
+def _window_losses(
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    loss_chunk: int | None = None,
+    is_masked: bool = False,
+):
     options = compiler_options(jax.default_backend(), library_products=config.n_embd < WIDE_N_EMBD)
-    losses = make_window_losses(config, make_constrain_batch(mesh), loss_chunk)
+    losses = make_window_losses(config, make_constrain_batch(mesh), loss_chunk, is_masked)
     return jax.jit(losses, out_shardings=replicated(mesh), compiler_options=options)
 
 
@@ -156,6 +166,7 @@ def evaluate_split(
     Args:
       config: the model's.
       params: the model's, on any devices. Where their mesh splits them, so does the evaluation's.
+        Of several hosts each has them all, or together they hold them on one mesh; all call this.
       dataset: what to predict.
       token_bytes: int32 (V,), UTF-8 bytes a token.
       stride: see `make_windows`; None is block_size.
@@ -163,6 +174,7 @@ def evaluate_split(
       max_tokens: predict at most this many tokens, the first ones, of each corpus; None is all.
 
     Raises:
+      UserError: there is no token to predict.
       ConfigError: the stride is not in [1, block_size].
     """
     components = tuple(
@@ -196,37 +208,53 @@ def _evaluate_component(
     batch_size, loss_chunk = choose_batch(config.block_size, train, config.vocab_size)
     axes = params_axes(params)
     # Windows for every host, and for every device that splits them.
-    n = jax.device_count() // axes.tensor if jax.process_count() > 1 else axes.fsdp
+    n = axes.fsdp
+    if jax.process_count() > 1:
+        n *= jax.device_count() // (axes.fsdp * axes.tensor)
     batch_size = -(-batch_size // n) * n
     mesh = make_mesh(batch_size, sizes=axes, kv_heads=config.kv_heads)
     params = jax.tree.map(to_global_array, params, state_shardings(params, mesh))
-    n_predictable = sum(len(shard) - 1 for shard in component.shards)
-    n_predicted, shards = 0, []
-    for shard in component.shards:
-        remaining = n_predictable if max_tokens is None else max_tokens - n_predicted
-        if remaining > 0 and len(shard) > 1:
-            shards.append(shard[: remaining + 1])
-            n_predicted += len(shards[-1]) - 1
-    if not n_predicted:
+    shards = _first_tokens(component.shards, max_tokens)
+    n_predicted = sum(map(count_targets, shards))
+    if not shards:
         raise UserError("the split has no token to predict: none of its shards has two tokens")
-    total, n_bytes = 0.0, 0
+    if not n_predicted:
+        raise UserError("the split has no token to predict: its loss mask counts none of them")
+    total, n_bytes, is_masked = 0.0, 0, component.is_masked
     index_T = np.arange(config.block_size)
     for batches, firsts, lasts in _calls(shards, config.block_size, stride, batch_size):
+        rows = batches
+        if mesh.is_multi_process:  # each host gives its own devices their windows
+            rows = to_global_array(batches, batch_sharding(mesh, axis=1))
         with mesh_context(mesh, kernels=needs_mesh(config)):
-            losses = _window_losses(config, mesh, loss_chunk)(params, batches, firsts, lasts)
+            window_losses = _window_losses(config, mesh, loss_chunk, is_masked)
+            losses = window_losses(params, rows, firsts, lasts)
         total += float(np.asarray(losses, np.float64).sum())
         counts = (index_T >= firsts[..., None]) & (index_T < lasts[..., None])
+        if is_masked:
+            counts &= batches[..., 1:] >= 0
         n_bytes += int(token_bytes[batches[..., 1:][counts]].sum())
     return Evaluation(
         nats_per_token=total / n_predicted,
         tokens=n_predicted,
         n_bytes=n_bytes,
         stride=stride or config.block_size,
-        n_predictable=n_predictable,
+        n_predictable=sum(map(count_targets, component.shards)),
     )
 
 
-def _calls(shards: Sequence[np.ndarray], block_size: int, stride: int | None, batch_size: int):
+def _first_tokens(shards: Sequence[Tokens], max_tokens: int | None) -> list[Tokens]:
+    """Returns the shards in which a token can be predicted, up to so many such tokens."""
+    remaining = sum(map(len, shards)) if max_tokens is None else max_tokens
+    first = []
+    for shard in shards:
+        if remaining > 0 and len(shard) > 1:
+            first.append(shard[: remaining + 1])
+            remaining -= len(first[-1]) - 1
+    return first
+
+
+def _calls(shards: Sequence[Tokens], block_size: int, stride: int | None, batch_size: int):
     """Yields the arguments of each call of `_window_losses`: batches (W, B, T + 1), firsts and
     lasts (W, B).
 
@@ -251,7 +279,7 @@ def _calls(shards: Sequence[np.ndarray], block_size: int, stride: int | None, ba
                 len(shard), block_size, stride, windows
             )
             for row, start in zip(rows[here], starts, strict=True):
-                ids = shard[start : start + block_size + 1]
+                ids = np.asarray(shard[start : start + block_size + 1])
                 row[: len(ids)] = ids
             at, used = windows.stop, here.stop
             if used == n_rows:
@@ -327,19 +355,27 @@ def make_window_losses(
     model: ModelConfig,
     place_batch: Callable[[jax.Array], jax.Array] = lambda batch: batch,
     loss_chunk: int | None = None,
+    is_masked: bool = False,
 ) -> Callable:
     """Returns window_losses(params, batches, firsts, lasts) -> summed losses, (W, B).
 
     For the exact evaluation: the windows of `make_windows`, in W batches (B, T + 1). A window's
-    sum, in nats, is over its predictions in [first, last); if these are equal, it is 0.
+    sum, in nats, is over its predictions in [first, last); if these are equal, it is 0. With
+    is_masked the batches are marked, see `input_pipeline/loss_mask.py`, and what does not count is
+    left out.
     """
 
     def window_losses(params, batches, firsts_WB, lasts_WB):
         def body(_, window):
             batch, firsts_B, lasts_B = window
-            losses_BT = batch_losses(model, params, place_batch(batch), None, loss_chunk)
+            ids, marks = place_batch(batch), None
+            if is_masked:
+                ids, marks = unmark(ids)
+            losses_BT = batch_losses(model, params, ids, None, loss_chunk)
             index_T = jnp.arange(model.block_size)
             counts_BT = (index_T >= firsts_B[:, None]) & (index_T < lasts_B[:, None])
+            if marks is not None:
+                counts_BT &= marks[:, 1:]
             return None, jnp.where(counts_BT, losses_BT, 0.0).sum(axis=1)
 
         return jax.lax.scan(body, None, (batches, firsts_WB, lasts_WB))[1]

@@ -71,7 +71,7 @@ def _stream(
     check_top_k(settings, run.tokenizer)
     seed = override(run.config, {} if seed is None else {"seed": seed}).seed
     ids = encode_prompt(run.tokenizer, prompt, special)
-    key = _keys(np.uint32(seed)).sample
+    key = sample_key(seed)
     stops, end = check_stops(stop), end_token(run.tokenizer)
     texts = [Ending(run.tokenizer.make_decoder(), stops, end) for _ in range(settings.num_samples)]
     for tokens_BT in generate_tokens(
@@ -90,6 +90,11 @@ def _stream(
     cut_off = [text([], last=True) for text in texts]
     if any(cut_off):
         yield cut_off
+
+
+def sample_key(seed: int) -> jax.Array:
+    """Returns the key from which texts are sampled, of a seed in [0, 2**32)."""
+    return _keys(np.uint32(seed)).sample
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, special: bool) -> np.ndarray:

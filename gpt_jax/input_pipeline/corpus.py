@@ -21,6 +21,7 @@ from gpt_jax.config import Config, DataConfig
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.input_pipeline.dataset import Component, Corpus, Dataset, count_bytes
 from gpt_jax.input_pipeline.file_kinds import is_utf8
+from gpt_jax.input_pipeline.loss_mask import with_mask
 from gpt_jax.input_pipeline.shards.manifest import SPLITS
 from gpt_jax.input_pipeline.shards.memmap import TokenShards
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards
@@ -96,7 +97,8 @@ class TokenCorpus(Corpus):
                 n_bytes = folder.n_bytes[split]
                 if n_bytes is None and split == "val":  # needed for bits per byte
                     n_bytes = count_bytes(shards, tokenizer.token_bytes)
-                components[split].append(Component(weight, shards, n_bytes))
+                tokens = with_mask(shards, folder.masks[split], tokenizer.vocab_size)
+                components[split].append(Component(weight, tokens, n_bytes))
         return {split: Dataset(tuple(those)) for split, those in components.items()}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from gpt_jax.byte_pairs import Listener
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.errors import UserError
+from gpt_jax.input_pipeline.loss_mask import MaskedTokens, Tokens
 from gpt_jax.input_pipeline.shards.memmap import TokenShards
 from gpt_jax.tokenizer import Tokenizer
 
@@ -28,13 +29,19 @@ class Component(NamedTuple):
 
     Attributes:
       weight: share of the sequences that are sampled from it.
-      shards: ids in order, int (N,) each, in memory or mapped from files. No sequence spans two.
+      shards: ids in order, int (N,) each, in memory or mapped from files; marked where only some
+        count as targets, see `loss_mask.py`. No sequence spans two.
       n_bytes: UTF-8 bytes that the tokens stand for; None where unknown.
     """
 
     weight: Fraction
-    shards: tuple[np.ndarray, ...]
+    shards: tuple[Tokens, ...]
     n_bytes: int | None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether only some of its tokens count as targets."""
+        return any(isinstance(shard, MaskedTokens) for shard in self.shards)
 
     @property
     def n_tokens(self) -> int:
@@ -60,6 +67,11 @@ class Dataset:
     def from_shards(cls, shards: Sequence[np.ndarray], n_bytes: int | None) -> Dataset:
         """Returns the dataset of a single corpus; see `Component`."""
         return cls((Component(Fraction(1), tuple(shards), n_bytes),))
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether its batches are marked, see `loss_mask.py`."""
+        return any(component.is_masked for component in self.components)
 
     @property
     def n_tokens(self) -> int:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.input_pipeline.loss_mask import Tokens
 from gpt_jax.input_pipeline.sampler import SampleIndices, Sampler
 from gpt_jax.parallel.sharding import to_global_array
 
@@ -27,14 +28,14 @@ def gather_batch(tokens, offsets_B, block_size: int):
 
 
 def put_tokens_on_devices(
-    segments: Sequence[np.ndarray],
+    segments: Sequence[Tokens],
     sharding: jax.sharding.Sharding,
-    check: Callable[[np.ndarray], None] = lambda ids: None,
+    check: Callable[[Tokens], None] = lambda ids: None,
 ) -> jax.Array:
     """Puts segments on devices in the form that `gather_on_device` takes.
 
     Args:
-      segments: ids, int (N,) each.
+      segments: ids, int (N,) each, marked or not.
       sharding: of the result.
       check: called with all ids, a block at a time.
 
@@ -43,7 +44,7 @@ def put_tokens_on_devices(
     """
     if len(segments) == 1:
         check(segments[0])
-        return to_global_array(segments[0], sharding)
+        return to_global_array(np.asarray(segments[0], segments[0].dtype), sharding)
 
     write = jax.jit(
         lambda tokens, block, row: jax.lax.dynamic_update_slice(tokens, block, (row, 0)),
@@ -51,13 +52,15 @@ def put_tokens_on_devices(
         out_shardings=sharding,
     )
     rows = segment_rows([len(segment) for segment in segments])
-    tokens = jnp.zeros((int(rows[-1]), ROW_TOKENS), np.result_type(*segments), device=sharding)
+    tokens = jnp.zeros(
+        (int(rows[-1]), ROW_TOKENS), np.result_type(*(s.dtype for s in segments)), device=sharding
+    )
     for segment, row in zip(segments, rows[:-1].tolist(), strict=True):
         for at in range(0, len(segment), BLOCK_ROWS * ROW_TOKENS):
             ids = segment[at : at + BLOCK_ROWS * ROW_TOKENS]
             check(ids)
             block = np.zeros((-(-len(ids) // ROW_TOKENS), ROW_TOKENS), tokens.dtype)
-            block.reshape(-1)[: len(ids)] = ids
+            block.reshape(-1)[: len(ids)] = np.asarray(ids)
             first = np.int32(row + at // ROW_TOKENS)
             tokens = write(tokens, to_global_array(block, sharding), first)
     return tokens
@@ -92,7 +95,7 @@ def gather_on_device(tokens: jax.Array, indices: SampleIndices, sampler: Sampler
 
 
 def gather_on_host(
-    segments: Sequence[np.ndarray], indices: SampleIndices, block_size: int
+    segments: Sequence[Tokens], indices: SampleIndices, block_size: int
 ) -> np.ndarray:
     """Gathers sequences from segments on the host: int32 (..., T + 1), as `gather_on_device`."""
     shape = indices[0].shape

@@ -21,7 +21,9 @@ from gpt_jax.config import Config
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.gather import gather_on_host, put_tokens_on_devices
+from gpt_jax.input_pipeline.loss_mask import MaskedTokens, Tokens, plain_ids
 from gpt_jax.input_pipeline.sampler import SampleIndices, eval_indices, make_sampler, train_indices
+from gpt_jax.parallel.mesh import host_device
 from gpt_jax.parallel.sharding import batch_sharding, replicated
 from gpt_jax.prng import Keys, make_keys
 
@@ -75,7 +77,7 @@ class BatchLoader:
             ]
             return
         _expect_random_reads(self._segments[0])
-        cpu = _host_device()
+        cpu = host_device()
         with jax.default_device(cpu):
             self._keys = jax.device_put(_make_keys(*map(np.uint32, config.seeds)), cpu)
 
@@ -149,7 +151,7 @@ class BatchLoader:
           step: steps before it.
 
         Returns:
-          int32 (B,), (B,) and (B, T + 1), on the host.
+          int32 (B,), (B,) and (B, T + 1), on the host; tokens with a mask are marked.
         """
         indices = train_indices(self.samplers[0], keys.data, jnp.full(1, step, jnp.int32))
         numbers, offsets = (np.asarray(array)[0] for array in indices)
@@ -168,7 +170,7 @@ class BatchLoader:
         shape = (n, self._config.train.batch_size, self._block_size + 1)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._sharding)
 
-    def _put(self, segments: Sequence[np.ndarray], indices: SampleIndices) -> jax.Array:
+    def _put(self, segments: Sequence[Tokens], indices: SampleIndices) -> jax.Array:
         """Gathers batches (n, B, T + 1); each host only the sequences of its own devices."""
         numbers, offsets = (np.asarray(array) for array in indices)
         gathered: dict[tuple, np.ndarray] = {}
@@ -184,8 +186,12 @@ class BatchLoader:
         shape = (*numbers.shape, self._block_size + 1)
         return jax.make_array_from_callback(shape, self._sharding, rows)
 
-    def _check(self, ids: np.ndarray) -> None:
+    def _check(self, tokens: Tokens) -> None:
+        """Raises UserError where an id is beyond the vocabulary; the tokens may be marked."""
+        ids = plain_ids(tokens)
         highest, vocab_size = int(ids.max()), self._config.model.vocab_size
+        if any(sampler.is_masked for sampler in self.samplers):
+            highest = max(highest, -1 - int(ids.min()))
         if vocab_size and highest >= vocab_size:
             raise UserError(
                 f"the corpus {self._config.data.corpus} has id {highest}, and its tokenizer "
@@ -203,20 +209,13 @@ def fits(n_bytes: int, mesh: Mesh) -> bool:
     return n_bytes * mesh.size <= CPU_RESIDENT_BYTES
 
 
-def _expect_random_reads(segments: Sequence[np.ndarray]) -> None:
+def _expect_random_reads(segments: Sequence[Tokens]) -> None:
     """Tells the system not to read ahead in mapped files: a sequence is a page or two.
 
     Otherwise each sequence of a file that is not in memory costs a hundred times its size.
     """
-    for segment in segments:
-        mapped = getattr(segment, "_mmap", None)
+    masks = [segment.mask for segment in segments if isinstance(segment, MaskedTokens)]
+    for array in [*map(plain_ids, segments), *masks]:
+        mapped = getattr(array, "_mmap", None)
         if mapped is not None and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
-
-
-def _host_device() -> jax.Device:
-    """Returns the CPU beside an accelerator; if jax has no CPU backend, any local device."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]

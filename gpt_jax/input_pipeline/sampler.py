@@ -21,6 +21,7 @@ import numpy as np
 
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.dataset import Dataset
+from gpt_jax.input_pipeline.loss_mask import Tokens
 from gpt_jax.input_pipeline.permutation import divmod_product, permute
 
 SEGMENT_STARTS = 2**30  # offsets per segment, at most: an offset + T + 1 is still an int32
@@ -29,7 +30,7 @@ SEGMENT_STARTS = 2**30  # offsets per segment, at most: an offset + T + 1 is sti
 SampleIndices = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
 
 
-def address_segments(shards: Sequence[np.ndarray], block_size: int) -> list[np.ndarray]:
+def address_segments(shards: Sequence[Tokens], block_size: int) -> list[Tokens]:
     """Cuts shards, int (N,) each, into segments: views that a 32-bit integer can address.
 
     Neighbours overlap by T tokens, so that every offset in a shard, and every sequence of
@@ -56,6 +57,7 @@ class Sampler:
       block_size: T.
       batch_size: B.
       order: "random" or "epochs", see `DataConfig`.
+      is_masked: the tokens are marked, see `loss_mask.py`.
     """
 
     lengths: tuple[int, ...]
@@ -63,6 +65,7 @@ class Sampler:
     block_size: int
     batch_size: int
     order: str = "random"
+    is_masked: bool = False
 
     def random_indices(self, key: jax.Array) -> SampleIndices:
         """Samples a batch: a segment by its weight, each offset in it with equal probability.
@@ -120,13 +123,13 @@ def single_array_sampler(n_tokens: int, block_size: int, batch_size: int) -> Sam
 
 def make_sampler(
     dataset: Dataset, block_size: int, batch_size: int, order: str = "random"
-) -> tuple[Sampler, list[np.ndarray]]:
+) -> tuple[Sampler, list[Tokens]]:
     """Returns the sampler of a dataset, and the segments that its indices refer to.
 
     Raises:
       UserError: a corpus has no sequence of T + 1 tokens, or an epoch has 2^31 sequences or more.
     """
-    segments: list[np.ndarray] = []
+    segments: list[Tokens] = []
     weights: list[Fraction] = []
     for component in dataset.components:
         cut = address_segments(component.shards, block_size)
@@ -139,7 +142,7 @@ def make_sampler(
         segments += cut
         weights += [component.weight * Fraction(n, sum(n_offsets)) for n in n_offsets]
     lengths = tuple(map(len, segments))
-    sampler = Sampler(lengths, tuple(weights), block_size, batch_size, order)
+    sampler = Sampler(lengths, tuple(weights), block_size, batch_size, order, dataset.is_masked)
     if order == "epochs" and sampler.n_sequences >= 2**31:
         raise UserError(
             f"an epoch of {sampler.n_sequences:,} sequences is too long for data.order=epochs, "

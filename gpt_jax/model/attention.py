@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.config.known_settings import unknown_settings
+from gpt_jax.model.dtype import dtype_of
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.sharding import activation_spec, is_split
 
@@ -65,8 +66,8 @@ def _fused_obstacle(config: ModelConfig, backend: str) -> str:
         return f"fused needs compute capability 8.0, and this GPU has {capability}"
     if config.attention_dropout_rate:
         return f"attention dropout {config.attention_dropout_rate:g}; fused has none"
-    if config.dtype != "bfloat16":
-        return f"fused needs bfloat16, and this is {config.dtype}"
+    if (dtype := dtype_of(config, backend)) != "bfloat16":
+        return f"fused needs bfloat16, and this is {dtype}"
     if config.head_size % 8 or config.head_size > 128:
         return f"fused needs a head size of 8, 16, ... 128, and this is {config.head_size}"
     return ""

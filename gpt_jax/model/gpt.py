@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.model.attention import attend, choose_attention
+from gpt_jax.model.dtype import dtype_of
 from gpt_jax.model.layers import (
     MLP,
     WEIGHT_INIT,
@@ -40,13 +41,14 @@ from gpt_jax.model.layers import (
     Dropout,
     add_positions,
     apply_rope,
+    look_up,
     make_norm,
     matmul,
     residual_init,
     rms_norm,
 )
 from gpt_jax.model.tuning import choose_tuning
-from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.backend import must_be_deterministic, target_backend
 from gpt_jax.parallel.sharding import constrain
 
 Params = Any  # the tree under "params": nested dicts of float32 arrays
@@ -78,7 +80,11 @@ class Cache(flax.struct.PyTreeNode):
 def init_cache(config: ModelConfig, batch_size: int) -> Cache:
     """Returns an empty cache for `batch_size` sequences of at most `config.block_size` tokens."""
     c = config
-    empty = (jnp.zeros((batch_size * c.kv_heads, c.block_size, c.head_size), c.dtype),) * c.n_layer
+    shape, dtype = (
+        (batch_size * c.kv_heads, c.block_size, c.head_size),
+        dtype_of(c, target_backend()),
+    )
+    empty = (jnp.zeros(shape, dtype),) * c.n_layer
     return Cache(k_NSK=empty, v_NSK=empty, length=jnp.zeros((), jnp.int32))
 
 
@@ -102,8 +108,10 @@ def decoding_params(config: ModelConfig, params: Params) -> Params:
     converts them to as well. Done once, before decoding; done again it changes nothing.
     """
 
+    dtype = dtype_of(config, target_backend())
+
     def convert(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        return x.astype(config.dtype) if path[-1].key == "kernel" else x
+        return x.astype(dtype) if path[-1].key == "kernel" else x
 
     return jax.tree.map_with_path(convert, unstack_blocks(params))
 
@@ -316,11 +324,15 @@ class GPT(nn.Module):
             raise ValueError(f"{T} tokens do not fit block_size={c.block_size}")
         start = 0 if cache is None else cache.length
         embed = nn.Embed(c.vocab_size, c.n_embd, embedding_init=WEIGHT_INIT, name="tokens")
-        x_BTD = embed(tokens_BT)
+        dtype = dtype_of(c, target_backend())
+        if must_be_deterministic() and not self.is_initializing():
+            x_BTD = look_up(dtype, embed.embedding, tokens_BT)
+        else:
+            x_BTD = embed(tokens_BT)
         if c.positions == "learned":
             position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
             x_BTD = add_positions(x_BTD, jax.lax.dynamic_slice_in_dim(position_SD, start, T))
-        x_BTD = x_BTD.astype(c.dtype)
+        x_BTD = x_BTD.astype(dtype)
         x_BTD = Dropout(c.embedding_dropout, deterministic)(x_BTD, first_row)
         x_BTD = constrain(x_BTD, "batch", "time")
         kv = []

@@ -19,6 +19,7 @@ from gpt_jax.model.tuning import choose_tuning
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.sharding import constrain
 
+IDS_AT_ONCE = 4096  # whose gradients one product sums, see `look_up`
 WEIGHT_INIT = nn.initializers.normal(stddev=0.02)  # GPT-2's; biases start at zero
 
 
@@ -90,6 +91,41 @@ def _mixed_affine_backward(dtype, saved, gradient):
 
 
 _mixed_affine.defvjp(_mixed_affine_forward, _mixed_affine_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def look_up(dtype: str, embedding_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """Returns the embedding of each id; its gradient is matrix products, no sum by index.
+
+    For reproducible programs on a GPU, where XLA would sort all entries of the gradient for that
+    sum. A block of ids has a product: which tokens have each of them, times the gradient.
+
+    Args:
+      dtype: the model's. The gradient was rounded to it before, and is multiplied in it.
+      embedding_VD: float32.
+      ids_BT: integers.
+    """
+    return jnp.take(embedding_VD, ids_BT, axis=0)
+
+
+def _look_up_forward(dtype, embedding_VD, ids_BT):
+    return look_up(dtype, embedding_VD, ids_BT), (ids_BT, len(embedding_VD))
+
+
+def _look_up_backward(dtype, saved, gradient_BTD):
+    ids_BT, V = saved
+    gradient_ND = gradient_BTD.reshape(-1, gradient_BTD.shape[-1]).astype(dtype)
+
+    def of_block(first: jax.Array) -> jax.Array:
+        ids = first + jnp.arange(min(V, IDS_AT_ONCE))
+        is_id = (ids[:, None] == ids_BT.reshape(-1)).astype(dtype)
+        return jnp.dot(is_id, gradient_ND, precision="highest", preferred_element_type=jnp.float32)
+
+    of_blocks = jax.lax.map(of_block, jnp.arange(0, V, IDS_AT_ONCE))
+    return of_blocks.reshape(-1, gradient_ND.shape[-1])[:V], None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 @jax.custom_vjp

@@ -154,6 +154,14 @@ def loss_fn(
     dropout_key: jax.Array | None = None,
     train: TrainConfig = TrainConfig(),  # noqa: B008, frozen
     first_row: jax.Array | None = None,
+    counts: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the loss that training minimises: the mean of `batch_losses`, in nats per token."""
-    return batch_losses(model, params, batch, dropout_key, train.loss_chunk, first_row).mean()
+    """Returns the loss that training minimises: the mean of `batch_losses`, in nats per token.
+
+    Where only some tokens count as targets, `counts`, bool (B, T + 1), the others' losses are 0 in
+    that mean. So means over parts of a batch still average to that of the batch.
+    """
+    losses_BT = batch_losses(model, params, batch, dropout_key, train.loss_chunk, first_row)
+    if counts is not None:
+        losses_BT = jnp.where(counts[:, 1:], losses_BT, 0.0)
+    return losses_BT.mean()

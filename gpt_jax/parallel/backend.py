@@ -8,6 +8,8 @@ from collections.abc import Generator
 
 import jax
 
+from gpt_jax.devices import asks_for_determinism
+
 _planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned", default=None)
 
 
@@ -19,6 +21,11 @@ def compiling_for(backend: str) -> Generator[None]:
         yield
     finally:
         _planned.reset(token)
+
+
+def must_be_deterministic() -> bool:
+    """Returns whether programs are compiled for a GPU and must be bitwise reproducible."""
+    return target_backend().startswith("cuda") and asks_for_determinism()
 
 
 def target_backend() -> str:

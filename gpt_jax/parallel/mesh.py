@@ -5,6 +5,7 @@ What is split along which axis is in `sharding.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -70,6 +71,35 @@ def resolve_axis_sizes(
     return data, fsdp, tensor, sequence
 
 
+def micro_batches(config: Config, n_devices: int) -> list[int]:
+    """Returns the micro-batch sizes to choose from, the largest first.
+
+    They divide the batch, and use as many devices as any does.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices.
+    """
+    model, B = config.model, config.train.batch_size
+    sizes, error = {}, None
+    for n in range(B, 0, -1):
+        if B % n:
+            continue
+        try:
+            mesh = resolve_axis_sizes(config.mesh, n, n_devices, model.kv_heads, model.block_size)
+            sizes[n] = math.prod(mesh)
+        except ConfigError as problem:  # too few sequences for the devices
+            error = error or problem
+    if error and not sizes:
+        raise error
+    most = max(sizes.values())
+    return [n for n, size in sizes.items() if size == most]
+
+
+def with_micro_batch(config: Config, n: int) -> Config:
+    """Returns the settings with micro-batches of n sequences."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=n))
+
+
 def mesh_of(config: Config) -> Mesh:
     """Returns the mesh of a run's settings on the devices there are; raises as `make_mesh`."""
     return make_mesh(
@@ -81,24 +111,60 @@ def mesh_of(config: Config) -> Mesh:
 
 
 def params_mesh(
-    requested: MeshConfig, kv_heads: int = 1, devices: Sequence[jax.Device] | None = None
+    requested: MeshConfig,
+    kv_heads: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    n_embd: int | None = None,
 ) -> Mesh:
     """Returns the mesh on which a run's parameters are loaded, to evaluate it or to sample.
 
     Its axes fsdp and tensor are those of training, or smaller where there are fewer devices, and
-    its other axes have one device. Of an axis that is -1, as `resolve_axis_sizes` makes it.
+    its other axes have one device. An axis that is -1 takes as many as there are and divide what
+    it splits.
 
     Args:
       requested: the run's settings, or those to load it with.
       kv_heads: key/value heads, that the axis tensor splits evenly.
       devices: None is those of this process.
+      n_embd: of the model, that fsdp x tensor devices split evenly; None is any.
     """
     devices = jax.local_devices() if devices is None else devices
     n = len(devices)
     tensor = largest_divisor(kv_heads if requested.tensor == -1 else requested.tensor, n)
-    fsdp = n // tensor if requested.fsdp == -1 else largest_divisor(requested.fsdp, n // tensor)
+    fsdp = largest_divisor(requested.fsdp, n // tensor) if requested.fsdp != -1 else n // tensor
+    if requested.fsdp == -1 and n_embd is not None:
+        fsdp = largest_divisor(n_embd // tensor, fsdp)
     sizes = MeshConfig(data=1, fsdp=fsdp, tensor=tensor)
     return make_mesh(fsdp, devices[: fsdp * tensor], sizes, kv_heads)
+
+
+def params_mesh_over_hosts(config: Config) -> Mesh | None:
+    """Returns the mesh on which all hosts together load the parameters of a run they have trained.
+
+    Its axes fsdp and tensor are those of training, on the devices of all hosts; the axis data has
+    the other devices. So a model that fits only across hosts can be evaluated after training.
+
+    Returns:
+      None on one host, and where `params_mesh` splits the parameters as far on each host alone.
+    """
+    if jax.process_count() == 1:
+        return None
+    heads, width = config.model.kv_heads, config.model.n_embd
+    here = params_mesh(config.mesh, heads, n_embd=width)
+    whole = params_mesh(config.mesh, heads, jax.devices(), width)
+    if here.size >= whole.size:
+        return None
+    data, fsdp = jax.device_count() // whole.size, whole.shape["fsdp"]
+    sizes = MeshConfig(data=data, fsdp=fsdp, tensor=whole.shape["tensor"])
+    return make_mesh(data * fsdp, sizes=sizes, kv_heads=heads)
+
+
+def host_device() -> jax.Device:
+    """Returns the CPU beside an accelerator; if jax has no CPU backend, any local device."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def make_mesh(

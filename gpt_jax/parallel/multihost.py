@@ -9,6 +9,7 @@ With one host every function here returns at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -210,6 +211,37 @@ def broadcast_from_host0(make: Callable[[], Any]) -> Any:
 def all_reduce_max(values: Sequence[int]) -> list[int]:
     """Returns the elementwise maximum of the integers over the hosts."""
     return [max(of_hosts) for of_hosts in zip(*all_gather_json(list(values)), strict=True)]
+
+
+def start_all_reduce_max(values: Sequence[int]) -> Callable[[], list[int]]:
+    """Starts `all_reduce_max`, for values of 32 bits; returns a function that waits for its result.
+
+    The devices compute it after what was dispatched before it, so nothing waits that reads the
+    result after the next dispatch. All hosts must call this at the same point of the program.
+    """
+    if host_count() == 1:
+        return lambda: list(values)
+    import jax
+    import numpy as np
+
+    reduce_max, split = _max_over_devices()
+    row = np.asarray(values, np.int32)[None]
+    rows = [jax.device_put(row, device) for device in jax.local_devices()]
+    shape = len(jax.devices()), len(values)
+    result = reduce_max(jax.make_array_from_single_device_arrays(shape, split, rows))
+    return lambda: np.asarray(result.addressable_data(0)).tolist()
+
+
+@functools.cache
+def _max_over_devices() -> tuple[Any, Any]:
+    """Returns the jitted maximum of rows, one on each device, and the sharding of these."""
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    split, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["devices"], []))
+    return jax.jit(lambda x: x.max(axis=0), out_shardings=everywhere), split
 
 
 def all_agree(make: Callable[[], Any], describe: Callable[[Any], Any] = lambda made: None) -> Any:

@@ -82,11 +82,34 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def to_global_array(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Puts an array that every host has in full on the devices of all hosts."""
+    """Puts an array that every host has in full on the devices of all hosts.
+
+    One that is there already, in shares, stays as it is.
+    """
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
+    if spans_hosts(array):
+        return jax.device_put(array, sharding)  # nothing moves where it has this sharding
     here = np.asarray(array)
     return jax.make_array_from_callback(here.shape, sharding, here.__getitem__)
+
+
+def spans_hosts(tree: Any) -> bool:
+    """Returns whether arrays of a tree lie on devices of other hosts, too.
+
+    What computes with them is computed by all hosts together.
+    """
+    leaves = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    return not all(x.is_fully_addressable for x in leaves)
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """Returns an array whole, on every host; all call it where it is split over hosts."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def params_axes(params: Any) -> MeshConfig:

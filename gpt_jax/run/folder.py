@@ -6,6 +6,7 @@ tokenizer.json  the vocabulary, whole: a run is read without a network
 metrics.jsonl   one row for each chunk of steps, with the evaluations
 summary.json    the exact evaluation at the end; exists once the run is finished
 samples.txt     text written at the end
+samples.jsonl   a short text for each evaluation
 loss.png, .svg  the losses over the steps
 tensorboard/    the same rows as TensorBoard events
 checkpoints/    see checkpoints.py
@@ -25,6 +26,7 @@ from typing import Any
 
 from gpt_jax import hf
 from gpt_jax.config import Config, from_dict, override, to_dict
+from gpt_jax.config.fields import get_field
 from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.input_pipeline.dataset import Corpus
 from gpt_jax.storage import open_folder, read_record
@@ -37,16 +39,27 @@ CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples.txt"
 FIRST_FILES = (TOKENIZER_FILE, CONFIG_FILE)  # with the last it is a run
-FILES = (*FIRST_FILES, "metrics.jsonl", SUMMARY_FILE, SAMPLES_FILE, "loss.png", "loss.svg")
+FILES = (
+    *FIRST_FILES,
+    "metrics.jsonl",
+    SUMMARY_FILE,
+    SAMPLES_FILE,
+    "samples.jsonl",
+    "loss.png",
+    "loss.svg",
+)
 REPAIR = "; restore the file, or choose another --run-dir"
 RECORDS = ("format", "corpus", "origin", "versions", "numerics", "id")  # beside the settings
 FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
 # What a run keeps of its settings from its first checkpoint to its last, `KEPT` of them all.
-KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model")
-KEPT += ("data.tokenizer", "data.vocab_size", "branch_from", "at_step")
-FREE = ("model.attention", "model.remat")  # see `training.resume`
+KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model", "optim")
+KEPT += ("data.tokenizer", "data.vocab_size", "data.train_fraction", "data.order")
+KEPT += ("train.batch_size", "train.on_divergence", "train.spike", "train.spike_window")
+KEPT += ("branch_from", "at_step")
+FREE = ("model.attention", "model.remat")  # see `training.resume`, of these and of the next
+FREE += ("optim.schedule_steps", "optim.decay_steps", "optim.floor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +182,9 @@ def read_config(run_dir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]
         raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
     if not config.model.vocab_size:
         raise UserError(f"{path} is damaged: it has no model.vocab_size{REPAIR}")
+    for name in ("model.dtype", "train.micro_batch"):
+        if get_field(config, name) == "auto":  # a run records what was chosen
+            raise UserError(f"{path} is damaged: its {name} is auto{REPAIR}")
     if config.train.micro_batch and "dropout_masks" not in values["train"]:  # an older run
         config = override(config, {"train.dropout_masks": "micro_batch"})
     return config, values["corpus"]
@@ -236,9 +252,17 @@ def read_init_from(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ExactEvaluation:
-    """What a summary must say of the validation split."""
+    """What a summary must say of the validation split, and what others read of it.
+
+    Attributes:
+      nats_per_token: mean cross-entropy.
+      bits_per_byte: None where the tokens stand for no text.
+      tokens_predicted: None in earlier releases.
+    """
 
     nats_per_token: float
+    bits_per_byte: float | None = None
+    tokens_predicted: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

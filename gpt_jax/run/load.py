@@ -29,7 +29,7 @@ from gpt_jax.storage import open_folder
 from gpt_jax.terminal import say
 from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
-_decoding_params = jax.jit(decoding_params, static_argnums=0)
+prepare_decoding = jax.jit(decoding_params, static_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Run:
     @functools.cached_property
     def decode_params(self) -> Params:
         """The parameters as decoding reads them, see `gpt_jax.model.decoding_params`."""
-        return _decoding_params(self.config.model, self.params)
+        return prepare_decoding(self.config.model, self.params)
 
 
 @numerics.fixed()
@@ -70,7 +70,7 @@ def load_run(
     run_dir: str | os.PathLike[str],
     checkpoint: str | int = "newest",
     *,
-    mesh: MeshConfig | None = None,
+    mesh: MeshConfig | jax.sharding.Mesh | None = None,
     which: str | int | None = None,
 ) -> Run:
     """Returns the run of a folder, with the parameters of one of its checkpoints.
@@ -82,7 +82,8 @@ def load_run(
       checkpoint: "newest", the newest valid one; "best", the one with the lowest validation loss;
         or a step.
       mesh: over how many devices of this process, on the axes fsdp and tensor, the parameters are
-        split. None is the mesh of training, on as many of its devices as there are here.
+        split. None is the mesh of training, on as many of its devices as there are here. A mesh
+        of jax's is taken as it is; over several hosts, each of which calls this.
       which: an older name of `checkpoint`.
 
     Raises:
@@ -128,7 +129,7 @@ def load_run(
     )
 
 
-def _params_target(config: Config, mesh: MeshConfig | None) -> Params:
+def _params_target(config: Config, mesh: MeshConfig | jax.sharding.Mesh | None) -> Params:
     """Returns the parameters' shapes, dtypes and shardings; see `load_run`."""
     shapes = _param_shapes(config.model)
     return jax.tree.map(
@@ -138,9 +139,13 @@ def _params_target(config: Config, mesh: MeshConfig | None) -> Params:
     )
 
 
-def _shardings(params: Params, config: Config, requested: MeshConfig | None) -> Params:
+def _shardings(
+    params: Params, config: Config, requested: MeshConfig | jax.sharding.Mesh | None
+) -> Params:
     """Returns the sharding of each parameter: its share on each device, or all on the first."""
-    mesh = params_mesh(requested or config.mesh, config.model.kv_heads)
+    if isinstance(requested, jax.sharding.Mesh):
+        return state_shardings(params, requested)
+    mesh = params_mesh(requested or config.mesh, config.model.kv_heads, n_embd=config.model.n_embd)
     if requested and (n := abs(requested.fsdp * requested.tensor)) > mesh.size:
         raise ConfigError(
             f"mesh.fsdp={requested.fsdp} and mesh.tensor={requested.tensor} ask for {n} devices, "
@@ -163,7 +168,10 @@ def _find_checkpoints(run_dir: Path, checkpoint: str | int) -> list[int]:
     there = checkpoints.steps(run_dir)
     if checkpoint == "newest":
         return there
-    step = checkpoints.best_step(run_dir) if checkpoint == "best" else checkpoint
+    step: int | str | None = checkpoint
+    if checkpoint == "best":
+        rows = [row for row in read_rows(run_dir) if "val_loss" in row]
+        step = checkpoints.best_step(run_dir, {row["step"]: row["val_loss"] for row in rows})
     if isinstance(step, str) and step.isdecimal():
         step = int(step)
     if isinstance(step, str | bool):

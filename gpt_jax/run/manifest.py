@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from gpt_jax.errors import UserError
 from gpt_jax.run.folder import CHECKPOINTS, FORMAT, read_id
 from gpt_jax.storage import Folder, LinkError, open_folder, read_record
 
@@ -82,15 +85,27 @@ def read_manifest(run_dir: str | os.PathLike[str], step: int) -> Manifest:
       LinkError: it is reached through a link.
     """
     values = open_folder(run_dir).read_json(f"{checkpoint_name(step)}.json")
-    return read_record(values, Manifest)
+    manifest = read_record(values, Manifest)
+    if manifest.val_loss is not None and not math.isfinite(manifest.val_loss):
+        raise ValueError(f"val_loss is {manifest.val_loss}, which no checkpoint has")
+    return manifest
 
 
-def best_step(run_dir: str | os.PathLike[str]) -> int | None:
+def best_step(
+    run_dir: str | os.PathLike[str], evaluations: Mapping[int, float] | None = None
+) -> int | None:
     """Returns the step of the checkpoint with the lowest validation loss; None where none has one.
 
     Of equal ones it is the first.
+
+    Args:
+      run_dir: the run's folder.
+      evaluations: the validation loss at each step, which the manifests must agree with.
+
+    Raises:
+      UserError: one does not.
     """
-    losses = {}
+    losses: dict[int, float] = {}
     for step in steps(run_dir):
         try:
             manifest = read_manifest(run_dir, step)
@@ -98,6 +113,12 @@ def best_step(run_dir: str | os.PathLike[str]) -> int | None:
             continue  # damaged
         if manifest.val_loss is not None and manifest.step == step:
             losses[step] = manifest.val_loss
+    for step, loss in (evaluations or {}).items():
+        if losses.get(step, loss) != loss:
+            raise UserError(
+                f"{manifest_path(path_of(run_dir, step))} is damaged: its val_loss is "
+                f"{losses[step]:g}, and {loss:g} in the run's rows"
+            )
     return min(losses, key=lambda step: losses[step], default=None)
 
 

@@ -44,7 +44,10 @@ def read_rows(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             if not line.endswith(b"\n") and len(line) < MAX_ROW_BYTES:
                 break  # cut short by a kill
             try:
-                rows.append(_check_row(json.loads(line.decode("utf-8"))))
+                row = _check_row(json.loads(line.decode("utf-8")))
+                if rows and row["step"] <= rows[-1]["step"]:
+                    raise ValueError("its step is not after the one before")
+                rows.append(row)
             except (ValueError, RecursionError):
                 start = line[:60].decode("utf-8", "replace").rstrip("\n")
                 raise UserError(f"{path} is damaged at line {number}: {start!r}") from None

@@ -69,8 +69,20 @@ def resume_command(run: Run, steps: int) -> str:
         fewer = {other: value for other, value in values.items() if other != setting}
         if wanted and _resumed(named, fewer | longer, run) == wanted:
             values = fewer
+    return _command(name, values | longer)
+
+
+def train_command(config: Config) -> str:
+    """Returns the command line that begins a run of these settings, in `config.run_dir`.
+
+    It names the config that they differ from least.
+    """
+    return _command(*min(_differences(config), key=lambda found: len(found[1])))
+
+
+def _command(name: str, values: dict[str, Any]) -> str:
     words = ["--config", name]
-    for setting, value in (values | longer).items():
+    for setting, value in values.items():
         words += ["--" + setting.replace("_", "-"), _to_text(value)]
     return program_command(*words)
 

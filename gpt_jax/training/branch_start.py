@@ -136,7 +136,7 @@ def on_this_machine(parent: Config, branch: Config) -> Config:
     names = {*MESH, *machine_settings(parent.train)}
     if parent.train.batch_size != branch.train.batch_size:
         names -= {"train.micro_batch"}
-    if parent.train.micro_batch is None and branch.train.micro_batch is None:
+    if branch.train.micro_batch in (None, "auto"):
         names -= {"train.micro_batch"}
     return override(parent, {name: get_field(branch, name) for name in sorted(names)})
 

@@ -20,7 +20,7 @@ from gpt_jax import numerics
 from gpt_jax.config import Config
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.input_pipeline.dataset import Corpus
-from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
+from gpt_jax.tokenizer import Tokenizer
 
 ENDS = 1 << 12  # of a long array of ids, at either end; the corpus has sums
 PLACES = ("path", "source", "lineage")  # of an origin: where a host has it
@@ -50,7 +50,7 @@ def _described(name: str, value: Any) -> dict[str, Any]:
         return {each: get_field(value, each) for each, _, _ in iter_fields(Config)}
     if isinstance(value, Corpus):
         return {f"the {name}'s sha256": value.sha256}
-    if isinstance(value, CharTokenizer | BpeTokenizer):
+    if isinstance(value, Tokenizer):
         return {f"the {name}'s sha256": digest(value.to_json())}
     if name in NESTED and value is not None:
         return {f"the {name}'s {part}": each for part, each in _fields(value).items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 from gpt_jax import numerics
 from gpt_jax.config import Config, ModelConfig, OptimConfig, TrainConfig, fix_schedule
 from gpt_jax.devices import WIDE_N_EMBD, compiler_options
+from gpt_jax.errors import is_out_of_memory
 from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.loader import BatchLoader
 from gpt_jax.input_pipeline.sampler import Sampler
@@ -43,7 +45,7 @@ from gpt_jax.training.hyperparameters import (
     hyperparameters,
     optim_structure,
 )
-from gpt_jax.training.memory import check_program, memory_limit
+from gpt_jax.training.memory import ProgramTooLarge, check_program, memory_limit, program_need
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.resume import MEASURING, RUN_LENGTH
 from gpt_jax.training.state import TrainState, init_state, state_from_params, state_shapes
@@ -344,6 +346,21 @@ class CompiledSteps:
         return self._program(
             steps, self._jit.chunk, *inputs, recent, self._hyper_target, steps=steps
         )
+
+    def chunk_bytes(self) -> float:
+        """Returns the bytes that the first chunk's program needs, see `memory.program_need`.
+
+        Infinite where the compiler gave up.
+        """
+        try:
+            program = self.chunk_program(self.chunk_length(0)).result()
+        except ProgramTooLarge as error:
+            return error.need
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return math.inf
+        return program_need(program) or 0
 
     def _program(self, name: str | int, function: Any, *args: Any, **kwargs: Any) -> Future:
         if name not in self._compiled:

@@ -10,6 +10,7 @@ from gpt_jax.config import TrainConfig
 from gpt_jax.console import Display
 from gpt_jax.devices import missing_accelerator
 from gpt_jax.model.attention import choose_attention
+from gpt_jax.model.dtype import slow_dtype
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.run.load import Run
 from gpt_jax.terminal import program_command, shell_command
@@ -23,10 +24,13 @@ def describe_run(setup: RunSetup, compiled: CompiledSteps, display: Display) -> 
     config, corpus = setup.config, setup.corpus
     model, batch_size = config.model, config.train.batch_size
     micro_batch = config.train.micro_batch_size
-    attention, reason = choose_attention(model, target_backend())
     origin = setup.origin
-    for note in corpus.notes:
+    backend = target_backend()
+    attention, reason = choose_attention(model, backend)
+    for note in (*corpus.notes, *setup.notes):
         display.note(note)
+    if slow := slow_dtype(model.dtype, backend):
+        display.note(slow)
     device = mesh.devices.flat[0]
     if hint := missing_accelerator(device.platform):
         display.note(hint)

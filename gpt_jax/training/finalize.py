@@ -12,6 +12,7 @@ from gpt_jax.console import Display
 from gpt_jax.inference.evaluation import evaluate_split
 from gpt_jax.inference.generation import stream
 from gpt_jax.parallel import multihost
+from gpt_jax.parallel.sharding import spans_hosts
 from gpt_jax.run import plots
 from gpt_jax.run.folder import SAMPLES_FILE, SUMMARY_FILE
 from gpt_jax.run.load import Run
@@ -46,20 +47,18 @@ def finalize(
     what = "whole validation split" if evaluation.is_whole else "part of the validation split"
     display.line(f"\n{what}: {evaluation}")
     if not multihost.is_host0():
+        if spans_hosts(run.params):  # this host's devices take part
+            _sample(run, prompt, display)
         return run
     corpus = Path(run.config.data.corpus).name
     folder = open_folder(run.run_dir)
     title = f"{folder.absolute().name}: {corpus}, {run.step:,} steps"
-    parts = None
+    parts = []
     if run.config.at_step is not None:
-        parts = run.config.at_step, f"branch of {Path(run.config.branch_from or '').name}"
-    picture = plots.plot_losses(run.rows, run.run_dir, title, parts)
+        parts = [(run.config.at_step, f"branch of {Path(run.config.branch_from or '').name}")]
+    picture = plots.plot_losses(run.rows, run.run_dir, title, *parts)
     display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
-    display.write(prompt)
-    texts = [prompt] * run.config.sample.num_samples
-    for pieces in stream(run, prompt):
-        display.write(pieces[0])
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    texts = _sample(run, prompt, display)
     display.line("\n")
     try:
         before = folder.read_text(SAMPLES_FILE)
@@ -79,5 +78,16 @@ def finalize(
     display.line(f"losses over the steps: {picture}")
     sample = program_command("sample", "--run-dir", run.run_dir)
     display.command("more text", sample)
+    display.command("a page that shows it", program_command("report", run.run_dir))
     advise(run, display, seconds_per_step)
     return dataclasses.replace(run, summary=summary)
+
+
+def _sample(run: Run, prompt: str, display: Display) -> list[str]:
+    """Returns texts that continue the prompt, and shows the first as it is sampled."""
+    display.write(prompt)
+    texts = [prompt] * run.config.sample.num_samples
+    for pieces in stream(run, prompt):
+        display.write(pieces[0])
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    return texts

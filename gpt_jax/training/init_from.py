@@ -16,6 +16,7 @@ from gpt_jax.config.fields import get_field
 from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.hf import find
 from gpt_jax.model import Params
+from gpt_jax.parallel.mesh import host_device, make_mesh
 from gpt_jax.run.folder import is_run, read_config, read_init_from
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.storage import open_folder, to_folder
@@ -78,11 +79,14 @@ def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str,
 def load_source(config: Config, step: int | None = None) -> Run:
     """Returns the run that `config` starts from, with the parameters of its checkpoint.
 
+    They are in the host's memory: a device may be too small for them, with a mesh of many.
+
     Args:
       config: with `init_from` and `checkpoint`.
       step: of the checkpoint that was chosen when the run began; it may not be the newest any more.
     """
-    return load_run(find(config.init_from or ""), step or config.checkpoint)
+    on_host = make_mesh(1, [host_device()])
+    return load_run(find(config.init_from or ""), step or config.checkpoint, mesh=on_host)
 
 
 def initial_params(source: Run, config: Config) -> tuple[Params, dict[str, Any]]:

@@ -26,6 +26,7 @@ from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB, available_memory
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.model.attention import QUERY_BLOCK, choose_attention
+from gpt_jax.model.dtype import resolve_dtype
 from gpt_jax.model.layers import mlp_width
 from gpt_jax.model.tuning import choose_tuning
 from gpt_jax.parallel.backend import target_backend
@@ -68,6 +69,7 @@ def estimate_memory(
       mesh: devices on the axes data, fsdp, tensor and sequence.
       backend: as `target_backend` returns it.
     """
+    config, _ = resolve_dtype(config, backend)
     model, train = config.model, config.train
     data, fsdp, tensor, sequence = mesh
     state = state_shapes(model, config.optim)
@@ -142,6 +144,28 @@ def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
+def local_need(config: Config, backend: str, n_devices: int | None = None) -> MemoryEstimate:
+    """Returns the bytes needed at least of the memory that `memory_limit` gives the size of.
+
+    Args:
+      config: the settings.
+      backend: as `target_backend` returns it.
+      n_devices: that there are; None is jax's.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices.
+    """
+    heads, tokens = config.model.kv_heads, config.model.block_size
+    micro_batch = config.train.micro_batch_size
+    n_devices = n_devices or len(jax.devices())
+    mesh = resolve_axis_sizes(config.mesh, micro_batch, n_devices, heads, tokens)
+    estimate = estimate_memory(config, mesh, backend)
+    # The devices of a CPU share the memory of their host.
+    local_devices = -(-math.prod(mesh) // jax.process_count())
+    n = local_devices if backend == "cpu" else 1
+    return MemoryEstimate(n * estimate.state, n * estimate.activations)
+
+
 def check_memory(config: Config, *, resumes: bool = False) -> None:
     """Raises UserError, with a suggestion, if this machine has less memory than the estimate.
 
@@ -154,24 +178,14 @@ def check_memory(config: Config, *, resumes: bool = False) -> None:
     if limit is None:
         return
 
-    def need(config: Config) -> MemoryEstimate:
-        heads, tokens = config.model.kv_heads, config.model.block_size
-        micro_batch = config.train.micro_batch_size
-        mesh = resolve_axis_sizes(config.mesh, micro_batch, len(devices), heads, tokens)
-        estimate = estimate_memory(config, mesh, backend)
-        # The devices of a CPU share the memory of their host.
-        local_devices = -(-math.prod(mesh) // jax.process_count())
-        n = local_devices if backend == "cpu" else 1
-        return MemoryEstimate(n * estimate.state, n * estimate.activations)
-
-    asked = need(config)
+    asked = local_need(config, backend)
     if asked.total <= limit:
         return
 
     candidates = []
     for smaller, text in _smaller_configs(config, resumes):
         with contextlib.suppress(ConfigError):  # too small a batch for the mesh
-            candidates.append((need(smaller), text))
+            candidates.append((local_need(smaller, backend), text))
     # The estimate is a lower bound: prefer a suggestion with room for twice the activations.
     with_room = (text for n, text in candidates if n.total + n.activations <= limit)
     without = (text for n, text in candidates if n.total <= limit)
@@ -199,24 +213,44 @@ def program_bytes(plan: Any) -> int:
     )
 
 
+def program_need(program: jax.stages.Compiled) -> int | None:
+    """Returns the bytes a program needs of the memory that `memory_limit` gives the size of.
+
+    None where XLA does not say.
+    """
+    plan = program.memory_analysis()
+    if plan is None:
+        return None
+    if jax.default_backend() != "cpu":
+        return program_bytes(plan)
+    devices = jax.tree.leaves(program.output_shardings)[0].addressable_devices
+    return len(devices) * program_bytes(plan)
+
+
+class ProgramTooLarge(UserError):
+    """A program needs more memory, `need` bytes, than this machine had."""
+
+    need: int
+
+
 def check_program(program: jax.stages.Compiled, limit: int | None, what: str) -> None:
-    """Raises UserError if a program needs more memory than this machine had.
+    """Raises ProgramTooLarge if a program needs more memory than this machine had.
 
     Args:
       program: compiled; checked on a CPU only.
       limit: bytes available before the run allocated anything; None is unknown.
       what: name of the program, for the message.
     """
-    plan = program.memory_analysis()
-    if jax.default_backend() != "cpu" or plan is None or limit is None:
+    if jax.default_backend() != "cpu" or limit is None:
         return
-    n_devices = len(jax.tree.leaves(program.output_shardings)[0].addressable_devices)
-    need = n_devices * program_bytes(plan)
-    if need > limit:
-        raise UserError(
+    need = program_need(program)
+    if need is not None and need > limit:
+        error = ProgramTooLarge(
             f"{what} would take {need / GIB:,.1f} GiB of memory, and this machine had "
             f"{limit / GIB:,.1f}; {SUGGESTIONS}"
         )
+        error.need = need
+        raise error
 
 
 def _smaller_configs(config: Config, resumes: bool = False) -> Iterator[tuple[Config, str]]:

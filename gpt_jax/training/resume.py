@@ -25,6 +25,7 @@ MEASURING = (
     "train.eval_interval",
     "train.eval_batches",
     "train.eval_fixed",
+    "train.sample_tokens",
     "train.final_eval_tokens",
     "train.checkpoint_interval",
     "train.keep_checkpoints",
@@ -61,6 +62,7 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
     path = with_absolute_paths(corpus)
     if corpus != used:
         corpus = path
+    config = _with_recorded_choices(config, saved)
     settable = {*FREE, *machine_settings(saved.train)}
     free = {"run_dir", "model.vocab_size", "data.corpus", "data.fallback_corpus", *settable}
     free |= {"train.dropout_masks"}  # always as saved
@@ -106,6 +108,12 @@ def resume_config(config: Config, saved: Config, record: dict[str, Any], done: i
         mesh=config.mesh,
     )
     return override(kept, {name: get_field(config, name) for name in settable})
+
+
+def _with_recorded_choices(config: Config, saved: Config) -> Config:
+    """Returns the settings with what "auto" was when the run began; see `automatic.py`."""
+    names = [n for n in ("model.dtype", "train.micro_batch") if get_field(config, n) == "auto"]
+    return override(config, {name: get_field(saved, name) for name in names}) if names else config
 
 
 def changed_measuring(saved: Config, now: Config) -> dict[str, dict[str, Any]]:

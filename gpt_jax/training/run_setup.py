@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from gpt_jax import numerics
@@ -25,9 +26,13 @@ from gpt_jax.input_pipeline.corpus import (
     parse_mixture,
 )
 from gpt_jax.input_pipeline.dataset import Corpus, Dataset
+from gpt_jax.input_pipeline.loss_mask import plain_ids
+from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.model import Params
 from gpt_jax.model.attention import choose_attention
+from gpt_jax.model.dtype import resolve_dtype
 from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.mesh import micro_batches, with_micro_batch
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import check_folder, is_run, read_config, read_init_from, run_record
 from gpt_jax.storage import to_folder
@@ -37,8 +42,9 @@ from gpt_jax.training.branch_start import BranchStart, make_branch_start, on_thi
 from gpt_jax.training.branches import branch_record, check_step, corpus_of, read_parent
 from gpt_jax.training.init_from import initial_params, load_source, reload_initial_params
 from gpt_jax.training.memory import check_memory
-from gpt_jax.training.resume import changed_measuring, resume_config
+from gpt_jax.training.resume import changed_measuring, machine_settings, resume_config
 
+PROMPT_INTEGERS = 8  # of a sequence of integers, as a prompt
 Progress = Callable[[int, int | None], None]  # of a download, see `corpus.load_corpus`
 
 
@@ -56,6 +62,9 @@ class RunSetup:
       origin: the record of where `params` are from, for config.json.
       changed: see `resume.changed_measuring`.
       branch: where a branch without a checkpoint of its own starts; else None.
+      notes: a line for each setting that was "auto".
+      micro_batch_is_auto: train.micro_batch is still to be chosen, see `micro_batch.py`; in a
+        resumed run only where what it recorded no longer fits.
     """
 
     config: Config
@@ -67,6 +76,8 @@ class RunSetup:
     origin: dict[str, Any] | None = None
     changed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     branch: BranchStart | None = None
+    notes: tuple[str, ...] = ()
+    micro_batch_is_auto: bool = False
 
 
 def prepare_run(
@@ -97,7 +108,8 @@ def prepare_new(config: Config, progress: Progress | None, listener: Listener | 
     data = config.data
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress)
     tokenizer = corpus.choose_tokenizer(data, listener)
-    return _complete(_first_config(config, data, corpus, tokenizer), corpus, tokenizer)
+    config, notes = _first_config(config, data, corpus, tokenizer)
+    return _complete(config, corpus, tokenizer, notes=notes)
 
 
 def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
@@ -109,6 +121,11 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
     tokenizer = source.tokenizer
     corpus = load_corpus(data.corpus, data.fallback_corpus, progress, tokenizer)
     check_same_tokenizer(corpus, tokenizer, config.init_from or "")
+    if corpus.tokenizer is None and isinstance(tokenizer, IntegerTokenizer):
+        raise UserError(
+            f"{config.init_from} was trained on sequences of integers, and {corpus.source} is a "
+            "text; write sequences of its vocabulary with gpt_jax.write_sequences"
+        )
     if corpus.tokenizer is None:
         learned = isinstance(tokenizer, BpeTokenizer)
         data = dataclasses.replace(
@@ -117,8 +134,8 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
             # 257 is the setting's least; a folder may have the bare 256 bytes
             vocab_size=max(tokenizer.vocab_size, 257) if learned else None,
         )
-    config = _first_config(config, data, corpus, tokenizer)
-    return _complete(config, corpus, tokenizer, params=params, origin=origin)
+    config, notes = _first_config(config, data, corpus, tokenizer)
+    return _complete(config, corpus, tokenizer, notes=notes, params=params, origin=origin)
 
 
 def prepare_branch(config: Config, progress: Progress | None) -> RunSetup:
@@ -130,10 +147,12 @@ def prepare_branch(config: Config, progress: Progress | None) -> RunSetup:
     if config.data.corpus != parent.config.data.corpus:
         corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=parent.tokenizer)
         check_same_tokenizer(corpus, parent.tokenizer, config.branch_from or "")
-    own = _first_config(config, config.data, corpus, parent.tokenizer)
+    own, notes = _first_config(config, config.data, corpus, parent.tokenizer)
     start = make_branch_start(parent.config, parent.splits, own)
     origin = branch_record(parent.config, own)
-    setup = _complete(own, corpus, parent.tokenizer, origin=origin, splits=_shared(own, parent))
+    setup = _complete(
+        own, corpus, parent.tokenizer, notes=notes, origin=origin, splits=_shared(own, parent)
+    )
     return dataclasses.replace(setup, branch=start)
 
 
@@ -165,7 +184,7 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
         )
     numerics.check_kept(run_record(run_dir).numerics, str(run_dir))
     done = max(checkpoints.steps(run_dir), default=saved.at_step or 0)
-    asked_for = config.data.corpus
+    asked_for, micro_batch = config.data.corpus, config.train.micro_batch
     config = resume_config(config, saved, record, done)
     tokenizer = load_tokenizer(run_dir)
     corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
@@ -181,8 +200,9 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     if config.branch_from is not None and not checkpoints.steps(run_dir):
         start = _reload_branch_start(config, progress)
     setup = _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
+    is_auto = micro_batch == "auto" and "train.micro_batch" in machine_settings(saved.train)
     changed = changed_measuring(saved, setup.config)
-    return dataclasses.replace(setup, changed=changed, branch=start)
+    return dataclasses.replace(setup, changed=changed, branch=start, micro_batch_is_auto=is_auto)
 
 
 def _reload_branch_start(config: Config, progress: Progress | None) -> BranchStart:
@@ -224,12 +244,16 @@ def prepare_beside(
     if other is None or starts_elsewhere or is_run(to_folder(config.run_dir)):
         return prepare_run(config, progress)
     check_folder(to_folder(config.run_dir))
-    own = _first_config(config, config.data, other.corpus, other.tokenizer)
-    return _complete(own, other.corpus, other.tokenizer, splits=_shared(own, other))
+    own, notes = _first_config(config, config.data, other.corpus, other.tokenizer)
+    splits = _shared(own, other)
+    return _complete(own, other.corpus, other.tokenizer, notes=notes, splits=splits)
 
 
 def check_machine(config: Config, *, resumes: bool = False) -> None:
-    """Raises UserError where this machine can't train as the settings say."""
+    """Raises UserError where this machine can't train as the settings say, whatever is "auto"."""
+    config, _ = resolve_dtype(config, target_backend())
+    if config.train.micro_batch == "auto":
+        config = with_micro_batch(config, micro_batches(config, len(jax.devices()))[-1])
     name, reason = choose_attention(config.model, target_backend())
     asked = config.model.attention
     if asked not in ("auto", name):
@@ -237,13 +261,20 @@ def check_machine(config: Config, *, resumes: bool = False) -> None:
     check_memory(config, resumes=resumes)
 
 
-def _first_config(config: Config, data: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Config:
-    """Returns the settings that a run keeps, with what was found: corpus and vocabulary."""
-    return dataclasses.replace(
+def _first_config(
+    config: Config, data: DataConfig, corpus: Corpus, tokenizer: Tokenizer
+) -> tuple[Config, tuple[str, ...]]:
+    """Returns the settings that a run keeps, with what was found: corpus, vocabulary, dtype.
+
+    And a line for each setting that was "auto".
+    """
+    config, notes = resolve_dtype(config, target_backend())
+    config = dataclasses.replace(
         fix_schedule(config),
         data=dataclasses.replace(data, corpus=corpus.name),
         model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
     )
+    return config, notes
 
 
 def _complete(
@@ -252,6 +283,7 @@ def _complete(
     tokenizer: Tokenizer,
     *,
     resumes: bool = False,
+    notes: tuple[str, ...] = (),
     params: Params | None = None,
     origin: dict[str, Any] | None = None,
     splits: dict[str, Dataset] | None = None,
@@ -265,14 +297,22 @@ def _complete(
     splits = corpus.make_datasets(tokenizer, config) if splits is None else splits
     prompt = config.sample.prompt
     if prompt is None:
-        prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0][:60]
+        prompt = _first_text(splits["val"], tokenizer).strip().partition("\n")[0]
+        prompt = prompt if isinstance(tokenizer, IntegerTokenizer) else prompt[:60]
     tokenizer.encode(prompt)
     check_top_k(config.sample, tokenizer)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, prompt=prompt))
-    return RunSetup(config, corpus, tokenizer, splits, resumes, params, origin)
+    is_auto = config.train.micro_batch == "auto"
+    return RunSetup(
+        config, corpus, tokenizer, splits, resumes, params, origin,
+        notes=notes, micro_batch_is_auto=is_auto,
+    )  # fmt: skip
 
 
 def _first_text(dataset: Dataset, tokenizer: Tokenizer) -> str:
-    """Returns the first 200 characters of a dataset, without special tokens."""
-    ids = np.array(dataset.components[0].shards[0][:800])  # a character takes 4 tokens at most
+    """Returns the first 200 characters of a dataset, without special tokens; of integers, a few."""
+    shard = plain_ids(dataset.components[0].shards[0])
+    if isinstance(tokenizer, IntegerTokenizer):
+        return tokenizer.decode(shard[:PROMPT_INTEGERS])
+    ids = np.array(shard[:800])  # a character takes 4 tokens at most
     return tokenizer.make_decoder()(ids[tokenizer.token_bytes[ids] > 0])[:200]

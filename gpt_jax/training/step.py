@@ -17,6 +17,7 @@ import optax
 
 from gpt_jax.config import ModelConfig, OptimConfig, TrainConfig
 from gpt_jax.input_pipeline.gather import gather_on_device
+from gpt_jax.input_pipeline.loss_mask import unmark
 from gpt_jax.input_pipeline.sampler import (
     Sampler,
     eval_indices,
@@ -38,17 +39,21 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     train: TrainConfig = TrainConfig(),  # noqa: B008, frozen
     map_over_data: MapOverData = None,
+    is_masked: bool = False,
 ) -> Callable:
     """Returns train_step(state, batch, key) -> (state, metrics), one optimizer step.
 
-    batch is (B, T + 1) token ids, key is the step's dropout key. Over a batch in micro-batches,
+    batch is (B, T + 1) token ids, marked with `is_masked` (see `input_pipeline/loss_mask.py`), key
+    is the step's dropout key. Over a batch in micro-batches,
     (n, B / n, T + 1), gradients are accumulated; see `accumulate_gradients`. The metrics are
     float32 scalars: `loss`, in nats per token, before the update and with dropout; `grad_norm`, the
     global L2 norm before clipping.
     """
 
     def train_step(state: TrainState, batch: jax.Array, key: jax.Array):
-        loss, grads = loss_and_grads(model, state.params, batch, key, train, map_over_data)
+        loss, grads = loss_and_grads(
+            model, state.params, batch, key, train, map_over_data, is_masked
+        )
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -65,15 +70,19 @@ def loss_and_grads(
     key: jax.Array,
     train: TrainConfig,
     map_over_data: MapOverData = None,
+    is_masked: bool = False,
 ) -> tuple[jax.Array, Params]:
     """Returns the loss of a train step, in nats per token, and its gradient, both float32.
 
-    batch and key are those of `make_train_step`. For map_over_data see
-    `sharding.make_map_over_data`; None leaves it to XLA where gradients are summed over devices.
+    With a mask the loss is the sum over the targets of the whole batch that count, divided by their
+    number; it and the gradient are 0 where none does. batch, key and is_masked are those of
+    `make_train_step`. For map_over_data see `sharding.make_map_over_data`; None leaves it to XLA
+    where gradients are summed over devices.
     """
 
     def with_gradient(params: Params, batch: jax.Array, key: jax.Array, first_row=None):
-        loss = lambda params: loss_fn(model, params, batch, key, train, first_row)
+        ids, counts = unmark(batch) if is_masked else (batch, None)
+        loss = lambda params: loss_fn(model, params, ids, key, train, first_row, counts)
         return jax.value_and_grad(loss)(params)
 
     def accumulated(params: Params, batches: jax.Array, key: jax.Array, first_row=None):
@@ -86,8 +95,16 @@ def loss_and_grads(
         return accumulate_gradients(of_micro_batch, batches)
 
     if batch.ndim == 2:
-        return with_gradient(params, batch, key)
-    return (map_over_data(accumulated) if map_over_data else accumulated)(params, batch, key)
+        means = with_gradient(params, batch, key)
+    else:
+        means = (map_over_data(accumulated) if map_over_data else accumulated)(params, batch, key)
+    if not is_masked:
+        return means
+    # Means over all targets, where those that do not count have 0: from one to the other.
+    counts = unmark(batch)[1][..., 1:]
+    n = counts.sum().astype(jnp.float32)
+    scale = jnp.where(n > 0, counts.size / jnp.maximum(n, 1), 0.0)
+    return jax.tree.map(lambda mean: mean * scale, means)
 
 
 def micro_batch_dropout(
@@ -159,7 +176,9 @@ def make_train_chunk(
         steps: int,
     ):
         hyper = hyperparameters(optim, train) if hyper is None else hyper
-        train_step = make_train_step(model, make_optimizer(optim, hyper), train, map_over_data)
+        optimizer = make_optimizer(optim, hyper)
+        is_masked = sampler is not None and sampler.is_masked
+        train_step = make_train_step(model, optimizer, train, map_over_data, is_masked)
         learning_rate = make_learning_rate(optim, hyper)
         batches = tokens
         if tokens.ndim < 3:
@@ -219,8 +238,10 @@ def make_eval_step(
 
     splits is a sequence of token arrays as `train_chunk` takes them, prefetched ones being
     (eval_batches, B, T + 1); each loss is the mean over `eval_batches` random batches, float32, in
-    nats per token, without dropout.
+    nats per token, without dropout. Where a sampler's tokens are marked, it is the mean over their
+    targets that count, and 0 if there are none.
     """
+    is_masked = any(sampler.is_masked for sampler in samplers or ())
 
     def eval_step(params: Params, splits: Sequence[jax.Array], key: jax.Array):
         gathered = splits
@@ -239,6 +260,17 @@ def make_eval_step(
             losses_BT = batch_losses(model, params, place_batch(batch), None, train.loss_chunk)
             return None, losses_BT.mean(axis=1)  # one collective, after the last batch
 
+        def masked_body(_, batch):
+            ids, counts = unmark(place_batch(batch))
+            losses_BT = batch_losses(model, params, ids, None, train.loss_chunk)
+            counts_BT = counts[:, 1:]
+            sums_B = jnp.where(counts_BT, losses_BT, 0.0).sum(axis=1)
+            return None, (sums_B, counts_BT.sum(axis=1))
+
+        if is_masked:
+            sums, counted = jax.lax.scan(masked_body, None, batches)[1]
+            n = counted.reshape(len(splits), -1).sum(axis=1).astype(jnp.float32)
+            return sums.reshape(len(splits), -1).sum(axis=1) / jnp.maximum(n, 1)
         losses = jax.lax.scan(body, None, batches)[1]
         return losses.reshape(len(splits), -1).mean(axis=1)
 

@@ -26,6 +26,7 @@ from gpt_jax.errors import Interrupted, OutOfTime, TrainingError
 from gpt_jax.input_pipeline.shards.background import SumCheck
 from gpt_jax.parallel import multihost
 from gpt_jax.parallel.backend import target_backend
+from gpt_jax.parallel.mesh import params_mesh_over_hosts
 from gpt_jax.run import checkpoints as checkpoint
 from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
@@ -46,6 +47,7 @@ from gpt_jax.training.divergence import (
 from gpt_jax.training.finalize import finalize
 from gpt_jax.training.guards import failed_save, one_line_errors, open_for_training
 from gpt_jax.training.history import changed_numerics, numerics_now
+from gpt_jax.training.micro_batch import settle_micro_batch
 from gpt_jax.training.rows import (
     chunk_row,
     count_last_skipped,
@@ -58,6 +60,7 @@ from gpt_jax.training.run_setup import (
     check_machine,
     prepare_run,
 )
+from gpt_jax.training.short_samples import ShortSamples
 from gpt_jax.training.signals import defer_signals, interruption, out_of_time
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step_timer import StepTimer
@@ -80,7 +83,8 @@ def train(
         training, and the same call resumes from the last checkpoint.
 
     Returns:
-      The finished run.
+      The finished run. Where training splits its parameters further than the devices of one host
+      can, all hosts hold them together, and must use them together.
 
     Raises:
       UserError: a usage error, found before anything is computed.
@@ -103,13 +107,15 @@ def train_prepared(
     if setup.resumes and (run := _load_finished(setup)):
         describe_finished(run, display)
         return run
+    setup, compiled = settle_micro_batch(setup)
     multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
     run_dir = to_folder(setup.config.run_dir)
     with one_line_errors(run_dir), open_for_training(setup) as check_folder:
-        trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None))
+        trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None), compiled)
         seconds_per_step = trainer.run()
         del trainer  # frees its state
-        return finalize(load_run(run_dir), setup, display, seconds_per_step)
+        run = load_run(run_dir, mesh=params_mesh_over_hosts(setup.config))
+        return finalize(run, setup, display, seconds_per_step)
 
 
 def _prepare(config: Config, display: Display) -> RunSetup:
@@ -127,7 +133,7 @@ def _load_finished(setup: RunSetup) -> Run | None:
     run_dir, steps = to_folder(setup.config.run_dir), setup.config.train.steps
     if read_summary(run_dir).get("step") != steps:
         return None
-    run = load_run(run_dir)
+    run = load_run(run_dir, mesh=params_mesh_over_hosts(setup.config))
     return run if run.step == steps else None  # else its last checkpoint is damaged
 
 
@@ -152,6 +158,7 @@ class Trainer:
       pending: the chunk that ends at `step`, until its metrics are read.
       recent_losses: see `step.make_train_chunk`; None where no spike is looked for.
       row_between: of a branch: that of the steps between the parent's last row and where it parts.
+      asked: returns what hosts were told when they last asked one another.
       n_skipped: the last steps in a row, of those read, that were skipped.
       doing: what training waits for, such as "compiling the evaluation"; "" while it trains.
     """
@@ -160,6 +167,7 @@ class Trainer:
     row_between: dict[str, Any] | None
     checkpoints: checkpoint.CheckpointWriter
     metrics: MetricsWriter
+    samples: ShortSamples
     signals: list[int]
 
     def __init__(
@@ -168,6 +176,7 @@ class Trainer:
         display: Display,
         check_folder: Callable[[], None],
         on_row: Callable[[dict[str, Any]], None],
+        compiled: CompiledSteps | None = None,
     ):
         self.on_row = on_row
         self.setup, self.config, self.display = setup, setup.config, display
@@ -179,7 +188,8 @@ class Trainer:
         self.timer = StepTimer(setup.config.train.batch_size * setup.config.model.block_size)
         self.step, self.doing, self.has_trained = 0, "", False
         self.pending: Chunk | None = None
-        self.compiled = CompiledSteps(setup.config, setup.splits)
+        self.asked: Callable[[], list[int]] | None = None
+        self.compiled = compiled or CompiledSteps(setup.config, setup.splits)
         self.to_close = contextlib.ExitStack()  # what is opened last is closed first
         self.to_close.callback(self.compiled.close)
         self.sums = SumCheck(setup.corpus.folders)
@@ -209,9 +219,11 @@ class Trainer:
                     self.save_checkpoint()
                 if stop and not self.is_finished:
                     self.wait_for_checkpoint()
+                    self.samples.finish()
                     raise stop
             seconds_per_step = self.timer.seconds_per_step(self.step)
             self.wait_for_checkpoint()
+            self.samples.finish()
             if not self.sums.finish(SUM_SECONDS):
                 self.display.note("not all sums of the corpus's shards could be compared meanwhile")
         return seconds_per_step
@@ -260,6 +272,9 @@ class Trainer:
         begun = 0 if branch else self.step
         self.metrics = MetricsWriter(self.run_dir, begun, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
+        params = self.compiled.abstract_state.params
+        self.samples = ShortSamples(self.setup, params, self.step, self.display)
+        self.to_close.callback(self.samples.close)
         if branch:
             self.save_branch_start(branch)
         self.say_what_has_changed()
@@ -383,13 +398,20 @@ class Trainer:
         val_bpb = bits_per_byte(val_loss, self.setup.splits["val"].bytes_per_token)
         row |= {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb, **timing}
         self.write_row(row)
+        self.samples.take(self.step, self.state.params)
         self.display.evaluation(row)
         self.timer.restart(self.step)
 
     def agree_on_stopping(self) -> Interrupted | OutOfTime | None:
-        """Returns why to stop after this chunk; what one host is told, all of them do."""
+        """Returns why to stop after this chunk; what one host is told, all of them do.
+
+        Several hosts answer what they asked one another a chunk ago: else they would wait for the
+        chunk that was just dispatched, and the devices then for them.
+        """
         told = [max(self.signals, default=0), time.monotonic() >= self.deadline]
-        signum, is_out_of_time = multihost.all_reduce_max(told)
+        before, self.asked = self.asked, multihost.start_all_reduce_max(told)
+        read = self.asked if multihost.host_count() == 1 else before
+        signum, is_out_of_time = read() if read else (0, 0)
         if signum:
             return interruption(signum, self.step, self.config.train.steps)
         return out_of_time(self.step, self.config.train) if is_out_of_time else None

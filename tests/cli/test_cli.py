@@ -457,12 +457,12 @@ def test_every_bad_end_has_its_status_and_its_line(monkeypatch, capsys, error, s
         (
             ["trian"],
             "unknown verb 'trian'; did you mean train?; there are train, sweep, sample, eval, "
-            "compare, trial, prepare, export, replay, verify, plan",
+            "compare, trial, report, prepare, export, replay, verify, plan",
         ),
         (
             ["qqqq"],
-            "unknown verb 'qqqq'; there are train, sweep, sample, eval, compare, trial, prepare, "
-            "export, replay, verify, plan",
+            "unknown verb 'qqqq'; there are train, sweep, sample, eval, compare, trial, report, "
+            "prepare, export, replay, verify, plan",
         ),
         (["nano"], "unknown verb 'nano'; did you mean --config nano?"),
         (

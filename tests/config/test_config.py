@@ -98,7 +98,7 @@ CHOICES = {
     "model.activation": "relu, gelu, gelu_exact, relu2, swiglu",
     "model.norm": "layer, rms",
     "model.positions": "learned, rotary",
-    "model.dtype": "float32, bfloat16",
+    "model.dtype": "float32, bfloat16, auto",
     "model.remat": "none, full, dots",
     "model.attention": "auto, plain, blockwise, fused",
     "optim.optimizer": "adamw, muon",
@@ -133,11 +133,7 @@ SEEDS = ("seed", "init_seed", "data_seed", "dropout_seed")
 
 
 def test_every_number_is_covered_by_the_lists_of_this_test():
-    numbers = {
-        name
-        for name, hint, _ in iter_fields(Config)
-        if hint in (int, float, int | None, float | None)
-    }
+    numbers = {name for name, hint, _ in iter_fields(Config) if {int, float} & {hint, *_args(hint)}}
     assert numbers == {
         *POSITIVE_INTS, *FLOATS, *MESH_SIZES, *SEEDS, "model.vocab_size", "data.vocab_size",
         "optim.warmup_steps", "optim.decay_steps", "train.keep_interval", "at_step",

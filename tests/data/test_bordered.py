@@ -61,7 +61,7 @@ def test_without_the_option_the_lines_are_text(tmp_path):
     path = tmp_path / "stories.txt"
     path.write_text(f"one two\n{END_OF_TEXT}\nthree four\n" * 20)
     prepared = run(tmp_path, input=str(path))
-    assert prepared.manifest["source"]["by_position"] is True
+    assert prepared.manifest.source["by_position"] is True
     assert END_OF_TEXT in texts_of(prepared, "train")[1]
 
 

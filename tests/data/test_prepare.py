@@ -158,7 +158,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(
         assert ids_of(prepared, split).tolist() == expected.encode(text).tolist()
         assert prepared.n_bytes[split] == len(text.encode())
     assert prepared.n_documents == {"train": 1, "val": 1}
-    assert prepared.manifest["source"]["by_position"] is True
+    assert prepared.manifest.source["by_position"] is True
 
 
 def test_the_units_of_a_text_are_small_and_follow_one_another(book, small_units):
@@ -254,7 +254,7 @@ def test_documents_are_parted_by_their_hash_and_end_with_the_token_for_it(
         assert ids_of(prepared, split).tolist() == expected.tolist()
         assert prepared.n_bytes[split] == sum(len(d.encode()) for d in documents)
         assert prepared.n_documents[split] == len(documents)
-    assert prepared.manifest["counts"] == {
+    assert prepared.manifest.counts == {
         "read": 201,
         "kept": 201,
         "dropped": {},
@@ -423,7 +423,7 @@ def test_records_among_texts(tmp_path):
     with pytest.raises(UserError, match=r"x.jsonl is JSON lines, not a text; make a corpus of it:"):
         run(tmp_path, "other", input=str(tmp_path / "*.*"), tokenizer="bpe", vocab_size=257)
     prepared = run(tmp_path, "skipped", input=str(tmp_path / "*.*"), on_damage="skip")
-    assert prepared.manifest["counts"]["damaged_records"] == 2
+    assert prepared.manifest.counts["damaged_records"] == 2
 
 
 def test_a_device_or_a_name_that_is_not_utf8_is_no_input(tmp_path):
@@ -614,7 +614,7 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path):
         write_jsonl(folder / f"{i}.jsonl", DOCUMENTS[50 * i : 50 * i + 50])
     prepared = run(tmp_path, source="hf", input=str(folder))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(DOCUMENTS))
-    assert prepared.manifest["source"]["files"] == 4
+    assert prepared.manifest.source["files"] == 4
     with pytest.raises(UserError, match="has no column 'body'"):
         run(tmp_path, "other", source="hf", input=str(folder), text_field="body")
 
@@ -694,7 +694,7 @@ def test_a_hub_that_cant_be_reached_is_no_damage(tmp_path, hub, when, error):
     setattr(hub, when, None)
     prepared = run(tmp_path, **values)
     assert sum(prepared.n_documents.values()) == len(DOCUMENTS)
-    assert prepared.manifest["source"] == {
+    assert prepared.manifest.source == {
         "kind": "hf", "by_position": False, "files": 2, "revision": "abc"
     }  # fmt: skip
 
@@ -707,7 +707,7 @@ def test_a_file_of_the_hub_that_is_damaged_is_left_out(tmp_path, hub, error):
         run(tmp_path, **values, tokenizer="bpe", vocab_size=257)
     prepared = run(tmp_path, "skipped", on_damage="skip", **values)
     assert sum(prepared.n_documents.values()) == len(DOCUMENTS) // 2
-    assert prepared.manifest["counts"]["damaged_files"] == 1
+    assert prepared.manifest.counts["damaged_files"] == 1
 
 
 @pytest.mark.parametrize(
@@ -741,7 +741,7 @@ def test_filters_are_on_for_wet_and_the_manifest_shows_them(tmp_path):
     bad = ["short", "12345 67890 " * 30, "again and again\n" * 30, good[3]]
     (tmp_path / "a.warc.wet.gz").write_bytes(wet_bytes([*good, *bad]))
     prepared = run(tmp_path, source="wet", input=str(tmp_path / "a.warc.wet.gz"))
-    counts, shown = prepared.manifest["counts"], prepared.manifest["settings"]
+    counts, shown = prepared.manifest.counts, prepared.manifest.settings
     assert counts["dropped"] == {
         "duplicate": 1,
         "max_repetition": 1,
@@ -761,7 +761,7 @@ def test_a_language_is_kept_by_its_first_tag(tmp_path):
     assert sorted(texts_of(prepared, "train") + texts_of(prepared, "val")) == sorted(
         d.strip() for d in DOCUMENTS[:100]
     )
-    assert prepared.manifest["counts"]["dropped"] == {"language": 100}
+    assert prepared.manifest.counts["dropped"] == {"language": 100}
 
 
 @pytest.mark.skipif("GPT_JAX_DATA" not in os.environ, reason="GPT_JAX_DATA is not set")
@@ -828,8 +828,8 @@ def test_a_damaged_file_stops_or_is_left_out_whole_and_named(tmp_path, case):
     assert "--on-damage skip" in str(caught.value)
     prepared = run(tmp_path, "skipped", on_damage="skip", **values)
     assert sum(prepared.n_documents.values()) == len(DOCUMENTS)
-    assert prepared.manifest["counts"]["damaged_files"] == 1
-    assert name in prepared.manifest["damaged"][0]
+    assert prepared.manifest.counts["damaged_files"] == 1
+    assert name in prepared.manifest.damaged[0]
 
 
 @pytest.mark.parametrize(
@@ -853,8 +853,8 @@ def test_a_damaged_line_stops_or_is_left_out_and_named(tmp_path, line, message):
         run(tmp_path, **values, tokenizer="bpe", vocab_size=257)
     prepared = run(tmp_path, "skipped", on_damage="skip", **values)
     assert sum(prepared.n_documents.values()) == len(DOCUMENTS) + 1
-    assert prepared.manifest["counts"]["damaged_records"] == 1
-    assert re.search(message, prepared.manifest["damaged"][0])
+    assert prepared.manifest.counts["damaged_records"] == 1
+    assert re.search(message, prepared.manifest.damaged[0])
 
 
 # --- filters --------------------------------------------------------------------------------------
@@ -909,10 +909,10 @@ def test_duplicates_are_dropped_across_files_and_the_first_is_kept(tmp_path, sma
     prepared = run(tmp_path, deduplicate=True, **values)
     unique = list(dict.fromkeys(documents))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(unique))
-    assert prepared.manifest["counts"]["dropped"] == {"duplicate": len(documents) - len(unique)}
-    assert prepared.manifest["counts"]["not_remembered"] == 0
+    assert prepared.manifest.counts["dropped"] == {"duplicate": len(documents) - len(unique)}
+    assert prepared.manifest.counts["not_remembered"] == 0
     little = run(tmp_path, "little", deduplicate=True, dedup_documents=8, **values)
-    assert little.manifest["counts"]["not_remembered"] > 150
+    assert little.manifest.counts["not_remembered"] > 150
 
 
 def test_bpe_learns_from_a_bounded_sample_of_the_training_side(tmp_path, monkeypatch):
@@ -1068,7 +1068,7 @@ def test_parts_made_elsewhere_are_taken(tmp_path, monkeypatch):
     values = many_files(tmp_path)
     run(tmp_path, "local", **values)
     config = PrepareConfig(out=str(tmp_path / "apart"), tokenizer="char", engine="plan", **values)
-    assert prepare(config, Display(quiet=True)) == {}
+    assert prepare(config, Display(quiet=True)) is None
     for rank in (1, 0):
         Parts.of(str(tmp_path / "apart"))(None, rank, 2)
     monkeypatch.setattr(encode, "_write", None)  # there is nothing left to do
@@ -1211,7 +1211,7 @@ def test_parts_are_appended_in_blocks(tmp_path, monkeypatch):
     prepared = run(tmp_path, source="jsonl", input=str(source), deduplicate=True)
     unique = list(dict.fromkeys(documents))
     assert [texts_of(prepared, split) for split in ("train", "val")] == list(halves(unique))
-    assert prepared.manifest["counts"]["dropped"] == {"duplicate": len(documents) - len(unique)}
+    assert prepared.manifest.counts["dropped"] == {"duplicate": len(documents) - len(unique)}
 
 
 def test_a_folder_that_is_prepared_anew_has_the_new_settings(tmp_path):
@@ -1384,7 +1384,7 @@ def test_a_crawl_is_downloaded_by_its_id(tmp_path, server, gpt2, monkeypatch):
     monkeypatch.setattr(BpeTokenizer, "published", classmethod(lambda cls, name: gpt2))
     prepared = run(tmp_path, tokenizer="gpt2", **server.values)
     assert documents_of(prepared) == sorted(d.strip() for d in DOCUMENTS)
-    assert prepared.manifest["source"]["listed_files"] == 3
+    assert prepared.manifest.source["listed_files"] == 3
     assert [path for path, _ in server.requests[1:]] == server.paths
     prepared = run(tmp_path, "two", tokenizer="gpt2", limit_files=2, **server.values)
     assert documents_of(prepared) == sorted(d.strip() for d in DOCUMENTS[0::3] + DOCUMENTS[1::3])

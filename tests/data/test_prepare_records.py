@@ -3,10 +3,12 @@
 import copy
 import json
 import math
+import zlib
 
 import pytest
 
-from data.records import JOURNAL_FILE, PLAN_FILE, read_journal, read_plan
+from data.encode import FOOTER, PACKED, load_encoded
+from data.records import JOURNAL_FILE, PLAN_FILE, UnitCounts, read_journal, read_plan
 from gpt_jax.errors import UserError
 
 VALUES = [None, True, 0, -1, 1.5, math.nan, 10**400, "", "x", [], [1], {}, {"a": 1}]
@@ -79,6 +81,43 @@ def test_each_value_is_read_or_refused_in_a_line(tmp_path, name, values, use):
         except Exception as error:
             raise AssertionError(json.dumps(made)[:500]) from error
     assert refused > 100
+
+
+COUNTS = {"read": 3, "dropped": {"length": 1}, "damaged_records": 1, "damaged": ["b"]}
+
+
+def write_unit(path, counts, ids=b"\0" * 6, documents=((7, 2, False), (8, 1, True))):
+    """An encoded unit as `encode.py` describes it, with a sum that fits."""
+    ends = b"".join(PACKED.pack(*document) for document in documents)
+    content = ids + ends + counts
+    path.write_bytes(content + FOOTER.pack(len(ids), len(ends), len(counts), zlib.crc32(content)))
+
+
+def test_the_counts_of_an_encoded_unit_are_read_or_the_unit_is_encoded_again(tmp_path):
+    path, read = tmp_path / "000000", 0
+    write_unit(path, json.dumps(COUNTS).encode())
+    assert load_encoded(path).counts == UnitCounts(**COUNTS)
+    tried = list(changed(COUNTS))
+    for made in [*tried, {}]:
+        write_unit(path, json.dumps(made).encode())
+        if (unit := load_encoded(path)) is not None:
+            numbers = [unit.counts.read, *unit.counts.dropped.values()]
+            assert min(numbers) >= 0
+            assert "".join(unit.counts.damaged) in ("", "b", "x")
+            read += 1
+    assert (len(tried), read) == (86, 17)
+
+
+@pytest.mark.parametrize("counts", [b"", b"{", b"[" * 10_000, b"7", b"\xff"])
+def test_counts_that_are_no_json_mean_encoding_again(tmp_path, counts):
+    write_unit(tmp_path / "000000", counts)
+    assert load_encoded(tmp_path / "000000") is None
+
+
+@pytest.mark.parametrize("documents", [((7, 2, False),), ((7, 2**32 - 1, False), (8, 1, True)), ()])
+def test_documents_that_are_not_those_of_the_ids_mean_encoding_again(tmp_path, documents):
+    write_unit(tmp_path / "000000", json.dumps(COUNTS).encode(), documents=documents)
+    assert load_encoded(tmp_path / "000000") is None
 
 
 def test_before_there_is_a_journal(tmp_path):

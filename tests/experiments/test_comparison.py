@@ -445,6 +445,24 @@ def test_a_member_that_diverged_leaves_its_setting_out():
     assert found.notes == (f"optim.learning-rate=0.001 is left out: {folder}/m7 diverged",)
 
 
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"values": {"optim.learning_rate": 2}}, "optim.learning_rate of m7 is 2 there and 0.001"),
+        ({"values": {"optim.learning_rate": True}}, "optim.learning_rate of m7 is true there"),
+        ({"values": {"optim.beta3": 2}}, "optim.beta3 of m7 is 2 there and no setting in"),
+        ({"seed": 9}, "seed of m7 is 9 there and 2 in"),
+    ],
+)
+def test_a_member_is_what_its_own_run_says(values, line):
+    folder = sweep()
+    record = json.loads((folder / "sweep.json").read_text("utf-8"))
+    record["members"][7] |= values
+    (folder / "sweep.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"sweep.json is damaged: {line}"):
+        gpt_jax.compare(folder)
+
+
 def test_a_sweep_of_seeds_is_a_side():
     write_sweep("base", [({}, seed, loss) for seed, loss in enumerate(BASE)])
     write_sweep("rate", [(RATE, seed, loss) for seed, loss in enumerate(LOWER)])

@@ -195,6 +195,28 @@ def test_a_damaged_record_is_refused(trainer, text):
         gpt_jax.trial(NANO, RATE, "out")
 
 
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"base": 1.5}, "the loss of base-1 is 1.5 there and 1.9"),
+        ({"change": float("nan")}, "the loss of change-1 is nan"),
+        ({"change": float("-inf")}, "the loss of change-1 is -inf"),
+        ({"change_diverged": "x"}, "the loss of change-1 is .*, diverged there and"),
+        ({"seeds": [1, 2]}, "its seeds are 1, 2"),
+        ({"seeds": []}, "its seeds are none"),
+        ({"equal": True}, "its runs are not equal to the last bit"),
+    ],
+)
+def test_a_pair_is_what_its_own_runs_say(trainer, values, line):
+    gpt_jax.trial(NANO, RATE, "out", max_pairs=2)
+    path = Path("out/trial.json")
+    record = json.loads(path.read_text("utf-8"))
+    record["pairs"][1] |= values
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=f"trial.json is damaged: pair 2: {line}"):
+        gpt_jax.trial(NANO, RATE, "out", max_pairs=3)
+
+
 def test_a_folder_with_other_files_is_refused(trainer):
     write_run("out")
     with pytest.raises(UserError, match=r"holds other files .* and no trial.json"):

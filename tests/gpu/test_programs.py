@@ -19,6 +19,7 @@ from benchmarks.gpu import plans  # noqa: E402
 from gpt_jax.analysis.gpu_bound import ATTENTION_PRODUCTS, COPIES, MLP  # noqa: E402
 from gpt_jax.analysis.gpu_kernels import find_kernels  # noqa: E402
 
+SMALL_CONFIGS = ("nano", "nano_bpe", "nano_original", "shakespeare_char", "shakespeare_cpu")
 COMMITTED = json.loads(plans.OUT.read_text("utf-8"))["plans"]
 SMALL = "--model.n-layer {} --train.batch-size 32 --train.micro-batch 16"
 
@@ -53,14 +54,44 @@ def test_a_layer_copies_at_most_two_activations(one_and_two_layers):
     assert more <= 2 * 2 * 2 * activation + 1024  # and a few numbers
 
 
-def test_products_of_a_bfloat16_model_are_in_bfloat16(tmp_path):
+def compiled_text(tmp_path, **environment):
+    """Two layers of base, compiled."""
     out, script = tmp_path / "base", ROOT / "benchmarks/gpu/compile_for_gpu.py"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     settings = ("model.n_layer=2", "train.batch_size=32", "train.micro_batch=16")
     words = (sys.executable, script, "base", "--out", out, "--set", *settings)
-    subprocess.run(words, cwd=ROOT, env=env, check=True, capture_output=True)
-    kernels = find_kernels(out.with_suffix(".hlo").read_text("utf-8"))
+    subprocess.run(words, cwd=ROOT, env=env | environment, check=True, capture_output=True)
+    return out.with_suffix(".hlo").read_text("utf-8")
+
+
+def test_products_of_a_bfloat16_model_are_in_bfloat16(tmp_path):
+    kernels = find_kernels(compiled_text(tmp_path))
     assert {kernel.dtype for kernel in kernels if kernel.flops} == {"bf16"}
+
+
+def test_reproducible_programs_sort_nothing(tmp_path):
+    """XLA would sort each entry of the embedding's gradient; products in bfloat16 sum it."""
+    text = compiled_text(tmp_path, XLA_FLAGS="--xla_gpu_deterministic_ops=true")
+    assert " sort(" not in text
+    assert {kernel.dtype for kernel in find_kernels(text) if kernel.flops} == {"bf16"}
+
+
+@pytest.mark.parametrize(
+    ("chip", "dtype"), [("t4", "float32"), ("l4", "bfloat16"), ("a100", "bfloat16")]
+)
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_a_small_config_compiles_for_the_gpus_of_colab(name, chip, dtype):
+    found = plans.make_plan(name, f"{chip}:1", "--model.dtype auto --train.micro-batch auto")
+    assert found["fits"]
+    assert found["notes"][0].startswith(f"model.dtype=auto is {dtype}: a GPU of compute capability")
+
+
+def test_bfloat16_on_a_gpu_without_it_gets_a_line():
+    found = plans.make_plan("nano", "t4:1", "--model.n-layer 1 --model.dtype bfloat16")
+    assert found["notes"] == [
+        "model.dtype=bfloat16 is slower here than float32, to which it is converted: a GPU of "
+        "compute capability 7.5 has no bfloat16"
+    ]
 
 
 @pytest.mark.parametrize("plan", plans.PLANS, ids=lambda plan: "-".join(plan[:2]))

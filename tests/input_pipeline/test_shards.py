@@ -1,5 +1,6 @@
 """The format of prepared corpora: what is written is read, and no damage is silent."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.shards.external_formats import HEADER_BYTES
 from gpt_jax.input_pipeline.shards.id_widths import find_width
-from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, ShardError, content_sha256
+from gpt_jax.input_pipeline.shards.manifest import MANIFEST_FILE, ShardError, read_manifest
 from gpt_jax.input_pipeline.shards.memmap import CHECKED_TOKENS, WORK_FOLDER
 from gpt_jax.input_pipeline.shards.reader import has_shards, open_shards, verify_shards
-from gpt_jax.input_pipeline.shards.writer import ShardWriter
+from gpt_jax.input_pipeline.shards.writer import ShardWriter, WriterState
+from gpt_jax.storage import read_record
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
 
@@ -118,10 +120,10 @@ def test_a_writer_that_was_stopped_anywhere_writes_the_same_bytes(
     for number, (split, n) in enumerate(parts):
         writer.append(split, ids_of(n, number))
         if number in stops:  # what came after the state is lost
-            state = json.loads(json.dumps(other.save_state()))
+            state = json.loads(json.dumps(dataclasses.asdict(other.save_state())))
             other.append(split, ids_of(lost, 99))
             other.close()
-            other = ShardWriter(stopped, TOKENIZER, shard_tokens, state)
+            other = ShardWriter(stopped, TOKENIZER, shard_tokens, read_record(state, WriterState))
         other.append(split, ids_of(n, number))
         assert other.n_tokens == writer.n_tokens
     for each in (writer, other):
@@ -194,7 +196,7 @@ def test_damaged_files_are_named(folder, damage, message):
     ("change", "message"),
     [
         (lambda m: m.update(format=2), "has format 2, from a newer gpt_jax"),
-        (lambda m: m.update(format=True), "no format number"),
+        (lambda m: m.update(format=True), "format is True, not a whole number"),
         (lambda m: m.update(dtype="<u8"), "dtype '<u8' is neither uint16 nor uint32"),
         (lambda m: m.update(dtype="uint32"), "bytes, and manifest.json says"),
         (lambda m: m.update(vocab_size=2**16 + 1), "vocab_size 65537 does not fit uint16"),
@@ -206,15 +208,15 @@ def test_damaged_files_are_named(folder, damage, message):
         (lambda m: m["shards"][0].update(tokens=2**31), "has 2147483648 tokens"),
         (lambda m: m["shards"][0].update(tokens=10**400), "tokens"),
         (lambda m: m["shards"][0].update(tokens=0), "has 0 tokens"),
-        (lambda m: m["shards"][0].update(tokens=1.5), "has 1.5 tokens"),
+        (lambda m: m["shards"][0].update(tokens=1.5), r"shards\[0\].tokens is 1.5, not a"),
         (lambda m: m["shards"][0].update(tokens=99), "tokens of train are not the sum"),
         (lambda m: m["shards"][0].update(bytes=-1), "lacks its bytes"),
         (lambda m: m["shards"][0].update(sha256="x"), "lacks its bytes or its sha256"),
         (lambda m: m["shards"].pop(), "no shard of val"),
-        (lambda m: m["shards"].append(7), "a shard is no entry"),
-        (lambda m: m.pop("totals"), "no shards or no totals"),
+        (lambda m: m["shards"].append(7), r"shards\[\d\] is 7, not a JSON object"),
+        (lambda m: m.pop("totals"), "it has no totals"),
         (lambda m: m["totals"].pop("val"), "no totals of val"),
-        (lambda m: m["tokenizer"].update(sha256=None), "no sha256 of the tokenizer"),
+        (lambda m: m["tokenizer"].update(sha256=None), "tokenizer.sha256 is None, not a text"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(folder, change, message):
@@ -277,8 +279,19 @@ def test_the_record_identifies_the_content_not_the_place(folder, tmp_path):
     changed = write(tmp_path / "changed", np.append(ids_of(249), 3))
     assert open_shards(changed).record["sha256"] != record["sha256"]
     assert record["tokens"] == {"train": 250, "val": 30}
+    assert record["sha256"] == read_manifest(folder).content_sha256
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    assert record["sha256"] == content_sha256(manifest)
+    content = {key: manifest[key] for key in ("dtype", "vocab_size", "shards")}
+    content["tokenizer"] = manifest["tokenizer"]["sha256"]
+    raw = json.dumps(content, sort_keys=True).encode()
+    assert record["sha256"] == hashlib.sha256(raw).hexdigest()  # as runs have recorded it
+
+
+def test_ids_beyond_the_vocabulary_are_not_written(tmp_path):
+    writer = ShardWriter(tmp_path, TOKENIZER, 100)
+    with pytest.raises(ShardError, match=r"^id 10 for .*train-00000.bin is beyond .* 10 tokens"):
+        writer.append("train", np.array([9, 10]))
+    writer.close()
 
 
 @pytest.mark.parametrize(("hard", "message"), [(2000, ""), (100, "allow more with: ulimit -n")])
@@ -349,7 +362,7 @@ def test_a_nanogpt_folder_is_read_as_it_is(tmp_path, with_gpt2):
     assert prepared.n_bytes == prepared.n_documents == {"train": None, "val": None}
     assert "are taken for GPT-2's" in prepared.notes[0]
     assert verify_shards(prepared) == {"train": 1000, "val": 100}
-    assert prepared.manifest == {}
+    assert prepared.manifest is None
 
 
 def test_a_nanogpt_folder_of_characters_is_not_taken_for_gpt2s(tmp_path, with_gpt2, monkeypatch):

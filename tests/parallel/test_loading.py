@@ -1,18 +1,16 @@
 """A run whose parameters are split over devices is evaluated, sampled and exported in shares."""
 
-import collections
-import math
-
 import jax
 import numpy as np
 import pytest
+from device_bytes import most_on_a_device, watch
 
 import gpt_jax
 import main
-from gpt_jax.config import MeshConfig
+from gpt_jax.config import Config, MeshConfig, ModelConfig, override
 from gpt_jax.errors import ConfigError
-from gpt_jax.inference import decoding, evaluation
-from gpt_jax.parallel.mesh import params_mesh
+from gpt_jax.parallel.mesh import params_mesh, params_mesh_over_hosts
+from gpt_jax.training.init_from import load_source
 
 FSDP = {"mesh.data": 1, "mesh.fsdp": 8}
 WIDE = {
@@ -27,31 +25,11 @@ def split_run(tiny_config, finished_run):
     return finished_run(tiny_config, **WIDE, **FSDP)
 
 
-def most_on_a_device() -> int:
-    """Returns the bytes of all arrays on the device that has most."""
-    on = collections.Counter()
-    for x in jax.live_arrays():
-        share = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        on.update(dict.fromkeys(x.devices(), share))
-    return max(on.values(), default=0)
-
-
 @pytest.fixture
 def watched(monkeypatch):
     """A list, to which each batch of an evaluation and each prefill adds `most_on_a_device()`."""
     seen = []
-
-    def watch(module, name):
-        original = getattr(module, name)
-
-        def watching(*args, **kwargs):
-            seen.append(most_on_a_device())
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(module, name, watching)
-
-    watch(evaluation, "mesh_context")
-    watch(decoding, "decode")
+    watch(monkeypatch.setattr, lambda name, n_bytes: seen.append(n_bytes))
     return seen
 
 
@@ -103,6 +81,37 @@ def test_the_mesh_to_load_on_has_the_axes_of_training():
     assert shape(MeshConfig(data=1, fsdp=2, sequence=4), 8) == (1, 2, 1, 1)
 
 
+def test_an_axis_that_takes_what_there_is_splits_the_parameters_evenly():
+    def shape(requested, n, **sizes):
+        return tuple(params_mesh(requested, devices=jax.devices()[:n], **sizes).shape.values())
+
+    assert shape(MeshConfig(data=1, fsdp=-1), 6, n_embd=16) == (1, 4, 1, 1)
+    assert shape(MeshConfig(data=1, fsdp=-1, tensor=2), 6, n_embd=16) == (1, 2, 2, 1)
+    assert shape(MeshConfig(data=1, fsdp=-1), 5, n_embd=7) == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("axes", "hosts", "shape"),
+    [
+        ({"data": 1, "fsdp": 8}, 2, (1, 8, 1, 1)),
+        ({"data": 1, "fsdp": -1}, 2, (1, 8, 1, 1)),
+        ({"data": 1, "fsdp": 4, "tensor": 2}, 2, (1, 4, 2, 1)),
+        ({"data": 1, "fsdp": 4, "sequence": 2}, 4, (2, 4, 1, 1)),
+        ({"data": 2, "fsdp": 4}, 2, None),  # each host has four devices
+        ({"data": 2, "fsdp": 4}, 4, (2, 4, 1, 1)),
+        ({"data": 8}, 4, None),
+        ({"data": 1, "fsdp": 8}, 1, None),
+    ],
+)
+def test_hosts_load_together_what_training_splits_over_them(monkeypatch, axes, hosts, shape):
+    own = jax.devices()[: 8 // hosts]
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    monkeypatch.setattr(jax, "local_devices", lambda: own)
+    config = Config(model=ModelConfig(n_head=4, n_embd=16), mesh=MeshConfig(**axes))
+    mesh = params_mesh_over_hosts(config)
+    assert (None if mesh is None else tuple(mesh.shape.values())) == shape
+
+
 @pytest.mark.slow
 def test_the_commands_load_on_the_mesh_that_they_name(split_run, capsys):
     run_dir = str(split_run.run_dir)
@@ -124,6 +133,8 @@ def test_the_commands_load_on_the_mesh_that_they_name(split_run, capsys):
 
 @pytest.mark.slow
 def test_a_split_run_is_exported_whole(split_run, tmp_path):
+    source = load_source(override(split_run.config, {"init_from": str(split_run.run_dir)}))
+    assert {d for x in jax.tree.leaves(source.params) for d in x.devices()} == {jax.devices()[0]}
     gpt_jax.run.load.export(split_run, tmp_path / "gpt2")
     _, params = gpt_jax.hf.load(tmp_path / "gpt2")
     jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(split_run.params))

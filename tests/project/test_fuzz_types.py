@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from data.records import read_counts, read_source
 from gpt_jax import hf
 from gpt_jax.config import Config, override
-from gpt_jax.errors import UserError
+from gpt_jax.errors import UserError, differences
 from gpt_jax.hf.tokenizer import load_tokenizer as load_hf_tokenizer
 from gpt_jax.hf.tokenizer import save_tokenizer as save_hf_tokenizer
+from gpt_jax.input_pipeline.sequences import write_sequences
 from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
 from gpt_jax.input_pipeline.shards.writer import ShardWriter
 from gpt_jax.input_pipeline.text_corpus import TextCorpus
+from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import create_run, read_config, read_init_from, read_summary, run_record
 from gpt_jax.run.metrics import read_rows
@@ -142,6 +145,7 @@ def test_a_checkpoints_manifest(tmp_path):
     [
         CharTokenizer("abcd"),
         BpeTokenizer([*(bytes([i]) for i in range(256)), b"ab"], r"\w+|\W+", {"<|end|>": 257}),
+        IntegerTokenizer(2, ["abcd", "x"]),
     ],
 )
 def test_a_tokenizer(tmp_path, tokenizer):
@@ -154,19 +158,50 @@ def test_a_tokenizer(tmp_path, tokenizer):
     assert try_all(path, json.loads(tokenizer.to_json()), read)[1] > 10
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
-def test_a_prepared_corpus(tmp_path, name):
+FACTS = {
+    "source": {"kind": "text", "by_position": True, "input": "/a", "files": 1, "stored_bytes": 9},
+    "settings": {"source": "text", "val_fraction": 0.1},
+    "counts": {
+        "read": 2, "kept": 1, "dropped": {"length": 1}, "damaged_records": 0, "damaged_files": 0
+    },
+    "damaged": ["b"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "n"), [("manifest.json", 500), ("tokenizer.json", 10)])
+def test_a_prepared_corpus(tmp_path, name, n):
     writer = ShardWriter(tmp_path, CharTokenizer("abcd"), 300)
     writer.append("train", np.arange(400) % 4)
     writer.append("val", np.arange(90) % 4)
-    writer.finish("char", {"train": 1, "val": 1})
+    writer.finish("char", {"train": 1, "val": 1}, **FACTS)
 
     def read():
         opened = open_shards(tmp_path)
         verify_shards(opened)
         json.dumps(opened.record)
+        manifest = opened.manifest
+        there, counts = read_source(manifest.source, tmp_path), read_counts(manifest, "a")
+        assert f"{there.input} {there.files or 0:,} {there.stored_bytes or 0:,}"
+        assert f"{counts.read:,} {sum(counts.dropped.values()):,} {counts.damaged_files:,}"
+        assert "".join(manifest.damaged) in ("", "b", "x")
+        assert isinstance(differences(manifest.settings, {"source": "text"}, repr), list)
 
-    assert try_all(tmp_path / name, json.loads((tmp_path / name).read_text()), read)[1] > 10
+    assert try_all(tmp_path / name, json.loads((tmp_path / name).read_text()), read)[1] > n
+
+
+@pytest.mark.parametrize(("name", "n"), [("manifest.json", 400), ("tokenizer.json", 20)])
+def test_a_corpus_of_integers_with_a_mask(tmp_path, name, n):
+    folder, mask = tmp_path / "corpus", np.arange(90) % 2
+    write_sequences(folder, np.arange(9) % 4, mask, names=list("abcd"), val_mask=mask)
+
+    def read():
+        opened = open_shards(folder)
+        verify_shards(opened)
+        assert all(mask.sum() == 45 for mask in opened.masks["val"])  # or it is left out
+        assert opened.tokenizer.encode(opened.tokenizer.decode([0, 3])).tolist() == [0, 3]
+        assert opened.tokenizer.token_bytes.shape == (opened.vocab_size,)
+
+    assert try_all(folder / name, json.loads((folder / name).read_text()), read)[1] >= n
 
 
 BYTES = [bytes([i]) for i in range(256)]

@@ -26,13 +26,15 @@ ALLOWED = {
     "download": {"storage"},
     "config": {"errors"},
     "byte_pairs": set(),
-    "tokenizer": {"byte_pairs", "config", "download", "errors", "storage"},
+    "integer_tokenizer": {"errors", "storage"},
+    "tokenizer": {"byte_pairs", "config", "download", "errors", "integer_tokenizer", "storage"},
     "parallel": {"config", "devices", "errors", "terminal"},
     "model": {"config", "parallel"},
-    "hf": {"config", "errors", "storage", "tokenizer"},
+    "hf": {"config", "errors", "integer_tokenizer", "storage", "tokenizer"},
     "input_pipeline.shards": {"errors", "storage", "tokenizer"},
     "input_pipeline": {"byte_pairs", "config", "devices", "download", "errors"}
-    | {"input_pipeline.shards", "numerics", "parallel", "prng", "storage", "tokenizer"},
+    | {"input_pipeline.shards", "integer_tokenizer", "numerics", "parallel", "prng", "storage"}
+    | {"tokenizer"},
     "run": {"config", "errors", "hf", "input_pipeline", "model", "numerics", "parallel"}
     | {"storage", "terminal", "tokenizer"},
     "inference": {"config", "devices", "errors", "input_pipeline", "model", "numerics", "parallel"}
@@ -41,6 +43,7 @@ ALLOWED = {
     | {
         "byte_pairs",
         "input_pipeline.shards",
+        "integer_tokenizer",
         "model",
         "numerics",
         "parallel",
@@ -53,9 +56,12 @@ ALLOWED = {
     "experiments": {"config", "console", "errors", "numerics", "parallel", "run", "storage"}
     | {"terminal", "training", "version"},
     "analysis": {"config", "devices", "errors", "hf", "inference", "model", "numerics", "parallel"}
-    | {"prng", "run", "tokenizer", "training"},
+    | {"input_pipeline", "prng", "run", "tokenizer", "training"},
+    "report": {"config", "errors", "experiments", "inference", "model", "numerics", "prng", "run"}
+    | {"storage", "terminal", "tokenizer", "training", "version"},
     "cli": {"analysis", "config", "console", "devices", "errors", "experiments", "hf", "inference"}
-    | {"input_pipeline", "numerics", "parallel", "run", "storage", "terminal", "training"}
+    | {"input_pipeline", "numerics", "parallel", "report", "run", "storage", "terminal"}
+    | {"training"}
     | {"version"},
     "__main__": {"cli"},
 }

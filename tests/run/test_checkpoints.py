@@ -84,6 +84,12 @@ def test_manifests_without_a_validation_loss_have_no_best(saved):
     path = saved / "checkpoints" / "00000002.json"
     path.write_text(path.read_text().replace('"val_loss": null', '"val_loss": 1.5'))
     assert best_step(saved) == 2
+    assert best_step(saved, {2: 1.5, 9: 1.0}) == 2
+    with pytest.raises(UserError, match=r"2.json is damaged: its val_loss is 1.5, and 1.25 in the"):
+        best_step(saved, {2: 1.25})
+    path.write_text(path.read_text().replace("1.5", "NaN"))
+    assert best_step(saved) is None
+    assert "val_loss is nan" in checkpoints.problem(checkpoints.path_of(saved, 2))
     path.write_text("{")
     assert best_step(saved) is None
 
@@ -367,6 +373,9 @@ def give_id(folder, run_id):
         "corpus": {"name": "a", "sha256": "b"},
         "seed": 1,
         "model": {"n_embd": 8},
+        "data": {"train_fraction": 0.8},
+        "train": {"batch_size": 4, "steps": 8},
+        "optim": {"learning_rate": 1e-3, "floor": 0.1},
     }
     (folder / "config.json").write_text(json.dumps(record | ({"id": run_id} if run_id else {})))
 
@@ -392,6 +401,10 @@ def test_a_checkpoint_of_another_run_is_noticed(tmp_path, theirs, ours):
         ({"model": {"n_embd": 8, "n_head": 2}}, ""),  # what this release does not know
         ({"model": {"n_embd": 16}}, "model.n_embd is 16 there"),
         ({"train": {"steps": 9}}, ""),
+        ({"optim": {"floor": 0.0}}, ""),
+        ({"data": {"train_fraction": 0.5}}, "data.train_fraction is 0.5 there and 0.8 here"),
+        ({"train": {"batch_size": 2}}, "train.batch_size is 2 there and 4 here"),
+        ({"optim": {"learning_rate": 2e-3}}, "optim.learning_rate is 0.002 there"),
         ({"model": {"n_embd": 8, "attention": "xla"}}, ""),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*.py"))
+SMALL_CONFIGS = ("nano", "nano_bpe", "nano_original", "shakespeare_char", "shakespeare_cpu")
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess:
@@ -43,6 +44,17 @@ def test_a_config_fits_the_slice_of_its_header(path):
         assert re.search("dropout 0.2; fused has none|fused needs a block_size", plan["attention"])
     else:
         assert plan["attention"].startswith("fused (splash")
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_a_small_config_compiles_for_the_tpus_of_colab(name, chip):
+    words = ["plan", "--config", name, "--topology", f"{chip}:1x1", "--model.dtype", "auto"]
+    done = run([*words, "--train.micro-batch", "auto", "--json"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["fits"]
+    assert plan["notes"][0] == "model.dtype=auto is bfloat16: a TPU multiplies it fastest"
 
 
 def test_what_does_not_fit_is_told_with_a_way_out():

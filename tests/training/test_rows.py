@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import TrainConfig
+from gpt_jax.errors import UserError
+from gpt_jax.run.metrics import read_rows
 from gpt_jax.training.describe import describe_small_chunks
 from gpt_jax.training.rows import chunk_row, count_last_skipped, recent_losses, step_losses
 
@@ -69,3 +71,11 @@ def test_intervals_that_make_chunks_small_are_named_at_the_start(intervals, step
     if steps:
         assert f"train.log_interval={log}, train.eval_interval={evaluate}" in note
         assert f"have {steps} step" in note
+
+
+@pytest.mark.parametrize("steps", [(0, 2, 2), (0, 4, 2), (2, 0)])
+def test_rows_whose_steps_do_not_rise_are_damaged(tmp_path, steps):
+    text = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in steps)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError, match=f"damaged at line {len(steps)}"):
+        read_rows(tmp_path)

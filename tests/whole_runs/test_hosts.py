@@ -3,25 +3,33 @@
 import contextlib
 import dataclasses
 import io
+import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 
 import gpt_jax
 import main
+from gpt_jax.config import Config, MeshConfig
 from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.parallel import multihost
+from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.multihost import HostsConfig, has_launcher
+from gpt_jax.parallel.sharding import state_shardings
 from gpt_jax.run import checkpoints
 from gpt_jax.run.metrics import TIMING_FIELDS
+from gpt_jax.training.trainer import Trainer
 
 MAIN, FAST = ROOT / "main.py", Path(__file__).with_name("fast_main.py")
 TIMEOUT = 20  # --hosts.timeout
@@ -120,7 +128,29 @@ def test_alone_nothing_is_exchanged():
     assert (multihost.host_count(), multihost.is_host0()) == (1, True)
     assert multihost.all_gather_json({"a": 1}) == [{"a": 1}]
     assert multihost.all_reduce_max([3, False]) == [3, False]
+    assert multihost.start_all_reduce_max([3, False])() == [3, False]
     assert multihost.all_agree(lambda: 5, lambda made: pytest.fail("nobody to tell")) == 5
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_hosts_stop_for_what_they_asked_a_chunk_ago_and_one_host_at_once(monkeypatch, n):
+    """Reading what was asked last would wait for the chunk that was just dispatched."""
+    asked = []
+
+    def start(told):
+        asked.append(told)
+        i = len(asked)
+        return lambda: told if n == 1 or len(asked) > i else pytest.fail("it waits")
+
+    monkeypatch.setattr(multihost, "host_count", lambda: n)
+    monkeypatch.setattr(multihost, "start_all_reduce_max", start)
+    run = types.SimpleNamespace(signals=[], deadline=math.inf, step=10, config=Config(), asked=None)
+    assert Trainer.agree_on_stopping(run) is None
+    run.signals.append(signal.SIGTERM)
+    answers = [Trainer.agree_on_stopping(run) for _ in range(2)]
+    assert asked[1:] == [[signal.SIGTERM, False]] * 2
+    assert [answer is not None for answer in answers] == [n == 1, True]
+    assert answers[1].signum == signal.SIGTERM
 
 
 def free_port():
@@ -159,12 +189,14 @@ class Hosts:
     processes: list
 
     @classmethod
-    def start(cls, run_dir, book, n, *args, more=None, launcher=None, program=FAST, devices=1):
+    def start(
+        cls, run_dir, book, n, *args, more=None, launcher=None, program=FAST, devices=1, env=()
+    ):
         """Starts `n` of them, told where the others are as people or launchers do."""
         port = free_port()
         processes = []
         for i in range(n):
-            env = {k: v for k, v in os.environ.items() if k not in NO_DEVICES}
+            env = {k: v for k, v in os.environ.items() if k not in NO_DEVICES} | dict(env)
             env |= {"JAX_NUM_CPU_DEVICES": str(devices)}
             # Each its own: jax may read there what another process has half written.
             env["JAX_COMPILATION_CACHE_DIR"] += f"/host{i}"
@@ -269,14 +301,40 @@ def test_hosts_told_to_stop_all_save_and_another_number_goes_on(tmp_path, book):
 
 @pytest.mark.slow
 def test_hosts_of_several_devices_that_share_the_parameters_train_as_one_does(tmp_path, book):
+    """To the end: what fits only across hosts is evaluated and sampled across them, too."""
     mesh = ("--mesh.fsdp", "2", "--mesh.tensor", "2", "--train.steps", "40")
+    mesh += ("--model.n-embd", "64", "--model.block-size", "8")
     train_alone(tmp_path / "alone", book, 1, *mesh)
-    ended = Hosts.start(tmp_path / "two", book, 2, *mesh, devices=2).end()
+    watch = {"GPT_JAX_TEST_DEVICE_BYTES": str(tmp_path)}
+    ended = Hosts.start(tmp_path / "two", book, 2, *mesh, devices=2, env=watch).end()
     assert [status for status, _, _ in ended] == [0] * 2, ended
     assert "4 x cpu (fsdp 2 x tensor 2): batch 8 = 2 x 4 sequences" in ended[0][1]
     ours = rows_of(tmp_path / "two")
     assert_close_rows(ours, rows_of(tmp_path / "alone"), 40)
     assert ours[-1]["loss"] < ours[1]["loss"]
+    two, one = (gpt_jax.load_run(tmp_path / name) for name in ("two", "alone"))
+    # The evaluation after 40 steps sums once more over devices.
+    figures = [run.summary["val"]["nats_per_token"] for run in (two, one)]
+    np.testing.assert_allclose(*figures, rtol=41 * 3 * 2.0**-24)
+    samples = [(tmp_path / name / "samples.txt").read_text() for name in ("two", "alone")]
+    assert samples[0] == samples[1]
+    assert_bytes_are_shares(tmp_path, two.params)
+
+
+def assert_bytes_are_shares(folder, params):
+    """On no device of two hosts is more than its share, of four, of what it computes with."""
+    mesh = make_mesh(2, jax.devices()[:4], MeshConfig(data=1, fsdp=2, tensor=2), kv_heads=2)
+    shardings = state_shardings(params, mesh)
+    shapes = jax.tree.map(lambda x, s: s.shard_shape(x.shape), params, shardings)
+    share = sum(
+        4 * math.prod(s) for s in jax.tree.leaves(shapes, is_leaf=lambda s: type(s) is tuple)
+    )
+    seen = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    assert len(seen) == 2
+    for most in seen:
+        # Also the windows of a batch, 9 KiB; and when decoding the parameters in its order, too.
+        assert share <= most["evaluate"] < 1.4 * share, (share, seen)
+        assert 2 * share <= most["sample"] < 2.4 * share, (share, seen)
 
 
 @pytest.mark.slow

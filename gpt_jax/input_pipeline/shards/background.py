@@ -14,8 +14,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt_jax.input_pipeline.shards.manifest import SPLITS, ShardError, entries_of
+from gpt_jax.input_pipeline.shards.manifest import SPLITS, ShardError
 from gpt_jax.input_pipeline.shards.memmap import CHUNK_TOKENS, TokenShards, _name_of
+
+
+def _arrays_with_sums(folder: TokenShards) -> list[tuple[TokenShards, np.ndarray, str]]:
+    """Returns (folder, ids or mask, its sum) of each shard; nothing without a manifest."""
+    found = []
+    if folder.manifest is None:
+        return found
+    for split in SPLITS:
+        entries = folder.manifest.entries(split)
+        sums = [entry.sha256 for entry in entries]
+        masks = [entry.mask.sha256 for entry in entries if entry.mask]
+        pairs = zip([*folder.shards[split], *folder.masks[split]], [*sums, *masks], strict=True)
+        found += [(folder, array, expected) for array, expected in pairs]
+    return found
 
 
 class SumCheck:
@@ -23,15 +37,7 @@ class SumCheck:
 
     def __init__(self, folders: Sequence[TokenShards]):
         """Begins to read, if any of the folders has sums."""
-        self._shards = [
-            (folder, ids, entry["sha256"])
-            for folder in folders
-            if folder.manifest
-            for split in SPLITS
-            for ids, entry in zip(
-                folder.shards[split], entries_of(folder.manifest, split), strict=True
-            )
-        ]
+        self._shards = [each for folder in folders for each in _arrays_with_sums(folder)]
         self._stopped, self._error = threading.Event(), ""
         self._thread = threading.Thread(target=self._run, name="sums", daemon=True)
         if self._shards:

@@ -102,11 +102,12 @@ def _open_foreign(
         vocab_size=vocab_size,
         dtype=next(iter(shards.values()))[0].dtype,
         shards=shards,
+        masks=dict.fromkeys(SPLITS, ()),
         n_bytes=dict.fromkeys(SPLITS),
         n_documents=dict.fromkeys(SPLITS),
         record=_record(folder, kind, shards, vocab_size, digest.hexdigest()),
         notes=notes,
-        manifest={},
+        manifest=None,
     )
 
 

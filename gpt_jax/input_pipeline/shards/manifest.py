@@ -1,18 +1,18 @@
-"""The manifest of a prepared corpus: its form, checked before anything in it is believed."""
+"""The manifest of a prepared corpus, a typed record, checked before anything in it is believed."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt_jax.errors import UserError
-from gpt_jax.storage import parse_json, read_small
+from gpt_jax.storage import parse_json, read_record, read_small
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -26,7 +26,117 @@ class ShardError(UserError):
     """A prepared corpus that can't be used."""
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class MaskEntry:
+    """The loss mask of a shard: how many of its tokens count as targets, and its file's sum."""
+
+    counted: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardEntry:
+    """A shard.
+
+    Attributes:
+      name: of its file.
+      tokens: in it.
+      bytes: of the text that they stand for.
+      sha256: of its file.
+      mask: None where every token counts as a target.
+    """
+
+    name: str
+    tokens: int
+    bytes: int
+    sha256: str
+    mask: MaskEntry | None = None
+
+    @property
+    def mask_name(self) -> str:
+        """The name of the mask's file, if there is one."""
+        return mask_name(self.name)
+
+    def values(self) -> dict[str, Any]:
+        """Returns what a manifest has of it, for JSON."""
+        values = dataclasses.asdict(self)
+        if self.mask is None:
+            del values["mask"]
+        return values
+
+
+def mask_name(shard: str) -> str:
+    """Returns the name of the file with the loss mask of a shard."""
+    return f"{shard.removesuffix('.bin')}.mask"
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """The sums of a split's shards, and the documents that end in it."""
+
+    tokens: int
+    bytes: int
+    documents: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerEntry:
+    """The sum of tokenizer.json."""
+
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a manifest says; only `read_manifest` makes one, so it is valid.
+
+    Attributes:
+      dtype: of the ids on disk, "uint16" or "uint32".
+      vocab_size: V; ids are in [0, V).
+      tokenizer: of the ids.
+      totals: of "train" and "val".
+      shards: of both splits, each split's in order.
+      source: what the corpus was made of, as whoever made it saw fit.
+      settings: those of the preparation.
+      counts: of documents and of what was left out.
+      damaged: messages about what was left out.
+    """
+
+    format: int
+    dtype: str
+    vocab_size: int
+    tokenizer: TokenizerEntry
+    totals: dict[str, Totals]
+    shards: list[ShardEntry]
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    counts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    damaged: list[str] = dataclasses.field(default_factory=list)
+
+    def entries(self, split: str) -> list[ShardEntry]:
+        """Returns a split's shards, in order."""
+        return [shard for shard in self.shards if shard.name.startswith(f"{split}-")]
+
+    @property
+    def content_sha256(self) -> str:
+        """One sha256 of the tokens and tokenizer, whatever their source."""
+        content = {
+            "dtype": self.dtype,
+            "vocab_size": self.vocab_size,
+            "shards": [shard.values() for shard in self.shards],
+            "tokenizer": self.tokenizer.sha256,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Version:
+    """What is read of a manifest first: its other fields are those of its format."""
+
+    format: int
+
+
+def read_manifest(folder: Path) -> Manifest:
     """Returns a folder's manifest, validated: types, names, sizes and sums of sizes.
 
     Raises:
@@ -34,77 +144,66 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = parse_json(read_raw(path))
+        values = parse_json(read_raw(path))
+        written = read_record(values, _Version).format
+        if written > FORMAT:
+            raise ShardError(
+                f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
+            )
+        manifest = read_record(values, Manifest)
+        if wrong := _problem(manifest):
+            raise ValueError(wrong)
     except ValueError as error:
         raise ShardError(f"{path} is damaged: {error}; prepare the corpus again") from error
-    written = manifest.get("format")
-    if type(written) is int and written > FORMAT:
-        raise ShardError(
-            f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
-        )
-    if wrong := _problem(manifest):
-        raise ShardError(f"{path} is damaged: {wrong}; prepare the corpus again")
     return manifest
 
 
-def content_sha256(manifest: Mapping[str, Any]) -> str:
-    """Returns one sha256 of the tokens and tokenizer in a manifest, whatever their source."""
-    content = {name: manifest[name] for name in ("dtype", "vocab_size", "shards")}
-    content["tokenizer"] = manifest["tokenizer"]["sha256"]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _problem(manifest: Any) -> str:
-    """Returns what is wrong with the form of a manifest, or ''."""
-    if repr(manifest.get("format")) != repr(FORMAT):
-        return "it has no format number"
-    if manifest.get("dtype") not in ("uint16", "uint32"):
-        return f"its dtype {manifest.get('dtype')!r:.40} is neither uint16 nor uint32"
-    vocab_size = manifest.get("vocab_size")
-    most = 2 ** (8 * np.dtype(manifest["dtype"]).itemsize)
-    if not _is_count(vocab_size) or not 1 <= vocab_size <= min(most, 2**31):
-        return f"its vocab_size {vocab_size!r:.40} does not fit {manifest['dtype']}"
-    tokenizer = manifest.get("tokenizer")
-    if not isinstance(tokenizer, dict) or not _is_sum(tokenizer.get("sha256")):
+def _problem(manifest: Manifest) -> str:
+    """Returns what is wrong with a manifest, or ''."""
+    if manifest.format != FORMAT:
+        return f"its format is {manifest.format}"
+    if manifest.dtype not in ("uint16", "uint32"):
+        return f"its dtype {manifest.dtype!r:.40} is neither uint16 nor uint32"
+    most = 2 ** (8 * np.dtype(manifest.dtype).itemsize)
+    if not 1 <= manifest.vocab_size <= min(most, 2**31):
+        return f"its vocab_size {manifest.vocab_size} does not fit {manifest.dtype}"
+    if not _is_sum(manifest.tokenizer.sha256):
         return "it has no sha256 of the tokenizer"
-    shards, totals = manifest.get("shards"), manifest.get("totals")
-    if not isinstance(shards, list) or not isinstance(totals, dict):
-        return "it has no shards or no totals"
-    for shard in shards:
-        if not isinstance(shard, dict):
-            return "a shard is no entry"
-        name = shard.get("name")
-        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-            return f"{name!r:.60} is no shard's name"
-        if not _is_count(shard.get("tokens")) or not 1 <= shard["tokens"] <= MAX_SHARD_TOKENS:
-            return f"{name} has {shard.get('tokens')!r:.40} tokens"
-        if not _is_count(shard.get("bytes")) or not _is_sum(shard.get("sha256")):
-            return f"{name} lacks its bytes or its sha256"
-    if len({shard["name"] for shard in shards}) < len(shards):
+    for shard in manifest.shards:
+        if wrong := _problem_of(shard):
+            return wrong
+    if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
         return "a shard is named twice"
     for split in SPLITS:
-        total, entries = totals.get(split), entries_of(manifest, split)
-        if not isinstance(total, dict) or not _is_count(total.get("documents")):
+        total, entries = manifest.totals.get(split), manifest.entries(split)
+        if total is None or total.documents < 0:
             return f"it has no totals of {split}"
         if not entries:
             return f"it has no shard of {split}"
+        if len({entry.mask is None for entry in entries}) > 1:
+            return f"some shards of {split} have a mask, and others none"
         for name in ("tokens", "bytes"):
-            if total.get(name) != sum(entry[name] for entry in entries):
+            if getattr(total, name) != sum(getattr(entry, name) for entry in entries):
                 return f"the {name} of {split} are not the sum of its shards'"
     return ""
 
 
-def entries_of(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
-    """Returns the entries of a split's shards in a manifest, in order."""
-    return [s for s in manifest.get("shards", []) if s["name"].startswith(f"{split}-")]
+def _problem_of(shard: ShardEntry) -> str:
+    """Returns what is wrong with the entry of a shard, or ''."""
+    if not SHARD_NAME.fullmatch(shard.name):
+        return f"{shard.name!r:.60} is no shard's name"
+    if not 1 <= shard.tokens <= MAX_SHARD_TOKENS:
+        return f"{shard.name} has {shard.tokens} tokens"
+    if shard.bytes < 0 or not _is_sum(shard.sha256):
+        return f"{shard.name} lacks its bytes or its sha256"
+    mask = shard.mask
+    if mask and not (0 <= mask.counted <= shard.tokens and _is_sum(mask.sha256)):
+        return f"the mask of {shard.name} counts what can't be, or lacks its sha256"
+    return ""
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_sum(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+def _is_sum(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def read_raw(path: Path) -> bytes:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.input_pipeline.shards.manifest import SPLITS, ShardError
+from gpt_jax.input_pipeline.shards.manifest import SPLITS, Manifest, ShardError
 from gpt_jax.tokenizer import Tokenizer
 
 WORK_FOLDER = ".prepare"  # exists while a preparation is unfinished
 CHECKED_TOKENS = 1 << 16
+MASK = np.dtype("u1")  # of loss masks on disk
 CHUNK_TOKENS = 1 << 22  # held in memory at once by what reads or writes a whole shard
 
 
@@ -31,13 +32,14 @@ class TokenShards:
       dtype: of the ids on disk, little-endian uint16 or uint32.
       shards: for "train" and "val", the ids (N,) of each shard in order, memory-mapped; N is at
         most `MAX_SHARD_TOKENS`, except in other programs' files, which may have any length.
+      masks: {split: the loss mask of each shard, uint8 (N,)}; empty where every token counts.
       n_bytes: {split: bytes of UTF-8 that its ids stand for}, None if unknown.
       n_documents: {split: documents that end in it}, None if unknown.
       record: what a run records of its corpus; its "sha256" identifies the content: with a
         manifest, the sums of shards and tokenizer; in other programs' folders, which have no sums,
         the sizes and the first and last `CHECKED_TOKENS` ids of each file.
       notes: what differs from what one would expect, a sentence each.
-      manifest: as read; empty for other programs' folders.
+      manifest: as read; None for other programs' folders.
     """
 
     folder: Path
@@ -46,11 +48,12 @@ class TokenShards:
     vocab_size: int | None
     dtype: np.dtype
     shards: dict[str, tuple[np.ndarray, ...]]
+    masks: dict[str, tuple[np.ndarray, ...]]
     n_bytes: dict[str, int | None]
     n_documents: dict[str, int | None]
     record: dict[str, Any]
     notes: tuple[str, ...]
-    manifest: dict[str, Any]
+    manifest: Manifest | None
 
     @property
     def n_tokens(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ A prepared corpus is a folder:
     tokenizer.json    see tokenizer.py
     train-00000.bin   token ids, little-endian uint16 (uint32 for a vocabulary beyond 65,536), no
     val-00000.bin     header; the shards of a split are consecutive
+    train-00000.mask  where not every token counts as a target: a byte for each, 1 where it does
 
 The folders of nanoGPT (https://github.com/karpathy/nanoGPT: train.bin and val.bin, uint16; other
 widths are noticed, see `id_widths.py`), of llm.c and modded-nanogpt
@@ -33,13 +34,12 @@ from gpt_jax.input_pipeline.shards.manifest import (
     MANIFEST_FILE,
     SPLITS,
     ShardError,
-    content_sha256,
-    entries_of,
     read_manifest,
     read_raw,
 )
 from gpt_jax.input_pipeline.shards.memmap import (
     CHUNK_TOKENS,
+    MASK,
     WORK_FOLDER,
     TokenShards,
     _check_ids,
@@ -105,7 +105,6 @@ def verify_shards(
       ShardError: names every shard that is damaged, and how.
     """
     done, total = 0, sum(prepared.n_tokens.values())
-    entries = {split: entries_of(prepared.manifest, split) for split in SPLITS}
     sizes = None if prepared.tokenizer is None else prepared.tokenizer.token_bytes
     damaged = []
     for split, shards in prepared.shards.items():
@@ -123,22 +122,36 @@ def verify_shards(
             name = _name_of(ids)
             if prepared.vocab_size is not None and highest >= prepared.vocab_size:
                 damaged.append(f"{name} has id {highest}, and the vocabulary {prepared.vocab_size}")
-            elif prepared.manifest:
-                entry = entries[split][number]
-                if digest.hexdigest() != entry["sha256"]:
+            elif prepared.manifest is not None:
+                entry = prepared.manifest.entries(split)[number]
+                if digest.hexdigest() != entry.sha256:
                     damaged.append(f"{name} has another sha256 than the manifest")
-                elif n_bytes != entry["bytes"]:
-                    damaged.append(f"{name} stands for {n_bytes:,} bytes, not {entry['bytes']:,}")
+                elif n_bytes != entry.bytes:
+                    damaged.append(f"{name} stands for {n_bytes:,} bytes, not {entry.bytes:,}")
+    damaged += [wrong for split in SPLITS for wrong in _damaged_masks(prepared, split)]
     if damaged:
         raise ShardError(f"{prepared.folder} is damaged: {'; '.join(damaged)}; prepare it again")
     return prepared.n_tokens
+
+
+def _damaged_masks(prepared: TokenShards, split: str) -> list[str]:
+    """Returns what is wrong with the loss masks of a split."""
+    entries = prepared.manifest.entries(split) if prepared.manifest else []
+    damaged = []
+    for mask, entry in zip(prepared.masks[split], entries, strict=False):
+        assert entry.mask is not None
+        if hashlib.sha256(mask.data).hexdigest() != entry.mask.sha256:
+            damaged.append(f"{entry.mask_name} has another sha256 than the manifest")
+        elif mask.max() > 1 or np.count_nonzero(mask) != entry.mask.counted:
+            damaged.append(f"{entry.mask_name} does not count {entry.mask.counted:,} tokens")
+    return damaged
 
 
 def _open_own(folder: Path) -> TokenShards:
     path = folder / MANIFEST_FILE
     manifest = read_manifest(folder)
     raw = read_raw(folder / TOKENIZER_FILE)
-    if hashlib.sha256(raw).hexdigest() != manifest["tokenizer"]["sha256"]:
+    if hashlib.sha256(raw).hexdigest() != manifest.tokenizer.sha256:
         raise ShardError(
             f"{folder / TOKENIZER_FILE} is not the tokenizer that {path} was made with; restore it "
             "or prepare the corpus again"
@@ -147,23 +160,31 @@ def _open_own(folder: Path) -> TokenShards:
         tokenizer = from_json(raw.decode("utf-8"))
     except (ValueError, UserError) as error:
         raise ShardError(f"cannot read the tokenizer {folder / TOKENIZER_FILE}: {error}") from error
-    vocab_size = manifest["vocab_size"]
+    vocab_size = manifest.vocab_size
     if tokenizer.vocab_size != vocab_size:
         raise ShardError(
             f"{path} is damaged: its vocab_size is {vocab_size}, its tokenizer's "
             f"{tokenizer.vocab_size}; prepare it again"
         )
-    dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-    _raise_open_file_limit(len(manifest["shards"]))
+    dtype = np.dtype(manifest.dtype).newbyteorder("<")
+    _raise_open_file_limit(2 * len(manifest.shards))
     shards = {
         split: tuple(
-            _open_memmap(folder / entry["name"], dtype, entry["tokens"], 0, f"{MANIFEST_FILE} says")
-            for entry in entries_of(manifest, split)
+            _open_memmap(folder / entry.name, dtype, entry.tokens, 0, f"{MANIFEST_FILE} says")
+            for entry in manifest.entries(split)
+        )
+        for split in SPLITS
+    }
+    masks = {
+        split: tuple(
+            _open_memmap(folder / entry.mask_name, MASK, entry.tokens, 0, f"{MANIFEST_FILE} says")
+            for entry in manifest.entries(split)
+            if entry.mask
         )
         for split in SPLITS
     }
     _check_ids(shards, vocab_size)
-    totals = manifest["totals"]
+    totals = manifest.totals
     return TokenShards(
         folder=folder,
         kind="gpt_jax",
@@ -171,9 +192,10 @@ def _open_own(folder: Path) -> TokenShards:
         vocab_size=vocab_size,
         dtype=dtype,
         shards=shards,
-        n_bytes={split: totals[split]["bytes"] for split in SPLITS},
-        n_documents={split: totals[split]["documents"] for split in SPLITS},
-        record=_record(folder, "gpt_jax", shards, vocab_size, content_sha256(manifest)),
+        masks=masks,
+        n_bytes={split: totals[split].bytes for split in SPLITS},
+        n_documents={split: totals[split].documents for split in SPLITS},
+        record=_record(folder, "gpt_jax", shards, vocab_size, manifest.content_sha256),
         notes=(),
         manifest=manifest,
     )
