@@ -137,6 +137,7 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
     assert numbers == {
         *POSITIVE_INTS, *FLOATS, *MESH_SIZES, *SEEDS, "model.vocab_size", "data.vocab_size",
         "optim.warmup_steps", "optim.decay_steps", "train.keep_interval", "at_step",
+        "train.sample_tokens",
     }  # fmt: skip
 
 
