@@ -57,6 +57,7 @@ FORMAT = 1  # of a run folder; a reader refuses a newer one
 KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model", "optim")
 KEPT += ("data.tokenizer", "data.vocab_size", "data.train_fraction", "data.order")
 KEPT += ("train.batch_size", "train.on_divergence", "train.spike", "train.spike_window")
+KEPT += ("branch_from", "at_step")
 FREE = ("model.attention", "model.remat")  # see `training.resume`, of these and of the next
 FREE += ("optim.schedule_steps", "optim.decay_steps", "optim.floor")
 

@@ -131,6 +131,9 @@ def made_small(words: list[str]) -> list[str] | None:
         return [*words, "--max-new-tokens", "5"]
     if verb == "trial":
         return [*words, *SMALL, "--sample.max-new-tokens", "5", "--max-pairs", "1"]
+    if "--branch-from" in words:
+        ends = ["--train.steps", "4", "--sample.max-new-tokens", "5"]
+        return [*without(words, "--at-step"), "--at-step", "3", *ends]
     if verb == "train" and words != ["--help"]:
         return [*words, *SMALL, "--sample.max-new-tokens", "5"]
     return [*words, *SMALL] if verb == "plan" else words
