@@ -50,6 +50,8 @@ DIFFERENT = {
     ],
     "origin": [None, {"source": "x", "path": "/a/x", "step": 4, "sha256": "e"}],
     "changed": [{"train.log_interval": {"from": 1, "to": 2}}],
+    "notes": [("model.dtype=auto is float32",)],
+    "micro_batch_is_auto": [True],
 }
 
 
