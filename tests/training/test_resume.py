@@ -13,6 +13,7 @@ from gpt_jax.training.resume import changed_measuring, resume_config
 
 SAVED = fix_schedule(override(load_config("nano"), {"data.corpus": "/a.txt", "sample.prompt": "a"}))
 MEASURED = {
+    "train.sample_tokens": 0,
     "train.log_interval": 3,
     "train.eval_interval": 7,
     "train.eval_batches": 2,
