@@ -15,14 +15,13 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
-from benchmarks.reproduce import T_95, interval
+from benchmarks.reproduce import interval
 from gpt_jax.config import load_config, override
 from gpt_jax.devices import request_cpu_devices
 from gpt_jax.input_pipeline.corpus import load_corpus
@@ -52,22 +51,21 @@ def more_text(folder: Path, train_fraction: float) -> dict[str, Any]:
     return {"data.corpus": str(path), "data.train_fraction": fraction}
 
 
-def run_one(values: dict[str, Any], text: str) -> dict[str, Any]:
-    """Trains once; returns the curve and the exact figure, in bits per byte, and the cost."""
+def run_seeds(values: dict[str, Any], seeds: int, out: Path, text: str) -> dict[str, Any]:
+    """Trains each seed; returns curve and exact figures in bits per byte, means, and the cost."""
     import gpt_jax
 
-    with tempfile.TemporaryDirectory() as folder:
-        config = override(load_config("nano"), {"data.fallback_corpus": None, **values})
-        before = time.perf_counter()
-        run = gpt_jax.train(override(config, {"run_dir": f"{folder}/run"}), quiet=True)
-        seconds = time.perf_counter() - before
-    exact = run.summary["val"]
-    assert exact["bytes_predicted"] > 0.99 * len(text.encode()), "another validation text"
+    config = override(load_config("nano"), {"data.fallback_corpus": None, **values})
+    found = gpt_jax.sweep(config, seeds=seeds, out=out, together="one-after-another")
+    runs = [gpt_jax.load_run(out / each.member.run_dir) for each in found.members]
+    predicted = {run.summary["val"]["bytes_predicted"] for run in runs}
+    assert min(predicted) > 0.99 * len(text.encode()), "another validation text"
+    curves = [{row["step"]: row["val_bpb"] for row in run.rows if "val_bpb" in row} for run in runs]
     return {
-        "bits_per_byte": exact["bits_per_byte"],
-        "parameters": run.summary["parameters"],
-        "seconds": seconds,
-        "curve": {row["step"]: row["val_bpb"] for row in run.rows if "val_bpb" in row},
+        "parameters": runs[0].summary["parameters"],
+        "bits_per_byte": interval([each.bits_per_byte for each in found.members]),
+        "seconds": statistics.median(each.member.seconds or 0 for each in found.members),
+        "curve": {step: statistics.mean(curve[step] for curve in curves) for step in curves[0]},
     }
 
 
@@ -95,47 +93,34 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3, choices=T_95)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/directions.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs/directions.png")
     args = parser.parse_args()
+    if args.seeds < 2:
+        parser.error("--seeds must be at least 2: one has no interval")
     request_cpu_devices(32)
     fraction = load_config("nano").data.train_fraction
     val_text = split_text(load_corpus("oz").text, fraction)["val"]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in DIRECTIONS}
     with tempfile.TemporaryDirectory() as folder:
         settings = {**DIRECTIONS, MORE_TEXT: more_text(Path(folder), fraction)}
-        for seed in range(args.seeds):  # seed by seed: a slow hour slows all directions
-            for name, values in settings.items():
-                values = {**values, "seed": seed, "train.steps": args.steps}
-                runs[name].append(run_one(values, val_text))
-                bits, seconds = runs[name][-1]["bits_per_byte"], runs[name][-1]["seconds"]
-                print(f"{name}, seed {seed}: {bits:.4f} bits per byte, {seconds:.0f} s", flush=True)
+        found = {
+            name: run_seeds(
+                {**values, "train.steps": args.steps}, args.seeds, Path(folder) / name, val_text
+            )
+            for name, values in settings.items()
+        }
+    nano = found["nano"]["bits_per_byte"]["values"]
+    for name, row in found.items():
+        pairs = zip(row["bits_per_byte"]["values"], nano, strict=True)
+        row |= {"settings": DIRECTIONS[name], "beside_nano": interval([a - b for a, b in pairs])}
     result = {
         "machine": describe_machine(),
         "command": " ".join(["python", *sys.argv]),
         "steps": args.steps,
         "val_characters": len(val_text),
-        "directions": {
-            name: {
-                "settings": DIRECTIONS[name],
-                "parameters": row[0]["parameters"],
-                "bits_per_byte": interval([one["bits_per_byte"] for one in row]),
-                "beside_nano": interval(  # seed by seed: below 0 is better
-                    [
-                        one["bits_per_byte"] - nano["bits_per_byte"]
-                        for one, nano in zip(row, runs["nano"], strict=True)
-                    ]
-                ),
-                "seconds": statistics.median(one["seconds"] for one in row),
-                "curve": {
-                    step: statistics.mean(one["curve"][step] for one in row)
-                    for step in row[0]["curve"]
-                },
-            }
-            for name, row in runs.items()
-        },
+        "directions": found,  # beside nano seed by seed: below 0 is better
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(result, args.picture)

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
 from gpt_jax.config import Config, load_config, override
 from gpt_jax.devices import request_cpu_devices
+from gpt_jax.experiments.statistics import mean_half_width
 from gpt_jax.input_pipeline.corpus import load_corpus
 from gpt_jax.input_pipeline.text_corpus import OZ_SHA256, SHAKESPEARE_SHA256
 
@@ -36,14 +37,12 @@ ORIGINAL = {  # the PyTorch original's own figures
     "train": (4.264, 2.765, 2.524, 2.369, 2.288, 2.220, 2.175),
     "val": (4.263, 2.775, 2.521, 2.379, 2.304, 2.232, 2.191),
 }
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # n - 1 degrees
 
 
-def interval(values: list[float]) -> dict[str, float]:
+def interval(values: Sequence[float]) -> dict[str, Any]:
     """Returns the mean and the half width of its 95% confidence interval (Student's t)."""
-    n = len(values)
-    half = T_95[n] * statistics.stdev(values) / math.sqrt(n)
-    return {"mean": statistics.mean(values), "half_width": half, "values": values}
+    half = float(mean_half_width(np.asarray(values)))
+    return {"mean": statistics.mean(values), "half_width": half, "values": list(values)}
 
 
 def initial_losses(config: Config, n: int = 200) -> dict[str, float]:
@@ -84,14 +83,11 @@ def train_seeds(name: str, seeds: int, prompt: str) -> tuple[list[Any], str]:
     """Returns a config's runs with seeds 0 to seeds - 1, and a sample from the last."""
     import gpt_jax
 
-    runs, sample = [], ""
-    for seed in range(seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            values = {"seed": seed, "run_dir": os.path.join(folder, name)}
-            runs.append(gpt_jax.train(override(load_config(name), values)))
-            sample = gpt_jax.generate(runs[-1], prompt, seed=0)
-        print(f"\n=== {name}, seed {seed} done ===\n", flush=True)
-    return runs, sample
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / name
+        found = gpt_jax.sweep(load_config(name), seeds=seeds, out=out, together="one-after-another")
+        runs = [gpt_jax.load_run(out / each.member.run_dir) for each in found.members]
+        return runs, gpt_jax.generate(runs[-1], prompt, seed=0)
 
 
 def describe_runs(runs: list[Any], steps: Iterable[int]) -> dict[str, Any]:
@@ -162,10 +158,12 @@ JOBS: dict[str, tuple[str, str, int, int, str, Callable[[int], dict[str, Any]]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="?", default="nano", choices=JOBS)
-    parser.add_argument("--seeds", type=int, choices=T_95)
+    parser.add_argument("--seeds", type=int, help="at least 2")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     corpus, sha256, batch_size, seeds, file, reproduce = JOBS[args.what]
+    if args.seeds is not None and args.seeds < 2:
+        parser.error("--seeds must be at least 2: one has no interval")
     if load_corpus(corpus).sha256 != sha256:
         sys.exit(f"error: this is not the original's edition of {corpus}; see GPT_JAX_DATA")
     request_cpu_devices(batch_size)

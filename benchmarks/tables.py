@@ -593,6 +593,29 @@ GPU_PLANS, BASE_ON_H100 = "gpu_plans.json", "python main.py plan --config base -
 LONG_RUN = "nano_5000.json"
 
 
+def sweep() -> str:
+    """A sweep beside the same runs as separate commands."""
+    result = load("sweep_cpu.json")
+    speeds, ratio = result["members_per_minute"], result["ratio"]
+    names = {"sweep": "one sweep", "separate": "separate commands"}
+    lines = ["| | empty compilation cache | warm |", "|---|---|---|"]
+    for way, name in names.items():
+        lines.append(f"| {name} | {speeds[way]['cold']:.1f} | {speeds[way]['warm']:.1f} |")
+    lines.append(f"| time of the sweep over theirs | {ratio['cold']:.2f} | {ratio['warm']:.2f} |")
+    turns = len(result["turns"]["sweep"])
+    settings = " ".join(result["settings"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Members a minute: {result['members']} of {result['steps']} steps each, `{settings}`; "
+            f"medians of {turns} turns, which alternate.",
+            "",
+            machine(result),
+        ]
+    )
+
+
 def trials() -> str:
     """The simulations of `benchmarks/trials.py`."""
     result = load("trials.json")

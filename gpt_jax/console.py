@@ -7,9 +7,10 @@ import shlex
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -19,11 +20,24 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 from gpt_jax.terminal import for_stream, lost_output, visible
 
 LINE_SECONDS = 30
 BAR_WIDTH, TEXT_WIDTH = 40, 62  # of a bar, at most, and of what stands beside it
+
+
+class _Bars(Progress):
+    """A bar, and what stands above it."""
+
+    above: Callable[[], RenderableType] | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above is not None:
+            yield self.above()
+        yield from super().get_renderables()
 
 
 class _Console(Console):
@@ -120,11 +134,21 @@ class Display:
         if done == total:
             self.stop()
 
-    def open(self, *columns: ProgressColumn, transient: bool = True, **task: Any) -> None:
-        """Shows a line that moves, in place of the one before; only on a terminal."""
+    def open(
+        self,
+        *columns: ProgressColumn,
+        transient: bool = True,
+        above: Callable[[], RenderableType] | None = None,
+        **task: Any,
+    ) -> None:
+        """Shows a line that moves, in place of the one before; only on a terminal.
+
+        `above` gives what is shown above it, each time anew.
+        """
         self.stop()
         if self._live:
-            self._moving = Progress(*columns, console=self._console, transient=transient)
+            self._moving = _Bars(*columns, console=self._console, transient=transient)
+            self._moving.above = above
             self._moving.add_task(**task)
             self._moving.start()
 
@@ -211,7 +235,14 @@ class TrainingProgress:
 class WorkProgress:
     """The bar of a preparation; where there is no terminal, a line every LINE_SECONDS."""
 
-    def __init__(self, display: Display, done: int, total: int):
+    def __init__(
+        self,
+        display: Display,
+        done: int,
+        total: int,
+        rows: Callable[[], Sequence[Sequence[str]]] | None = None,
+    ):
+        """Opens the bar; above it stands a table of `rows`, of which the first is the heading."""
         self._display, self._total = display, total
         self._start = (done, time.monotonic())  # how much was done, and when that was
         self._shown = time.monotonic()
@@ -225,6 +256,7 @@ class WorkProgress:
             total=total,
             completed=done,
             status="starting",
+            above=None if rows is None else lambda: _table(rows()),
         )
 
     def update(self, done: int, speed: str) -> None:
@@ -237,6 +269,15 @@ class WorkProgress:
             rate = (done - before) / (self._shown - start)
             left = f"{(self._total - done) / rate / 60:,.0f} min left" if rate else ""
             self._display.line(f"{100 * done / self._total:3.0f}%  {speed}  {left}".rstrip())
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    return table
 
 
 def wrap(text: str, width: int, indent: str = "") -> str:

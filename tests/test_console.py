@@ -135,6 +135,19 @@ def test_work_without_a_terminal_prints_a_line_now_and_then(capsys, monkeypatch)
     ]
 
 
+def test_a_table_stands_above_the_bar():
+    display, out = terminal(100)
+    rows = [("run", "step", "loss"), ("learning_rate=0.001 [bold]", "20/40", "3.125")]
+    progress = WorkProgress(display, 0, 80, lambda: rows)
+    rows.append(("learning_rate=0.003", "20/40", "2.875"))
+    progress.update(40, "0 of 2 runs done")
+    display.stop()
+    shown = out.getvalue()
+    assert "learning_rate=0.001 [bold]" in shown  # as it is: no markup
+    assert "learning_rate=0.003" in shown
+    assert shown.rindex("2.875") < shown.rindex("0 of 2 runs done")
+
+
 def test_what_is_done_moves_on_a_terminal_and_is_a_line_now_and_then_without(capsys, monkeypatch):
     display, out = terminal()
     for share in (10, 20):

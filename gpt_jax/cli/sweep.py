@@ -14,7 +14,8 @@ from gpt_jax.config.fields import parse
 from gpt_jax.errors import ConfigError
 from gpt_jax.terminal import visible
 
-OWN = ("config", "debug", "vary", "seeds", "samples", "out", "dry_run", "markdown", "json", "csv")
+OWN = ("config", "debug", "vary", "seeds", "samples", "out", "together", "dry_run")
+OWN += ("markdown", "json", "csv")
 
 
 def command(argv: list[str]) -> int:
@@ -48,19 +49,20 @@ def command(argv: list[str]) -> int:
         from gpt_jax.training.init_from import start_from
 
         config = start_from(config, given)
-    from gpt_jax.experiments import sweeps
+    from gpt_jax.experiments.sweep_plan import describe_plan, plan_sweep
+    from gpt_jax.experiments.sweeps import run_sweep
 
     quiet = own["json"] or own["csv"] or own["markdown"]
-    plan = sweeps.plan_sweep(
+    plan = plan_sweep(
         config, variations, seeds, out=own["out"], samples=own["samples"],
-        config_name=own["config"], quiet=quiet,
+        config_name=own["config"], together=own["together"], quiet=quiet,
     )  # fmt: skip
     if own["dry_run"]:
-        print(visible(sweeps.describe_plan(plan)))
+        print(visible(describe_plan(plan)))
         return 0
     from gpt_jax.report.after import write_page
 
-    result = sweeps.run_sweep(plan, quiet=quiet)
+    result = run_sweep(plan, quiet=quiet)
     write_page(plan.folder, quiet=quiet)
     if own["json"]:
         print(json.dumps(result.record(), indent=1))
@@ -81,7 +83,7 @@ def _parser(config: Config) -> Parser:
     parser = verb_parser(
         "sweep",
         "--out FOLDER [--vary NAME=X,X] [--seeds N] [...]",
-        ".\n\nRuns follow one another in one process; those of one shape share compiled programs. "
+        ".\n\nRuns of one shape share compiled programs, in one process. "
         "The same command continues a sweep that was interrupted. The exit status is 1 where a run "
         "diverged.",
     )
@@ -99,6 +101,10 @@ def _parser(config: Config) -> Parser:
                         "sequence")
     parser.add_argument("--out", metavar="FOLDER", help="the sweep's folder, with a run for each "
                         "point and seed, sweep.json and the result")
+    parser.add_argument("--together", metavar="WAY",
+                        help="how runs of one shape are computed: one-after-another, bit for bit "
+                        "as alone; side-by-side, a run a device; or stacked, several on a device "
+                        "(default: chosen by measuring, and kept)")
     parser.add_argument("--dry-run", action="store_true",
                         help="show the runs, their steps, and time and disk, about; train nothing")
     form = parser.add_mutually_exclusive_group()

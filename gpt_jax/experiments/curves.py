@@ -62,7 +62,6 @@ def draw(
     Raises:
       UserError: it can't be written.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -90,6 +89,13 @@ def draw(
     legend = above.legend(frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
+    return save(figure, path)
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Writes a figure of matplotlib, the same bytes each time; raises UserError where it can't."""
+    import matplotlib
+
     picture = io.BytesIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
@@ -127,3 +133,45 @@ def _band(
 ) -> None:
     axes.plot(steps, means, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
     axes.fill_between(steps, means - halves, means + halves, color=colour, alpha=0.2, linewidth=0)
+
+
+def draw_sequence(path: str | os.PathLike[str], trial: Any) -> Path:
+    """Draws the differences of a trial's pairs, and the confidence sequence of their mean.
+
+    Args:
+      path: of the picture, .png or .svg.
+      trial: an `outcomes.Trial`.
+
+    Returns:
+      The path.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = check_picture(path)
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    differences, sequence = trial.differences, trial.sequence
+    pairs = np.arange(1, len(differences) + 1)
+    axes.axhline(0, color=COLOURS[0], linewidth=1)
+    axes.plot(pairs, differences, "o", color=COLOURS[1], alpha=0.6, label="change - base")
+    axes.plot(pairs, sequence.means, color=COLOURS[2], label="mean so far")
+    known = np.isfinite(sequence.half_widths)
+    band = pairs[known], sequence.low[known], sequence.high[known]
+    axes.fill_between(*band, color=COLOURS[2], alpha=0.2, linewidth=0)
+    size = float(np.abs(differences).max(initial=0))
+    if known.any():
+        size = max(size, float(np.abs([sequence.low[known][-1], sequence.high[known][-1]]).max()))
+    if size:  # the first intervals are many times as wide as the last
+        axes.set_ylim(-1.5 * size, 1.5 * size)
+    axes.set_xlabel("pair")
+    axes.set_ylabel("difference (nats per token)")
+    axes.set_title(trial.sentence, parse_math=False, fontsize="medium")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return save(figure, path)

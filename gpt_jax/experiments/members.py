@@ -25,6 +25,7 @@ from gpt_jax.version import __version__
 
 SWEEP_FILE = "sweep.json"
 FORMAT = 1
+ONE_AFTER_ANOTHER, SIDE_BY_SIDE, STACKED = WAYS = ("one-after-another", "side-by-side", "stacked")
 SEEDS = ("init_seed", "data_seed", "dropout_seed")
 ONE_CHECKPOINT = {"train.keep_checkpoints": 1, "train.keep_best": False}
 
@@ -52,6 +53,22 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True)
+class Together:
+    """How the members of a sweep run.
+
+    Attributes:
+      way: one of `WAYS`; see `together.py`.
+      why: what decided.
+    """
+
+    way: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.way} ({self.why})"
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepRecord:
     """What sweep.json holds.
 
@@ -61,6 +78,7 @@ class SweepRecord:
       config: the settings of all members, but those that are varied and the seed.
       config_name: what `--config` named; None if nothing.
       members: in the order in which they run.
+      together: how they run; None until that is known.
     """
 
     format: int
@@ -68,6 +86,7 @@ class SweepRecord:
     config: dict[str, Any]
     config_name: str | None
     members: list[Member]
+    together: Together | None = None
 
 
 def parse_seeds(text: str, first: int) -> tuple[int, ...]:
@@ -212,6 +231,8 @@ def _problem(record: SweepRecord) -> str:
     """Returns what a record says of its members that can't be, or ''."""
     if not record.members:
         return "it has no members"
+    if record.together is not None and record.together.way not in WAYS:
+        return f"its members run {record.together.way!r:.40}"
     for member in record.members:
         if Path(member.run_dir).name != member.run_dir:
             return "a member lies outside the folder"

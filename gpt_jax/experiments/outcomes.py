@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,9 @@ class Trial:
             "half_widths": [h if ok else None for h, ok in zip(
                 sequence.half_widths.tolist(), finite, strict=True)],
         }  # fmt: skip
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draws the differences and the interval after each pair; see `curves.draw_sequence`."""
+        from gpt_jax.experiments.curves import draw_sequence
+
+        return draw_sequence(path, self)

@@ -164,6 +164,8 @@ class Sweep:
         both = [*_markdown(self.table()), "", *(f"{fact}  " for fact in self.facts), ""]
         return "\n".join([*both, *_markdown(self.member_table())]) + "\n"
 
+    _repr_markdown_ = markdown
+
     def csv(self) -> str:
         """Returns every member's row as CSV (RFC 4180)."""
         text = io.StringIO()

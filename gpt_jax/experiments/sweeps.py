@@ -1,9 +1,8 @@
-"""`sweep`: a run for each point of a grid and each seed, one after another in one process.
+"""`sweep`: a run for each point of a grid and each seed, in one process.
 
-Members of one shape follow one another and share compiled programs and the corpus; each is the run
-that its settings would have been alone, bit for bit on a CPU. Members side by side, a device each
-or stacked, are not done here. Read `grid.py` for what is varied, `members.py` for sweep.json,
-`sweep_results.py` for the result.
+Members of one shape follow one another, or run together (`together.py`), and share compiled
+programs and the corpus; each is the run that its settings would have been alone. Read
+`sweep_plan.py` for what is checked before, `sweep_results.py` for the result.
 """
 
 from __future__ import annotations
@@ -11,62 +10,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpt_jax import numerics
-from gpt_jax.config import Config, fix_schedule, override
-from gpt_jax.console import Display, WorkProgress, format_duration
-from gpt_jax.errors import ConfigError, Diverged, UserError
-from gpt_jax.experiments.estimate import estimate, estimate_text
-from gpt_jax.experiments.grid import Variation, list_of, make_points, parse_vary, show_values
-from gpt_jax.experiments.members import (
-    ONE_CHECKPOINT,
-    SWEEP_FILE,
-    Member,
-    SweepRecord,
-    check_seeds,
-    is_finished,
-    make_members,
-    member_config,
-    new_record,
-    open_sweep,
-    record_text,
-    shape_of,
-)
+from gpt_jax.config import Config, override
+from gpt_jax.console import Display
+from gpt_jax.errors import Diverged, UserError
+from gpt_jax.experiments.grid import list_of, parse_vary
+from gpt_jax.experiments.members import ONE_CHECKPOINT, SWEEP_FILE, Member, record_text, shape_of
+from gpt_jax.experiments.sweep_plan import SweepPlan, plan_sweep
+from gpt_jax.experiments.sweep_progress import SweepProgress
 from gpt_jax.experiments.sweep_results import Sweep, read_result
-from gpt_jax.parallel import multihost
+from gpt_jax.experiments.together import arrange
 from gpt_jax.run.folder import read_summary
-from gpt_jax.storage import open_folder, to_folder
-from gpt_jax.training.run_setup import RunSetup, check_machine, prepare_beside
+from gpt_jax.storage import open_folder
+from gpt_jax.training.lockstep import train_together
+from gpt_jax.training.run_setup import RunSetup, prepare_beside
+from gpt_jax.training.stack import Stack
 from gpt_jax.training.trainer import train_prepared
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepPlan:
-    """All that a sweep starts from, read and checked.
-
-    Attributes:
-      folder: of the sweep.
-      base: the settings that members share; its seed is the first one.
-      record: of the members; as in the folder where that exists.
-      is_new: whether the folder does not exist yet.
-      setups: {shape: the setup of the first member of it that is to run}.
-    """
-
-    folder: Path
-    base: Config
-    record: SweepRecord
-    is_new: bool
-    setups: dict[str, RunSetup]
-
-    def config_of(self, member: Member) -> Config:
-        place = str(self.folder / member.run_dir)
-        return member_config(self.base, member.values, member.seed, place)
-
-    def is_finished(self, member: Member) -> bool:
-        return is_finished(self.folder, member, self.config_of(member).train.steps)
 
 
 def sweep(
@@ -76,6 +38,7 @@ def sweep(
     out: str | os.PathLike[str],
     seeds: int | Sequence[int] = 1,
     samples: int | None = None,
+    together: str | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Trains a run for each point of a grid and each seed; the same call continues.
@@ -86,6 +49,8 @@ def sweep(
       out: the sweep's folder.
       seeds: how many, from `config.seed` on, or which.
       samples: how many points of the ranges are drawn.
+      together: "one-after-another", "side-by-side" or "stacked", see `together.py`; None as
+        before, or chosen by measuring.
       quiet: print nothing.
 
     Returns:
@@ -102,83 +67,10 @@ def sweep(
     ]
     numbers = range(config.seed, config.seed + seeds) if isinstance(seeds, int) else seeds
     config = override(config, ONE_CHECKPOINT)
-    plan = plan_sweep(config, variations, numbers, out=out, samples=samples, quiet=quiet)
+    plan = plan_sweep(
+        config, variations, numbers, out=out, samples=samples, together=together, quiet=quiet
+    )
     return run_sweep(plan, quiet=quiet)
-
-
-@numerics.fixed()
-def plan_sweep(
-    config: Config,
-    variations: Sequence[Variation],
-    seeds: Sequence[int],
-    *,
-    out: str | os.PathLike[str],
-    samples: int | None = None,
-    config_name: str | None = None,
-    quiet: bool = False,
-) -> SweepPlan:
-    """Returns a sweep, read and checked as far as can be before anything is computed.
-
-    Args:
-      config: the settings that are not varied, as they are used.
-      variations: what is varied.
-      seeds: of each point.
-      out: the sweep's folder.
-      samples: how many points of the ranges are drawn.
-      config_name: what `--config` named, for the command that is recommended.
-      quiet: print nothing.
-
-    Raises:
-      UserError: what is wrong, and what to do about it.
-    """
-    if multihost.host_count() > 1:
-        raise UserError("a sweep runs on one host; start it without --hosts.count")
-    folder = to_folder(os.path.expanduser(os.fspath(out)))
-    points = make_points(variations, samples)
-    base = dataclasses.replace(config, seed=seeds[0] if len(seeds) else 0)
-    members = make_members(base, points, check_seeds(seeds))
-    found = open_sweep(folder, base, config_name, members)
-    record = found or new_record(base, config_name, members)
-    plan = SweepPlan(folder, base, record, found is None, {})
-    with Display(quiet) as display:
-        display.doing("reading the corpus")
-        return dataclasses.replace(plan, setups=_first_setups(plan, display))
-
-
-def _first_setups(plan: SweepPlan, display: Display) -> dict[str, RunSetup]:
-    """Returns the setup of the first member to run of each shape, checked for this machine."""
-    setups: dict[str, RunSetup] = {}
-    other = None
-    for member in plan.record.members:
-        if plan.is_finished(member):
-            continue
-        config = plan.config_of(member)
-        if (shape := shape_of(config)) in setups:
-            continue
-        try:
-            setups[shape] = other = prepare_beside(config, other, display.download)
-            check_machine(fix_schedule(other.config), resumes=other.resumes)
-        except UserError as error:
-            raise ConfigError(f"the member {show_values(member.values)}: {error}") from error
-    return setups
-
-
-def describe_plan(plan: SweepPlan) -> str:
-    """Returns what a sweep would do, as text: members, steps, estimated time and disk.
-
-    A chunk of steps and an evaluation of each shape are run for it, in memory.
-    """
-    todo = [member for member in plan.record.members if not plan.is_finished(member)]
-    done = len(plan.record.members) - len(todo)
-    lines = [f"{member.run_dir}: {member}" for member in todo]
-    steps = sum(plan.config_of(member).train.steps for member in todo)
-    lines += ["", f"{len(todo)} members to run, {done} done; {steps:,} steps"]
-    lines += [f"shapes, each compiled once: {len(plan.setups)}; one member after another"]
-    shapes = [shape_of(plan.config_of(member)) for member in todo]
-    if todo:
-        estimates = {shape: estimate(setup) for shape, setup in plan.setups.items()}
-        lines += estimate_text(estimates, shapes)
-    return "\n".join(lines)
 
 
 @numerics.fixed()
@@ -194,80 +86,108 @@ def run_sweep(plan: SweepPlan, *, quiet: bool = False) -> Sweep:
             "another --out"
         ) from error
     with Display(quiet) as display, folder.lock("swept"):
-        _run_members(plan, display)
+        if plan.groups():
+            _Running(plan, display).run()
         result = read_result(plan.folder)
         result.write()
     return result
 
 
-def _run_members(plan: SweepPlan, display: Display) -> None:
-    members = list(plan.record.members)
-    steps = [plan.config_of(member).train.steps for member in members]
-    done = [n if plan.is_finished(m) else 0 for m, n in zip(members, steps, strict=True)]
-    progress = SweepProgress(display, members, sum(done), sum(steps))
-    other: RunSetup | None = None
-    for i, member in enumerate(members):
-        if done[i]:
-            progress.finished(member, _loss(plan.folder, member), 0)
-            continue
-        config = plan.config_of(member)
-        setup = plan.setups.get(shape_of(config))
-        if setup is None or setup.config.run_dir != config.run_dir:
-            setup = prepare_beside(config, other or setup)
-        other, began, diverged = setup, time.monotonic(), None
+class _Running:
+    """The members of a sweep while they run; what is known of them is in sweep.json at once."""
+
+    def __init__(self, plan: SweepPlan, display: Display):
+        self._plan, self._display = plan, display
+        display.doing("trying how members run fastest")
+        self._together = plan.together()
+        display.line(f"members run {self._together}")
+        self._members = list(plan.record.members)
+        steps = [plan.config_of(member).train.steps for member in self._members]
+        self._progress = SweepProgress(display, self._members, steps)
+        self._other: RunSetup | None = None
+        self._write()
+
+    def run(self) -> None:
+        """Runs all members that are not finished."""
+        groups = self._plan.groups()
+        todo = {i for group in groups.values() for i in group}
+        for i, member in enumerate(self._members):
+            if i not in todo:
+                self._progress.was_done(i, self._loss(member))
+        for shape, numbers in groups.items():
+            setup = self._plan.setups[shape]
+            arrangement = arrange(self._together.way, setup, len(numbers))
+            stack = Stack(setup, arrangement) if arrangement else None
+            n = stack.n_slots if stack else 1
+            try:
+                for at in range(0, len(numbers), n):
+                    self._run_at_once(numbers[at : at + n], stack)
+            finally:
+                if stack:
+                    stack.close()
+
+    def _run_at_once(self, numbers: Sequence[int], stack: Stack | None) -> None:
+        setups = [self._setup(i) for i in numbers]
+        began, ended = time.monotonic(), set()
+
+        def on_row(k: int, row: dict[str, Any]) -> None:
+            self._progress.row(numbers[k], row)
+
+        def on_end(k: int, error: Diverged | None) -> None:
+            ended.add(numbers[k])
+            keep(numbers[k], error)
+            self._progress.ended(numbers[k], self._loss(self._members[numbers[k]]))
+
+        def keep(i: int, error: Diverged | None = None) -> None:
+            seconds = (self._members[i].seconds or 0.0) + (time.monotonic() - began) / len(numbers)
+            diverged = None if error is None else str(error)
+            self._members[i] = dataclasses.replace(
+                self._members[i], seconds=seconds, diverged=diverged
+            )
+            self._write()
+
         try:
-            train_prepared(setup, Display(quiet=True), progress.on_row(i, member))
-        except Diverged as error:
-            diverged = str(error)
+            if stack is None:
+                _train_alone(setups[0], on_row, on_end)
+            else:
+                notify = lambda: self._display.line(
+                    "stopping after these steps; once more: at once"
+                )
+                train_together(stack, setups, on_row, on_end, notify)
         finally:
-            seconds = (member.seconds or 0.0) + time.monotonic() - began
-            members[i] = dataclasses.replace(member, seconds=seconds, diverged=diverged)
-            text = record_text(dataclasses.replace(plan.record, members=members))
-            open_folder(plan.folder).write(SWEEP_FILE, text)
-        progress.finished(members[i], _loss(plan.folder, members[i]), steps[i])
+            for i in set(numbers) - ended:
+                keep(i)
+
+    def _setup(self, i: int) -> RunSetup:
+        config = self._plan.config_of(self._members[i])
+        setup = self._plan.setups.get(shape_of(config))
+        if setup is None or setup.config.run_dir != config.run_dir:
+            setup = prepare_beside(config, self._other or setup)
+        self._other = setup
+        return setup
+
+    def _loss(self, member: Member) -> float | None:
+        """Returns a finished member's exact validation loss; None of one that diverged."""
+        if member.diverged is not None:
+            return None
+        summary = read_summary(self._plan.folder / member.run_dir)
+        return summary.get("val", {}).get("nats_per_token")
+
+    def _write(self) -> None:
+        record = dataclasses.replace(
+            self._plan.record, members=self._members, together=self._together
+        )
+        open_folder(self._plan.folder).write(SWEEP_FILE, record_text(record))
 
 
-def _loss(folder: Path, member: Member) -> float | None:
-    """Returns a finished member's exact validation loss; None of one that diverged."""
-    if member.diverged is not None:
-        return None
-    return read_summary(folder / member.run_dir).get("val", {}).get("nats_per_token")
-
-
-class SweepProgress:
-    """The bar of a sweep, and a line for each member that ends: its loss, the best so far."""
-
-    def __init__(self, display: Display, members: Sequence[Member], done: int, total: int):
-        self._display, self._n = display, len(members)
-        self._done, self._n_done = done, 0
-        self._best: tuple[float, str] | None = None
-        self._bar = WorkProgress(display, done, total)
-        self._began, self._taken, self._total = time.monotonic(), 0, total
-
-    def on_row(self, number: int, member: Member) -> Any:
-        """Returns a function of a row that moves the bar."""
-
-        def move(row: dict[str, Any]) -> None:
-            loss = row.get("loss")
-            shown = "" if loss is None else f"  loss {loss:.3f}"
-            best = "" if self._best is None else f"  best {self._best[0]:.4f}"
-            status = f"run {number + 1} of {self._n}  step {row['step']}{shown}{best}"
-            self._bar.update(self._done + row["step"], status)
-
-        return move
-
-    def finished(self, member: Member, loss: float | None, steps: int) -> None:
-        """Prints the line of a member; one that was done before, with 0 steps, only counts."""
-        self._done, self._taken = self._done + steps, self._taken + steps
-        self._n_done += 1
-        if loss is not None and (self._best is None or loss < self._best[0]):
-            self._best = loss, str(member)
-        if not steps:
-            return
-        left = ""
-        if self._n_done < self._n:
-            rate = (time.monotonic() - self._began) / self._taken
-            left = f"; about {format_duration(rate * (self._total - self._done))} left"
-        shown = "diverged" if loss is None else f"{loss:.4f}"
-        best = "" if self._best is None else f"; best {self._best[0]:.4f} ({self._best[1]})"
-        self._display.line(f"{self._n_done}/{self._n}  {shown}  {member}{best}{left}")
+def _train_alone(
+    setup: RunSetup,
+    on_row: Callable[[int, dict[str, Any]], None],
+    on_end: Callable[[int, Diverged | None], None],
+) -> None:
+    try:
+        train_prepared(setup, Display(quiet=True), lambda row: on_row(0, row))
+    except Diverged as error:
+        on_end(0, error)
+    else:
+        on_end(0, None)

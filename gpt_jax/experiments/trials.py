@@ -170,7 +170,10 @@ def find_budget(question: Question, config: Config, folder: Folder, run: Runner)
 def plan_lines(
     config: Config, question: Question, out: str | os.PathLike[str], max_pairs: int
 ) -> list[str]:
-    """Returns what `trial` would run, in lines; nothing is made or trained."""
+    """Returns what `trial` would run, in lines, and about what that takes; nothing is made.
+
+    A few steps of each side are run for it, in memory.
+    """
     folder = open_folder(to_folder(out))
     done: list[Pair] = []
     budget = None
@@ -185,7 +188,8 @@ def plan_lines(
         f"at most {max_pairs} pairs in {out}, {len(done)} of them done: at most {2 * left} runs, "
         "one after another"
     ]
-    for side, own in sides_of(config, question.change, budget).items():
+    sides = sides_of(config, question.change, budget)
+    for side, own in sides.items():
         tokens = own.train.steps * own.train.batch_size * own.model.block_size
         values = question.change if side == CHANGE else {}
         shown = [f"{n.replace('_', '-')}={shown_value(v)}" for n, v in values.items()]
@@ -196,7 +200,12 @@ def plan_lines(
         lines.append(str(budget or "equal seconds: the steps of the change are measured first"))
     first, last = (seeds_of(i, config.seed, paired=question.paired) for i in (0, max_pairs - 1))
     lines.append(f"seeds: from {first[0]} to {last[1]}")
-    lines.append("disk: one checkpoint a run; time: known after the first pair")
+    if left and not question.trees:
+        from gpt_jax.experiments.estimate import runs_text
+
+        lines += runs_text(list(sides.values()), left)
+    elif left:
+        lines.append("disk: one checkpoint a run; time: known after the first pair")
     return lines
 
 

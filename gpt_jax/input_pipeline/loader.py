@@ -42,6 +42,7 @@ class BatchLoader:
     """The batches of a run.
 
     Attributes:
+      mesh: the devices that have the batches.
       samplers: of "train" and "val".
       is_resident: the tokens are on the devices, and the compiled programs gather batches there.
       token_bytes: bytes of all tokens; on each device, if they are resident.
@@ -53,7 +54,7 @@ class BatchLoader:
         Raises:
           UserError: a dataset is too short, or resident tokens have ids beyond the vocabulary.
         """
-        self._config = config
+        self._config, self.mesh = config, mesh
         sizes = config.model.block_size, config.train.batch_size
         orders = {"train": config.data.order, "val": "random"}
         made = [make_sampler(datasets[name], *sizes, orders[name]) for name in ("train", "val")]

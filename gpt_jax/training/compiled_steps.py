@@ -31,7 +31,7 @@ from gpt_jax.input_pipeline.sampler import Sampler
 from gpt_jax.model import Params
 from gpt_jax.model.attention import needs_mesh
 from gpt_jax.parallel.backend import target_backend
-from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.mesh import mesh_of
 from gpt_jax.parallel.sharding import (
     batch_sharding,
     make_constrain_batch,
@@ -97,12 +97,13 @@ def abstract_inputs(config: Config, mesh: Mesh) -> AbstractInputs:
     return AbstractInputs(
         state=jax.tree.map(placed, state, state_shardings(state, mesh)),
         keys=jax.tree.map(lambda key: placed(key, replicated(mesh)), keys),
-        hyper=dict.fromkeys(_hyperparameters(config), number),
+        hyper=dict.fromkeys(numbers_of(config), number),
         gathered=gathered,
     )
 
 
-def _hyperparameters(config: Config) -> dict[str, float]:
+def numbers_of(config: Config) -> dict[str, float]:
+    """Returns a run's `hyperparameters`."""
     return hyperparameters(fix_schedule(config).optim, config.train)
 
 
@@ -143,12 +144,18 @@ def _jit_functions(
     samplers: tuple[Sampler, Sampler] | None = None,
 ) -> JitFunctions:
     whole_params = fits_whole_params(config, tuple(mesh.shape.values()), target_backend(), limit)
+    model, optim, train, options = program_settings(config, mesh)
+    return jit_functions(model, optim, train, mesh, samplers, options, whole_params)
+
+
+def program_settings(
+    config: Config, mesh: Mesh
+) -> tuple[ModelConfig, OptimConfig, TrainConfig, tuple[tuple[str, str | int], ...]]:
+    """Returns the settings that a run's programs are made of, and XLA's options by name."""
     platform = mesh.devices.flat[0].platform
     options = compiler_options(platform, library_products=config.model.n_embd < WIDE_N_EMBD)
     optim, train = optim_structure(config.optim), _train_structure(config.train)
-    return jit_functions(
-        config.model, optim, train, mesh, samplers, tuple(options.items()), whole_params
-    )
+    return config.model, optim, train, tuple(options.items())
 
 
 def _train_structure(train: TrainConfig) -> TrainConfig:
@@ -245,16 +252,16 @@ class CompiledSteps:
       layouts: a context in which what computes the model on the mesh is traced.
     """
 
-    def __init__(self, config: Config, splits: dict[str, Dataset]):
-        """Works out shapes; `compile_ahead` begins to compile."""
+    def __init__(
+        self, config: Config, splits: dict[str, Dataset], loader: BatchLoader | None = None
+    ):
+        """Works out shapes; `compile_ahead` begins to compile.
+
+        `loader` is one that other runs on its mesh use too; None makes one for the settings' mesh.
+        """
         self._config = config
         self._memory = memory_limit(jax.local_devices()[0])
-        self.mesh = make_mesh(
-            config.train.micro_batch_size,
-            sizes=config.mesh,
-            kv_heads=config.model.kv_heads,
-            block_size=config.model.block_size,
-        )
+        self.mesh = mesh_of(config) if loader is None else loader.mesh
         self.layouts = functools.partial(mesh_context, self.mesh, kernels=needs_mesh(config.model))
         layout = abstract_inputs(config, self.mesh)
         self.abstract_state, self.n_params, self._keys_target, self._hyper_target = (
@@ -265,9 +272,9 @@ class CompiledSteps:
         )
         self._hyper = {
             name: _place(np.asarray(value, np.float32), self._hyper_target[name])
-            for name, value in _hyperparameters(config).items()
+            for name, value in numbers_of(config).items()
         }
-        self.loader = BatchLoader(config, splits, self.mesh)
+        self.loader = BatchLoader(config, splits, self.mesh) if loader is None else loader
         self._metrics: Any = None  # of the chunk before
         train_sampler, val_sampler = self.loader.samplers
         samplers = train_sampler, val_sampler
@@ -340,6 +347,10 @@ class CompiledSteps:
     def is_finite(self, state: TrainState) -> bool:
         """Returns whether every parameter is a finite number."""
         return bool(self._jit.is_finite(state.params))
+
+    def whole_state(self, state: TrainState) -> TrainState:
+        """Returns a state as arrays of this run alone, to be saved."""
+        return state
 
     def close(self) -> None:
         """Stops compiling and gathering what nobody waits for."""

@@ -29,8 +29,14 @@ from gpt_jax.training.run_setup import RunSetup
 
 
 @contextlib.contextmanager
-def open_for_training(setup: RunSetup) -> Generator[Callable[[], None]]:
+def open_for_training(
+    setup: RunSetup, arrangement: str | None = None
+) -> Generator[Callable[[], None]]:
     """Creates or updates the run's folder, on host 0, and keeps it locked.
+
+    Args:
+      setup: what the run starts from.
+      arrangement: see `history.numerics_now`.
 
     Yields:
       a function for all hosts to call together, which raises TrainingError where the folder is not
@@ -45,7 +51,8 @@ def open_for_training(setup: RunSetup) -> Generator[Callable[[], None]]:
 
         def create_or_update() -> None:
             if not setup.resumes:
-                now = parent_numerics(setup.branch) if setup.branch else numerics_now(setup.config)
+                now = numerics_now(setup.config, arrangement)
+                now = parent_numerics(setup.branch) if setup.branch else now
                 create_run(run_dir, setup.config, setup.corpus, setup.tokenizer, setup.origin, now)
             held.enter_context(open_folder(run_dir).lock())
             clear_unfinished(run_dir)

@@ -16,9 +16,15 @@ from gpt_jax.parallel.mesh import mesh_of
 from gpt_jax.run.folder import run_record
 
 
-def numerics_now(config: Config) -> dict[str, Any]:
-    """Returns the record of how a run is computed here; it asks for the devices."""
-    return {**numerics.asked_for(), **numerics.environment(mesh_of(config).shape)}
+def numerics_now(config: Config, arrangement: str | None = None) -> dict[str, Any]:
+    """Returns the record of how a run is computed here; it asks for the devices.
+
+    Args:
+      config: the settings.
+      arrangement: recorded as its mesh, where it is computed beside others; see `stack.py`.
+    """
+    now = {**numerics.asked_for(), **numerics.environment(mesh_of(config).shape)}
+    return now if arrangement is None else now | {"mesh": arrangement}
 
 
 def changed_numerics(

@@ -99,9 +99,27 @@ def train(
     return train_prepared(setup, display, on_row)
 
 
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """How a run is trained beside others, in a thread of its own; see `stack.py`.
+
+    Attributes:
+      make_steps: from the run's setup to what computes its steps.
+      signals: that this process has got; Python handles them in its main thread alone.
+      arrangement: what is recorded as its mesh.
+    """
+
+    make_steps: Callable[[RunSetup], CompiledSteps]
+    signals: list[int]
+    arrangement: str
+
+
 @numerics.fixed()
 def train_prepared(
-    setup: RunSetup, display: Display, on_row: Callable[[dict[str, Any]], None] | None = None
+    setup: RunSetup,
+    display: Display,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    beside: Beside | None = None,
 ) -> Run:
     """Trains what is prepared; see `train`, whose results and errors these are."""
     if setup.resumes and (run := _load_finished(setup)):
@@ -110,8 +128,12 @@ def train_prepared(
     setup, compiled = settle_micro_batch(setup)
     multihost.all_agree(lambda: check_machine(setup.config, resumes=setup.resumes))
     run_dir = to_folder(setup.config.run_dir)
-    with one_line_errors(run_dir), open_for_training(setup) as check_folder:
-        trainer = Trainer(setup, display, check_folder, on_row or (lambda row: None), compiled)
+    arrangement = None if beside is None else beside.arrangement
+    with one_line_errors(run_dir), open_for_training(setup, arrangement) as check_folder:
+        if beside is not None:
+            compiled = beside.make_steps(setup)
+        row = on_row or (lambda row: None)
+        trainer = Trainer(setup, display, check_folder, row, compiled, beside)
         seconds_per_step = trainer.run()
         del trainer  # frees its state
         run = load_run(run_dir, mesh=params_mesh_over_hosts(setup.config))
@@ -177,8 +199,9 @@ class Trainer:
         check_folder: Callable[[], None],
         on_row: Callable[[dict[str, Any]], None],
         compiled: CompiledSteps | None = None,
+        beside: Beside | None = None,
     ):
-        self.on_row = on_row
+        self.on_row, self.beside = on_row, beside
         self.setup, self.config, self.display = setup, setup.config, display
         self._check_folder = check_folder  # see `guards.open_for_training`
         self.run_dir = to_folder(setup.config.run_dir)
@@ -205,7 +228,10 @@ class Trainer:
           TrainingError, Interrupted, OutOfTime: see `train`.
         """
         train = self.config.train
-        with defer_signals(self.say_when_it_stops) as self.signals, self.to_close, self.display:
+        signals = defer_signals(self.say_when_it_stops)
+        if self.beside is not None:
+            signals = contextlib.nullcontext(self.beside.signals)
+        with signals as self.signals, self.to_close, self.display:
             self.restore_or_initialize()
             if self.step == 0:
                 self.evaluate()
@@ -312,7 +338,7 @@ class Trainer:
         """Says, also in the next row, where a resumed run is rounded otherwise than before."""
         if not (self.setup.resumes or self.setup.branch) or self.is_finished:
             return
-        now = numerics_now(self.config)
+        now = numerics_now(self.config, self.beside.arrangement if self.beside else None)
         changed, line = changed_numerics(self.run_dir, self.metrics.rows, now)
         if changed:
             self.metrics.mark({"numerics": changed})
@@ -398,7 +424,7 @@ class Trainer:
         val_bpb = bits_per_byte(val_loss, self.setup.splits["val"].bytes_per_token)
         row |= {"train_loss": train_loss, "val_loss": val_loss, "val_bpb": val_bpb, **timing}
         self.write_row(row)
-        self.samples.take(self.step, self.state.params)
+        self.samples.take(self.step, self.compiled.whole_state(self.state).params)
         self.display.evaluation(row)
         self.timer.restart(self.step)
 
@@ -421,14 +447,15 @@ class Trainer:
         if self.pending:
             row, self.pending = self.read_metrics(self.pending), None
             self.log(row)
-        if not self.compiled.is_finite(self.state):
+        state = self.compiled.whole_state(self.state)
+        if not self.compiled.is_finite(state):
             where = f"in the parameters after step {self.step}"
             raise self.stop_diverged(Divergence(math.nan), where)
         self.check_folder()
         self.metrics.sync()
         val_loss = self.metrics.rows[-1].get("val_loss")
         with failed_save():
-            self.checkpoints.save(self.step, self.state, to_dict(self.config), val_loss)
+            self.checkpoints.save(self.step, state, to_dict(self.config), val_loss)
         if val_loss is not None:  # a save right after an evaluation is left out with it
             self.timer.restart(self.step)
 

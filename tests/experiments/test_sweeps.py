@@ -12,7 +12,7 @@ import gpt_jax
 from gpt_jax.config import Config, OptimConfig, override
 from gpt_jax.config.fields import iter_fields
 from gpt_jax.errors import ConfigError, TrainingError, UserError
-from gpt_jax.experiments import sweeps
+from gpt_jax.experiments import sweep_plan, sweeps
 from gpt_jax.experiments.grid import FIXED, list_of, make_points, parse_vary
 from gpt_jax.experiments.members import (
     make_members,
@@ -250,7 +250,7 @@ def test_what_does_not_fit_or_is_no_sweeps_folder_is_refused_before_work(
     (tmp_path / "full" / "else").write_text("")
     with pytest.raises(UserError, match=r"holds other files \(else\) and no sweep.json"):
         gpt_jax.sweep(tiny_config, VARY, out=tmp_path / "full", quiet=True)
-    monkeypatch.setattr(sweeps, "check_machine", full)
+    monkeypatch.setattr(sweep_plan, "check_machine", full)
     with pytest.raises(UserError, match="the member n_embd=32: training needs 9 GiB for 32"):
         gpt_jax.sweep(tiny_config, {"model.n_embd": [32]}, out=tmp_path / "big", quiet=True)
     assert not (tmp_path / "big").exists()

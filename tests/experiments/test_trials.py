@@ -13,6 +13,7 @@ import gpt_jax
 import main
 from gpt_jax.config import override
 from gpt_jax.errors import ConfigError, Diverged, TrainingError, UserError
+from gpt_jax.experiments import estimate
 from gpt_jax.experiments.trials import trial
 
 RATE = {"optim.learning_rate": 1e-3}
@@ -63,6 +64,18 @@ def test_a_trial_ends_as_soon_as_the_interval_leaves_0_out(trainer):
     assert found.sentence.endswith(f"({n} pairs, alpha = 0.01)")
     assert [pair.seeds for pair in found.pairs] == [[i, i] for i in range(n)]
     assert gpt_jax.compare("out/base-*", "out/change-*").status == 0
+
+
+def test_a_trial_draws_itself(trainer):
+    found = gpt_jax.trial(NANO, RATE, "out")
+    text = found.plot("found.svg").read_text("utf-8")
+    assert "the change is lower by" in text
+    assert "mean so far" in text
+    before = Path("found.svg").read_bytes()
+    assert found.plot("found.svg").read_bytes() == before
+    with pytest.raises(UserError, match=r"must end in .png or .svg"):
+        found.plot("found.pdf")
+    gpt_jax.trial(NANO, RATE, "one", max_pairs=1).plot("one.png")
 
 
 def test_a_worse_change_and_none(trainer):
@@ -226,13 +239,18 @@ def test_a_folder_with_other_files_is_refused(trainer):
         gpt_jax.trial(NANO, RATE, "file")
 
 
-def test_the_command(trainer, capsys):
+def test_the_command(trainer, capsys, monkeypatch):
     words = ["trial", "--config", "nano", "--change", "optim.learning-rate=1e-3", "--out", "out"]
+    prepared = lambda config, other: types.SimpleNamespace(config=config)
+    monkeypatch.setattr(estimate, "prepare_beside", prepared)
+    monkeypatch.setattr(estimate, "estimate", lambda setup: estimate.Estimate(30.0, 60.0, 10**7))
     assert main.main([*words, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "at most 20 pairs in out, 0 of them done: at most 40 runs" in out
     assert "base: 500 steps, 1,024,000 tokens a run; -" in out
     assert "optim.learning-rate=0.001" in out
+    assert "about 41 min, exact evaluations" in out  # 40 runs, and two programs
+    assert "about 400 MB on the disk" in out
     assert not Path("out").exists()
     assert main.main(words) == 0
     out, err = capsys.readouterr()

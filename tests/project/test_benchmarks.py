@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from conftest import ROOT
 
-from benchmarks import longer, reproduce, tables, trials
+from benchmarks import longer, reproduce, sweep, tables, trials
 from gpt_jax.config import load_config
 
 
@@ -94,3 +94,32 @@ def test_a_t_test_of_the_trials_is_scipys():
     values = np.random.default_rng(0).normal(0.8, 1, (50, 20))
     p = scipy.stats.ttest_1samp(values, 0, axis=1).pvalue
     assert trials.t_tests(values)[:, -1].tolist() == (p < trials.ALPHA).tolist()
+
+
+def test_a_sweep_is_measured_beside_separate_commands(tmp_path, monkeypatch):
+    turns = {
+        "sweep": [{"cold": 60.0, "warm": 30.0}, {"cold": 64.0, "warm": 34.0}],
+        "separate": [{"cold": 120.0, "warm": 40.0}] * 2,
+    }
+    found = sweep.describe("a command", 8, 200, turns)
+    assert found["ratio"] == {"cold": 62 / 120, "warm": 32 / 40}
+    assert found["members_per_minute"]["separate"] == {"cold": 4.0, "warm": 12.0}
+    assert "ratio" not in sweep.describe("a command", 8, 200, {**turns, "separate": []})
+    (tmp_path / "sweep_cpu.json").write_text(json.dumps(found), encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert "| one sweep | 7.7 | 15.0 |" in tables.sweep()
+    assert "| time of the sweep over theirs | 0.52 | 0.80 |" in tables.sweep()
+
+
+def test_a_sweeps_commands_are_those_of_its_runs():
+    (words,) = sweep.sweep_commands(4, 200, Path("out"))
+    runs = sweep.train_commands(4, 200, Path("out"))
+    assert len(runs) == 8
+    assert words[: len(sweep.SETTINGS) + 1] == ["sweep", *sweep.SETTINGS]
+    assert len({tuple(run) for run in runs}) == 8
+
+
+def test_an_interval_is_students():
+    found = reproduce.interval([1.0, 2.0, 4.0])
+    low, high = scipy.stats.t.interval(0.95, 2, 7 / 3, scipy.stats.sem([1.0, 2.0, 4.0]))
+    assert 2 * found["half_width"] == pytest.approx(high - low)
