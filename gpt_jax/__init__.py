@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gpt_jax.model import GPT
     from gpt_jax.report.page import Report, make_report
     from gpt_jax.run.load import Run, load_run
+    from gpt_jax.training.branches import branch_from
     from gpt_jax.training.init_from import start_from
     from gpt_jax.training.save import save_run
     from gpt_jax.training.trainer import train
@@ -44,6 +45,7 @@ __all__ = [
     "UserError",
     "__version__",
     "activations",
+    "branch_from",
     "compare",
     "evaluate",
     "generate",
@@ -67,6 +69,7 @@ _LAZY = {
     "Run": "run.load",
     "Activations": "inference.activations",
     "activations": "inference.activations",
+    "branch_from": "training.branches",
     "compare": "experiments.comparison",
     "evaluate": "inference.evaluation",
     "generate": "inference.generation",

@@ -28,7 +28,8 @@ from gpt_jax.version import __version__
 P = ParamSpec("P")
 R = TypeVar("R")
 # How this program rounds; a release that computes something in another way counts on.
-# 2: LayerNorm subtracts the mean before it squares; devices sum their micro-batches first.
+# 2: LayerNorm subtracts the mean before it squares; devices sum their micro-batches first,
+# over fsdp where their memory allows.
 REVISION = 2
 PACKAGES = ("gpt_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 # What changes draws, or the precision asked for: (value where nothing is set, how to set it).

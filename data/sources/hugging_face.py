@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.config import PrepareConfig
+from data.sources import parquet
 from data.sources.documents import (
     EXTRAS,
     BadInput,
@@ -120,7 +121,29 @@ def plan(config: PrepareConfig) -> Plan:
     return Plan(units, files, facts={**facts, "revision": revision})
 
 
+def _local_parquet(unit: Unit, config: PrepareConfig) -> Unit | None:
+    """Returns the unit of a Parquet file in a folder, which `parquet.py` reads in bounded memory.
+
+    The package decodes a whole row group at once, whatever that takes. None for other files.
+    """
+    if not os.path.isdir(unit["path"]):
+        return None
+    datasets = import_optional("datasets")
+    try:
+        builder = datasets.load_dataset_builder(unit["path"], name=config.hf_config)
+        files = list((builder.config.data_files or {}).get(config.hf_split, ()))
+    except Exception as error:  # the formats raise many kinds
+        raise _unopened(unit["path"], error) from error
+    if builder.name != "parquet" or len(files) != unit["count"]:
+        return None
+    path = str(files[unit["index"]])
+    return {**unit, "path": path} if os.path.isfile(path) else None
+
+
 def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
+    if local := _local_parquet(unit, config):
+        yield from parquet.read_file(local, config)
+        return
     data_set = _dataset(unit["path"], config, unit["revision"])
     limit, field = config.max_document_mb << 20, config.text_field
     shard = data_set.shard(num_shards=unit["count"], index=unit["index"])

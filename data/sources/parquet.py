@@ -52,6 +52,13 @@ def plan(path: str, size: int, unit_bytes: int) -> list[Unit]:
     return units
 
 
+def read_file(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
+    """Yields the documents of a whole file; see `readers.read_unit`."""
+    with _open(unit["path"]) as file:
+        n_groups = file.metadata.num_row_groups
+    return read({**unit, "start": 0, "end": n_groups}, config)
+
+
 def read(unit: Unit, config: PrepareConfig) -> Iterator[Document | BadInput]:
     field, limit = config.text_field, config.max_document_mb << 20
     failures = (import_optional("pyarrow").ArrowException, OSError, UnicodeDecodeError)

@@ -1,4 +1,4 @@
-"""The text of a compiled GPU program, read into instructions and kernels. No jax is needed."""
+"""The kernels of a compiled GPU program, read from its text. No jax is needed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import dataclasses
 import math
 import re
 
-BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
-    "u32": 4, "f64": 8, "s64": 8, "u64": 8,
-}  # fmt: skip
-ARRAY = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\]")
+from gpt_jax.analysis.hlo_text import ARRAY, Computation, Instruction, n_bytes, parse
+
 NO_WORK = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "iota", "opt-barrier", "copy-done", "fusion-done", "async-done",
@@ -19,78 +16,9 @@ NO_WORK = {
     "collective-permute-done",
 }  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 FUSED_ATTENTION = "fmha"  # in the names of cuDNN's functions for it
 SOURCE = r'op_name="([^"]*)"'
-INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation: name = type opcode(arguments), attributes."""
-
-    name: str
-    type: str
-    opcode: str
-    arguments: str
-    attributes: str
-    is_root: bool
-
-    @property
-    def operands(self) -> list[str]:
-        return re.findall(r"%([\w.\-]+)", self.arguments)
-
-    def attribute(self, pattern: str) -> str:
-        """Returns the first group of a pattern found in the attributes, or ''."""
-        found = re.search(pattern, self.attributes)
-        return found[1] if found else ""
-
-    @property
-    def calls(self) -> str:
-        return self.attribute(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
-
-
-Computation = dict[str, Instruction]
-
-
-def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Returns {name: {instruction's name: instruction}} and the name of the entry computation."""
-    computations: dict[str, Computation] = {}
-    current: Computation | None = None
-    entry = ""
-    for line in text.split("\n"):
-        if head := COMPUTATION.match(line):
-            current = computations[head[2]] = {}
-            entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and (found := INSTRUCTION.match(line)):
-            current[found[2]] = _parse_instruction(*found.groups())
-    return computations, entry
-
-
-def _parse_instruction(root: str | None, name: str, rest: str) -> Instruction:
-    end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
-    type_, call = rest[:end], rest[end:].strip()
-    opcode, bracket, _ = call.partition("(")
-    call = call[len(opcode) :] if bracket else "()"
-    end = _closing(call)
-    return Instruction(name, type_, opcode, call[1:end], call[end + 1 :], bool(root))
-
-
-def _closing(text: str) -> int:
-    """Returns the position at which the bracket closes that `text` begins with."""
-    depth = 0
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return i
-    raise ValueError(f"no closing bracket: {text:.80}")
-
-
-def n_bytes(type_: str) -> int:
-    """Returns the bytes of all arrays in a type."""
-    return sum(BYTES[dtype] * _size(dims) for dtype, dims in ARRAY.findall(type_))
+CALLS = r"(?:calls|to_apply|body)=%?([\w.\-]+)"
 
 
 def workspace_bytes(type_: str) -> int:
@@ -120,7 +48,7 @@ def matmul(instruction: Instruction, computation: Computation) -> tuple[int, str
     flops *= math.prod(n for i, n in enumerate(_shape(right)) if i not in gone)
     highest = "highest" in instruction.attributes.lower()
     dtype = "bf16" if left.startswith(("bf16", "f16")) else "f32" if highest else "tf32"
-    result = "{}[{}]".format(*ARRAY.findall(instruction.type)[0])
+    result = "{}[{}]".format(*ARRAY.findall(instruction.type)[0][:2])
     return flops, dtype, f"{without_layout(left)} x {without_layout(right)} -> {result}"
 
 
@@ -135,10 +63,6 @@ def attention_flops(instruction: Instruction) -> int:
 
 def _shape(type_: str) -> list[int]:
     return [int(n) for n in ARRAY.findall(type_)[0][1].split(",") if n]
-
-
-def _size(dims: str) -> int:
-    return math.prod(int(n) for n in dims.split(",") if n)
 
 
 @dataclasses.dataclass
@@ -184,9 +108,9 @@ def _walk(
     for i in computations[name].values():
         if i.opcode == "while":
             iterations = i.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
-            _walk(computations, i.calls, times * int(iterations or 1), kernels)
+            _walk(computations, i.attribute(CALLS), times * int(iterations or 1), kernels)
         elif i.opcode == "call":
-            _walk(computations, i.calls, times, kernels)
+            _walk(computations, i.attribute(CALLS), times, kernels)
         elif i.opcode == "conditional":
             branches = i.attribute(r"branch_computations=\{([^}]*)\}")
             for branch in re.findall(r"%([\w.\-]+)", branches):
@@ -209,7 +133,7 @@ def _make_kernel(
         elif FUSED_ATTENTION in kernel.kind:
             kernel.flops, kernel.dtype = attention_flops(i), "bf16"
     elif i.opcode in ("fusion", "fusion-start"):
-        _describe_fusion(kernel, i, names, computations[i.calls])
+        _describe_fusion(kernel, i, names, computations[i.attribute(CALLS)])
     elif i.opcode.startswith(COLLECTIVES):
         kernel.group, kernel.bytes = "collective", read
     elif i.opcode.endswith("-start"):  # its type holds the argument again

@@ -25,9 +25,8 @@ from gpt_jax.analysis.gpu_bound import Group, find_groups
 from gpt_jax.analysis.gpu_kernels import find_kernels
 from gpt_jax.analysis.hlo import Collective, HloProgram
 from gpt_jax.analysis.topologies import described_backend, find_gpu
-from gpt_jax.config import Config, ModelConfig, override
+from gpt_jax.config import Config, override
 from gpt_jax.config.fields import get_field
-from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.devices import GIB
 from gpt_jax.errors import ConfigError, is_out_of_memory
 from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
@@ -38,6 +37,7 @@ from gpt_jax.parallel.backend import compiling_for, target_backend
 from gpt_jax.parallel.mesh import make_mesh, micro_batches, params_mesh, with_micro_batch
 from gpt_jax.parallel.sharding import mesh_context, replicated, state_shardings
 from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk, recent_losses_spec
+from gpt_jax.training.flops import model_flops as model_flops
 from gpt_jax.training.memory import estimate_memory, local_need, memory_limit, program_bytes
 from gpt_jax.training.micro_batch import SHARE, choose_micro_batch
 
@@ -217,21 +217,6 @@ def _amount(n_bytes: float) -> str:
     return f"{n_bytes:.0f} bytes"
 
 
-def model_flops(config: ModelConfig, n_params: int, tokens: int) -> float | None:
-    """Returns the floating point operations of a step: 6 N + 12 L T D per token.
-
-    Forward and backward, attention as if it were not causal, without rematerialisation (Chowdhery
-    et al. 2022, appendix B, https://arxiv.org/abs/2204.02311). N does not count parameters that are
-    only looked up. None for a model with a setting that this count may not know.
-    """
-    if unknown_settings(config):
-        return None
-    looked_up = config.block_size * config.n_embd if config.positions == "learned" else 0
-    looked_up += 0 if config.tied else config.vocab_size * config.n_embd
-    attention = 12 * config.n_layer * config.block_size * config.n_head * config.head_size
-    return float(tokens) * (6 * (n_params - looked_up) + attention)
-
-
 def make_plan(
     config: Config, devices: Sequence[jax.Device] | None = None, *, sampling: bool = False
 ) -> Plan:
@@ -271,14 +256,20 @@ def _choose_micro_batch(config, devices, backend, described) -> tuple[int, Plan]
         return math.inf if plans[n].memory_is_floor else plans[n].memory
 
     sizes = micro_batches(config, len(devices))
-    limit = _memory_limit(devices[0], described)
-    if limit is not None:
-        limit *= SHARE * (GPU_SHARE if described and backend.startswith("cuda") else 1)
+    limit = _usable(_memory_limit(devices[0], described), backend, described)
+    limit = None if limit is None else SHARE * limit
     estimate = lambda n: local_need(with_micro_batch(config, n), backend, len(devices))
     n = choose_micro_batch(sizes, limit, estimate, compiled)
     if n not in plans:
         compiled(n)
     return n, plans[n]
+
+
+def _usable(limit: float | None, backend: str, described: bool) -> float | None:
+    """Returns the bytes that programs get of a device's memory."""
+    if limit is None or not (described and backend.startswith("cuda")):
+        return limit
+    return GPU_SHARE * limit
 
 
 def _memory_limit(device: jax.Device, described: bool) -> float | None:
@@ -299,7 +290,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     # CPU devices share one memory.
     sharers = mesh.size if backend == "cpu" else 1
     with mesh_context(mesh, kernels=needs_mesh(model)):
-        lowered = jit_train_chunk(config, mesh).lower(
+        lowered = jit_train_chunk(config, mesh, _usable(limit, backend, described)).lower(
             layout.state,
             layout.gathered(1),
             layout.keys,

@@ -24,14 +24,12 @@ from gpt_jax.model import Params
 from gpt_jax.model.loss import batch_losses
 from gpt_jax.parallel.sharding import make_constrain_batch
 from gpt_jax.prng import Keys
-from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.history import changed_numerics, numerics_now
-from gpt_jax.training.init_from import reload_initial_params
-from gpt_jax.training.rows import recent_losses, step_losses
+from gpt_jax.training.past_state import nearest_checkpoint, state_after
 from gpt_jax.training.run_setup import RunSetup, prepare_run
 from gpt_jax.training.state import TrainState
 from gpt_jax.training.step import loss_and_grads, micro_batch_dropout
@@ -124,21 +122,8 @@ def replay(run_dir: Path, step: int) -> Replay:
     programs = CompiledSteps(start.config, start.splits)
     try:
         keys = programs.keys()
-        before = [at for at in checkpoints.steps(run_dir) if at < step]
-        is_sound = lambda at: not checkpoints.problem(checkpoints.path_of(run_dir, at))
-        newest = next(([at] for at in reversed(before) if is_sound(at)), [])
-        from_step, state, _ = checkpoints.restore(run_dir, programs.abstract_state, newest)
-        if state is None and config.init_from is not None:
-            state = programs.state_from_params(reload_initial_params(start.config)[0])
-        elif state is None:
-            state = programs.init_state(keys)
-        losses = step_losses(read_rows(run_dir), from_step)
-        at, recent = from_step, recent_losses(losses, config.train.spike_window)
-        while at < step - 1:
-            n = min(programs.chunk_length(at), step - 1 - at)
-            state, metrics = programs.train_chunk(state, keys, at, n, recent)
-            recent = metrics.get("recent_losses", recent)
-            at += n
+        from_step, _ = nearest_checkpoint(run_dir, step - 1)
+        state, _ = state_after(programs, start.config, keys, from_step, step - 1)
         return _inspect_step(programs, start, state, keys, from_step, step)
     finally:
         programs.close()

@@ -44,6 +44,12 @@ def command(argv: list[str]) -> int:
                         help="also end when a difference of this many nats per token is ruled out")
     parser.add_argument("--unpaired", action="store_true",
                         help="give the two runs of a pair different seeds")
+    parser.add_argument("--equal", metavar="WHAT",
+                        help="give the change as many steps as spend what the baseline's do: "
+                        "steps, tokens, flops or seconds (measured first)")
+    parser.add_argument("--against", metavar="PATH",
+                        help="another checkout of the code, as the change: each side is run by its "
+                        "own code")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and end")
     # fmt: on
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -51,6 +57,7 @@ def command(argv: list[str]) -> int:
     add_settings(parser, config)
     values = vars(parser.parse(argv))
     names = ("change", "out", "alpha", "max_pairs", "smallest", "unpaired", "dry_run", "json")
+    names += ("equal", "against")
     options = {name: values.pop(name) for name in names}
     del values["config"], values["debug"]
     if options["out"] is None:
@@ -80,10 +87,11 @@ def parse_change(texts: list[str]) -> dict[str, Any]:
 
 
 def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int:
-    least = min(config.train.micro_batch_size, override(config, change).train.micro_batch_size)
-    devices.request_cpu_devices(least, at_least=config.mesh.n_requested)
-    if config.train.deterministic:
-        devices.request_determinism()
+    if options["against"] is None:  # else each process asks for its own
+        least = min(config.train.micro_batch_size, override(config, change).train.micro_batch_size)
+        devices.request_cpu_devices(least, at_least=config.mesh.n_requested)
+        if config.train.deterministic:
+            devices.request_determinism()
     from gpt_jax.experiments.trials import check_question, plan_lines, trial
 
     asked = {
@@ -91,6 +99,8 @@ def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int
         "max_pairs": options["max_pairs"],
         "smallest": options["smallest"],
         "paired": not options["unpaired"],
+        "equal": options["equal"],
+        "against": options["against"],
     }
     if options["dry_run"]:
         question = check_question(config, change, **asked)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 import types
 import typing
@@ -124,21 +125,39 @@ def plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def check_fields(config: Any, prefix: str = "") -> None:
+def check_fields(config: Any, prefix: str = "", bits: int = 63) -> None:
     """Raises ConfigError for the first field that has another type or breaks its rule.
 
-    NumPy's scalars become Python's; the config is frozen, and this is its `__post_init__`.
+    NumPy's scalars become Python's; the config is frozen, and this is its `__post_init__`. Whole
+    numbers have so many bits: sizes of arrays 31, as jax has them.
     """
     hints = _type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value, hint = prefix + field.name, getattr(config, field.name), hints[field.name]
-        if (python := plain(value)) is not value:
-            value = python
+        if (kept := _in_bounds(name, plain(value), _alternatives(hint)[0], bits)) is not value:
+            value = kept
             object.__setattr__(config, field.name, value)
         if field.metadata:
             _check_value(name, value, hint, field.metadata)
         elif not isinstance(value, hint):
             raise ConfigError(f"{name} must be a {hint.__name__}, not {value!r:.60}")
+
+
+def _in_bounds(name: str, value: Any, hint: Any, bits: int) -> Any:
+    """Returns a value; of a whole number that jax's integers can't hold the float that is meant.
+
+    Raises:
+      ConfigError: no float is meant.
+    """
+    if type(value) is not int or abs(value) < 2**31 or hint not in (int, float):
+        return value
+    if hint is float:
+        if abs(value) < 2**1023:
+            return float(value)
+        return math.inf if value > 0 else -math.inf  # which no rule of a setting allows
+    if hint is int and abs(value) < 2**bits:
+        return value
+    raise ConfigError(f"{name} is too large: a whole number of {value.bit_length()} bits")
 
 
 def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> None:
@@ -150,21 +169,21 @@ def _check_value(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) 
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            raise ConfigError(f"{name}={value!r} must be one of {', '.join(choices)}")
+            raise ConfigError(f"{name}={value!r:.80} must be one of {', '.join(choices)}")
         return
     if hint is bool:
         if not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r} must be true or false")
+            raise ConfigError(f"{name}={value!r:.80} must be true or false")
         return
     accepted = (int, float) if hint is float else hint
     if isinstance(value, bool) or not isinstance(value, accepted):
         kind = {int: "a whole number", float: "a number", str: "a text"}[hint]
         if hint is str and metadata["rule"]:
             kind = metadata["rule"][1]
-        raise ConfigError(f"{name}={value!r} must be {kind}")
+        raise ConfigError(f"{name}={value!r:.80} must be {kind}")
     if metadata["rule"] and not metadata["rule"][0](value):
         advice = f"; {metadata['advice']}" if metadata["advice"] else ""
-        raise ConfigError(f"{name}={value!r} must be {metadata['rule'][1]}{advice}")
+        raise ConfigError(f"{name}={value!r:.80} must be {metadata['rule'][1]}{advice}")
 
 
 def from_nested_dict(values: Any, config_type: type, prefix: str = "") -> Any:

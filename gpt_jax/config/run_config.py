@@ -117,7 +117,7 @@ class ModelConfig:
     )
 
     def __post_init__(self):
-        check_fields(self, "model.")
+        check_fields(self, "model.", bits=31)
         if self.n_embd % self.n_head:
             below = self.n_embd // self.n_head * self.n_head
             tries = " or ".join(str(n) for n in (below, below + self.n_head) if n)
@@ -535,6 +535,21 @@ class Config:
         "validation loss) or a step",
         (lambda x: x in ("newest", "best") or x.isdecimal(), "newest, best or a step"),
     )
+    branch_from: str | None = field(
+        None,
+        "continue another run from its step at_step: with its optimizer state, batches and masks, "
+        "and with these settings",
+        unset="no branch",
+        internal=True,  # see `training.branches.branch_from`: settings default to the parent's
+    )
+    at_step: int | None = field(
+        None,
+        "with branch_from: the step of that run to continue from",
+        POSITIVE_INT,
+        advice="a branch from step 0 is a new run of the same settings",
+        unset="no branch",
+        internal=True,
+    )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -552,6 +567,7 @@ class Config:
             raise ConfigError(
                 f"checkpoint={self.checkpoint} is of the run that init_from names; give it too"
             )
+        self._check_branch()
         heads, tensor = self.model.kv_heads, self.mesh.tensor
         if tensor != -1 and heads % tensor:
             name = "n_head" if self.model.n_kv_head is None else "n_kv_head"
@@ -578,6 +594,22 @@ class Config:
         others = (self.init_seed, self.data_seed, self.dropout_seed)
         first, second, third = (self.seed if seed is None else seed for seed in others)
         return self.seed, first, second, third
+
+    def _check_branch(self) -> None:
+        if (self.branch_from is None) != (self.at_step is None):
+            given = "at_step" if self.branch_from is None else "branch_from"
+            missing = "branch_from, the run" if given == "at_step" else "at_step, its step"
+            raise ConfigError(f"{given} is given without {missing} to branch from; give both")
+        if self.branch_from is not None and self.init_from is not None:
+            raise ConfigError(
+                f"branch_from={self.branch_from} continues a run with its optimizer's state, and "
+                f"init_from={self.init_from} starts from parameters alone; give one of them"
+            )
+        if self.at_step is not None and self.train.steps <= self.at_step:
+            raise ConfigError(
+                f"at_step={self.at_step} leaves none of train.steps={self.train.steps} to train; "
+                f"give more, such as train.steps={2 * self.at_step}"
+            )
 
     def _check_sequence(self) -> None:
         size, tokens = max(1, self.mesh.sequence), self.model.block_size

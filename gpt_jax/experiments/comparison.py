@@ -15,6 +15,7 @@ import numpy as np
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.experiments.comparability import check_comparable
 from gpt_jax.experiments.measures import Metric, measure, parse_metric
+from gpt_jax.experiments.parting import parting_note, partings
 from gpt_jax.experiments.sides import (
     RunFiles,
     Side,
@@ -155,6 +156,9 @@ def _compare_sides(
     x, y = (group.values for group in groups)
     estimate = paired_t(x, y, alpha) if pairs else welch_t(x, y, alpha)
     differences = y - x if pairs else np.zeros(0)
+    parts, all_part = partings(*runs, paired=bool(pairs))
+    labels = (a.label, b.label)
+    parted = (parting_note(*labels, parts, all_part=all_part),) if parts else ()
     shown = smallest or abs(estimate.mean)
     more = None
     if estimate.is_judged:
@@ -176,8 +180,9 @@ def _compare_sides(
         shown=shown,
         smallest=smallest,
         why_unpaired=why,
-        notes=_left_out(a, b, len(pairs)),
+        notes=(*parted, *_left_out(a, b, len(pairs))),
         p=estimate.p,
+        parts=tuple(parts),
     )
 
 

@@ -42,6 +42,7 @@ def draw(
     paired: Sequence[bool],
     level: float,
     unit: str,
+    marks: Sequence[int] = (),
 ) -> Path:
     """Draws validation losses over the steps, and each one's difference from the first.
 
@@ -53,6 +54,7 @@ def draw(
       paired: for each curve after the first: its runs are paired with those of the first.
       level: of the bands, in (0, 1).
       unit: of the losses.
+      marks: steps at which a branch parts, each a line.
 
     Returns:
       The path.
@@ -81,6 +83,8 @@ def draw(
     above.set_title(f"means over seeds, with {100 * level:g}% intervals")
     below.set_title(f"difference from {curves[0][0]}", parse_math=False)
     for axes in (above, below):
+        for step in marks:
+            axes.axvline(step, color=COLOURS[0], linewidth=1, linestyle="--")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     legend = above.legend(frameon=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from gpt_jax.errors import BETTER, NOT_SHOWN, RULED_OUT, WORSE
 from gpt_jax.experiments import report
+from gpt_jax.experiments.budgets import Budget
 from gpt_jax.experiments.sequential import Sequence as ConfidenceSequence
 from gpt_jax.experiments.sequential import confidence_sequence
 from gpt_jax.experiments.sides import shown_value
+from gpt_jax.experiments.trees import Tree
 
 STATUSES = {
     "better": BETTER,
@@ -58,6 +60,8 @@ class Trial:
       smallest: the least difference that matters; None where that was not said.
       paired: both runs of a pair have one seed.
       max_pairs: at most so many.
+      budget: the steps of each side, where both spend alike; else None.
+      trees: the checkout of each side; None where both are computed by this program.
     """
 
     out: Path
@@ -67,6 +71,8 @@ class Trial:
     smallest: float | None
     paired: bool
     max_pairs: int
+    budget: Budget | None = None
+    trees: Mapping[str, Tree] | None = None
 
     @property
     def losses_2N(self) -> np.ndarray:
@@ -168,6 +174,10 @@ class Trial:
         lines = [f"change: {shown}; exact validation loss after the last step, nats per token"]
         if any(pair.base_diverged or pair.change_diverged for pair in self.pairs):
             lines.append("a run that diverged counts with the loss before its first step")
+        if self.budget is not None:
+            lines.append(str(self.budget))
+        for side, tree in (self.trees or {}).items():
+            lines.append(f"{side}: the code of {tree}")
         if not self.paired:
             lines.append("not paired: both runs of a pair have seeds of their own")
         percent = report.given(100 * (1 - self.alpha))
@@ -200,6 +210,8 @@ class Trial:
             "smallest": self.smallest,
             "paired": self.paired,
             "max_pairs": self.max_pairs,
+            "budget": None if self.budget is None else dataclasses.asdict(self.budget),
+            "trees": {side: dataclasses.asdict(tree) for side, tree in (self.trees or {}).items()},
             "pairs": [dataclasses.asdict(pair) for pair in self.pairs],
             "differences": self.differences.tolist(),
             "means": sequence.means.tolist(),

@@ -19,13 +19,14 @@ import numpy as np
 from gpt_jax.config import Config
 from gpt_jax.config.fields import get_field, iter_fields, parse
 from gpt_jax.errors import ConfigError, UserError, differences, suggest
-from gpt_jax.run.folder import TOKENIZER_FILE, is_run, read_config, read_summary
+from gpt_jax.run.folder import TOKENIZER_FILE, is_run, read_config, read_summary, run_record
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import open_folder, read_record, to_folder
+from gpt_jax.training.branches import lineage
 
 SWEEP_FILE = "sweep.json"
 # Where a run lies and what it writes; its corpus is compared by its sum.
-PLACES = {"run_dir", "checkpoint", "data.corpus", "data.fallback_corpus"}
+PLACES = {"run_dir", "checkpoint", "branch_from", "data.corpus", "data.fallback_corpus"}
 # What may differ between the runs of one side: it changes rounding, or what is kept and measured.
 INCIDENTAL = {"data.resident", "model.attention", "model.remat", "train.loss_chunk"}
 INCIDENTAL |= {
@@ -56,6 +57,8 @@ class RunFiles:
       rows: of metrics.jsonl.
       summary: of a finished run; else empty.
       tokenizer: a sum of tokenizer.json; "" where there is none.
+      id: of the run; None in folders of earlier releases.
+      lineage: the ancestors of a branch, see `training.branches.branch_record`.
     """
 
     run_dir: Path
@@ -64,6 +67,8 @@ class RunFiles:
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
     tokenizer: str
+    id: str | None = None
+    lineage: Sequence[Mapping[str, Any]] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -133,7 +138,17 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunFiles:
             tokenizer = hashlib.sha256(folder.read(TOKENIZER_FILE)).hexdigest()
         except (OSError, ValueError) as error:
             raise UserError(f"{folder.path / TOKENIZER_FILE} is damaged: {error}") from error
-    return RunFiles(folder.path, config, corpus, read_rows(folder), read_summary(folder), tokenizer)
+    record = run_record(folder)
+    return RunFiles(
+        run_dir=folder.path,
+        config=config,
+        corpus=corpus,
+        rows=read_rows(folder),
+        summary=read_summary(folder),
+        tokenizer=tokenizer,
+        id=record.id,
+        lineage=lineage(record.origin),
+    )
 
 
 def find_side(name: str | os.PathLike[str]) -> Side:
@@ -294,6 +309,8 @@ def different_settings(
     Left out are the seed, places, what is sampled at the end, and what is `ignored`.
     """
     ignored = {*PLACES, *ignored}
+    if a.branch_from or b.branch_from:  # whose parameters began as an ancestor's
+        ignored |= {"init_from"}
     return {
         name: (get_field(a, name), get_field(b, name))
         for name, _, _ in iter_fields(Config)

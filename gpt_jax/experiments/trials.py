@@ -16,22 +16,31 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from gpt_jax.config import Config, override, to_dict
+from gpt_jax.config import Config, to_dict
 from gpt_jax.config.fields import iter_fields
-from gpt_jax.errors import ConfigError, Diverged, UserError, differences, suggest
-from gpt_jax.experiments.members import ONE_CHECKPOINT
+from gpt_jax.errors import ConfigError, UserError, differences, suggest
+from gpt_jax.experiments.budgets import (
+    BASE,
+    CHANGE,
+    SIDES,
+    Budget,
+    Runner,
+    check_equal,
+    make_budget,
+    step_costs,
+)
 from gpt_jax.experiments.outcomes import Pair, Trial
 from gpt_jax.experiments.sides import is_seed, shown_value
+from gpt_jax.experiments.trees import Tree, check_unchanged, read_trees
+from gpt_jax.experiments.trial_runs import are_equal, run_pair, runner, seeds_of, sides_of
 from gpt_jax.run.folder import is_run, read_summary
-from gpt_jax.run.metrics import TIMING_FIELDS, read_rows
+from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import Folder, open_folder, read_record, to_folder
 
 TRIAL_FILE = "trial.json"
 FORMAT = 1
-BASE, CHANGE = "base", "change"
 FIXED = ("run_dir", "data.corpus", "data.fallback_corpus", "data.train_fraction")
 FIXED += ("data.tokenizer", "data.vocab_size", "train.final_eval_tokens")
 
@@ -46,6 +55,8 @@ class Question:
       alpha: the chance of a false verdict, at most.
       smallest: the least difference that matters, in nats per token; None where that was not said.
       paired: both sides have the same seeds.
+      equal: what both sides spend alike, see `budgets.EQUALS`; None: each has its own steps.
+      trees: the checkout of each side; None: both are computed by this program.
     """
 
     config: dict[str, Any]
@@ -53,15 +64,25 @@ class Question:
     alpha: float
     smallest: float | None
     paired: bool
+    equal: str | None = None
+    trees: dict[str, Tree] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord:
-    """What trial.json holds."""
+    """What trial.json holds.
+
+    Attributes:
+      format: of the file.
+      question: what is asked.
+      pairs: so far.
+      budget: the steps of each side, found before the first pair; None without `question.equal`.
+    """
 
     format: int
     question: Question
     pairs: list[Pair]
+    budget: Budget | None = None
 
 
 def trial(
@@ -73,6 +94,8 @@ def trial(
     max_pairs: int = 20,
     smallest: float | None = None,
     paired: bool = True,
+    equal: str | None = None,
+    against: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Trial:
     """Trains pairs of runs until the change is shown to help or to harm, or the pairs are used up.
@@ -90,24 +113,58 @@ def trial(
       max_pairs: at most so many pairs.
       smallest: end also when a difference of this size, in nats per token, is ruled out.
       paired: both runs of a pair have one seed, so the same batches; else each run has its own.
+      equal: give the change as many steps as spend what the baseline's spend: "steps", "tokens",
+        "flops" or "seconds"; these are measured before the first pair. None: each side has its own.
+      against: another checkout of the code, as the change: each side is run by its own tree.
       progress: called with a line before each run and after each pair.
 
     Raises:
       UserError: a setting can't be tried, or the folder is another's.
       Interrupted: a signal stopped training; the same call continues.
     """
-    question = check_question(config, change, alpha, max_pairs, smallest, paired)
+    question = check_question(
+        config, change, alpha, max_pairs, smallest, paired, equal=equal, against=against
+    )
     folder = open_trial(out, question)
     say = progress or (lambda line: None)
     with folder.lock("tried"):
-        pairs = read_trial(folder).pairs
-        found = Trial(folder.path, question.change, pairs, alpha, smallest, paired, max_pairs)
+        run = runner(folder, question.trees)
+        record = _with_budget(read_trial(folder), folder, config, run, say)
+        found = Trial(
+            folder.path, question.change, record.pairs, alpha, smallest, paired, max_pairs,
+            record.budget, question.trees,
+        )  # fmt: skip
         while not found.is_over:
-            pair = _run_pair(folder, config, question, len(found.pairs), say)
+            n, budget = len(found.pairs), record.budget
+            seeds = seeds_of(n, config.seed, paired=paired)
+            tell = lambda line, n=n: say(f"pair {n + 1}: {line}")
+            pair = run_pair(folder, config, question.change, budget, seeds, run, tell)
             found = dataclasses.replace(found, pairs=[*found.pairs, pair])
-            folder.write(TRIAL_FILE, _text(question, found.pairs))
+            folder.write(TRIAL_FILE, _text(question, found.pairs, budget))
             say(found.line)
     return found
+
+
+def _with_budget(
+    record: TrialRecord, folder: Folder, config: Config, run: Runner, say: Callable[[str], None]
+) -> TrialRecord:
+    """Returns the record with the steps of each side, which are found once and kept."""
+    question = record.question
+    if question.equal is None or record.budget is not None:
+        return record
+    if question.equal == "seconds":
+        say("timing a few steps of each side")
+    budget = find_budget(question, config, folder, run)
+    sides_of(config, question.change, budget)  # every rule
+    folder.write(TRIAL_FILE, _text(question, record.pairs, budget))
+    say(str(budget))
+    return dataclasses.replace(record, budget=budget)
+
+
+def find_budget(question: Question, config: Config, folder: Folder, run: Runner) -> Budget:
+    """Returns the steps of each side; see `budgets.step_costs`."""
+    sides, equal = sides_of(config, question.change, None), question.equal or ""
+    return make_budget(equal, sides, step_costs(equal, sides, folder.path, run))
 
 
 def plan_lines(
@@ -116,21 +173,28 @@ def plan_lines(
     """Returns what `trial` would run, in lines; nothing is made or trained."""
     folder = open_folder(to_folder(out))
     done: list[Pair] = []
+    budget = None
     if folder.has(TRIAL_FILE):
         _check_same(out, folder, question)
-        done = read_trial(folder).pairs
+        record = read_trial(folder)
+        done, budget = record.pairs, record.budget
+    if budget is None and question.equal not in (None, "seconds"):
+        budget = find_budget(question, config, folder, runner(folder, None))
     left = max(0, max_pairs - len(done))
     lines = [
         f"at most {max_pairs} pairs in {out}, {len(done)} of them done: at most {2 * left} runs, "
         "one after another"
     ]
-    for side in (BASE, CHANGE):
-        own = _side_config(config, question.change, side, config.seed, "x")
+    for side, own in sides_of(config, question.change, budget).items():
         tokens = own.train.steps * own.train.batch_size * own.model.block_size
         values = question.change if side == CHANGE else {}
-        shown = ", ".join(f"{n.replace('_', '-')}={shown_value(v)}" for n, v in values.items())
-        lines.append(f"{side}: {own.train.steps:,} steps, {tokens:,} tokens a run; {shown or '-'}")
-    first, last = (seeds_of(question, i, config.seed) for i in (0, max_pairs - 1))
+        shown = [f"{n.replace('_', '-')}={shown_value(v)}" for n, v in values.items()]
+        shown += [f"code of {question.trees[side]}"] if question.trees else []
+        steps = f"{own.train.steps:,} steps, {tokens:,} tokens a run"
+        lines.append(f"{side}: {steps}; {', '.join(shown) or '-'}")
+    if question.equal is not None:
+        lines.append(str(budget or "equal seconds: the steps of the change are measured first"))
+    first, last = (seeds_of(i, config.seed, paired=question.paired) for i in (0, max_pairs - 1))
     lines.append(f"seeds: from {first[0]} to {last[1]}")
     lines.append("disk: one checkpoint a run; time: known after the first pair")
     return lines
@@ -143,6 +207,8 @@ def check_question(
     max_pairs: int,
     smallest: float | None,
     paired: bool,
+    equal: str | None = None,
+    against: str | os.PathLike[str] | None = None,
 ) -> Question:
     """Returns what a trial asks; see `trial`.
 
@@ -155,7 +221,7 @@ def check_question(
         raise ConfigError(f"max_pairs={max_pairs} must be a whole number of at least 1")
     if smallest is not None and not 0 < smallest < math.inf:
         raise ConfigError(f"smallest={smallest} must be a finite number above 0")
-    if not change and paired:
+    if not change and paired and against is None:
         raise ConfigError(
             "nothing is changed, so that both runs of a pair would be the same; name a change, or "
             "try the config against itself with --unpaired"
@@ -170,24 +236,10 @@ def check_question(
     if config.seed + seeds > 2**32:
         raise ConfigError(f"seed={config.seed} leaves no {seeds} seeds below 2**32")
     settings = {name: value for name, value in to_dict(config).items() if name != "run_dir"}
-    for side in (BASE, CHANGE):  # every rule, before anything runs
-        _side_config(config, dict(change), side, config.seed, "x")
-    return Question(settings, dict(change), float(alpha), smallest, paired)
-
-
-def _side_config(
-    config: Config, change: dict[str, Any], side: str, seed: int, run_dir: str
-) -> Config:
-    """Returns the settings of a run of a trial; raises ConfigError where they break a rule."""
-    own = {**ONE_CHECKPOINT, "seed": seed, "run_dir": run_dir}
-    return override(config, {**(change if side == CHANGE else {}), **own})
-
-
-def seeds_of(question: Question, index: int, first: int) -> tuple[int, int]:
-    """Returns the seeds of both runs of a pair."""
-    if question.paired:
-        return first + index, first + index
-    return first + 2 * index, first + 2 * index + 1
+    sides_of(config, change, None)  # every rule, before anything runs
+    trees = None if against is None else read_trees(against)
+    check_equal(equal, change, trees is not None)
+    return Question(settings, dict(change), float(alpha), smallest, paired, equal, trees)
 
 
 def open_trial(out: str | os.PathLike[str], question: Question) -> Folder:
@@ -214,9 +266,18 @@ def open_trial(out: str | os.PathLike[str], question: Question) -> Folder:
 
 
 def _check_same(out: str | os.PathLike[str], folder: Folder, question: Question) -> None:
-    """Raises UserError where a folder is that of another trial, or its runs deny its pairs."""
+    """Raises UserError where a folder is that of another trial, or its runs deny its pairs.
+
+    Or where the code of a tree has changed since it began.
+    """
     record = read_trial(folder)
-    there, here = (_flat(dataclasses.asdict(q)) for q in (record.question, question))
+    before = record.question
+    if before.trees and question.trees:
+        there, here = before.trees, question.trees
+        if [there[side].path for side in SIDES] == [here[side].path for side in SIDES]:
+            check_unchanged(before.trees, out)
+            question = dataclasses.replace(question, trees=before.trees)  # committed, perhaps
+    there, here = (_flat(dataclasses.asdict(q)) for q in (before, question))
     names = {name: here.get(name) for name in sorted({*there, *here})}
     if lines := differences(there, names, shown_value):
         raise UserError(f"{out} is another trial: {'; '.join(lines[:3])}; choose another --out")
@@ -230,7 +291,7 @@ def _check_same(out: str | os.PathLike[str], folder: Folder, question: Question)
 
 def _pair_problem(folder: Folder, question: Question, index: int, pair: Pair) -> str:
     """Returns what is said of a pair that can't be, or that its runs' folders deny; or ''."""
-    if pair.seeds != list(seeds_of(question, index, question.config["seed"])):
+    if pair.seeds != list(seeds_of(index, question.config["seed"], paired=question.paired)):
         return f"its seeds are {', '.join(map(str, pair.seeds)) or 'none'}"
     sides = ((BASE, pair.base, pair.base_diverged), (CHANGE, pair.change, pair.change_diverged))
     run_dirs = []
@@ -244,8 +305,8 @@ def _pair_problem(folder: Folder, question: Question, index: int, pair: Pair) ->
         if found != loss or (summary and why is not None):
             what = "" if why is None else ", diverged"
             return f"the loss of {side}-{seed} is {loss:g}{what} there and {found:g} in its folder"
-    are_equal = not (pair.base_diverged or pair.change_diverged) and question.paired
-    if all(map(is_run, run_dirs)) and pair.equal != (are_equal and _are_equal(*run_dirs)):
+    may_be = not (pair.base_diverged or pair.change_diverged) and question.paired
+    if all(map(is_run, run_dirs)) and pair.equal != (may_be and are_equal(*run_dirs)):
         return f"its runs are {'not ' * pair.equal}equal to the last bit"
     return ""
 
@@ -274,48 +335,6 @@ def read_trial(folder: Folder) -> TrialRecord:
     return record
 
 
-def _text(question: Question, pairs: Sequence[Pair]) -> str:
-    record = TrialRecord(FORMAT, question, list(pairs))
+def _text(question: Question, pairs: Sequence[Pair], budget: Budget | None = None) -> str:
+    record = TrialRecord(FORMAT, question, list(pairs), budget)
     return json.dumps(dataclasses.asdict(record), indent=1) + "\n"
-
-
-def _run_pair(
-    folder: Folder, config: Config, question: Question, index: int, say: Callable[[str], None]
-) -> Pair:
-    """Trains both runs of a pair, or what is missing of them, and returns their figures."""
-    seeds = seeds_of(question, index, config.seed)
-    losses, diverged, run_dirs = [], [], []
-    for side, seed in zip((BASE, CHANGE), seeds, strict=True):
-        run_dirs.append(folder.path / f"{side}-{seed}")
-        own = _side_config(config, question.change, side, seed, str(run_dirs[-1]))
-        say(f"pair {index + 1}: {side}, seed {seed}")
-        loss, why = _train(own)
-        losses.append(loss)
-        diverged.append(why)
-    equal = not any(diverged) and question.paired and _are_equal(*run_dirs)
-    return Pair(list(seeds), losses[0], losses[1], diverged[0], diverged[1], equal)
-
-
-def _train(config: Config) -> tuple[float, str | None]:
-    """Trains a run; returns its exact loss, or the untrained one and why it diverged."""
-    from gpt_jax.training.trainer import train
-
-    run_dir = to_folder(config.run_dir)
-    try:
-        train(config, quiet=True)
-    except Diverged as error:
-        first = [row["val_loss"] for row in read_rows(run_dir) if "val_loss" in row][:1]
-        if not first:
-            raise
-        return first[0], str(error)
-    return float(read_summary(run_dir)["val"]["nats_per_token"]), None
-
-
-def _are_equal(a: Path, b: Path) -> bool:
-    """Says whether every loss of two runs is equal to the last bit."""
-    rows = [
-        [{k: v for k, v in row.items() if k not in TIMING_FIELDS} for row in read_rows(run_dir)]
-        for run_dir in (a, b)
-    ]
-    exact = [read_summary(run_dir).get("val") for run_dir in (a, b)]
-    return rows[0] == rows[1] and exact[0] == exact[1]

@@ -75,6 +75,7 @@ class Comparison:
       notes: what else a reader must know.
       p: of the estimate; adjusted by Holm's method where there are several comparisons.
       comparisons: how many.
+      parts: the steps at which runs part of which one is a branch of the other, or of a third.
     """
 
     a: Group
@@ -94,6 +95,7 @@ class Comparison:
     notes: tuple[str, ...]
     p: float
     comparisons: int = 1
+    parts: tuple[int, ...] = ()
 
     @property
     def is_paired(self) -> bool:
@@ -272,6 +274,7 @@ class Comparison:
             "more_needed": self.more,
             "difference_then_shown": self.shown,
             "notes": list(self.notes),
+            "parts": list(self.parts),
         }
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
@@ -279,7 +282,8 @@ class Comparison:
         from gpt_jax.experiments.curves import draw
 
         curves = [(g.label, g.steps, g.losses_NS) for g in (self.a, self.b)]
-        return draw(path, curves, [self.is_paired], 1 - self.alpha, self.metric.curve_unit)
+        level, unit = 1 - self.alpha, self.metric.curve_unit
+        return draw(path, curves, [self.is_paired], level, unit, self.parts)
 
 
 def standard_error(values: np.ndarray) -> float:

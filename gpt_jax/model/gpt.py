@@ -329,6 +329,9 @@ class GPT(nn.Module):
             x_BTD = look_up(dtype, embed.embedding, tokens_BT)
         else:
             x_BTD = embed(tokens_BT)
+        # From the embedding's width over tensor and fsdp to the batch over fsdp, a step at a time:
+        # XLA finds no way that takes both, and would gather everything everywhere.
+        x_BTD = constrain(x_BTD, "batch", "time", "width")
         if c.positions == "learned":
             position_SD = self.param("positions", WEIGHT_INIT, (c.block_size, c.n_embd))
             x_BTD = add_positions(x_BTD, jax.lax.dynamic_slice_in_dim(position_SD, start, T))

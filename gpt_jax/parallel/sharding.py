@@ -52,13 +52,14 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
 }
 
 # Path of a parameter -> its PartitionSpec; the first match counts. The arrays of blocks begin with
-# the axis of layers. Vocabularies are odd (73, 50,257), so embeddings are split along their width.
+# the axis of layers. Vocabularies are odd (73, 50,257), so embeddings are split along their width:
+# over tensor first, so that what fsdp gathers of it is contiguous, see `GPT`.
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
-    (r"tokens/embedding|positions", P(None, ("fsdp", "tensor"))),
+    (r"tokens/embedding|positions", P(None, ("tensor", "fsdp"))),
     (r"blocks/attn/qkv/kernel|blocks/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
     (r"blocks/attn/qkv/bias|blocks/mlp/(gate|up)/bias", P(None, "tensor")),
     (r"blocks/(attn/proj|mlp/down)/kernel", P(None, "tensor", "fsdp")),
-    (r"head/kernel", P(("fsdp", "tensor"), None)),
+    (r"head/kernel", P(("tensor", "fsdp"), None)),
     # Small ones are replicated.
     (r"blocks/(norm_1|norm_2)/(scale|bias)|norm_f/(scale|bias)", P()),
     (r"blocks/attn/(q_norm|k_norm)/scale", P()),
@@ -201,31 +202,71 @@ def is_split() -> bool:
     return not mesh.empty and len(mesh.manual_axes) < len(mesh.axis_names)
 
 
-def make_map_over_data(mesh: Mesh) -> Callable[[Callable], Callable] | None:
+def make_map_over_data(
+    mesh: Mesh, *, whole_params: bool = False
+) -> Callable[[Callable], Callable] | None:
     """Returns a transform of the gradient accumulation of a step; None where it can't be.
 
-    It is for function(params, micro_batches, key, first_row), whose result is a tree of means over
-    the rows of micro-batches (n, B / n, T + 1). Each device of the axis data calls it with its own
-    rows of every micro-batch; their means are averaged over the devices at the end. So gradients
-    are all-reduced once a step. Left to XLA, they are in each micro-batch.
+    It is for function(params, micro_batches, key, first_row), which returns the mean loss over the
+    rows of micro-batches (n, B / n, T + 1) and its gradient. Each device of the axes data and fsdp
+    calls it with its own rows of every micro-batch, and their means are averaged over the devices
+    at the end. So gradients are reduced once a step. Left to XLA, they are in each micro-batch.
 
-    The other axes must have one device: they split what XLA has to gather in between.
+    Over fsdp that needs whole_params: a device gathers all parameters, once a step, and holds the
+    gradient of all until it is reduce-scattered. The axes tensor and sequence must have one device:
+    they split what XLA has to gather in between.
     """
-    if mesh.size == 1 or mesh.size > mesh.shape["data"]:
+    is_alone = mesh.shape["tensor"] * mesh.shape["sequence"] == 1
+    if mesh.size == 1 or not is_alone or (mesh.shape["fsdp"] > 1 and not whole_params):
         return None
+    axes = ACTIVATION_RULES["batch"]
 
     def transform(function: Callable) -> Callable:
-        def on_each_device(params, micro_batches, key):
-            first_row = jax.lax.axis_index("data") * micro_batches.shape[1]
-            return jax.lax.pmean(function(params, micro_batches, key, first_row), "data")
+        def mapped(params, micro_batches, key):
+            is_sharded = mesh.shape["fsdp"] > 1
+            specs = jax.tree.map(
+                lambda s: s.spec if is_sharded else P(), state_shardings(params, mesh)
+            )
 
-        specs = (P(), P(None, "data"), P())
-        # Unchecked, a gradient stays the device's own; checked, jax sums it where it is made.
-        return jax.shard_map(
-            on_each_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False
-        )
+            def on_each_device(params, micro_batches, key):
+                first_row = jax.lax.axis_index(axes) * micro_batches.shape[1]
+                whole = jax.tree.map(_gather_shards, params, specs)
+                loss, grads = function(whole, micro_batches, key, first_row)
+                grads = jax.tree.map(lambda x, spec: _reduce_to_shards(x, spec, mesh), grads, specs)
+                return jax.lax.pmean(loss, axes), grads
+
+            # Unchecked, a gradient stays the device's own; checked, jax sums it where it is made.
+            return jax.shard_map(
+                on_each_device,
+                mesh=mesh,
+                in_specs=(specs, P(None, axes), P()),
+                out_specs=(P(), specs),
+                check_vma=False,
+            )(params, micro_batches, key)
+
+        return mapped
 
     return transform
+
+
+def _fsdp_axis(spec: P) -> int | None:
+    """Returns the axis of a parameter that the axis fsdp of the mesh splits; None: none of them."""
+    names = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
+    return next((i for i, axes in enumerate(names) if "fsdp" in axes), None)
+
+
+def _gather_shards(x: jax.Array, spec: P) -> jax.Array:
+    axis = _fsdp_axis(spec)
+    return x if axis is None else jax.lax.all_gather(x, "fsdp", axis=axis, tiled=True)
+
+
+def _reduce_to_shards(x: jax.Array, spec: P, mesh: Mesh) -> jax.Array:
+    """Returns the mean of x over the axes data and fsdp; of a split parameter's, the shard."""
+    axis = _fsdp_axis(spec)
+    if axis is None:
+        return jax.lax.pmean(x, ("data", "fsdp"))
+    shard = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
+    return jax.lax.pmean(shard, "data") / mesh.shape["fsdp"]
 
 
 def axis_size(axis: str) -> int:

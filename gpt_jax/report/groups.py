@@ -169,6 +169,7 @@ def _of_trial(name: str) -> Verdict:
     record = read_trial(folder)
     asked, pairs = record.question, record.pairs
     found = Trial(
-        folder.path, asked.change, pairs, asked.alpha, asked.smallest, asked.paired, len(pairs)
-    )
+        folder.path, asked.change, pairs, asked.alpha, asked.smallest, asked.paired, len(pairs),
+        record.budget, asked.trees,
+    )  # fmt: skip
     return Verdict(f"the trial {name}", [found.sentence], [found.table()], found.notes)

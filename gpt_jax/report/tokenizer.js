@@ -1,4 +1,5 @@
-// Text to token ids and back: gpt_jax/tokenizer.py's characters and byte pairs, without a page.
+// Text to token ids and back: gpt_jax/tokenizer.py's characters, byte pairs and integers, without a
+// page.
 "use strict";
 (function (space) {
   // White space as Python, Rust and Unicode have it: JavaScript's own has U+FEFF and no U+0085.
@@ -43,6 +44,25 @@
 
     bytes(id) {
       return space.toBytes(this.characters[id]);
+    }
+  }
+
+  /** One token per word: an integer, or the name that it has. */
+  class IntegerTokenizer {
+    constructor({ vocab_size: size, names }) {
+      this.words = names ?? Array.from({ length: size }, (_, i) => String(i));
+      this.ids = new Map(this.words.map((word, i) => [word, i])), this.startToken = 0;
+    }
+
+    /** Returns the ids, and the words that the vocabulary lacks, which have none. */
+    encode(text) {
+      const words = text.split(new RegExp(`[${SPACE}]+`, "u")).filter((word) => word);
+      const missing = [...new Set(words)].filter((word) => !this.ids.has(word));
+      return { ids: words.filter((w) => this.ids.has(w)).map((w) => this.ids.get(w)), missing };
+    }
+
+    bytes(id) {
+      return space.toUtf8(" " + this.words[id]);
     }
   }
 
@@ -96,7 +116,8 @@
   }
 
   /** Takes tokenizer.json, of byte pairs with `splits_like`: which of PATTERNS its pattern is. */
-  space.makeTokenizer = (file) => new (file.kind === "char" ? CharTokenizer : BpeTokenizer)(file);
+  const KINDS = { char: CharTokenizer, bpe: BpeTokenizer, integers: IntegerTokenizer };
+  space.makeTokenizer = (file) => new KINDS[file.kind](file);
 
   space.decode = (tokenizer, ids) =>
     space.fromBytes(ids.map((id) => tokenizer.bytes(id)).join(""));

@@ -42,6 +42,7 @@ class CheckpointWriter:
         keep_newest: int,
         keep_interval: int | None = None,
         keep_best: bool = False,
+        keep_step: int | None = None,
     ):
         """Clears what a kill left behind.
 
@@ -50,10 +51,12 @@ class CheckpointWriter:
           keep_newest: how many of the newest checkpoints stay.
           keep_interval: checkpoints at multiples of this many steps stay too.
           keep_best: the one with the lowest validation loss stays too.
+          keep_step: so does that of this step, with which a branch begins.
         """
         self._run = open_folder(open_folder(run_dir).absolute())
         self._keep_newest = keep_newest
         self._keep_interval, self._keep_best = keep_interval, keep_best
+        self._keep_step = keep_step
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
         self._is_first = jax.process_index() == 0  # which alone clears, and writes manifests
@@ -114,7 +117,8 @@ class CheckpointWriter:
             raise FileNotFoundError(f"{name} is not there any more")
         self._run.write(f"{name}.json", json.dumps(manifest, indent=1) + "\n")
         older = [other for other in steps(self._run) if other < step]
-        stay: set[int | None] = set(older[max(0, len(older) - self._keep_newest + 1) :])
+        stay: set[int | None] = {self._keep_step}
+        stay |= set(older[max(0, len(older) - self._keep_newest + 1) :])
         if self._keep_interval:
             stay |= {other for other in older if other % self._keep_interval == 0}
         if self._keep_best:

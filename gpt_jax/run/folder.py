@@ -57,8 +57,15 @@ FORMAT = 1  # of a run folder; a reader refuses a newer one
 KEPT = ("seed", "init_seed", "data_seed", "dropout_seed", "init_from", "model", "optim")
 KEPT += ("data.tokenizer", "data.vocab_size", "data.train_fraction", "data.order")
 KEPT += ("train.batch_size", "train.on_divergence", "train.spike", "train.spike_window")
+KEPT += ("branch_from", "at_step")
 FREE = ("model.attention", "model.remat")  # see `training.resume`, of these and of the next
 FREE += ("optim.schedule_steps", "optim.decay_steps", "optim.floor")
+
+
+# What config.json had from the first release on, whose default is not meant where it is missing.
+FIRST_SETTINGS = {"seed", "data.corpus", "data.train_fraction", "train.batch_size", "train.steps"}
+FIRST_SETTINGS |= {f"model.{n}" for n in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
+FIRST_SETTINGS |= {f"optim.{n}" for n in ("learning_rate", "weight_decay", "beta1", "beta2")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +181,8 @@ def read_config(run_dir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]
         return Config(run_dir=str(run_dir), model=model), {}
     folder.inside(CONFIG_FILE)  # which refuses a link
     _check_record(values, path)
+    if missing := sorted(FIRST_SETTINGS - _flat(values).keys()):
+        raise UserError(f"{path} is damaged: it has no {missing[0]}{REPAIR}")
     settings = {k: v for k, v in values.items() if k not in RECORDS}
     try:
         config = from_dict({**settings, "run_dir": str(run_dir)})
@@ -228,8 +237,15 @@ def read_settings(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def changed_settings(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Returns a line for each setting that no run changes and that differs between two records."""
+    """Returns a line for each setting that no run changes and that differs between two records.
+
+    Args:
+      ours: config.json. One with an id has each setting of the model that this release knows.
+      theirs: the settings that a checkpoint was saved with.
+    """
     here, there = _flat(ours), _flat(theirs)
+    known = _flat({"model": to_dict(Config())["model"]}) if ours.get("id") else {}
+    here = {**{name: "left out" for name in known if name not in here}, **here}
     names = [name for name in here if name in there and name not in FREE]
     names = [n for n in names if n in KEPT or n.partition(".")[0] in KEPT]
     return differences({n: there[n] for n in names}, {n: here[n] for n in names})

@@ -18,7 +18,7 @@ FILE, EVENTS = "metrics.jsonl", "tensorboard"
 MAX_ROW_BYTES = 1 << 20
 NUMBERS = {"loss", "grad_norm", "learning_rate", "train_loss", "val_loss", "val_bpb"}
 NUMBERS |= {"tokens_per_second", "seconds", "skipped"}
-OTHERS = {"numerics": dict, "changed": dict, "step_losses": list}
+OTHERS = {"numerics": dict, "changed": dict, "branch": dict, "step_losses": list}
 TIMING_FIELDS = ("seconds", "tokens_per_second")  # what differs between two equal runs
 
 

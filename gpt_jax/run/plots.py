@@ -11,16 +11,22 @@ from gpt_jax.storage import open_folder
 
 # A fixed salt, so that equal rows give equal bytes; and text as text, which can be searched.
 STYLE: Any = {"svg.hashsalt": "gpt_jax", "svg.fonttype": "none"}
-TRAIN_COLOUR, VAL_COLOUR = "#4269d0", "#d1495b"
+TRAIN_COLOUR, VAL_COLOUR, MARK_COLOUR = "#4269d0", "#d1495b", "#6b7280"
 
 
-def plot_losses(rows: list[dict[str, Any]], run_dir: Path, title: str) -> Path:
+def plot_losses(
+    rows: list[dict[str, Any]],
+    run_dir: Path,
+    title: str,
+    parts: tuple[int, str] | None = None,
+) -> Path:
     """Draws the training and validation loss over the steps.
 
     Args:
       rows: of metrics.jsonl.
       run_dir: where loss.png and loss.svg go.
       title: above the picture.
+      parts: of a branch: the step at which it parts from its parent, and the mark's label.
 
     Returns:
       The path of loss.png.
@@ -50,12 +56,15 @@ def plot_losses(rows: list[dict[str, Any]], run_dir: Path, title: str) -> Path:
         losses = [row[field] for row in evaluations]
         label = f"{name}, now {losses[-1]:.3f}" if losses else name
         axes.plot(steps, losses, color=colour, marker="o", markersize=3.5, label=label)
+    if parts is not None:
+        axes.axvline(parts[0], color=MARK_COLOUR, linewidth=1, linestyle="--", label=parts[1])
     axes.set_title(title, parse_math=False)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("cross-entropy loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    for text in axes.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
     for suffix in ("svg", "png"):
         picture = io.BytesIO()
         with matplotlib.rc_context(STYLE), warnings.catch_warnings():

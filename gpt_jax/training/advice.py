@@ -10,6 +10,7 @@ from gpt_jax.console import Display, format_duration
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import multihost
 from gpt_jax.run import checkpoints
+from gpt_jax.run.folder import read_init_from
 from gpt_jax.run.load import Run
 from gpt_jax.terminal import program_command
 from gpt_jax.training.init_from import COMPUTE_SETTINGS, start_from
@@ -58,6 +59,8 @@ def resume_command(run: Run, steps: int) -> str:
     It names the config that the run's settings differ from least, and those settings that
     `resume_config` would otherwise refuse or change.
     """
+    if run.config.branch_from is not None:
+        return _branch_command(run, steps)
     name, values = min(_differences(run.config), key=lambda found: len(found[1]))
     named = load_config(name)
     longer = {"train.steps": steps}
@@ -82,6 +85,17 @@ def _command(name: str, values: dict[str, Any]) -> str:
     for setting, value in values.items():
         words += ["--" + setting.replace("_", "-"), _to_text(value)]
     return program_command(*words)
+
+
+def _branch_command(run: Run, steps: int) -> str:
+    """Returns the command line that resumes a branch: what began it, and the steps."""
+    config, change = run.config, read_init_from(run.run_dir).get("change") or {}
+    words = ["--branch-from", str(config.branch_from), "--at-step", str(config.at_step)]
+    words += ["--run-dir", str(run.run_dir)]
+    for setting, both in change.items():
+        if setting not in ("train.steps", "sample.prompt"):
+            words += ["--" + setting.replace("_", "-"), _to_text(both["to"])]
+    return program_command(*words, "--train.steps", str(steps))
 
 
 def _differences(config: Config) -> list[tuple[str, dict[str, Any]]]:

@@ -23,7 +23,8 @@ from gpt_jax.input_pipeline.dataset import Corpus
 from gpt_jax.tokenizer import Tokenizer
 
 ENDS = 1 << 12  # of a long array of ids, at either end; the corpus has sums
-PLACES = ("path", "source")  # of an origin: where a host has it
+PLACES = ("path", "source", "lineage")  # of an origin: where a host has it
+NESTED = ("branch",)  # whose own fields are compared one by one
 
 
 def compared_on_hosts(setup: Any) -> dict[str, Any]:
@@ -33,6 +34,11 @@ def compared_on_hosts(setup: Any) -> dict[str, Any]:
       setup: a dataclass, see `run_setup.RunSetup`.
     """
     values = {**numerics.environment({}), **numerics.asked_for(), **numerics.flags()}
+    return values | _fields(setup)
+
+
+def _fields(setup: Any) -> dict[str, Any]:
+    values = {}
     for field in dataclasses.fields(setup):
         values |= _described(field.name, getattr(setup, field.name))
     return values
@@ -46,6 +52,8 @@ def _described(name: str, value: Any) -> dict[str, Any]:
         return {f"the {name}'s sha256": value.sha256}
     if isinstance(value, Tokenizer):
         return {f"the {name}'s sha256": digest(value.to_json())}
+    if name in NESTED and value is not None:
+        return {f"the {name}'s {part}": each for part, each in _fields(value).items()}
     if name == "origin" and value is not None:
         value = {part: each for part, each in value.items() if part not in PLACES}
     if value is None or isinstance(value, bool):

@@ -30,6 +30,7 @@ from gpt_jax.input_pipeline.loader import BatchLoader
 from gpt_jax.input_pipeline.sampler import Sampler
 from gpt_jax.model import Params
 from gpt_jax.model.attention import needs_mesh
+from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import (
     batch_sharding,
@@ -45,7 +46,13 @@ from gpt_jax.training.hyperparameters import (
     hyperparameters,
     optim_structure,
 )
-from gpt_jax.training.memory import ProgramTooLarge, check_program, memory_limit, program_need
+from gpt_jax.training.memory import (
+    ProgramTooLarge,
+    check_program,
+    fits_whole_params,
+    memory_limit,
+    program_need,
+)
 from gpt_jax.training.optimizer import make_optimizer
 from gpt_jax.training.resume import MEASURING, RUN_LENGTH
 from gpt_jax.training.state import TrainState, init_state, state_from_params, state_shapes
@@ -121,21 +128,27 @@ class JitFunctions:
     is_finite: Any
 
 
-def jit_train_chunk(config: Config, mesh: Mesh) -> Any:
+def jit_train_chunk(config: Config, mesh: Mesh, limit: float | None = None) -> Any:
     """Returns `step.make_train_chunk`'s function for a mesh, to be compiled.
 
-    Its tokens are `AbstractInputs.gathered`.
+    Its tokens are `AbstractInputs.gathered`. A device has `limit` bytes; None is unknown.
     """
-    return _jit_functions(config, mesh).chunk
+    return _jit_functions(config, mesh, limit).chunk
 
 
 def _jit_functions(
-    config: Config, mesh: Mesh, samplers: tuple[Sampler, Sampler] | None = None
+    config: Config,
+    mesh: Mesh,
+    limit: float | None,
+    samplers: tuple[Sampler, Sampler] | None = None,
 ) -> JitFunctions:
+    whole_params = fits_whole_params(config, tuple(mesh.shape.values()), target_backend(), limit)
     platform = mesh.devices.flat[0].platform
     options = compiler_options(platform, library_products=config.model.n_embd < WIDE_N_EMBD)
     optim, train = optim_structure(config.optim), _train_structure(config.train)
-    return jit_functions(config.model, optim, train, mesh, samplers, tuple(options.items()))
+    return jit_functions(
+        config.model, optim, train, mesh, samplers, tuple(options.items()), whole_params
+    )
 
 
 def _train_structure(train: TrainConfig) -> TrainConfig:
@@ -158,6 +171,7 @@ def jit_functions(
     mesh: Mesh,
     samplers: tuple[Sampler, Sampler] | None,
     options: tuple[tuple[str, str | int], ...],
+    whole_params: bool = False,
 ) -> JitFunctions:
     """Returns the functions of a run; jax compiles those of equal arguments once in a process.
 
@@ -166,13 +180,15 @@ def jit_functions(
       mesh: the devices.
       samplers: of "train" and "val"; None if the tokens are always batches.
       options: XLA's, by name.
+      whole_params: see `sharding.make_map_over_data`.
     """
     optimizer = make_optimizer(optim)
     everywhere = replicated(mesh)
     shardings = state_shardings(state_shapes(model, optim), mesh)
     constrain_batch = make_constrain_batch(mesh)
+    map_over_data = make_map_over_data(mesh, whole_params=whole_params)
     chunk = make_train_chunk(
-        model, optim, train, constrain_batch, samplers and samplers[0], make_map_over_data(mesh)
+        model, optim, train, constrain_batch, samplers and samplers[0], map_over_data
     )
     evaluate = make_eval_step(model, train, constrain_batch, samplers)
     jit = functools.partial(jax.jit, compiler_options=dict(options))
@@ -254,7 +270,8 @@ class CompiledSteps:
         self.loader = BatchLoader(config, splits, self.mesh)
         self._metrics: Any = None  # of the chunk before
         train_sampler, val_sampler = self.loader.samplers
-        self._jit = _jit_functions(config, self.mesh, (train_sampler, val_sampler))
+        samplers = train_sampler, val_sampler
+        self._jit = _jit_functions(config, self.mesh, self._memory, samplers)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="compile")
         self._compiled: dict[Any, Future] = {}
 

@@ -86,6 +86,8 @@ def describe_changes(changed: dict[str, dict[str, Any]], step: int) -> str:
 
 
 def _describe_origin(origin: dict[str, Any], block_size: int) -> str:
+    if "sha256" not in origin:
+        return f"step {origin['step']:,} of {origin['source']}, of which this is a branch"
     step = f", step {origin['step']:,}" if origin["step"] else ""
     cut = f", cut to the first {block_size:,} of its {origin['block_size']:,} positions"
     return (

@@ -53,7 +53,10 @@ def finalize(
     corpus = Path(run.config.data.corpus).name
     folder = open_folder(run.run_dir)
     title = f"{folder.absolute().name}: {corpus}, {run.step:,} steps"
-    picture = plots.plot_losses(run.rows, run.run_dir, title)
+    parts = []
+    if run.config.at_step is not None:
+        parts = [(run.config.at_step, f"branch of {Path(run.config.branch_from or '').name}")]
+    picture = plots.plot_losses(run.rows, run.run_dir, title, *parts)
     display.line(f"\nsample for {prompt!r}, temperature {run.config.sample.temperature:g}:\n")
     texts = _sample(run, prompt, display)
     display.line("\n")
@@ -62,8 +65,8 @@ def finalize(
     except (OSError, ValueError):  # there is none, or no text
         before = ""
     heading = f"=== step {run.step}, prompt {prompt!r}, corpus {run.corpus['name']} ===\n"
-    parts = [part for part in before.split("=== step ") if part]
-    kept = [f"=== step {p}" for p in parts if not p.startswith(f"{run.step},")]
+    texts_before = [part for part in before.split("=== step ") if part]
+    kept = [f"=== step {p}" for p in texts_before if not p.startswith(f"{run.step},")]
     folder.write(SAMPLES_FILE, "".join(kept) + "".join(f"{heading}{t}\n\n" for t in texts))
     summary = {
         "step": run.step,

@@ -22,6 +22,7 @@ from gpt_jax.run.folder import (
     update_config,
 )
 from gpt_jax.storage import open_folder, to_folder
+from gpt_jax.training.branch_start import parent_numerics
 from gpt_jax.training.history import numerics_now
 from gpt_jax.training.memory import SUGGESTIONS
 from gpt_jax.training.run_setup import RunSetup
@@ -44,7 +45,7 @@ def open_for_training(setup: RunSetup) -> Generator[Callable[[], None]]:
 
         def create_or_update() -> None:
             if not setup.resumes:
-                now = numerics_now(setup.config)
+                now = parent_numerics(setup.branch) if setup.branch else numerics_now(setup.config)
                 create_run(run_dir, setup.config, setup.corpus, setup.tokenizer, setup.origin, now)
             held.enter_context(open_folder(run_dir).lock())
             clear_unfinished(run_dir)

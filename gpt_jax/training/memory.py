@@ -134,6 +134,32 @@ def _block_bytes(model: ModelConfig, B: int, T: int, tensor: int, backend: str) 
     return saved, transient
 
 
+def fits_whole_params(
+    config: Config, mesh: tuple[int, int, int, int], backend: str, limit: float | None
+) -> bool:
+    """Returns whether devices that shard parameters may gather them once a step, all of them.
+
+    Then their gradients are reduced once a step too, see `sharding.make_map_over_data`. Beside
+    what a device needs in any case, that takes a copy of the parameters, one of their gradients
+    and one of a micro-batch's. Activations count twice, as `estimate_memory` is a lower bound.
+    On a CPU never: its devices share their memory, and have no network between them.
+
+    Args:
+      config: the settings.
+      mesh: devices on the axes data, fsdp, tensor and sequence.
+      backend: as `target_backend` returns it.
+      limit: bytes that a device has; None is unknown.
+    """
+    _, fsdp, tensor, sequence = mesh
+    train = config.train
+    whole_batch = train.micro_batch_size == train.batch_size
+    if fsdp == 1 or tensor * sequence > 1 or whole_batch or backend == "cpu" or limit is None:
+        return False
+    need = estimate_memory(config, mesh, backend)
+    copies = 3 * _size(state_shapes(config.model, config.optim).params)
+    return need.state + copies + 2 * need.activations <= limit
+
+
 def memory_limit(device: jax.Device, root: Path = Path("/")) -> int | None:
     """Returns the bytes that programs may use on a device; None if unknown.
 

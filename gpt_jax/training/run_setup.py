@@ -1,7 +1,7 @@
 """What a run starts from: every setting, text and folder read and checked before computing.
 
-A run is new, resumed, or starts from other parameters: one function each. Nothing here writes, and
-nothing here touches a device.
+A run is new, resumed, a branch, or starts from other parameters: one function each. Nothing here
+writes, and nothing here touches a device.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from gpt_jax.model.dtype import resolve_dtype
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.mesh import micro_batches, with_micro_batch
 from gpt_jax.run import checkpoints
-from gpt_jax.run.folder import check_folder, is_run, read_config, run_record
+from gpt_jax.run.folder import check_folder, is_run, read_config, read_init_from, run_record
 from gpt_jax.storage import to_folder
 from gpt_jax.terminal import shell_command
 from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
+from gpt_jax.training.branch_start import BranchStart, make_branch_start, on_this_machine
+from gpt_jax.training.branches import branch_record, check_step, corpus_of, read_parent
 from gpt_jax.training.init_from import initial_params, load_source, reload_initial_params
 from gpt_jax.training.memory import check_memory
 from gpt_jax.training.resume import changed_measuring, machine_settings, resume_config
@@ -59,6 +61,7 @@ class RunSetup:
       params: the initial parameters of a run without a checkpoint, NumPy's; None for random ones.
       origin: the record of where `params` are from, for config.json.
       changed: see `resume.changed_measuring`.
+      branch: where a branch without a checkpoint of its own starts; else None.
       notes: a line for each setting that was "auto".
       micro_batch_is_auto: train.micro_batch is still to be chosen, see `micro_batch.py`; in a
         resumed run only where what it recorded no longer fits.
@@ -72,6 +75,7 @@ class RunSetup:
     params: Params | None = None
     origin: dict[str, Any] | None = None
     changed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    branch: BranchStart | None = None
     notes: tuple[str, ...] = ()
     micro_batch_is_auto: bool = False
 
@@ -91,6 +95,8 @@ def prepare_run(
     """
     if is_run(to_folder(config.run_dir)):
         return prepare_resumed(config, progress)
+    if config.branch_from is not None:
+        return prepare_branch(config, progress)
     if config.init_from is not None:
         return prepare_from_params(config, progress)
     return prepare_new(config, progress, listener)
@@ -132,6 +138,41 @@ def prepare_from_params(config: Config, progress: Progress | None) -> RunSetup:
     return _complete(config, corpus, tokenizer, notes=notes, params=params, origin=origin)
 
 
+def prepare_branch(config: Config, progress: Progress | None) -> RunSetup:
+    """Returns the setup of a run that continues another from one of its steps."""
+    check_folder(to_folder(config.run_dir))
+    check_step(config.branch_from or "", config.at_step or 0)
+    parent = _prepare_parent(config, progress)
+    corpus = parent.corpus
+    if config.data.corpus != parent.config.data.corpus:
+        corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=parent.tokenizer)
+        check_same_tokenizer(corpus, parent.tokenizer, config.branch_from or "")
+    own, notes = _first_config(config, config.data, corpus, parent.tokenizer)
+    start = make_branch_start(parent.config, parent.splits, own)
+    origin = branch_record(parent.config, own)
+    setup = _complete(
+        own, corpus, parent.tokenizer, notes=notes, origin=origin, splits=_shared(own, parent)
+    )
+    return dataclasses.replace(setup, branch=start)
+
+
+def _prepare_parent(config: Config, progress: Progress | None) -> RunSetup:
+    """Returns the setup of the run that a branch continues, as it is recomputed here."""
+    parent = on_this_machine(read_parent(config.branch_from or ""), config)
+    record = read_config(parent.run_dir)[1]
+    tokenizer = load_tokenizer(parent.run_dir)
+    corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
+    is_same = corpus.sha256 == record["sha256"]  # it may lie elsewhere now
+    return prepare_resumed(corpus_of(config, parent, is_same), progress)
+
+
+def _shared(config: Config, other: RunSetup) -> dict[str, Dataset] | None:
+    """Returns the datasets of another run where those of `config` are the same."""
+    there = other.config
+    same = config.data == there.data and config.model.block_size == there.model.block_size
+    return other.splits if same else None
+
+
 def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     """Returns the setup of a run whose folder exists, checked against what is in it."""
     run_dir = to_folder(config.run_dir)
@@ -142,7 +183,7 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
             + shell_command("--init-from", run_dir, "--run-dir", f"{run_dir}-trained")
         )
     numerics.check_kept(run_record(run_dir).numerics, str(run_dir))
-    done = max(checkpoints.steps(run_dir), default=0)
+    done = max(checkpoints.steps(run_dir), default=saved.at_step or 0)
     asked_for, micro_batch = config.data.corpus, config.train.micro_batch
     config = resume_config(config, saved, record, done)
     tokenizer = load_tokenizer(run_dir)
@@ -155,10 +196,35 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     params = origin = None
     if config.init_from is not None and not done:  # killed before its first checkpoint
         params, origin = reload_initial_params(config)
+    start = None
+    if config.branch_from is not None and not checkpoints.steps(run_dir):
+        start = _reload_branch_start(config, progress)
     setup = _complete(config, corpus, tokenizer, resumes=True, params=params, origin=origin)
     is_auto = micro_batch == "auto" and "train.micro_batch" in machine_settings(saved.train)
     changed = changed_measuring(saved, setup.config)
-    return dataclasses.replace(setup, changed=changed, micro_batch_is_auto=is_auto)
+    return dataclasses.replace(setup, changed=changed, branch=start, micro_batch_is_auto=is_auto)
+
+
+def _reload_branch_start(config: Config, progress: Progress | None) -> BranchStart:
+    """Returns where a branch starts that was killed before its first checkpoint.
+
+    Raises:
+      UserError: its parent is not available any more, or is another run.
+    """
+    begun = read_init_from(config.run_dir).get("lineage") or [{}]
+    try:
+        read_parent(config.branch_from or "")
+        same = run_record(to_folder(config.branch_from or "")).id == begun[-1].get("id")
+        if same:
+            parent = _prepare_parent(config, progress)
+            return make_branch_start(parent.config, parent.splits, config)
+        why = "it is another run now"
+    except UserError as error:
+        why = str(error)
+    raise UserError(
+        f"{config.run_dir} has no checkpoint yet, and branch_from={config.branch_from} can't be "
+        f"continued: {why}; restore it, or choose another --run-dir"
+    )
 
 
 def prepare_beside(
@@ -174,13 +240,12 @@ def prepare_beside(
     Raises:
       UserError: as `prepare_run`.
     """
-    if other is None or config.init_from is not None or is_run(to_folder(config.run_dir)):
+    starts_elsewhere = config.init_from is not None or config.branch_from is not None
+    if other is None or starts_elsewhere or is_run(to_folder(config.run_dir)):
         return prepare_run(config, progress)
     check_folder(to_folder(config.run_dir))
     own, notes = _first_config(config, config.data, other.corpus, other.tokenizer)
-    block_size, of_other = own.model.block_size, other.config
-    same = own.data == of_other.data and block_size == of_other.model.block_size
-    splits = other.splits if same else None
+    splits = _shared(own, other)
     return _complete(own, other.corpus, other.tokenizer, notes=notes, splits=splits)
 
 

@@ -72,8 +72,9 @@ class ShortSamples:
             if not self._ended:
                 self._log.write(_line(Sample(step, text)))
         except Exception as error:  # nobody's loss but that of the texts
+            if not self._ended:  # else the file was closed meanwhile
+                self._display.note(f"no more samples during training: {one_line(error)}")
             self._ended = True
-            self._display.note(f"no more samples during training: {one_line(error)}")
 
     def _generate(self, step: int, params: Params) -> str:
         config, sample = self._config.model, self._config.sample
@@ -90,8 +91,8 @@ class ShortSamples:
             Filters(temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p),
             max_new_tokens=n,
         )
-        decode = self._tokenizer.make_decoder()
-        return prompt + "".join(decode(ids_BT[0]) for ids_BT in pieces) + decode([], last=True)
+        ids = [id for ids_BT in pieces for id in ids_BT[0]]
+        return prompt + self._tokenizer.make_decoder()(ids, last=True)
 
     def finish(self) -> None:
         """Waits for the texts that are not written yet."""
@@ -106,6 +107,7 @@ class ShortSamples:
         self._ended = True
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+            self._log.close()
 
 
 def _line(sample: Sample) -> str:

@@ -32,6 +32,8 @@ from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.load import Run, load_run
 from gpt_jax.run.metrics import MetricsWriter, bits_per_byte
 from gpt_jax.storage import to_folder
+from gpt_jax.training.branch_start import BranchStart, start_branch
+from gpt_jax.training.branches import mark
 from gpt_jax.training.compared import compared_on_hosts
 from gpt_jax.training.compiled_steps import CompiledSteps
 from gpt_jax.training.describe import describe_changes, describe_finished, describe_run
@@ -155,12 +157,14 @@ class Trainer:
       step: optimizer steps dispatched so far; `state` is that after them.
       pending: the chunk that ends at `step`, until its metrics are read.
       recent_losses: see `step.make_train_chunk`; None where no spike is looked for.
+      row_between: of a branch: that of the steps between the parent's last row and where it parts.
       asked: returns what hosts were told when they last asked one another.
       n_skipped: the last steps in a row, of those read, that were skipped.
       doing: what training waits for, such as "compiling the evaluation"; "" while it trains.
     """
 
     state: TrainState
+    row_between: dict[str, Any] | None
     checkpoints: checkpoint.CheckpointWriter
     metrics: MetricsWriter
     samples: ShortSamples
@@ -238,12 +242,15 @@ class Trainer:
         describe_run(self.setup, self.compiled, self.display)
         newest = lambda: checkpoint.newest_valid(self.run_dir)
         self.step, problems = multihost.broadcast_from_host0(newest)
-        if self.step:
+        branch = None if self.step else self.setup.branch
+        if branch:
+            self.start_branch(branch)
+        elif self.step:
             self.show(f"loading the checkpoint of step {self.step}")
             self.state = checkpoint.load(self.run_dir, self.step, self.compiled.abstract_state)
         for problem in problems:
             self.display.note(f"{problem}; resuming from step {self.step}")
-        if 0 < self.step < train.steps:
+        if 0 < self.step < train.steps and not branch:
             self.display.line(f"resuming from step {self.step}")
         params = self.setup.params
         if not self.is_finished:
@@ -255,14 +262,21 @@ class Trainer:
             self.wait_for(self.compiled.init_program(), "the initialization")
             self.state = self.compiled.init_state(self.keys)
         self.checkpoints = checkpoint.CheckpointWriter(
-            self.run_dir, train.keep_checkpoints, train.keep_interval, train.keep_best
+            self.run_dir,
+            train.keep_checkpoints,
+            train.keep_interval,
+            train.keep_best,
+            self.config.at_step,
         )
         self.to_close.callback(self.checkpoints.close)
-        self.metrics = MetricsWriter(self.run_dir, self.step, multihost.is_host0())
+        begun = 0 if branch else self.step
+        self.metrics = MetricsWriter(self.run_dir, begun, multihost.is_host0())
         self.to_close.callback(self.metrics.close)
         params = self.compiled.abstract_state.params
         self.samples = ShortSamples(self.setup, params, self.step, self.display)
         self.to_close.callback(self.samples.close)
+        if branch:
+            self.save_branch_start(branch)
         self.say_what_has_changed()
         if self.setup.changed and not self.is_finished:
             self.metrics.mark({"changed": {"since": self.step, **self.setup.changed}})
@@ -274,9 +288,29 @@ class Trainer:
         )
         self.timer.start(self.step)
 
+    def start_branch(self, branch: BranchStart) -> None:
+        """Loads or recomputes the state that the branch starts from."""
+        for note in branch.notes:
+            self.display.note(note)
+        self.display.line(branch.line)
+
+        def between(step: int) -> None:
+            self.show(f"recomputing the steps up to {branch.step}: {step}")
+            self.stop_if_told_early()
+
+        self.state, self.row_between = start_branch(branch, self.compiled, between)
+        self.step = branch.step
+
+    def save_branch_start(self, branch: BranchStart) -> None:
+        """Saves the branch's own first checkpoint, and the parent's rows; the last has a mark."""
+        *rows, last = [*branch.rows, *filter(None, [self.row_between])]
+        for row in [*rows, last | mark(self.config, branch.change)]:
+            self.write_row(row)
+        self.save_checkpoint()
+
     def say_what_has_changed(self) -> None:
         """Says, also in the next row, where a resumed run is rounded otherwise than before."""
-        if not self.setup.resumes or self.is_finished:
+        if not (self.setup.resumes or self.setup.branch) or self.is_finished:
             return
         now = numerics_now(self.config)
         changed, line = changed_numerics(self.run_dir, self.metrics.rows, now)

@@ -136,7 +136,8 @@ def test_every_number_is_covered_by_the_lists_of_this_test():
     numbers = {name for name, hint, _ in iter_fields(Config) if {int, float} & {hint, *_args(hint)}}
     assert numbers == {
         *POSITIVE_INTS, *FLOATS, *MESH_SIZES, *SEEDS, "model.vocab_size", "data.vocab_size",
-        "optim.warmup_steps", "optim.decay_steps", "train.keep_interval",
+        "optim.warmup_steps", "optim.decay_steps", "train.keep_interval", "at_step",
+        "train.sample_tokens",
     }  # fmt: skip
 
 
@@ -420,6 +421,8 @@ def test_none_is_for_optional_settings_only():
     assert optional == {
         *SEEDS[1:],
         "init_from",
+        "branch_from",
+        "at_step",
         "model.attention_scale",
         "model.n_kv_head",
         "data.fallback_corpus",
@@ -563,7 +566,8 @@ def test_to_dict_nests_by_group():
     assert values["model"]["n_layer"] == 3
     assert values["sample"]["prompt"] is None
     groups = {"model", "data", "optim", "train", "mesh", "sample"}
-    assert set(values) == {"run_dir", *SEEDS, "init_from", "checkpoint"} | groups
+    starts = {"init_from", "checkpoint", "branch_from", "at_step"}
+    assert set(values) == {"run_dir", *SEEDS} | starts | groups
 
 
 @pytest.mark.parametrize("name", MESH_SIZES)
@@ -896,3 +900,39 @@ def test_what_breaks_a_rule_breaks_it_as_numpys_scalar_too():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{name}=.* must be"):
             override(load_config("nano"), {name: value})
+
+
+@pytest.mark.parametrize("name", ["model.n_layer", "model.block_size", "train.steps"])
+def test_a_whole_number_that_no_computer_counts_to_is_refused(name):
+    for value in (2**63, -(2**63), 10**400, 10**5000):
+        bits = value.bit_length()
+        assert refusal(name, value) == f"{name} is too large: a whole number of {bits} bits"
+    assert "model.vocab_size is too large" in refusal("model.vocab_size", 2**31)  # an array's size
+    assert override(Config(), {"train.final_eval_tokens": 2**40}).train.final_eval_tokens == 2**40
+
+
+def test_a_whole_number_in_the_place_of_a_fraction():
+    """jax would take one for an integer of 32 bits."""
+    for value in (2**31, 2**40, 10**300):
+        scale = override(Config(), {"model.attention_scale": value}).model.attention_scale
+        assert (type(scale), scale) == (float, float(value))
+    assert type(override(Config(), {"optim.clip": 1}).optim.clip) is int
+    assert "must be a finite number" in refusal("model.norm_epsilon", 10**5000)
+
+
+@pytest.mark.parametrize("name", ["model.norm", "model.bias", "train.steps", "model.dropout"])
+def test_a_long_value_is_shown_in_part(name):
+    assert len(refusal(name, "x" * 10**6)) < 200
+
+
+def test_a_branch_has_a_parent_and_a_step_and_something_to_train():
+    branch = {"branch_from": "runs/a", "at_step": 400}
+    assert override(Config(), branch).at_step == 400
+    for values, message in (
+        ({"branch_from": "runs/a"}, "branch_from is given without at_step, its step to branch"),
+        ({"at_step": 3}, "at_step is given without branch_from, the run to branch from"),
+        ({**branch, "init_from": "gpt2"}, "init_from=gpt2 starts from parameters alone; give one"),
+        ({**branch, "at_step": 500}, "at_step=500 leaves none of train.steps=500 to train"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            override(Config(), values)

@@ -36,7 +36,7 @@ from data import prepare as module
 from data.config import PrepareConfig
 from data.filters import Limits, Seen, digest, is_validation, letters, reject, repetition
 from data.prepare import prepare
-from data.sources import common_crawl, json_lines, parquet, parquet_pages
+from data.sources import common_crawl, hugging_face, json_lines, parquet, parquet_pages
 from data.sources.documents import BadInput
 from data.sources.readers import make_plan, read_unit
 from data.sources.text import CUT, plan_text
@@ -619,6 +619,27 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path):
         run(tmp_path, "other", source="hf", input=str(folder), text_field="body")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_parquet_in_a_local_data_set_is_read_as_parquet(tmp_path, monkeypatch):
+    """With the bounds of --source parquet, which the package does not have."""
+    pyarrow = importlib.import_module("pyarrow")
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 8 << 20)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    options = {"compression": "zstd", "store_schema": False, "row_group_size": 100}
+    write_parquet(folder / "0.parquet", {"text": repeated({})}, **options)
+    write_parquet(folder / "1.parquet", {"text": DOCUMENTS[:30]})
+    config = PrepareConfig(source="hf", input=str(folder), out="-", max_document_mb=1)
+    before, peak, found = pyarrow.total_allocated_bytes(), 0, []
+    for unit in hugging_face.plan(config).units:
+        for document in read_unit(config, unit, tmp_path):
+            found.append(getattr(document, "text", None))
+            peak = max(peak, pyarrow.total_allocated_bytes() - before)
+    assert found == [*DOCUMENTS, *[None] * 30, *DOCUMENTS[:30]]
+    assert peak < 64 << 20
+
+
 class HubError(OSError):
     """As huggingface_hub's, with the server's answer."""
 
@@ -664,7 +685,10 @@ def hub(monkeypatch):
 
     api = types.SimpleNamespace(HfApi=type("HfApi", (), {"dataset_info": dataset_info}))
     monkeypatch.setitem(sys.modules, "huggingface_hub", api)
-    datasets = types.SimpleNamespace(load_dataset=load_dataset)
+    builder = types.SimpleNamespace(name="json", config=types.SimpleNamespace(data_files={}))
+    datasets = types.SimpleNamespace(
+        load_dataset=load_dataset, load_dataset_builder=lambda *args, **kwargs: builder
+    )
     monkeypatch.setattr("data.sources.hugging_face.import_optional", lambda name: datasets)
     return hub
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from fake_runs import write_run
 from safetensors.numpy import save_file
 
 from data.records import read_counts, read_source
@@ -87,7 +88,20 @@ def test_a_runs_config(tmp_path):
         run_record(path.parent)
         resume_config(found, found, corpus, 0)
 
-    assert min(try_all(path, json.loads(path.read_text()), read)) > 100
+    n_read, n_refused = try_all(path, json.loads(path.read_text()), read)
+    assert n_read > 60  # what is left out, or too large for a computer, is refused
+    assert n_refused > 700
+
+
+@pytest.mark.parametrize("name", ["model.n_head", "data.train_fraction", "optim.beta1", "seed"])
+def test_a_setting_without_which_there_was_never_a_run(tmp_path, name):
+    path = write_run(tmp_path / "run") / "config.json"
+    values = json.loads(path.read_text())
+    *group, last = name.split(".")
+    del (values[group[0]] if group else values)[last]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"config.json is damaged: it has no {name}; restore"):
+        read_config(path.parent)
 
 
 def test_a_summary(tmp_path):

@@ -80,7 +80,7 @@ NOT_IN_PURE |= {"threading", "concurrent", "gpt_jax.storage", "gpt_jax.console",
 NOT_IN_PURE |= {"gpt_jax.parallel.mesh", "gpt_jax.parallel.multihost"}
 # Who may import the driver: the verb, and what tries all of it (the package's own names are lazy).
 DRIVER, DRIVERS = "gpt_jax.training.trainer", {"gpt_jax.cli.train", "gpt_jax.analysis.verify"}
-DRIVERS |= {"gpt_jax.experiments.trials"}
+DRIVERS |= {"gpt_jax.experiments.trial_runs"}
 DRIVERS |= {"gpt_jax.experiments.sweeps"}
 # Of `data`, lowest first: each imports only those before it.
 DATA = ["filters", "config", "sources.xz", "sources.documents", "sources.text", "sources.bordered"]

@@ -28,6 +28,7 @@ README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *GUIDES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
 OTHERS = [ROOT / "data" / "README.md", ROOT / "benchmarks" / "gpu" / "README.md"]
+TEXTS_PAGE = ROOT / "docs" / "texts-and-tokenizers.md"  # its code runs before its commands
 TEXTS = {page: page.read_text("utf-8") for page in [*PAGES, *OTHERS]}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 # What a newcomer searches for, and the page that explains it.
@@ -130,6 +131,9 @@ def made_small(words: list[str]) -> list[str] | None:
         return [*words, "--max-new-tokens", "5"]
     if verb == "trial":
         return [*words, *SMALL, "--sample.max-new-tokens", "5", "--max-pairs", "1"]
+    if "--branch-from" in words:
+        ends = ["--train.steps", "4", "--sample.max-new-tokens", "5"]
+        return [*without(words, "--at-step"), "--at-step", "3", *ends]
     if verb == "train" and words != ["--help"]:
         return [*words, *SMALL, "--sample.max-new-tokens", "5"]
     return [*words, *SMALL] if verb == "plan" else words
@@ -138,6 +142,8 @@ def made_small(words: list[str]) -> list[str] | None:
 @pytest.mark.slow
 def test_every_command_of_the_pages_does_its_job(elsewhere, monkeypatch):
     """In the pages' order, in one folder; training is made small, the rest is as written."""
+    for code in blocks(TEXTS_PAGE, python=True):  # it writes a corpus that commands train on
+        exec(code, {})
     done: list[list[str]] = []
     for command in [command for page in PAGES for command in commands(page)]:
         words = words_of(command)
@@ -165,7 +171,8 @@ def test_the_python_of_the_pages_runs(elsewhere):
     (code,) = blocks(ROOT / "docs" / "python-api.md", python=True)
     (beginning,) = blocks(README, python=True)
     assert code.startswith(beginning)
-    assert not [page for page in GUIDES if page.stem != "python-api" and blocks(page, python=True)]
+    others = [page for page in GUIDES if page.stem != "python-api" and blocks(page, python=True)]
+    assert others == [TEXTS_PAGE]
     small = '"train.steps": 10, "train.eval_batches": 2, "model.n_layer": 1, "model.n_embd": 32'
     short = code.replace('"train.steps": 100', small)
     assert short != code

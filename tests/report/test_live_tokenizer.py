@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from script_engine import scripts
 
+from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.report.live import export_tokenizer
 from gpt_jax.tokenizer import GPT2_PATTERN, PATTERN, BpeTokenizer, CharTokenizer
 
@@ -99,6 +100,18 @@ def test_characters_that_the_vocabulary_lacks_are_named():
     file = export_tokenizer(CharTokenizer.train("ab\n"))
     ours = scripts()(MAKE + "return t.encode('aé𝔘bé');", file=file)
     assert ours == {"ids": [1, 2], "missing": ["é", "𝔘"]}
+
+
+@pytest.mark.parametrize("names", [(), [*"0123", "+", "=", "π"]])
+def test_integers_have_pythons_ids_and_text(names):
+    tokenizer, texts = IntegerTokenizer(7, names), ["", " 1 3\n0 ", "3", "2\u3000 1"]
+    file = export_tokenizer(tokenizer)
+    ours = scripts()(MAKE + "return texts.map((x) => t.encode(x).ids);", file=file, texts=texts)
+    assert ours == [tokenizer.encode(text).tolist() for text in texts]
+    ours = scripts()(MAKE + "return gptJax.decode(t, [6, 0, 5]);", file=file)
+    assert ours == tokenizer.make_decoder()([6, 0, 5])
+    ours = scripts()(MAKE + "return t.encode('1 x 2 x 9 y');", file=file)
+    assert ours == {"ids": [1, 2], "missing": ["x", "9", "y"]}
 
 
 def test_half_of_a_surrogate_pair_is_replaced():

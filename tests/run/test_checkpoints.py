@@ -420,6 +420,15 @@ def test_the_settings_in_a_checkpoint_are_compared(tmp_path, settings, line):
         assert restore(tmp_path, target())[0] == 2
 
 
+def test_a_setting_of_the_model_that_is_left_out_is_compared(tmp_path):
+    give_id(tmp_path, "x")
+    writer = CheckpointWriter(tmp_path, keep_newest=2)
+    writer.save(2, state(2), {"model": {"n_embd": 8, "tied": True, "glow": 1}})
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"model\.tied is True there and left out here"):
+        restore(tmp_path, target())
+
+
 def test_the_parameters_of_another_step_are_refused(tmp_path):
     """As where somebody made the manifest fit."""
     writer = CheckpointWriter(tmp_path, keep_newest=1)

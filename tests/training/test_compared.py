@@ -11,6 +11,7 @@ from gpt_jax.config import Config, override
 from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.text_corpus import TextCorpus
 from gpt_jax.tokenizer import BpeTokenizer, CharTokenizer
+from gpt_jax.training.branch_start import BranchStart
 from gpt_jax.training.compared import compared_on_hosts, digest
 from gpt_jax.training.run_setup import RunSetup
 
@@ -53,7 +54,8 @@ DIFFERENT = {
 
 
 def test_every_field_of_what_a_host_read_is_compared():
-    assert DIFFERENT.keys() == {field.name for field in dataclasses.fields(RunSetup)}
+    names = {field.name for field in dataclasses.fields(RunSetup)}
+    assert DIFFERENT.keys() == names - {"branch"}  # which has fields of its own, see below
     ours = compared_on_hosts(setup())
     assert ours == compared_on_hosts(setup())
     for name, values in DIFFERENT.items():
@@ -109,3 +111,12 @@ def test_both_ends_of_a_mapped_file_are_in_its_digest(tmp_path):
         changed.tofile(tmp_path / "ids")
         found.add(digest(np.memmap(tmp_path / "ids", "<u2", "r")))
     assert len(found) == 3
+
+
+def test_what_a_branch_starts_from_is_compared_too():
+    start = BranchStart(Config(), setup().splits, 4, 3, [{"step": 0}], {}, [])
+    ours = compared_on_hosts(setup(branch=start))
+    other_seed = override(Config(), {"seed": 1})
+    for change in ({"step": 5}, {"from_step": 4}, {"config": other_seed}, {"splits": {}}):
+        theirs = compared_on_hosts(setup(branch=dataclasses.replace(start, **change)))
+        assert theirs != ours, change

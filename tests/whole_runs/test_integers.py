@@ -71,6 +71,7 @@ def test_a_run_is_the_same_resumed_and_from_the_host_and_knows_its_mask(config, 
 
 @pytest.mark.slow
 def test_the_verbs_take_it(config, corpus, tmp_path, capsys):
+    config = override(config, {"model.head_bias": False})  # as GPT-2's folders have it
     run = gpt_jax.train(config, quiet=True)
     folder = str(run.run_dir)
     assert main.main(["sample", "--run-dir", folder, "--prompt", "3 + 4 =", "--seed", "1"]) == 0
