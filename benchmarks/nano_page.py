@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
 
 
 def take_picture() -> None:
-    """Takes a picture of the top of the page."""
+    """Takes a picture of the model as it continues its prompt."""
     chromium = shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright
@@ -48,9 +48,12 @@ def take_picture() -> None:
         return
     with sync_playwright() as found:
         browser = found.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 1150}, device_scale_factor=1)
+        page = browser.new_page(viewport={"width": 1200, "height": 1040}, device_scale_factor=1)
         page.goto(PAGE.as_uri())
-        page.wait_for_timeout(1000)  # until the worker has read the prompt
+        page.get_by_label("tokens", exact=True).last.fill("100")
+        page.get_by_role("button", name="Continue").click()
+        page.locator("#live").evaluate("each => each.scrollIntoView()")
+        page.wait_for_timeout(8000)  # until the text is there, and judged
         page.screenshot(path=PICTURE)
         browser.close()
     print(PICTURE)

@@ -33,7 +33,6 @@ from gpt_jax.tokenizer import (
     GPT2_PATTERN,
     PATTERN,
     BpeTokenizer,
-    CharTokenizer,
     Tokenizer,
     canonical_pattern,
     load_tokenizer,
@@ -131,8 +130,6 @@ def _why_not(
         unknown.append(f"model.activation={model.activation}")
     if unknown:
         return f"The page does not know how to compute {', '.join(unknown)}."
-    if not isinstance(tokenizer, CharTokenizer | BpeTokenizer):
-        return "The page knows tokens of characters and of byte pairs, and this model has others."
     if isinstance(tokenizer, BpeTokenizer) and not _splits_like(tokenizer):
         return "The page does not know the pattern by which its tokenizer splits a text."
     if n > max_parameters:

@@ -62,7 +62,7 @@
     }
 
     bytes(id) {
-      return space.toUtf8(" " + this.words[id]);
+      return space.toBytes(" " + this.words[id]);
     }
   }
 

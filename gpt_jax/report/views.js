@@ -227,7 +227,7 @@
       const { ids, missing } = this.tokenizer.encode(text);
       this.prompt = text, this.typed = typed;
       this.missing = missing.length ? `Left out, as the model has no token for it: ${missing.map((c) =>
-        `${c} (${codeOf(c)})`).join(", ")}. ` : "";
+        [...c].length > 1 ? c : `${c} (${codeOf(c)})`).join(", ")}. ` : "";
       this.ids = ids.length ? ids : [this.tokenizer.startToken]; // as `sample` starts an empty prompt
       this.picked = Math.min(this.picked, this.ids.length - 1);
       this.write(count);

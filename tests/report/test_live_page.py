@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpt_jax
-from gpt_jax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig
+from gpt_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from gpt_jax.model import forward
 from gpt_jax.report.live import round_params
 from gpt_jax.report.page import make_report
@@ -17,7 +17,7 @@ from gpt_jax.run.load import load_run
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="needs chromium")]
-HOSTILE = "<script>alert('x')</script>\x1b[31m\u202e\u200f\"&<b>\n"
+HOSTILE = "<script>alert('x')</script>\x1b[31m\u202e\u200f\"&<b>"
 MODEL = ModelConfig(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, block_size=16, positions="rotary",
                     qk_norm=True, norm="rms", activation="swiglu", tied=True)  # fmt: skip
 
@@ -26,14 +26,15 @@ MODEL = ModelConfig(n_layer=2, n_head=4, n_kv_head=2, n_embd=32, block_size=16, 
 def run_dir(tmp_path_factory, finished_run):
     folder = tmp_path_factory.mktemp("live")
     book = folder / "book.txt"
-    book.write_text((HOSTILE + "the wizard of oz said so\n") * 60, encoding="utf-8", newline="")
+    book.write_text((HOSTILE + "\nthe wizard of oz said so\n") * 60, encoding="utf-8", newline="")
     config = Config(
         run_dir=str(folder / "run"),
         model=MODEL,
         data=DataConfig(corpus=str(book)),
         train=TrainConfig(batch_size=8, steps=12, log_interval=2, eval_interval=4, eval_batches=2,
                           checkpoint_interval=4, keep_interval=4),
-        sample=SampleConfig(prompt=HOSTILE, max_new_tokens=30),
+        optim=OptimConfig(learning_rate=0.03),
+        sample=SampleConfig(max_new_tokens=30),  # the prompt: the first line of validation text
     )  # fmt: skip
     return finished_run(config).run_dir
 
@@ -130,7 +131,7 @@ def test_greedy_text_is_that_of_sample_with_refill(opened, run_dir):
 def test_nothing_of_the_run_or_the_reader_is_markup(opened):
     assert opened.box.input_value() == HOSTILE
     opened.open_views()
-    opened.box.fill(f"{HOSTILE}é<img src=x onerror=alert(1)>")
+    opened.box.fill(f"{HOSTILE}\né<img src=x onerror=alert(1)>")
     opened.wait(r"Left out, as the model has no token for it: é \(U\+00E9\), g \(U\+0067\), =")
     live = opened.page.locator("#live")
     assert live.locator("script, img, b").count() == 0

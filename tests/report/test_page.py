@@ -223,9 +223,9 @@ def test_bad_input_ends_in_one_line(argv, message, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("**/*.html"))[1:]
 
 
-def test_the_page_of_integers_says_why_it_has_no_model():
-    reason = live._why_not(Config().model, IntegerTokenizer(9), 10, 100, 1, 10)
-    assert "characters and of byte pairs" in reason
+def test_the_page_has_a_model_of_integers_too():
+    assert not live._why_not(Config().model, IntegerTokenizer(9), 10, 100, 1, 10)
+    assert live.export_tokenizer(IntegerTokenizer(9)) == {"kind": "integers", "vocab_size": 9}
 
 
 def test_numbers_that_json_lacks_are_null_and_texts_visible():
