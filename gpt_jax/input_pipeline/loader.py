@@ -56,8 +56,7 @@ class BatchLoader:
         """
         self._config, self.mesh = config, mesh
         sizes = config.model.block_size, config.train.batch_size
-        orders = {"train": config.data.order, "val": "random"}
-        made = [make_sampler(datasets[name], *sizes, orders[name]) for name in ("train", "val")]
+        made = [make_sampler(datasets[x], *sizes, config.data.order) for x in ("train", "val")]
         self.samplers = [sampler for sampler, _ in made]
         self._segments = [segments for _, segments in made]
         self._sharding = batch_sharding(mesh, axis=1)

@@ -107,7 +107,21 @@ class Sampler:
         position = position + jnp.arange(self.batch_size, dtype=jnp.uint32)
         epochs_B, positions_B = epoch + position // n, position % n
         keys_B = jax.vmap(lambda epoch: jax.random.fold_in(key, epoch))(epochs_B)
-        sequences_B = jax.vmap(lambda key, i: permute(key, i, n))(keys_B, positions_B)
+        return self._address(jax.vmap(lambda key, i: permute(key, i, n))(keys_B, positions_B))
+
+    def evaluation_indices(self, key: jax.Array) -> SampleIndices:
+        """Samples a batch to evaluate, at random offsets as `random_indices`.
+
+        With a loss mask and `data.order=epochs` it samples among the sequences of an epoch: what
+        counts may depend on where a sequence begins, so others would be no measure of training.
+        """
+        if not self.is_masked or self.order == "random":
+            return self.random_indices(key)
+        draws_B = jax.random.randint(key, (self.batch_size,), 0, self.n_sequences)
+        return self._address(draws_B.astype(jnp.uint32))
+
+    def _address(self, sequences_B: jax.Array) -> SampleIndices:
+        """Returns where the sequences of an epoch lie, by number: uint32 (B,)."""
         counts = [(length - 1) // self.block_size for length in self.lengths]
         ends = np.cumsum(counts)
         segments_B = _count_at_most(ends[:-1].astype(np.uint32), sequences_B)
@@ -164,9 +178,9 @@ def train_indices(sampler: Sampler, key: jax.Array, steps_S: jax.Array) -> Sampl
 def eval_indices(
     samplers: Sequence[Sampler], key: jax.Array, n_batches: int
 ) -> list[SampleIndices]:
-    """Returns the sample indices of `n_batches` random batches per dataset, (n_batches, B) each."""
+    """Returns the sample indices of `n_batches` batches to evaluate per dataset, (n_batches, B)."""
     return [
-        jax.vmap(sampler.random_indices)(jax.random.split(sampler_key, n_batches))
+        jax.vmap(sampler.evaluation_indices)(jax.random.split(sampler_key, n_batches))
         for sampler, sampler_key in zip(samplers, jax.random.split(key, len(samplers)), strict=True)
     ]
 

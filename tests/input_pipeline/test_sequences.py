@@ -2,6 +2,7 @@
 
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from gpt_jax.input_pipeline.corpus import load_corpus
 from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.input_pipeline.gather import gather_on_host
 from gpt_jax.input_pipeline.loss_mask import MaskedTokens, count_targets, unmark, with_mask
-from gpt_jax.input_pipeline.sampler import make_sampler
+from gpt_jax.input_pipeline.sampler import eval_indices, make_sampler
 from gpt_jax.input_pipeline.shards.background import SumCheck
 from gpt_jax.input_pipeline.shards.manifest import ShardError
 from gpt_jax.input_pipeline.shards.reader import open_shards, verify_shards
@@ -152,6 +153,23 @@ def test_marked_ids_are_the_ids_and_the_mask(vocab_size):
     assert (back.tolist(), counts.tolist()) == (ids.tolist(), [True, False, True, False])
     assert (len(tokens), count_targets(tokens), count_targets(ids)) == (4, 1, 3)
     assert tokens.nbytes == 4 * tokens.dtype.itemsize
+
+
+@pytest.mark.parametrize("order", ["random", "epochs"])
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_evaluations_begin_where_masked_sequences_of_an_epoch_do(order, is_masked):
+    ids = IDS.astype(np.uint16)
+    shard = MaskedTokens(ids, MASK.astype(np.uint8), 9) if is_masked else ids
+    sampler, segments = make_sampler(Dataset.from_shards([shard[:33], shard], 0), 8, 4, order)
+    numbers, offsets = eval_indices([sampler], jax.random.key(0), 100)[0]
+    found = set(zip(np.ravel(numbers).tolist(), np.ravel(offsets).tolist(), strict=True))
+    every = {(i, at) for i, x in enumerate(segments) for at in range(0, len(x) - 8, 8)}
+    if is_masked and order == "epochs":
+        assert found <= every
+        assert len(found) > len(every) / 2  # 400 draws of 78 sequences
+        assert {i for i, _ in found} == {0, 1}
+    else:
+        assert any(at % 8 for _, at in found)
 
 
 def test_a_batch_has_the_mask_of_its_tokens():
