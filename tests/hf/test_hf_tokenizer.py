@@ -401,7 +401,7 @@ def word_level(values):
         ),
         (lambda v: v["model"].update(type="Unigram"), "it is no byte-level BPE as GPT-2's (type)"),
         (lambda v: v["model"].update(dropout=0.1), "no byte-level BPE as GPT-2's (dropout)"),
-        (word_level, "its ids are not those of its characters in order"),
+        (word_level, "its ids are not those of its characters or words in order"),
         (lambda v: v.update(pre_tokenizer={"type": "Whitespace"}), "it is not over bytes as they"),
         (lambda v: v.update(pre_tokenizer=None), "it is not over bytes as they are"),
         (

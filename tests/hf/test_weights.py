@@ -287,9 +287,11 @@ def test_an_index_stays_in_its_folder(tmp_path, name):
         ({"n_head": 5}, "model.n_embd=12 must be divisible by model.n_head=5"),
         ({"vocab_size": 0}, "wte.weight has shape (17, 12), and its config.json asks for (0, 12)"),
         ({"vocab_size": -1}, "model.vocab_size=-1 must be"),
-        ({"n_layer": 10**15}, "lacks the tensor transformer.h.2.ln_1.weight"),
+        ({"n_layer": 10**15}, "model.n_layer is too large: a whole number of 50 bits"),
+        ({"n_layer": 10**9}, "lacks the tensor transformer.h.2.ln_1.weight"),
         ({"n_layer": 1}, "which a GPT-2 of 1 layers has no place for"),
-        ({"n_embd": 3 * 10**9}, "wte.weight has shape (17, 12), and its config.json asks for (17,"),
+        ({"n_embd": 3 * 10**9}, "model.n_embd is too large: a whole number of 32 bits"),
+        ({"n_embd": 3 * 10**8}, "wte.weight has shape (17, 12), and its config.json asks for (17,"),
         (
             {"n_positions": 11},
             "wpe.weight has shape (10, 12), and its config.json asks for (11, 12",

@@ -40,7 +40,7 @@ VALUES = [None, True, 0, -1, 1.5, math.nan, math.inf, 10**400, "", "x", [], [1],
 def changed(values, path=()) -> Iterator:
     """Yields a nested value with each part in the place of another type, or left out."""
     inner = values.items() if isinstance(values, dict) else enumerate(values)
-    for key, value in list(inner)[:12]:
+    for key, value in list(inner)[:20]:
         for new in [*VALUES, "left out"]:
             made = copy.deepcopy(values)
             if new == "left out":
@@ -89,8 +89,8 @@ def test_a_runs_config(tmp_path):
         resume_config(found, found, corpus, 0)
 
     n_read, n_refused = try_all(path, json.loads(path.read_text()), read)
-    assert n_read > 60  # what is left out, or too large for a computer, is refused
-    assert n_refused > 700
+    assert n_read > 300  # what is left out, or too large for a computer, is refused
+    assert n_refused > 1200
 
 
 @pytest.mark.parametrize("name", ["model.n_head", "data.train_fraction", "optim.beta1", "seed"])

@@ -30,7 +30,8 @@ def parse(command):
     assert words[:4] == ["python", "main.py", "--config", words[3]]
     named = load_config(words[3])
     values = vars(_parser(named).parse(words[2:]))
-    return override(named, {k: v for k, v in values.items() if k not in ("config", "debug")})
+    of_train = ("config", "debug", "track", "branch_from", "at_step")
+    return override(named, {k: v for k, v in values.items() if k not in of_train})
 
 
 ODD = {
