@@ -108,6 +108,10 @@ class Folder:
         """Returns the path, whatever the current folder."""
         return self.path.absolute()
 
+    def real_path(self) -> str:
+        """Returns one text for the folder, by whatever name or link it was reached."""
+        return os.path.realpath(self.path)
+
     def local_path(self, what: str) -> Path:
         """Returns the path on this machine; a UserError says that `what` must be copied to it."""
         return self.path
@@ -254,6 +258,9 @@ class BucketFolder(Folder):
 
     def absolute(self) -> Path:
         return self.path
+
+    def real_path(self) -> str:
+        return os.fspath(self.path)
 
     def local_path(self, what: str) -> Path:
         raise UserError(f"{self} is {what}; copy it to this machine")

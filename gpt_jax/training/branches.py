@@ -19,7 +19,6 @@ from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.run.folder import is_run, read_config, run_record
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import open_folder, to_folder
-from gpt_jax.storage.folders import is_remote
 
 # Of these none is a change of the parent's; a prompt may have been found in the corpus.
 OWN = ("run_dir", "branch_from", "at_step", "model.vocab_size", "sample.prompt")
@@ -97,8 +96,7 @@ def _begun(own: Path, parent: Path, at_step: int) -> tuple[Config, dict[str, Any
 
 def place(folder: str | os.PathLike[str]) -> str:
     """Returns one text for a folder, however it is named."""
-    text = os.fspath(open_folder(folder))
-    return text if is_remote(text) else os.path.realpath(text)
+    return open_folder(folder).real_path()
 
 
 def read_parent(parent: str | os.PathLike[str]) -> Config:
