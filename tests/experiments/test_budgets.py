@@ -245,7 +245,8 @@ def test_the_config_file_of_a_side_says_what_differs_from_the_defaults(tmp_path)
     assert gpt_jax.load_config(file) == config
 
 
-def test_dry_run_shows_budget_and_trees(checkout):
+def test_dry_run_shows_budget_and_trees(checkout, monkeypatch):
+    monkeypatch.setattr("gpt_jax.experiments.estimate.runs_text", lambda sides, pairs: [])
     checkout("ours", 2.0)
     change = checkout("theirs", 1.9)
     question = trials.check_question(NANO, {}, 0.01, 3, None, True, equal="seconds", against=change)
