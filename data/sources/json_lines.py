@@ -224,7 +224,7 @@ def _document(line: bytes, field: str, where: str, limit: int) -> Document | Bad
 
 def _has_too_many_values(line: bytes, most: int) -> bool:
     """Returns whether JSON has more than `most` values, each of which takes far more memory."""
-    if sum(map(line.count, (b",", b":", b"[", b"{"))) <= most:
+    if len(line) <= most or sum(map(line.count, (b",", b":", b"[", b"{"))) <= most:
         return False
     outside = (mark[0] for mark in VALUES.finditer(line) if mark[0][:1] != b'"')
     return next(itertools.islice(outside, most, None), None) is not None

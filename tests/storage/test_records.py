@@ -74,3 +74,19 @@ def test_a_missing_field_and_no_object():
     for value in (None, 1, "x", [1]):
         with pytest.raises(ValueError, match="not a JSON object"):
             read_record(json.loads(json.dumps(value)), Outer)
+
+
+def test_many_values_at_once_are_those_one_by_one():
+    @dataclasses.dataclass
+    class Many:
+        words: list[str]
+        ids: dict[str, int]
+
+    words, ids = [str(i) for i in range(1000)], {str(i): i for i in range(1000)}
+    assert read_record({"words": words, "ids": ids}, Many) == Many(words, ids)
+    for at, wrong in ((500, None), (999, 3), (0, ["x"])):
+        with pytest.raises(ValueError, match=rf"words\[{at}\] is .*, not a text"):
+            read_record({"words": [*words[:at], wrong, *words[at + 1 :]], "ids": ids}, Many)
+    for wrong in (True, 1.0, 2**63, -(2**63) - 1, "1"):
+        with pytest.raises(ValueError, match=r"ids\.7 is .*, not a whole number"):
+            read_record({"words": words, "ids": {**ids, "7": wrong}}, Many)
