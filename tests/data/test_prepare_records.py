@@ -9,6 +9,7 @@ import pytest
 
 from data.encode import FOOTER, PACKED, load_encoded
 from data.records import JOURNAL_FILE, PLAN_FILE, UnitCounts, read_journal, read_plan
+from data.sources import json_lines
 from gpt_jax.errors import UserError
 
 VALUES = [None, True, 0, -1, 1.5, math.nan, 10**400, "", "x", [], [1], {}, {"a": 1}]
@@ -124,3 +125,10 @@ def test_before_there_is_a_journal(tmp_path):
     assert read_journal(tmp_path, 1) is None
     with pytest.raises(UserError, match=r"plan.json is damaged: .*No such file"):
         read_plan(tmp_path)
+
+
+@pytest.mark.parametrize("mark", [b",", b":", b"[", b"{"])
+def test_the_values_of_a_short_line_are_counted_too(mark):
+    assert not json_lines._has_too_many_values(mark * 10, 10)
+    assert json_lines._has_too_many_values(mark * 11, 10)
+    assert not json_lines._has_too_many_values(b'"' + mark * 11 + b'"', 10)  # in a text
