@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ import numpy as np
 
 from gpt_jax.errors import UserError
 from gpt_jax.experiments.statistics import mean_half_width, paired_t, welch_t
+from gpt_jax.run.plots import new_figure, render
 from gpt_jax.storage import write_atomically
 
 COLOURS = ("#6b7280", "#4269d0", "#d1495b", "#2a9d5c", "#b5701f", "#8a5cc2", "#1b9aaa")
-STYLE: Any = {"svg.hashsalt": "gpt_jax", "svg.fonttype": "none"}
 Curve = tuple[str, np.ndarray, np.ndarray]  # label, steps (S,), losses (n, S)
 
 
@@ -62,12 +60,8 @@ def draw(
     Raises:
       UserError: it can't be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     path = check_picture(path)
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 7)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for i, (label, steps, losses_NS) in enumerate(curves):
         means, halves = mean_band(losses_NS, level)
@@ -94,15 +88,8 @@ def draw(
 
 def save(figure: Any, path: Path) -> Path:
     """Writes a figure of matplotlib, the same bytes each time; raises UserError where it can't."""
-    import matplotlib
-
-    picture = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(picture, format=path.suffix[1:], dpi=144, metadata=metadata)
     try:
-        write_atomically(path, picture.getvalue())
+        write_atomically(path, render(figure, path.suffix[1:]))
     except OSError as error:
         raise UserError(f"picture {path} can't be written: {error.strerror or error}") from error
     return path
@@ -148,12 +135,8 @@ def draw_sequence(path: str | os.PathLike[str], trial: Any) -> Path:
     Raises:
       UserError: it can't be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     path = check_picture(path)
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4.8)
     axes = figure.subplots()
     differences, sequence = trial.differences, trial.sequence
     pairs = np.arange(1, len(differences) + 1)

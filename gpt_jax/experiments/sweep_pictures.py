@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,10 @@ import numpy as np
 
 from gpt_jax.experiments.grid import show, show_values
 from gpt_jax.experiments.statistics import mean_half_width
+from gpt_jax.run.plots import SUFFIXES, new_figure, render
 from gpt_jax.storage import open_folder
 
-STYLE: Any = {"svg.hashsalt": "gpt_jax", "svg.fonttype": "none"}
 MOST_NAMED = 12  # settings in a legend
-SUFFIXES = ("png", "svg")
 
 
 def draw(sweep: Any) -> list[Path]:
@@ -27,17 +24,12 @@ def draw(sweep: Any) -> list[Path]:
     Returns:
       The paths of the .png files; that of final.png only where something is varied.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(sweep.settings[0].values)
     drawn = [("curves", 1, _draw_curves)]
     if names:
         drawn.append(("final", len(names), _draw_final))
     for name, panels, function in drawn:
-        figure = Figure(figsize=(8, 4.8) if panels == 1 else (4.5 * panels, 4.2),
-                        layout="constrained")  # fmt: skip
-        FigureCanvasAgg(figure)
+        figure = new_figure(8, 4.8) if panels == 1 else new_figure(4.5 * panels, 4.2)
         all_axes = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
         function(sweep, all_axes)
         for axes in all_axes:
@@ -95,12 +87,5 @@ def _draw_final(sweep: Any, all_axes: Any) -> None:
 
 
 def _save(figure: Any, folder: Path, name: str) -> None:
-    import matplotlib
-
     for suffix in SUFFIXES:
-        picture = io.BytesIO()
-        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            metadata = {"Date": None} if suffix == "svg" else {}
-            figure.savefig(picture, format=suffix, dpi=144, metadata=metadata)
-        open_folder(folder).write(f"{name}.{suffix}", picture.getvalue())
+        open_folder(folder).write(f"{name}.{suffix}", render(figure, suffix))

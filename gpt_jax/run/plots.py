@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its rows. Never imports jax."""
+"""How pictures are made and rendered, and those of a run. Never imports jax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,30 @@ from gpt_jax.storage import open_folder
 
 # A fixed salt, so that equal rows give equal bytes; and text as text, which can be searched.
 STYLE: Any = {"svg.hashsalt": "gpt_jax", "svg.fonttype": "none"}
+SUFFIXES = ("svg", "png")
 TRAIN_COLOUR, VAL_COLOUR, MARK_COLOUR = "#4269d0", "#d1495b", "#6b7280"
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Returns a figure of matplotlib without a window; its sizes are in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def render(figure: Any, suffix: str) -> bytes:
+    """Returns a figure as a file ending in "svg" or "png", the same bytes each time."""
+    import matplotlib
+
+    picture = io.BytesIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in Chinese
+        metadata = {"Date": None} if suffix == "svg" else {}
+        figure.savefig(picture, format=suffix, dpi=144, metadata=metadata)
+    return picture.getvalue()
 
 
 def plot_losses(
@@ -31,12 +54,7 @@ def plot_losses(
     Returns:
       The path of loss.png.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4.8)
     axes = figure.add_subplot()
     chunks = [row for row in rows if "loss" in row]
     axes.plot(
@@ -65,11 +83,6 @@ def plot_losses(
     axes.spines[["top", "right"]].set_visible(False)
     for text in axes.legend(frameon=False).get_texts():
         text.set_parse_math(False)
-    for suffix in ("svg", "png"):
-        picture = io.BytesIO()
-        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in Chinese
-            metadata = {"Date": None} if suffix == "svg" else {}
-            figure.savefig(picture, format=suffix, dpi=144, metadata=metadata)
-        open_folder(run_dir).write(f"loss.{suffix}", picture.getvalue())
+    for suffix in SUFFIXES:
+        open_folder(run_dir).write(f"loss.{suffix}", render(figure, suffix))
     return run_dir / "loss.png"
