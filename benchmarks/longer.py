@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
 from gpt_jax.devices import request_cpu_devices
+from gpt_jax.experiments import child
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("benchmarks/results")
@@ -93,8 +93,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run_dir = Path(folder) / "nano"
             before = time.perf_counter()
-            command = [sys.executable, *train_command(args.steps, run_dir)]
-            subprocess.run(command, check=True, cwd=ROOT)
+            script, *words = train_command(args.steps, run_dir)
+            with child.start(ROOT / script, *words, cwd=ROOT) as process:
+                if process.wait():
+                    sys.exit(process.returncode)
             seconds = time.perf_counter() - before
             request_cpu_devices(32)
             result |= describe_finished(run_dir, seconds)

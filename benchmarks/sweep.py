@@ -20,12 +20,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
 from gpt_jax.errors import UserError  # noqa: E402
+from gpt_jax.experiments import child  # noqa: E402
 from gpt_jax.storage import write_atomically  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "sweep_cpu.json"
@@ -43,11 +45,11 @@ def run_commands(commands: Sequence[Sequence[str]], cache: Path) -> float:
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     began = time.monotonic()
     for words in commands:
-        done = subprocess.run(
-            [sys.executable, "main.py", *words], cwd=ROOT, env=environment, capture_output=True
-        )
-        if done.returncode:
-            raise UserError(f"main.py {' '.join(words)} failed: {done.stderr.decode()[-500:]}")
+        how: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with child.start(ROOT / "main.py", *words, cwd=ROOT, env=environment, **how) as process:
+            _, errors = process.communicate()
+        if process.returncode:
+            raise UserError(f"main.py {' '.join(words)} failed: {errors.decode()[-500:]}")
     return time.monotonic() - began
 
 

@@ -227,8 +227,18 @@ def start_process(counter: Any) -> None:
     global _tokens_so_far
     _tokens_so_far = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+    end_with(multiprocessing.parent_process())
+
+
+@functools.cache  # once for each parent
+def end_with(parent: Any) -> None:
+    """Ends this process when its parent does; without one, as in a program of its own, never.
+
+    Args:
+      parent: as `parent_process` returns it, of multiprocessing or of a package like it.
+    """
+    if parent is None:
+        return
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
-from data.encode import encode_unit, open_work
+from data.encode import encode_unit, end_with, open_work
 from data.sources.documents import EXTRAS
 from gpt_jax.errors import TrainingError, UserError
 from gpt_jax.input_pipeline.shards.memmap import WORK_FOLDER
@@ -41,6 +42,8 @@ class Parts:
         return cls(str(work), len(open_work(str(work))[1]))
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        if processes := sys.modules.get("multiprocess.process"):  # of a pool on this machine
+            end_with(processes.parent_process())
         for number in range(self.first + rank, self.n_units, world_size):
             encode_unit(self.work, number)
 

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from gpt_jax.errors import (
     TrainingError,
     UserError,
 )
+from gpt_jax.experiments import child
 from gpt_jax.storage import open_folder
 
 CODE = ("main.py", "gpt_jax/**/*.py", "configs/*.py")  # what a run of a tree executes
@@ -134,6 +134,8 @@ def config_text(config: Config) -> str:
 def train_in_tree(tree: Tree, config: Config, file: Path) -> None:
     """Trains a run with the code of a tree, in a process of its own; or resumes it.
 
+    That process ends with this one, however this one ends.
+
     Args:
       tree: the checkout.
       config: the settings.
@@ -146,33 +148,29 @@ def train_in_tree(tree: Tree, config: Config, file: Path) -> None:
     from gpt_jax.training.signals import defer_signals
 
     open_folder(file.parent).write(file.name, config_text(config))
-    command = [sys.executable, str(Path(tree.path) / "main.py"), "train", "--config", str(file)]
-    # A tree is found by its own main.py; a session of its own: a terminal's Ctrl-C comes once.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
-    how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with defer_signals(lambda: None) as caught:
-        child = subprocess.Popen(
-            command, **how, stderr=subprocess.PIPE, text=True, errors="replace",
-            start_new_session=True, env=environment,
-        )  # fmt: skip
-        shown = _wait(child, caught)
+    script, words = Path(tree.path) / "main.py", ("train", "--config", str(file))
+    # A session of its own: a terminal's Ctrl-C comes once.
+    how: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    how |= {"errors": "replace", "start_new_session": True}
+    with defer_signals(lambda: None) as caught, child.start(script, *words, **how) as process:
+        shown = _wait(process, caught)
     if caught:
         raise Interrupted(caught[0], "stopped; run the same command to continue the trial")
-    if child.returncode:
+    if process.returncode:
         lines = [line for line in shown.splitlines() if line.strip()]
-        raise _error(child.returncode, tree, lines[-1] if lines else "without a word")
+        raise _error(process.returncode, tree, lines[-1] if lines else "without a word")
 
 
-def _wait(child: subprocess.Popen[str], caught: list[int]) -> str:
+def _wait(process: subprocess.Popen[str], caught: list[int]) -> str:
     """Returns what a process wrote to its errors, once it has ended; the first signal is passed."""
     passed = False
     while True:
         try:
-            return child.communicate(timeout=0.2)[1]
+            return process.communicate(timeout=0.2)[1]
         except subprocess.TimeoutExpired:
             if caught and not passed:
                 passed = True
-                child.send_signal(caught[0])
+                process.send_signal(caught[0])
 
 
 def _error(status: int, tree: Tree, line: str) -> Exception:
