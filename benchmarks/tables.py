@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.worker import MODELS, VOCAB_SIZE  # noqa: E402
+from gpt_jax.experiments.report import number, p_value  # noqa: E402
+from gpt_jax.experiments.sides import shown_value  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 NOTEBOOK = ROOT / "notebooks" / "colab.ipynb"
@@ -590,12 +592,15 @@ def gpu_plans() -> str:
 
 GPU, GPU_BEFORE = "gpu_h200.jsonl", "gpu_h200_before.jsonl"
 GPU_PLANS, BASE_ON_H100 = "gpu_plans.json", "python main.py plan --config base --topology h100:1"
-LONG_RUN = "nano_5000.json"
+LONG_RUN, SWEEP, TUNED = "nano_5000.json", "sweep_cpu.json", "tuned.json"
+LATER = (LONG_RUN, SWEEP, TUNED)  # may not have been measured yet
 
 
 def sweep() -> str:
     """A sweep beside the same runs as separate commands."""
-    result = load("sweep_cpu.json")
+    if not (RESULTS / SWEEP).exists():
+        return "Not measured yet: `python benchmarks/sweep.py`."
+    result = load(SWEEP)
     speeds, ratio = result["members_per_minute"], result["ratio"]
     names = {"sweep": "one sweep", "separate": "separate commands"}
     lines = ["| | empty compilation cache | warm |", "|---|---|---|"]
@@ -653,6 +658,87 @@ def trials() -> str:
     )
 
 
+def _settings(values: dict[str, Any]) -> str:
+    shown = [f"{name.replace('_', '-')}={shown_value(value)}" for name, value in values.items()]
+    return ", ".join(f"`{each}`" for each in shown)
+
+
+def _difference(mean: float | None, half_width: float | None) -> str:
+    if mean is None or half_width is None:
+        return "-" if mean is None else f"{mean:+.4f}"
+    return f"{number(mean, half_width, '+')} ± {number(half_width, half_width)}"
+
+
+def tuned() -> str:
+    """Trials of changes of nano; then the config that they led to, over fresh seeds."""
+    if not (RESULTS / TUNED).exists():
+        return "Not measured yet: `python benchmarks/tuned.py`."
+    result = load(TUNED)
+    parts = [render(result[part]) for part, render in TUNED_PARTS.items() if part in result]
+    return "\n\n".join(parts)
+
+
+def _tuned_trials(result: dict[str, Any]) -> str:
+    lines = ["| trial | nano with | change | pairs | difference | correlation | verdict |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in result["rows"]:
+        r, gain = row["correlation"], row["pairing_gain"]
+        worth = "-" if r is None or gain is None else f"{r:.2f}, worth {gain:.2g} times as many"
+        cells = [row["name"], _settings(row["baseline"]) or "nothing else"]
+        cells.append(_settings(row["change"]) or "none")
+        cells.append(f"{len(row['differences'])}{'' if row['paired'] else ', not paired'}")
+        cells += [_difference(row["mean"], row["half_width"]), worth, row["verdict"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    levels = sorted({f"{1 - row['alpha']:.4g}" for row in result["rows"]})
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Change - baseline of the exact validation loss, nats per token, as "
+            f"`python main.py trial` gives it, with its interval of {' or '.join(levels)} that may "
+            "be looked at after every pair. The correlation is that of the pairs, and how many "
+            "times as many runs without pairs it is worth.",
+            "",
+            machine(result),
+        ]
+    )
+
+
+def _tuned_final(result: dict[str, Any]) -> str:
+    lines = ["| | parameters | exact validation loss | bits per byte |", "|---|---|---|---|"]
+    plus_minus = "{mean:.4f} ± {half_width:.4f}".format
+    for name, row in result["configs"].items():
+        cells = [plus_minus(**row[key]) for key in ("exact_val", "bits_per_byte")]
+        lines.append(f"| `{name}` | {row['parameters']:,} | {' | '.join(cells)} |")
+    step = max(ORIGINAL["val"])
+    lines.append(f"| the original at step {step} | | {ORIGINAL['val'][step]}, random batches | |")
+    found, seeds, unpaired = result["compared"], result["seeds"], result["as_if_unpaired"]
+    words = {"better": "lower", "worse": "higher", "not shown": "not shown to differ"}
+    pairs = f"{found['pairs']} pairs" if found["paired"] else "not paired"
+    pairs += "" if found["p"] is None else f", {p_value(found['p'])}"
+    gain = ""
+    if found["pairing_gain"] is not None:
+        r, worth, without = found["correlation"], found["pairing_gain"], unpaired["half_width"]
+        gain = f" Pairs correlate by {r:.2f}, which is worth {worth:.2g} times as many runs: "
+        gain += f"without them it would be ± {without:.4f}."
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Seeds {seeds[0]} to {seeds[-1]}, which no trial has used; nats per token on the "
+            "whole validation split, means and their 95% intervals. `nano_tuned` is "
+            f"{words[found['verdict']]}: "
+            f"{_difference(found['mean_difference'], found['half_width'])} ({pairs}).{gain} "
+            "It is `nano` with "
+            f"{_settings({name: b for name, (_, b) in found['settings'].items()})}.",
+            "",
+            machine(result),
+        ]
+    )
+
+
+TUNED_PARTS = {"trials": _tuned_trials, "final": _tuned_final}
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, its Markdown)
     "first_run": ("reproduce.json", first_run),
     "long_run": (LONG_RUN, long_run),
@@ -670,6 +756,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, i
     "scale": ("plans.json", scale),
     "long": ("plans.json", long),
     "trials": ("trials.json", trials),
+    "sweep": (SWEEP, sweep),
+    "tuned": (TUNED, tuned),
 }
 ADDRESSES: dict[str, Callable[[], str]] = {"clone": clone, "colab": colab}
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -1,6 +1,6 @@
 """How often a trial that is looked at after every pair is wrong, and how many pairs it needs.
 
-    python benchmarks/trials.py [--trials 10000] [--out benchmarks/results/trials.json]
+    python benchmarks/trials.py [--trials 10000] [--measured trials/NAME ...]
 
 Simulates the confidence sequence of `gpt_jax/experiments/sequential.py` on paired differences of
 standard deviation 1, up to 20 pairs, at alpha = 0.01: with no true difference (how many trials end
@@ -25,8 +25,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
+from gpt_jax.errors import UserError
+from gpt_jax.experiments.comparison import compare
 from gpt_jax.experiments.sequential import WIDTH, confidence_sequence, first_decided
+from gpt_jax.experiments.sides import is_sweep
 from gpt_jax.experiments.statistics import pairs_to_show, t_quantile
+from gpt_jax.experiments.trial_record import read_trial
+from gpt_jax.storage import open_folder
 
 ALPHA, PAIRS, EFFECTS = 0.01, 20, (1.0, 2.0, 4.0)
 Noise = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
@@ -55,15 +60,39 @@ KINDS: dict[str, Noise] = {
 }
 
 
-def measured(path: Path) -> Noise:
-    """Returns differences drawn from measured ones, centred, with replacement.
+def measured(*places: Path) -> Noise:
+    """Returns differences drawn from measured ones, with replacement.
+
+    Those of each place are centred and scaled to a standard deviation of 1, then put together.
 
     Args:
-      path: a JSON file with a list of numbers under "differences".
+      places: see `differences_of`.
+
+    Raises:
+      UserError: there are no three differences with spread.
     """
-    values = np.array(json.loads(path.read_text("utf-8"))["differences"], np.float64)
-    values = (values - values.mean()) / values.std()
+    found = [d for place in places for d in differences_of(place) if len(d) > 2 and np.ptp(d) > 0]
+    if not found:
+        raise UserError(f"{places[0]} has no three differences that differ")
+    values = np.concatenate([(d - d.mean()) / d.std() for d in found])
     return lambda rng, shape: rng.choice(values, shape)
+
+
+def differences_of(place: Path) -> list[np.ndarray]:
+    """Returns paired differences of final losses, of each setting one array, float64 (n,).
+
+    Args:
+      place: the folder of a trial, or of a sweep, whose settings are compared with its first; or a
+        JSON file with a list of numbers under "differences".
+    """
+    if place.is_file():
+        return [np.array(json.loads(place.read_text("utf-8"))["differences"], np.float64)]
+    if is_sweep(place):
+        compared = compare(place)
+        return [each.differences for each in getattr(compared, "items", ())]
+    found = read_trial(open_folder(place)).outcome(place)
+    sound = [not (pair.base_diverged or pair.change_diverged) for pair in found.pairs]
+    return [found.differences[sound]]
 
 
 def simulate(noise: Noise, trials: int, seed: int = 0, width: float = WIDTH) -> dict[str, Any]:
@@ -114,12 +143,18 @@ def t_tests(values: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--measured", type=Path, help="JSON with nano's measured differences")
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of trials or sweeps of nano, or JSON with differences",
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trials.json"))
     args = parser.parse_args()
     kinds = dict(KINDS)
-    if args.measured is not None:
-        kinds["nano's measured differences, centred"] = measured(args.measured)
+    if args.measured:
+        kinds["nano's measured differences, centred"] = measured(*args.measured)
     found = {name: simulate(noise, args.trials) for name, noise in kinds.items()}
     widths = {
         f"{width:g}": simulate(KINDS["normal"], args.trials, width=width)
@@ -133,9 +168,10 @@ def main() -> None:
             for e in EFFECTS
         ]
         print(f"{name:<46} {wrong['share']:.4f}   {', '.join(cells)}")
+    places = {str(place): f"{place.parent.name}/{place.name}" for place in args.measured}
     result = {
         "machine": describe_machine(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *(places.get(word, word) for word in sys.argv)]),
         "alpha": ALPHA,
         "most_pairs": PAIRS,
         "trials": args.trials,

@@ -12,10 +12,9 @@ with the validation loss before its first step, that of a model that has learned
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpt_jax.config import Config, to_dict
@@ -33,56 +32,22 @@ from gpt_jax.experiments.budgets import (
 )
 from gpt_jax.experiments.outcomes import Pair, Trial
 from gpt_jax.experiments.sides import is_seed, shown_value
-from gpt_jax.experiments.trees import Tree, check_unchanged, read_trees
+from gpt_jax.experiments.trees import check_unchanged, read_trees
+from gpt_jax.experiments.trial_record import FORMAT as FORMAT  # as before it was a module
+from gpt_jax.experiments.trial_record import (
+    TRIAL_FILE,
+    Question,
+    TrialRecord,
+    read_trial,
+    record_text,
+)
 from gpt_jax.experiments.trial_runs import are_equal, run_pair, runner, seeds_of, sides_of
 from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.metrics import read_rows
-from gpt_jax.storage import Folder, open_folder, read_record, to_folder
+from gpt_jax.storage import Folder, open_folder, to_folder
 
-TRIAL_FILE = "trial.json"
-FORMAT = 1
 FIXED = ("run_dir", "data.corpus", "data.fallback_corpus", "data.train_fraction")
 FIXED += ("data.tokenizer", "data.vocab_size", "train.final_eval_tokens")
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """What a trial asks.
-
-    Attributes:
-      config: the settings of the baseline, but its run_dir.
-      change: {setting: value} of the other side.
-      alpha: the chance of a false verdict, at most.
-      smallest: the least difference that matters, in nats per token; None where that was not said.
-      paired: both sides have the same seeds.
-      equal: what both sides spend alike, see `budgets.EQUALS`; None: each has its own steps.
-      trees: the checkout of each side; None: both are computed by this program.
-    """
-
-    config: dict[str, Any]
-    change: dict[str, Any]
-    alpha: float
-    smallest: float | None
-    paired: bool
-    equal: str | None = None
-    trees: dict[str, Tree] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialRecord:
-    """What trial.json holds.
-
-    Attributes:
-      format: of the file.
-      question: what is asked.
-      pairs: so far.
-      budget: the steps of each side, found before the first pair; None without `question.equal`.
-    """
-
-    format: int
-    question: Question
-    pairs: list[Pair]
-    budget: Budget | None = None
 
 
 def trial(
@@ -130,17 +95,14 @@ def trial(
     with folder.lock("tried"):
         run = runner(folder, question.trees)
         record = _with_budget(read_trial(folder), folder, config, run, say)
-        found = Trial(
-            folder.path, question.change, record.pairs, alpha, smallest, paired, max_pairs,
-            record.budget, question.trees,
-        )  # fmt: skip
+        found = dataclasses.replace(record, question=question).outcome(folder.path, max_pairs)
         while not found.is_over:
             n, budget = len(found.pairs), record.budget
             seeds = seeds_of(n, config.seed, paired=paired)
             tell = lambda line, n=n: say(f"pair {n + 1}: {line}")
             pair = run_pair(folder, config, question.change, budget, seeds, run, tell)
             found = dataclasses.replace(found, pairs=[*found.pairs, pair])
-            folder.write(TRIAL_FILE, _text(question, found.pairs, budget))
+            folder.write(TRIAL_FILE, record_text(question, found.pairs, budget))
             say(found.line)
     return found
 
@@ -156,7 +118,7 @@ def _with_budget(
         say("timing a few steps of each side")
     budget = find_budget(question, config, folder, run)
     sides_of(config, question.change, budget)  # every rule
-    folder.write(TRIAL_FILE, _text(question, record.pairs, budget))
+    folder.write(TRIAL_FILE, record_text(question, record.pairs, budget))
     say(str(budget))
     return dataclasses.replace(record, budget=budget)
 
@@ -266,7 +228,7 @@ def open_trial(out: str | os.PathLike[str], question: Question) -> Folder:
                 f"{out} holds other files ({there[0]}) and no {TRIAL_FILE}; choose another --out"
             )
         try:
-            folder.create({TRIAL_FILE: _text(question, [])})
+            folder.create({TRIAL_FILE: record_text(question, [])})
         except OSError as error:
             raise UserError(f"cannot make {out}: {error.strerror or error}") from error
         return folder
@@ -326,24 +288,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         whole = prefix == "change." or not isinstance(value, dict)  # its names are dotted already
         flat |= {prefix + name: value} if whole else _flat(value, f"{prefix}{name}.")
     return flat
-
-
-def read_trial(folder: Folder) -> TrialRecord:
-    """Returns what trial.json says.
-
-    Raises:
-      UserError: it is damaged, or a newer program wrote it.
-    """
-    path = folder.path / TRIAL_FILE
-    try:
-        record = read_record(folder.read_json(TRIAL_FILE), TrialRecord)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}; choose another --out") from error
-    if record.format > FORMAT:
-        raise UserError(f"{path} has format {record.format}, from a newer gpt_jax")
-    return record
-
-
-def _text(question: Question, pairs: Sequence[Pair], budget: Budget | None = None) -> str:
-    record = TrialRecord(FORMAT, question, list(pairs), budget)
-    return json.dumps(dataclasses.asdict(record), indent=1) + "\n"

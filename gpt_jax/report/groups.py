@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpt_jax.errors import UserError
+from gpt_jax.experiments.budgets import SIDES
 from gpt_jax.experiments.comparison import compare
 from gpt_jax.experiments.grid import show
 from gpt_jax.experiments.members import read_sweep
-from gpt_jax.experiments.outcomes import Trial
 from gpt_jax.experiments.sides import Side, find_side, is_sweep, read_run
 from gpt_jax.experiments.sweep_results import read_result
 from gpt_jax.experiments.sweep_verdicts import Comparisons
-from gpt_jax.experiments.trials import BASE, CHANGE, TRIAL_FILE, read_trial
+from gpt_jax.experiments.trial_record import TRIAL_FILE, read_trial
 from gpt_jax.run.folder import is_run
 from gpt_jax.storage import open_folder, to_folder
 
@@ -108,7 +108,7 @@ def _trial_groups(name: str) -> list[Side]:
     """Returns the runs of both sides of a trial, finished or not."""
     folder = open_folder(to_folder(name))
     groups = []
-    for side in (BASE, CHANGE):
+    for side in SIDES:
         found = [path for path in folder.entries() if path.name.startswith(f"{side}-")]
         runs = sorted(map(read_run, filter(is_run, found)), key=lambda run: run.seeds)
         if runs:
@@ -166,10 +166,5 @@ def _of_sweep(name: str) -> Verdict:
 
 def _of_trial(name: str) -> Verdict:
     folder = open_folder(to_folder(name))
-    record = read_trial(folder)
-    asked, pairs = record.question, record.pairs
-    found = Trial(
-        folder.path, asked.change, pairs, asked.alpha, asked.smallest, asked.paired, len(pairs),
-        record.budget, asked.trees,
-    )  # fmt: skip
+    found = read_trial(folder).outcome(folder.path)
     return Verdict(f"the trial {name}", [found.sentence], [found.table()], found.notes)

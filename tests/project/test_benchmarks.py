@@ -3,15 +3,22 @@
 import json
 import math
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 from conftest import ROOT
+from fake_runs import NANO, write_sweep
 
-from benchmarks import longer, reproduce, sweep, tables, trials
-from gpt_jax.config import load_config
+from benchmarks import longer, reproduce, sweep, tables, trials, tuned
+from gpt_jax.config import load_config, override, to_dict
+from gpt_jax.errors import UserError
+from gpt_jax.experiments.outcomes import Pair
+from gpt_jax.experiments.trial_record import Question, record_text
+from gpt_jax.input_pipeline.text_corpus import OZ_SHA256
 
 
 @pytest.mark.slow
@@ -78,6 +85,93 @@ def test_trials_of_measured_differences_are_centred(tmp_path):
     noise = trials.measured(path)(np.random.default_rng(0), (1000, 20))
     assert abs(noise.mean()) < 0.05
     assert noise.std() == pytest.approx(1, abs=0.05)
+
+
+def test_measured_differences_are_those_of_trials_and_sweeps(tmp_path):
+    """Each centred and scaled by itself; a pair with a run that diverged is left out."""
+    trial_dir, members = tmp_path / "trial", []
+    write_trial(trial_dir, [(2.0, 1.9), (2.1, 1.7), (2.0, 1.95), (2.0, 4.0)], diverged=3)
+    (found,) = trials.differences_of(trial_dir)
+    np.testing.assert_allclose(found, [-0.1, -0.4, -0.05])
+    for value, losses in ((3e-4, (2.0, 2.1, 2.2)), (1e-3, (1.9, 2.1, 2.3))):
+        values = {"optim.learning_rate": value}
+        members += [(values, seed, loss) for seed, loss in enumerate(losses)]
+    (other,) = trials.differences_of(write_sweep(tmp_path / "sweep", members))
+    np.testing.assert_allclose(other, [-0.1, 0.0, 0.1], atol=1e-12)
+    noise = trials.measured(trial_dir, tmp_path / "sweep")(np.random.default_rng(0), (100, 20))
+    scaled = [(d - d.mean()) / d.std() for d in (found, other)]
+    np.testing.assert_allclose(np.unique(noise.round(9)), np.sort(np.concatenate(scaled)).round(9))
+    write_trial(tmp_path / "short", [(2.0, 1.9)] * 4)
+    with pytest.raises(UserError, match="short has no three differences that differ"):
+        trials.measured(tmp_path / "short")
+
+
+def write_trial(folder, losses, *, config=NANO, paired=True, first=0, diverged=None, change=None):
+    """Writes trial.json with a pair for each (base, change); returns the folder."""
+    settings = {name: value for name, value in to_dict(config).items() if name != "run_dir"}
+    change = {"model.qk_norm": True} if change is None else change
+    question = Question(settings, change, 0.01, None, paired)
+    pairs = [
+        Pair([first + i] * 2, *both, change_diverged="nan" if i == diverged else None)
+        for i, both in enumerate(losses)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(record_text(question, pairs), encoding="utf-8")
+    return folder
+
+
+def test_the_tuned_config_is_told_by_its_trials_and_its_fresh_seeds(tmp_path, monkeypatch):
+    """From trials and sweeps to the page, with sweeps that are there already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.tuned() == "Not measured yet: `python benchmarks/tuned.py`."
+    nano = load_config("nano")
+    gain = np.random.default_rng(0).normal(-0.16, 0.01, 8)
+    pairs = [(1.95 + i / 100, 1.95 + i / 100 + x) for i, x in enumerate(gain)]
+    short = override(nano, {"train.steps": 200})
+    write_trial(Path("trials/qk-norm"), pairs, config=short)
+    write_trial(Path("trials/same"), pairs[:1], config=nano, paired=False, change={})
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["benchmarks/tuned.py", *words, "--out", "tuned.json"])
+        tuned.main()
+
+    run("--trials", "trials/qk-norm", "trials/same")
+    text = tables.tuned()
+    row = "| qk-norm | `train.steps=200` | `model.qk-norm=true` | 8 | -0.15"
+    assert row in text
+    assert "| better |" in text
+    assert "| same | nothing else | none | 1, not paired | -0.1" in text
+    assert str(tmp_path) not in Path("tuned.json").read_text("utf-8")
+
+    def sweep(config, seeds, out, together):
+        gain = 0.2 * (out.name == "nano_tuned")
+        losses = [1.9 + 0.01 * x - gain * (1 + x / 50) for x in (1, 3, 2, 6)]
+        settings = {"model.qk_norm": out.name == "nano_tuned"}
+        write_sweep(out, [(settings, s, x) for s, x in zip(seeds, losses, strict=True)])
+        members = [
+            types.SimpleNamespace(
+                loss=x, bits_per_byte=1.4 * x, member=types.SimpleNamespace(run_dir="m0")
+            )
+            for x in losses
+        ]
+        return types.SimpleNamespace(members=members)
+
+    loaded = types.SimpleNamespace(summary={"parameters": 620_873})
+    monkeypatch.setattr("gpt_jax.sweep", sweep, raising=False)
+    monkeypatch.setattr("gpt_jax.load_run", lambda run_dir: loaded, raising=False)
+    monkeypatch.setattr(tuned, "load_config", lambda name: nano)
+    monkeypatch.setattr(tuned, "load_corpus", lambda name: types.SimpleNamespace(sha256=OZ_SHA256))
+    run("--seeds", "4")
+    text = tables.tuned()
+    assert row in text
+    assert "| `nano` | 620,873 | 1.9300 ± 0.0344 |" in text
+    assert "Seeds 100 to 103, which no trial has used" in text
+    write_trial(Path("trials/late"), [(2.0, 1.9)], first=102)
+    with pytest.raises(SystemExit, match="the trial late has used some of these seeds"):
+        run("--trials", "trials/late", "--seeds", "4")
+    with pytest.raises(SystemExit):
+        run()
 
 
 def test_the_trials_in_the_results_are_those_of_the_script():
