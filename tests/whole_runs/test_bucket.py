@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 from test_hosts import MAIN, Hosts, rows_of, train_alone
 from test_training import assert_same_run, train
 
 import gpt_jax
+import main
 from gpt_jax import hf, storage
 from gpt_jax.analysis.replay import replay
 from gpt_jax.errors import UserError
@@ -124,6 +127,30 @@ def test_a_run_in_a_bucket_goes_on_after_a_refused_write_and_a_kill(
     (other / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files \(notes.txt\)"):
         train(tiny_config, run_dir=str(other))
+
+
+@pytest.mark.slow
+def test_a_branch_in_a_bucket_is_the_one_on_a_disk(tiny_config, finished_run, bucket, capsys):
+    """Between two checkpoints of a parent there; then the parent may go, and the branch resumes."""
+    here = finished_run(tiny_config)
+    parent = train(
+        tiny_config, run_dir=f"{bucket}/trunk", **{"train.steps": 9, "train.keep_checkpoints": 5}
+    )
+    lower = {"optim.learning_rate": 1e-4, "run_dir": f"{bucket}/branch", "train.steps": 12}
+    words = ["--branch-from", str(parent.run_dir), "--at-step", "7", "--train.steps", "10"]
+    words += ["--optim.learning-rate", "1e-4", "--run-dir", lower["run_dir"]]
+    assert main.main(words) == 0
+    assert "its checkpoint of step 4, the 3 steps after that recomputed" in capsys.readouterr().out
+    for path in storage.files_below(parent.run_dir):
+        path.unlink()
+    there = gpt_jax.train(gpt_jax.branch_from(f"{bucket}/trunk/", 7, lower), quiet=True)
+    assert checkpoints.steps(there.run_dir) == [7, 8, 10, 12]
+    place = {**lower, "run_dir": f"{tiny_config.run_dir}-branch"}
+    alone = gpt_jax.train(gpt_jax.branch_from(here.run_dir, 7, place), quiet=True)
+    losses = [[(row["step"], row.get("loss")) for row in run.rows] for run in (there, alone)]
+    assert losses[0] == losses[1]
+    assert there.summary["val"] == alone.summary["val"]
+    jax.tree.map(np.testing.assert_array_equal, there.params, alone.params)
 
 
 def exact_line(text):
