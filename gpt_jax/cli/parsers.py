@@ -83,6 +83,11 @@ def add_debug(parser: Parser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def add_track(parser: Parser) -> None:
+    parser.add_argument("--track", metavar="NAME", action="append", default=[],
+                        help="also log to wandb or trackio; may be given for each")  # fmt: skip
+
+
 def add_config(parser: Parser) -> None:
     what = "name from configs/, or path of a Python file (default: nano)"
     parser.add_argument("--config", metavar="NAME", help=what)

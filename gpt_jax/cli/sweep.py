@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt_jax import devices
 from gpt_jax.cli.options import Parser, add_settings
-from gpt_jax.cli.parsers import add_config, add_debug, named_config, verb_parser
+from gpt_jax.cli.parsers import add_config, add_debug, add_track, named_config, verb_parser
 from gpt_jax.cli.train import take_source_settings
 from gpt_jax.config import Config, load_config, override
 from gpt_jax.config.fields import parse
@@ -15,7 +15,7 @@ from gpt_jax.errors import ConfigError
 from gpt_jax.terminal import visible
 
 OWN = ("config", "debug", "vary", "seeds", "samples", "out", "together", "dry_run")
-OWN += ("markdown", "json", "csv")
+OWN += ("markdown", "json", "csv", "track")
 
 
 def command(argv: list[str]) -> int:
@@ -28,6 +28,9 @@ def command(argv: list[str]) -> int:
     if own["out"] is None:
         raise ConfigError("give the sweep's folder: --out sweeps/NAME")
 
+    from gpt_jax.training.trackers import check_trackers
+
+    check_trackers(own["track"])
     from gpt_jax.experiments.grid import make_points, parse_vary
     from gpt_jax.experiments.members import ONE_CHECKPOINT, parse_seeds
 
@@ -62,7 +65,7 @@ def command(argv: list[str]) -> int:
         return 0
     from gpt_jax.report.after import write_page
 
-    result = run_sweep(plan, quiet=quiet)
+    result = run_sweep(plan, quiet=quiet, track=own["track"])
     write_page(plan.folder, quiet=quiet)
     if own["json"]:
         print(json.dumps(result.record(), indent=1))
@@ -112,6 +115,7 @@ def _parser(config: Config) -> Parser:
     form.add_argument("--json", action="store_true", help="print the result as JSON")
     form.add_argument("--csv", action="store_true", help="print a row for each run, as CSV")
     # fmt: on
+    add_track(parser)
     add_debug(parser)
     add_settings(parser, config)
     return parser

@@ -8,7 +8,7 @@ from typing import Any
 from gpt_jax import devices
 from gpt_jax.cli import VERBS
 from gpt_jax.cli.options import TABLE_INDENT, Parser, add_settings
-from gpt_jax.cli.parsers import add_config, add_debug, named_config
+from gpt_jax.cli.parsers import add_config, add_debug, add_track, named_config
 from gpt_jax.config import Config, list_configs, load_config, override
 from gpt_jax.config.fields import get_field, iter_fields, parse
 from gpt_jax.errors import ConfigError, UserError
@@ -111,9 +111,8 @@ def _parser(config: Config) -> Parser:
     parser.add_argument("--at-step", metavar="X", type=lambda text: parse(text, int, "--at-step"),
                         help="with --branch-from: the step of that run to continue from; any that "
                         "it has taken")
-    parser.add_argument("--track", metavar="NAME", action="append", default=[],
-                        help="also log to wandb or trackio; may be given for each")
     # fmt: on
+    add_track(parser)
     add_settings(parser, config)
     add_settings(parser, Launch())
     return parser

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpt_jax import devices
 from gpt_jax.cli.options import add_settings
-from gpt_jax.cli.parsers import add_config, add_debug, named_config, verb_parser
+from gpt_jax.cli.parsers import add_config, add_debug, add_track, named_config, verb_parser
 from gpt_jax.config import Config, load_config, override
 from gpt_jax.config.fields import iter_fields, parse
 from gpt_jax.errors import ConfigError, suggest
@@ -53,11 +53,12 @@ def command(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and end")
     # fmt: on
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_track(parser)
     add_debug(parser)
     add_settings(parser, config)
     values = vars(parser.parse(argv))
     names = ("change", "out", "alpha", "max_pairs", "smallest", "unpaired", "dry_run", "json")
-    names += ("equal", "against")
+    names += ("equal", "against", "track")
     options = {name: values.pop(name) for name in names}
     del values["config"], values["debug"]
     if options["out"] is None:
@@ -93,7 +94,9 @@ def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int
         if config.train.deterministic:
             devices.request_determinism()
     from gpt_jax.experiments.trials import check_question, plan_lines, trial
+    from gpt_jax.training.trackers import check_trackers
 
+    check_trackers(options["track"])
     asked = {
         "alpha": options["alpha"],
         "max_pairs": options["max_pairs"],
@@ -109,7 +112,8 @@ def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int
         return 0
     from gpt_jax.report.after import write_page
 
-    found = trial(config, change, options["out"], **asked, progress=say)
+    track = options["track"]
+    found = trial(config, change, options["out"], **asked, progress=say, track=track)
     write_page(options["out"], quiet=options["json"])
     print(json.dumps(found.record(), indent=1) if options["json"] else visible(found))
     return found.status

@@ -28,6 +28,7 @@ from gpt_jax.storage import open_folder
 from gpt_jax.training.lockstep import train_together
 from gpt_jax.training.run_setup import RunSetup, prepare_beside
 from gpt_jax.training.stack import Stack
+from gpt_jax.training.trackers import TrackedRuns
 from gpt_jax.training.trainer import train_prepared
 
 
@@ -40,6 +41,7 @@ def sweep(
     samples: int | None = None,
     together: str | None = None,
     quiet: bool = False,
+    track: Sequence[str] = (),
 ) -> Sweep:
     """Trains a run for each point of a grid and each seed; the same call continues.
 
@@ -52,6 +54,7 @@ def sweep(
       together: "one-after-another", "side-by-side" or "stacked", see `together.py`; None as
         before, or chosen by measuring.
       quiet: print nothing.
+      track: trackers that are told of the runs, see `training.trackers`.
 
     Returns:
       The result; it is also in the folder, as result.md, .json and .csv and in pictures.
@@ -70,13 +73,13 @@ def sweep(
     plan = plan_sweep(
         config, variations, numbers, out=out, samples=samples, together=together, quiet=quiet
     )
-    return run_sweep(plan, quiet=quiet)
+    return run_sweep(plan, quiet=quiet, track=track)
 
 
 @numerics.fixed()
-def run_sweep(plan: SweepPlan, *, quiet: bool = False) -> Sweep:
+def run_sweep(plan: SweepPlan, *, quiet: bool = False, track: Sequence[str] = ()) -> Sweep:
     """Runs the members that are not finished, and writes the result; see `sweep`."""
-    folder = open_folder(plan.folder)
+    folder, tracked = open_folder(plan.folder), TrackedRuns(track, plan.folder)
     try:
         if plan.is_new:
             folder.create({SWEEP_FILE: record_text(plan.record)})
@@ -87,7 +90,8 @@ def run_sweep(plan: SweepPlan, *, quiet: bool = False) -> Sweep:
         ) from error
     with Display(quiet) as display, folder.lock("swept"):
         if plan.groups():
-            _Running(plan, display).run()
+            with tracked:
+                _Running(plan, display, tracked).run()
         result = read_result(plan.folder)
         result.write()
     return result
@@ -96,8 +100,8 @@ def run_sweep(plan: SweepPlan, *, quiet: bool = False) -> Sweep:
 class _Running:
     """The members of a sweep while they run; what is known of them is in sweep.json at once."""
 
-    def __init__(self, plan: SweepPlan, display: Display):
-        self._plan, self._display = plan, display
+    def __init__(self, plan: SweepPlan, display: Display, tracked: TrackedRuns):
+        self._plan, self._display, self._tracked = plan, display, tracked
         display.doing("trying how members run fastest")
         self._together = plan.together()
         display.line(f"members run {self._together}")
@@ -132,10 +136,12 @@ class _Running:
 
         def on_row(k: int, row: dict[str, Any]) -> None:
             self._progress.row(numbers[k], row)
+            self._tracked.on_row(setups[k].config.run_dir, row)
 
         def on_end(k: int, error: Diverged | None) -> None:
             ended.add(numbers[k])
             keep(numbers[k], error)
+            self._tracked.on_end(setups[k].config.run_dir)
             self._progress.ended(numbers[k], self._loss(self._members[numbers[k]]))
 
         def keep(i: int, error: Diverged | None = None) -> None:

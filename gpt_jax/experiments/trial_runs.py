@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from gpt_jax.experiments.outcomes import Pair
 from gpt_jax.experiments.trees import Tree, check_unchanged, train_in_tree
 from gpt_jax.run.folder import read_summary
 from gpt_jax.run.metrics import TIMING_FIELDS, read_rows
-from gpt_jax.storage import Folder, to_folder
+from gpt_jax.storage import Folder, open_folder, to_folder
+from gpt_jax.training.trackers import TRACKERS_FILE, TrackedRuns
 
 
 def side_config(
@@ -44,21 +46,39 @@ def seeds_of(index: int, first: int, *, paired: bool) -> tuple[int, int]:
     return first + 2 * index, first + 2 * index + 1
 
 
-def runner(folder: Folder, trees: Mapping[str, Tree] | None) -> Runner:
-    """Returns what trains a run of a side, here or by its tree, and returns its figures."""
+def runner(
+    folder: Folder, trees: Mapping[str, Tree] | None, tracked: TrackedRuns | None = None
+) -> Runner:
+    """Returns what trains a run of a side, here or by its tree, and returns its figures.
+
+    Trackers are told of a run of a tree once it has ended.
+    """
 
     def here(side: str, config: Config) -> tuple[float, str | None]:
         from gpt_jax.training.trainer import train
 
-        return _figures(lambda: train(config, quiet=True), config)
+        tell = {}
+        if tracked and tracked.names:
+            tell["on_row"] = functools.partial(tracked.on_row, config.run_dir)
+        return _figures(lambda: train(config, quiet=True, **tell), config)
 
     def by_tree(side: str, config: Config) -> tuple[float, str | None]:
         assert trees is not None
         check_unchanged({side: trees[side]}, folder)
         file = folder.path / f"{side}.py"
-        return _figures(lambda: train_in_tree(trees[side], config, file), config)
+        figures = _figures(lambda: train_in_tree(trees[side], config, file), config)
+        if tracked and not open_folder(config.run_dir).has(TRACKERS_FILE):
+            for row in read_rows(to_folder(config.run_dir)):
+                tracked.on_row(config.run_dir, row)
+        return figures
 
-    return by_tree if trees else here
+    def run(side: str, config: Config) -> tuple[float, str | None]:
+        figures = by_tree(side, config) if trees else here(side, config)
+        if tracked:
+            tracked.on_end(config.run_dir)
+        return figures
+
+    return run
 
 
 def _figures(train: Callable[[], Any], config: Config) -> tuple[float, str | None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpt_jax.config import Config, to_dict
@@ -45,6 +45,7 @@ from gpt_jax.experiments.trial_runs import are_equal, run_pair, runner, seeds_of
 from gpt_jax.run.folder import is_run, read_summary
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import Folder, open_folder, to_folder
+from gpt_jax.training.trackers import TrackedRuns, check_trackers
 
 FIXED = ("run_dir", "data.corpus", "data.fallback_corpus", "data.train_fraction")
 FIXED += ("data.tokenizer", "data.vocab_size", "train.final_eval_tokens")
@@ -62,6 +63,7 @@ def trial(
     equal: str | None = None,
     against: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
+    track: Sequence[str] = (),
 ) -> Trial:
     """Trains pairs of runs until the change is shown to help or to harm, or the pairs are used up.
 
@@ -82,6 +84,7 @@ def trial(
         "flops" or "seconds"; these are measured before the first pair. None: each side has its own.
       against: another checkout of the code, as the change: each side is run by its own tree.
       progress: called with a line before each run and after each pair.
+      track: trackers that are told of the runs, see `training.trackers`.
 
     Raises:
       UserError: a setting can't be tried, or the folder is another's.
@@ -90,11 +93,13 @@ def trial(
     question = check_question(
         config, change, alpha, max_pairs, smallest, paired, equal=equal, against=against
     )
+    check_trackers(track)
     folder = open_trial(out, question)
     say = progress or (lambda line: None)
-    with folder.lock("tried"):
-        run = runner(folder, question.trees)
-        record = _with_budget(read_trial(folder), folder, config, run, say)
+    with folder.lock("tried"), TrackedRuns(track, folder.path) as tracked:
+        timed = runner(folder, question.trees)
+        record = _with_budget(read_trial(folder), folder, config, timed, say)
+        run = runner(folder, question.trees, tracked)
         found = dataclasses.replace(record, question=question).outcome(folder.path, max_pairs)
         while not found.is_over:
             n, budget = len(found.pairs), record.budget

@@ -1,27 +1,31 @@
 """Experiment trackers (Weights & Biases, trackio): a run's settings, rows, samples and pictures.
 
 Both have the same functions, as trackio follows wandb's. They are imported when a run has its first
-row, and never end it: one that fails is left alone from then on, with one warning.
+row, and never end it: one that fails is left alone from then on, with one warning. What they print
+goes to the standard error.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import importlib
 import importlib.util
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpt_jax.config import to_dict
 from gpt_jax.errors import ConfigError, UserError, suggest
 from gpt_jax.run.folder import SAMPLES_FILE, read_config, read_summary
-from gpt_jax.storage import open_folder
+from gpt_jax.storage import Folder, open_folder
 from gpt_jax.terminal import one_line, say
 
 TRACKERS = ("wandb", "trackio")
-TRACKERS_FILE = "trackers.json"  # of a run that is tracked: the id by which trackers know it
+TRACKERS_FILE = "trackers.json"  # of a run or group that is tracked: what trackers know it by
 PICTURE = "loss.png"
 
 
@@ -52,11 +56,26 @@ class Trackers:
     What the run ended with is sent on leaving.
     """
 
-    def __init__(self, names: Sequence[str], run_dir: str | os.PathLike[str]):
-        """Checks the names, and imports nothing yet; see `check_trackers`."""
+    def __init__(
+        self,
+        names: Sequence[str],
+        run_dir: str | os.PathLike[str],
+        group: str | None = None,
+        failed: set[str] | None = None,
+    ):
+        """Checks the names, and imports nothing yet; see `check_trackers`.
+
+        Args:
+          names: of trackers.
+          run_dir: the run's folder.
+          group: that the run belongs to.
+          failed: the names of trackers that are left alone, which this one adds to.
+        """
         self._folder = open_folder(run_dir)
         self._waiting = list(check_trackers(names))
         self._open: dict[str, tuple[Any, Any]] = {}  # name -> (module, its run)
+        self._group, self._failed = group, set() if failed is None else failed
+        self._context = contextvars.copy_context()  # trackio knows one run in each
 
     def __enter__(self) -> Trackers:
         return self
@@ -79,34 +98,31 @@ class Trackers:
 
     def _guarded(self, name: str, act: Callable[[], Any]) -> None:
         """Acts; where a tracker fails, in whatever way, it is left alone from then on."""
+        if name in self._failed:
+            self._open.pop(name, None)
+            return
         try:
-            act()
+            with contextlib.redirect_stdout(sys.stderr):
+                self._context.run(act)
         except Exception as error:
             self._open.pop(name, None)
+            self._failed.add(name)
             what = f"{type(error).__name__}: {one_line(error):.200}"
             say(f"warning: {name} is told no more, and the run goes on ({what})")
 
     def _begin(self, name: str) -> None:
         module = importlib.import_module(name)
         config, _ = read_config(self._folder)
-        title, key = self._folder.absolute().name, self._id()
+        title, key = self._folder.absolute().name, tracker_id(self._folder)
         how: dict[str, Any] = {"project": "gpt_jax", "config": to_dict(config), "resume": "allow"}
         if name == "wandb":
             how |= {"project": os.environ.get("WANDB_PROJECT", "gpt_jax")}
             how |= {"name": title, "id": key}
         else:  # it knows a run by its name
             how |= {"name": f"{title}-{key}", "embed": False}
+        if self._group is not None:
+            how |= {"group": self._group, **({"reinit": "create_new"} if name == "wandb" else {})}
         self._open[name] = (module, module.init(**how))
-
-    def _id(self) -> str:
-        """Returns the id of the run for trackers, which stays where it is resumed or moved."""
-        if self._folder.has(TRACKERS_FILE):
-            found = self._folder.read_json(TRACKERS_FILE).get("id")
-            if isinstance(found, str) and found.isalnum():
-                return found
-        key = secrets.token_hex(4)
-        self._folder.write(TRACKERS_FILE, json.dumps({"id": key}) + "\n")
-        return key
 
     def _send_results(self, module: Any, run: Any) -> None:
         """Sends what a finished run has: the exact evaluation, samples, the loss curves."""
@@ -122,3 +138,54 @@ class Trackers:
             path = self._folder.local_path("a picture") / PICTURE
             values["losses"] = module.Image(str(path))
         run.log(values, step=step)
+
+
+class TrackedRuns:
+    """Trackers of runs of one group, such as the members of a sweep; several may go on at once.
+
+    Runs that go on when it is left are closed without results.
+    """
+
+    def __init__(self, names: Sequence[str], folder: str | os.PathLike[str]):
+        """Checks the names; see `check_trackers`.
+
+        Args:
+          names: of trackers; none at all tells nobody.
+          folder: that the runs lie in; it names the group.
+        """
+        self.names = check_trackers(names)
+        self._folder = open_folder(folder)
+        self._open: dict[str, Trackers] = {}
+        self._failed: set[str] = set()
+
+    def __enter__(self) -> TrackedRuns:
+        return self
+
+    def on_row(self, run_dir: str | os.PathLike[str], row: dict[str, Any]) -> None:
+        """Sends the numbers of a row of a run."""
+        key = os.fspath(run_dir)
+        if key not in self._open and not self._failed.issuperset(self.names):
+            group = f"{self._folder.absolute().name}-{tracker_id(self._folder)}"
+            self._open[key] = Trackers(self.names, run_dir, group, self._failed)
+        if key in self._open:
+            self._open[key].on_row(row)
+
+    def on_end(self, run_dir: str | os.PathLike[str]) -> None:
+        """Sends what a run has ended with."""
+        if trackers := self._open.pop(os.fspath(run_dir), None):
+            trackers.__exit__(None)
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        while self._open:
+            self._open.popitem()[1].__exit__(kind or KeyboardInterrupt)
+
+
+def tracker_id(folder: Folder) -> str:
+    """Returns the id of a run or a group for trackers, which stays where it is resumed or moved."""
+    if folder.has(TRACKERS_FILE):
+        found = folder.read_json(TRACKERS_FILE).get("id")
+        if isinstance(found, str) and found.isalnum():
+            return found
+    key = secrets.token_hex(4)
+    folder.write(TRACKERS_FILE, json.dumps({"id": key}) + "\n")
+    return key

@@ -10,6 +10,7 @@ import time
 import types
 from pathlib import Path
 
+import fake_tracker
 import numpy as np
 import pytest
 from fake_runs import NANO, write_run
@@ -18,7 +19,7 @@ import gpt_jax
 import main
 from gpt_jax.config import override
 from gpt_jax.errors import ConfigError, Interrupted, TrainingError, UserError
-from gpt_jax.experiments import budgets, trees, trials
+from gpt_jax.experiments import budgets, trees, trial_runs, trials
 from gpt_jax.experiments.budgets import Budget, make_budget, measured_seconds, timing_config
 from gpt_jax.training.flops import model_flops
 
@@ -216,6 +217,23 @@ def test_how_a_process_of_a_tree_ends_is_told(checkout):
     with pytest.raises(TrainingError, match=r"ours: cannot write the run \(exit status 1\)"):
         gpt_jax.trial(NANO, {}, "out", against=change, max_pairs=2)
     assert len(gpt_jax.trial(NANO, {}, "out", against=change, max_pairs=2).pairs) == 2
+
+
+def test_a_tracker_is_told_of_a_side_of_a_tree_once_it_has_ended(checkout, monkeypatch):
+    checkout("ours", 2.0)
+    change = checkout("theirs", 1.9)
+
+    def train(tree, config, file):
+        if not Path(config.run_dir).exists():
+            loss = 1.9 + (tree.path == str(change)) / 100
+            write_run(config.run_dir, config.seed, loss)
+
+    monkeypatch.setattr(trial_runs, "train_in_tree", train)
+    module = fake_tracker.use(monkeypatch, "trackio")
+    for n in (1, 2):
+        gpt_jax.trial(NANO, {}, "out", against=change, max_pairs=n, track=["trackio"])
+        assert (len(module.begun), module.finished) == (2 * n, 2 * n)
+    assert list(module.of_runs.values()) == [[0, 100, 200, 300, 400, 500, 500]] * 4
 
 
 def test_a_signal_is_passed_on_and_the_trial_continues(checkout):

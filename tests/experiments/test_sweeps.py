@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import fake_tracker
 import jax
 import numpy as np
 import pytest
@@ -224,12 +225,19 @@ def test_a_killed_sweep_continues_and_a_member_that_diverges_stops_alone(
         return original(setup, *args)
 
     monkeypatch.setattr(sweeps, "train_prepared", killed)
+    module = fake_tracker.use(monkeypatch, "wandb")
     out = tmp_path / "sweep"
     with pytest.raises(KeyboardInterrupt):
-        gpt_jax.sweep(tiny_config, vary, out=out, quiet=True)
+        gpt_jax.sweep(tiny_config, vary, out=out, quiet=True, track=["wandb"])
     assert [m.state for m in read_result(out).members] == ["finished", "unfinished", "unfinished"]
-    found = gpt_jax.sweep(tiny_config, vary, out=out)
+    found = gpt_jax.sweep(tiny_config, vary, out=out, track=["wandb"])
     assert trained == [1e-3, 1e30, 1e30, 2e-3]
+    assert sorted(how["name"] for how in module.begun) == sorted(
+        m.run_dir for m in read_sweep(out).members
+    )
+    assert len({how["group"] for how in module.begun}) == 1
+    assert [steps[-1] for steps in module.of_runs.values()][::2] == [12, 12]
+    assert module.finished == 3
     assert [m.state for m in found.members] == ["finished", "diverged", "finished"]
     assert "2/3  diverged  learning_rate=1e+30, seed 0" in capsys.readouterr().out
     assert found.n_diverged == 1

@@ -5,6 +5,7 @@ import sys
 import types
 from pathlib import Path
 
+import fake_tracker
 import numpy as np
 import pytest
 from fake_runs import NANO, write_run
@@ -15,6 +16,7 @@ from gpt_jax.config import override
 from gpt_jax.errors import ConfigError, Diverged, TrainingError, UserError
 from gpt_jax.experiments import estimate
 from gpt_jax.experiments.trials import trial
+from gpt_jax.run.metrics import read_rows
 
 RATE = {"optim.learning_rate": 1e-3}
 
@@ -268,6 +270,25 @@ def test_the_command(trainer, capsys, monkeypatch):
     ):  # fmt: skip
         assert main.main(wrong) == 2, wrong
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_its_runs_are_told_to_a_tracker_as_one_group(trainer, monkeypatch, capsys):
+    module = fake_tracker.use(monkeypatch, "wandb")
+
+    def train(config, quiet, on_row):
+        trainer(config, quiet)
+        for row in read_rows(config.run_dir):
+            on_row(row)
+
+    monkeypatch.setattr(sys.modules["gpt_jax.training.trainer"], "train", train)
+    words = ["trial", "--change", "optim.learning-rate=1e-3", "--out", "out", "--max-pairs", "2"]
+    assert main.main([*words, "--track", "wandb", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["status"] == 3
+    assert [how["name"] for how in module.begun] == ["base-0", "change-0", "base-1", "change-1"]
+    assert len({how["group"] for how in module.begun}) == 1
+    assert module.finished == 4
+    assert main.main([*words, "--track", "wandbb"]) == 2
+    assert "unknown tracker; did you mean wandb?" in capsys.readouterr().err
 
 
 @pytest.mark.slow
