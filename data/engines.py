@@ -7,9 +7,11 @@ machines see, as encoded units do anyway.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,34 @@ class Parts:
         return cls(str(work), len(open_work(str(work))[1]))
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        if processes := sys.modules.get("multiprocess.process"):  # of a pool on this machine
-            end_with(processes.parent_process())
+        _end_with_parent()
         for number in range(self.first + rank, self.n_units, world_size):
             encode_unit(self.work, number)
+
+
+def _end_with_parent() -> None:
+    """Ends this process, if it is one of an engine's on this machine, when its parent does."""
+    if processes := sys.modules.get("multiprocess.process"):
+        end_with(processes.parent_process())
+
+
+@contextlib.contextmanager
+def _managers_that_end() -> Generator[None]:
+    """Inside, the process that datatrove's queues live in ends with this one, too."""
+    package: Any = importlib.import_module("multiprocess")
+    managers: Any = importlib.import_module("multiprocess.managers")
+    original = package.Manager
+
+    def start() -> Any:
+        manager = managers.SyncManager()
+        manager.start(_end_with_parent)
+        return manager
+
+    package.Manager = start
+    try:
+        yield
+    finally:
+        package.Manager = original
 
 
 def run_datatrove(work: Path, first: int, n_units: int, workers: int) -> None:
@@ -60,13 +86,15 @@ def run_datatrove(work: Path, first: int, n_units: int, workers: int) -> None:
     except ModuleNotFoundError:
         raise UserError(f"--engine datatrove needs the package datatrove: {EXTRAS}") from None
     try:
-        executor.LocalPipelineExecutor(
+        pipeline = executor.LocalPipelineExecutor(
             pipeline=[Parts(str(work), n_units, first)],
             tasks=min(n_units - first, MAX_TASKS),
             workers=workers,
             logging_dir=str(work / "datatrove"),
             skip_completed=False,  # units that are encoded already return at once
-        ).run()
+        )
+        with _managers_that_end():
+            pipeline.run()
     except (UserError, TrainingError):
         raise
     except Exception as error:  # engines raise many kinds

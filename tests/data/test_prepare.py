@@ -1069,6 +1069,34 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
         time.sleep(0.01)
 
 
+def descendants(pid):
+    """The processes that a process has started, and those that they have."""
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in file.read_text().split():
+            found += [child, *descendants(child)]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
+def test_datatroves_processes_end_with_a_parent_that_is_killed(tmp_path):
+    """Two workers and what starts them; the process of their queues."""
+    words = command({**many_files(tmp_path, 24), "engine": "datatrove"}, tmp_path / "out")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found = []
+    while process.poll() is None and len(found) < 5:
+        with contextlib.suppress(OSError):  # one has just ended
+            found = descendants(process.pid)
+    process.kill()
+    process.wait()
+    assert len(found) >= 5
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{each}/cmdline").exists() for each in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_the_number_of_processes_does_not_show(tmp_path):
     values = many_files(tmp_path)
     run(tmp_path, "one", **values)
