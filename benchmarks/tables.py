@@ -689,14 +689,14 @@ def _tuned_trials(result: dict[str, Any]) -> str:
         cells.append(f"{len(row['differences'])}{'' if row['paired'] else ', not paired'}")
         cells += [_difference(row["mean"], row["half_width"]), worth, row["verdict"]]
         lines.append(f"| {' | '.join(cells)} |")
-    levels = sorted({f"{1 - row['alpha']:.4g}" for row in result["rows"]})
+    levels = sorted({f"{100 * (1 - row['alpha']):g}%" for row in result["rows"]})
     return "\n".join(
         [
             *lines,
             "",
             "Change - baseline of the exact validation loss, nats per token, as "
-            f"`python main.py trial` gives it, with its interval of {' or '.join(levels)} that may "
-            "be looked at after every pair. The correlation is that of the pairs, and how many "
+            f"`python main.py trial` gives it, with its {' or '.join(levels)} interval that may be "
+            "looked at after every pair. The correlation is that of the pairs, and how many "
             "times as many runs without pairs it is worth.",
             "",
             machine(result),

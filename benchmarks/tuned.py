@@ -3,10 +3,9 @@
     python benchmarks/tuned.py --trials trials/*
     python benchmarks/tuned.py --seeds 8
 
-The first collects trials, as far as they have come, beside those collected before. The second
-trains `nano` and `nano_tuned` with seeds 100, 101, ..., which no trial has used, and compares them;
-the same command continues after a kill. About 80 s a run on two cores. Each writes its part of the
-result file; `python benchmarks/tables.py` renders both.
+The first collects trials as far as they have come. The second trains `nano` and `nano_tuned` with
+seeds from 100 on, which no trial has used, and compares them; the same command continues after a
+kill. About 80 s a run on two cores. `python benchmarks/tables.py` renders both.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from gpt_jax.input_pipeline.text_corpus import OZ_SHA256
 from gpt_jax.storage import open_folder, write_atomically
 
 CONFIGS, FIRST_SEED = ("nano", "nano_tuned"), 100
+MEASURING = ("train.eval_interval", "train.eval_batches")
 COMPARED = ("verdict", "paired", "pairs", "mean_difference", "half_width", "p", "alpha")
 COMPARED += ("correlation", "pairing_gain", "settings")
 
@@ -44,7 +44,7 @@ def describe_trial(folder: Path) -> dict[str, Any]:
     found, asked = record.outcome(folder), record.question
     x, y = found.losses_2N
     half_width = float(found.sequence.half_widths[-1]) if found.pairs else np.inf
-    base = different_settings(load_config("nano"), from_dict(asked.config))
+    base = different_settings(load_config("nano"), from_dict(asked.config), MEASURING)
     return {
         "name": folder.resolve().name,
         "baseline": {name: value for name, (_, value) in base.items()},
