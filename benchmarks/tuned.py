@@ -76,8 +76,7 @@ def train_seeds(seeds: Sequence[int], folder: Path) -> dict[str, Any]:
             "bits_per_byte": interval([each.bits_per_byte for each in found.members]),
         }
     compared = gpt_jax.compare(*(folder / name for name in CONFIGS)).record()
-    a, b = (np.array(configs[name]["exact_val"]["values"]) for name in CONFIGS)
-    unpaired = welch_t(a, b, compared["alpha"])
+    unpaired = welch_t(*(np.array(row["exact_val"]["values"]) for row in configs.values()))
     return {
         "seeds": list(seeds),
         "configs": configs,
