@@ -132,10 +132,14 @@ def share(happened: np.ndarray) -> dict[str, float]:
 
 
 def t_tests(values: np.ndarray) -> np.ndarray:
-    """Returns whether a t test of level ALPHA rejects after 2, 3, ... pairs, bool (trials, n-1)."""
+    """Returns whether a t test of level ALPHA rejects after 2, 3, ... pairs, bool (trials, n-1).
+
+    Equal values, as measured ones that are drawn twice, are no evidence.
+    """
     counts = np.arange(2, values.shape[1] + 1)
     sums, squares = np.cumsum(values, 1)[:, 1:], np.cumsum(values**2, 1)[:, 1:]
     variances = (squares - sums**2 / counts) / (counts - 1)
+    variances = np.where(variances > 1e-9, variances, np.inf)
     limits = np.array([t_quantile(n - 1, ALPHA) for n in counts])
     return np.abs(sums) > limits * np.sqrt(counts * variances)
 

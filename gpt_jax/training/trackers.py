@@ -60,7 +60,7 @@ class Trackers:
         self,
         names: Sequence[str],
         run_dir: str | os.PathLike[str],
-        group: str | None = None,
+        group: str | os.PathLike[str] | None = None,
         failed: set[str] | None = None,
     ):
         """Checks the names, and imports nothing yet; see `check_trackers`.
@@ -68,13 +68,14 @@ class Trackers:
         Args:
           names: of trackers.
           run_dir: the run's folder.
-          group: that the run belongs to.
+          group: the folder of the runs that it belongs to; it names the group.
           failed: the names of trackers that are left alone, which this one adds to.
         """
         self._folder = open_folder(run_dir)
         self._waiting = list(check_trackers(names))
         self._open: dict[str, tuple[Any, Any]] = {}  # name -> (module, its run)
-        self._group, self._failed = group, set() if failed is None else failed
+        self._group = None if group is None else open_folder(group)
+        self._failed = set() if failed is None else failed
         self._context = contextvars.copy_context()  # trackio knows one run in each
 
     def __enter__(self) -> Trackers:
@@ -121,7 +122,8 @@ class Trackers:
         else:  # it knows a run by its name
             how |= {"name": f"{title}-{key}", "embed": False}
         if self._group is not None:
-            how |= {"group": self._group, **({"reinit": "create_new"} if name == "wandb" else {})}
+            how["group"] = f"{self._group.absolute().name}-{tracker_id(self._group)}"
+            how |= {"reinit": "create_new"} if name == "wandb" else {}
         self._open[name] = (module, module.init(**how))
 
     def _send_results(self, module: Any, run: Any) -> None:
@@ -154,7 +156,7 @@ class TrackedRuns:
           folder: that the runs lie in; it names the group.
         """
         self.names = check_trackers(names)
-        self._folder = open_folder(folder)
+        self._folder = folder
         self._open: dict[str, Trackers] = {}
         self._failed: set[str] = set()
 
@@ -165,8 +167,7 @@ class TrackedRuns:
         """Sends the numbers of a row of a run."""
         key = os.fspath(run_dir)
         if key not in self._open and not self._failed.issuperset(self.names):
-            group = f"{self._folder.absolute().name}-{tracker_id(self._folder)}"
-            self._open[key] = Trackers(self.names, run_dir, group, self._failed)
+            self._open[key] = Trackers(self.names, run_dir, self._folder, self._failed)
         if key in self._open:
             self._open[key].on_row(row)
 
@@ -183,9 +184,10 @@ class TrackedRuns:
 def tracker_id(folder: Folder) -> str:
     """Returns the id of a run or a group for trackers, which stays where it is resumed or moved."""
     if folder.has(TRACKERS_FILE):
-        found = folder.read_json(TRACKERS_FILE).get("id")
-        if isinstance(found, str) and found.isalnum():
-            return found
+        found = folder.read_json(TRACKERS_FILE)
+        key = found.get("id") if isinstance(found, dict) else None
+        if isinstance(key, str) and key.isalnum():
+            return key
     key = secrets.token_hex(4)
     folder.write(TRACKERS_FILE, json.dumps({"id": key}) + "\n")
     return key

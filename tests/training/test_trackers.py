@@ -120,6 +120,10 @@ def test_runs_of_a_group_go_on_side_by_side(tracker, tmp_path, capsys):
     with TrackedRuns(["wandb"], tmp_path / "sweep") as tracked:  # as a sweep that continues
         tracked.on_row(b, {"step": 200, "loss": 1.0})
     assert modules[0].begun[-1]["group"] == f"sweep-{key}"
+    (tmp_path / "sweep" / "trackers.json").write_text("{")
+    with TrackedRuns(["wandb"], tmp_path / "sweep") as tracked:
+        tracked.on_row(b, {"step": 300, "loss": 1.0})
+    assert "warning: wandb is told no more, and the run goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["init", "log", "finish"])
