@@ -120,13 +120,13 @@ def test_a_model_that_the_page_can_not_have_gives_the_reason(
 
 
 def test_states_are_spread_and_the_newest_is_always_there():
-    assert live.choose_steps([0, 4], 5) == [0, 4]
-    assert live.choose_steps([0, 1, 2, 3, 4, 5, 6, 7, 8], 5) == [0, 2, 4, 6, 8]
-    assert live.choose_steps(list(range(100)), 2) == [0, 99]
-    assert live.choose_steps([0, 4, 8], 1) == [8]
+    assert live.spread_out([0, 4], 5) == [0, 4]
+    assert live.spread_out([0, 1, 2, 3, 4, 5, 6, 7, 8], 5) == [0, 2, 4, 6, 8]
+    assert live.spread_out(list(range(100)), 2) == [0, 99]
+    assert live.spread_out([0, 4, 8], 1) == [8]
     for n in range(1, 30):
         for most in range(1, 6):
-            chosen = live.choose_steps(list(range(n)), most)
+            chosen = live.spread_out(list(range(n)), most)
             assert len(chosen) == len(set(chosen)) == min(n, most)
             assert chosen[-1] == n - 1
 

@@ -19,7 +19,7 @@ from gpt_jax.experiments.trials import FORMAT, Question, TrialRecord
 from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.report import live
 from gpt_jax.report import page as pages
-from gpt_jax.report.after import write_page
+from gpt_jax.report.page import write_page
 from gpt_jax.report.payload import shown_values, thin
 
 HOSTILE = "</script><script>alert(1)</script><!--\"'&amp;\x1b[31m\u202e\u2028\ud800"
