@@ -46,55 +46,54 @@ const swatch = (style, dash) => svg("svg", { width: 28, height: 14, "aria-hidden
 svg("path", { d: "M1,7H27", class: "line", "stroke-dasharray": DASHES[dash] }),
 style === null ? null : marker(style, 14, 7));
 
-// One chart. `shared` has what all charts of the page share: the x range, and where one looks.
 class Chart {
-  constructor(title, isTall, shared) {
-    Object.assign(this, { title, isTall, shared, series: [], pressed: null });
+  constructor(title, isTall, zoom) {
+    Object.assign(this, { title, isTall, zoom, series: [], x: null, pressed: null });
     this.plot = svg("svg", { tabindex: 0, role: "img", class: "chart",
-      onpointermove: (event) => this.move(this.at(event)),
+      onpointermove: (event) => this.look(this.at(event)),
       onpointerdown: (event) => {
-        this.pressed = this.at(event);
+        this.look(this.pressed = this.at(event));
         this.plot.setPointerCapture(event.pointerId);
       },
-      onpointerup: (event) => this.release(this.at(event)),
+      onpointerup: () => this.release(),
       onpointercancel: () => (this.pressed = null),
-      onpointerleave: () => this.pressed === null && shared.look(null),
-      ondblclick: () => shared.zoom(null),
+      onpointerleave: () => this.pressed ?? this.look(null),
+      ondblclick: () => zoom(null),
       onkeydown: (event) => this.key(event),
-      onblur: () => shared.look(null) });
+      onblur: () => this.look(null) });
     this.tip = element("div", { class: "tip", "aria-live": "polite", hidden: true });
     this.figure = element("figure", {}, element("figcaption", {}, title),
       element("div", { class: "plot" }, this.plot, this.tip));
   }
 
-  // Draws all anew, as wide as there is room.
-  draw() {
-    const { shared, series } = this, width = Math.max(240, this.figure.clientWidth || 600);
+  // Draws all anew, as wide as there is room: series whose x in `range`, two numbers, are seen.
+  draw(series, range, unit) {
+    const width = Math.max(240, this.figure.clientWidth || 600);
     const height = this.isTall ? Math.min(380, Math.max(240, width * 0.5)) : 200;
-    Object.assign(this, { width, height, range: shared.range ?? shared.full });
+    Object.assign(this, { series, range, unit, width, height });
+    this.look(null);
     this.figure.hidden = !series.length;
     if (!series.length) return;
     const seen = series.flatMap((each) => each.points.filter(([x]) => this.isIn(x)));
     const ys = spread(seen.flatMap(([, y, half]) => [y - half, y + half]), 0.04);
-    const across = [MARGIN.left, width - MARGIN.right], bottom = height - MARGIN.bottom;
-    this.toX = linear(this.range, across), this.fromX = linear(across, this.range);
-    this.toY = linear(ys, [bottom, MARGIN.top]);
+    const { left, top } = MARGIN, right = width - MARGIN.right, bottom = height - MARGIN.bottom;
+    this.toX = linear(range, [left, right]), this.toY = linear(ys, [bottom, top]);
     const write = (x, y, anchor, text) => svg("text", { x, y, "text-anchor": anchor }, text);
+    const frame = { x: left - 5, y: 0, width: right - left + 10, height };
     this.cursor = svg("g", { class: "cursor" });
     filled(this.plot, { viewBox: `0 0 ${width} ${height}`, height,
-      "aria-label": `${this.title} over ${shared.unit}: ${series.length} lines; ` +
-        `${series[0].label} ends at ${exactly(series[0].points.at(-1)[1])}. Arrow keys read ` +
-        "values, + zooms, 0 shows all." }, []);
+      "aria-label": `${this.title} over ${unit}: ${series.length} lines; ${series[0].label} ends ` +
+        `at ${exactly(series[0].points.at(-1)[1])}. Arrow keys read values, + zooms, 0 shows all.`,
+    }, []);
     this.plot.replaceChildren(
       ...ticks(ys, this.isTall ? 6 : 4).flatMap((y) => [
-        svg("path", { d: `M${MARGIN.left},${this.toY(y)}H${across[1]}`, class: "grid" }),
-        write(MARGIN.left - 6, this.toY(y) + 4, "end", shortly(y))]),
-      ...ticks(this.range, Math.max(3, width / 110)).map((x) =>
+        svg("path", { d: `M${left},${this.toY(y)}H${right}`, class: "grid" }),
+        write(left - 6, this.toY(y) + 4, "end", shortly(y))]),
+      ...ticks(range, Math.max(3, width / 110)).map((x) =>
         write(this.toX(x), bottom + 16, "middle", shortly(x))),
-      write(across[1], height - 3, "end", shared.unit),
-      svg("svg", { x: MARGIN.left - 5, width: across[1] - MARGIN.left + 10, height,
-        viewBox: `${MARGIN.left - 5} 0 ${across[1] - MARGIN.left + 10} ${height}` },
-      series.map((each) => this.line(each)), this.cursor));
+      write(right, height - 3, "end", unit),
+      svg("svg", { ...frame, viewBox: Object.values(frame).join(" ") }, // which cuts off the rest
+        series.map((each) => this.line(each)), this.cursor));
   }
 
   isIn(x) {
@@ -116,18 +115,28 @@ class Chart {
         .map(([x, y]) => marker(style, this.toX(x), this.toY(y))));
   }
 
-  // Shows what every line has near x, in words where one points here; null shows nothing.
-  look(x, isHere) {
-    this.tip.hidden = !isHere;
+  // Where a pointer is, as an x inside the range.
+  at(event) {
+    const box = this.plot.getBoundingClientRect(), [left, right] = this.range;
+    const place = (event.clientX - box.left) / box.width * this.width;
+    const x = linear([MARGIN.left, this.width - MARGIN.right], this.range)(place);
+    return Math.min(right, Math.max(left, x));
+  }
+
+  // Shows what every line has near x, and what is picked to zoom in on; null shows nothing.
+  look(x) {
+    this.x = x, this.tip.hidden = x === null;
     this.cursor?.replaceChildren();
-    if (x === null || !this.series.length) return;
-    const place = this.toX(x), isRight = place > this.width / 2;
+    if (x === null) return;
+    const place = this.toX(x), from = this.toX(this.pressed ?? x), isRight = place > this.width / 2;
     const lines = this.series.filter((each) => !each.thin || this.series.length < 4);
     const found = lines.map((each) => [each, nearest(each, x)]).filter(([, [at]]) => this.isIn(at));
     this.cursor.append(
+      svg("rect", { x: Math.min(place, from), y: MARGIN.top, width: Math.abs(place - from),
+        height: this.height - MARGIN.top - MARGIN.bottom }),
       svg("path", { d: `M${place},${MARGIN.top}V${this.height - MARGIN.bottom}` }),
       ...found.map(([, [at, y]]) => svg("circle", { r: 4, cx: this.toX(at), cy: this.toY(y) })));
-    this.tip.replaceChildren(element("div", {}, `${exactly(Math.round(x))} ${this.shared.unit}`),
+    this.tip.replaceChildren(element("div", {}, `${exactly(Math.round(x))} ${this.unit}`),
       ...found.slice(0, 12).map(([{ style, dash, label }, [, y, half]]) => element("div", {},
         swatch(style, dash), element("bdi", {}, label),
         element("b", {}, exactly(y) + (half ? ` ± ${half.toPrecision(2)}` : "")))));
@@ -135,35 +144,20 @@ class Chart {
     this.tip.style.right = isRight ? `${this.width - place + 12}px` : "auto";
   }
 
-  // Where a pointer is, as an x inside the range.
-  at(event) {
-    const box = this.plot.getBoundingClientRect(), [left, right] = this.range;
-    const x = this.fromX((event.clientX - box.left) / box.width * this.width);
-    return Math.min(right, Math.max(left, x));
-  }
-
-  move(x) {
-    this.shared.look(x, this);
-    if (this.pressed === null) return;
-    const [from, to] = [this.pressed, x].map(this.toX).sort((a, b) => a - b);
-    this.cursor.append(svg("rect", { x: from, y: MARGIN.top, class: "picked", width: to - from,
-      height: this.height - MARGIN.top - MARGIN.bottom }));
-  }
-
-  release(x) {
-    const range = [this.pressed ?? x, x].sort((a, b) => a - b), [from, to] = range.map(this.toX);
+  release() {
+    const range = [this.pressed ?? this.x, this.x].sort((a, b) => a - b);
     this.pressed = null;
-    if (to - from > 8) this.shared.zoom(range);
+    if (this.toX(range[1]) - this.toX(range[0]) > 8) this.zoom(range);
   }
 
   key(event) {
-    const { shared, range: [left, right] } = this, x = shared.x ?? left, some = (right - left) / 4;
+    const [left, right] = this.range, x = this.x ?? left, some = (right - left) / 4;
     const xs = this.series.flatMap((each) => each.points.map(([at]) => at)).sort((a, b) => a - b);
     const seen = xs.filter((at) => this.isIn(at));
-    if (event.key === "ArrowRight") shared.look(seen.find((at) => at > x) ?? right, this);
-    else if (event.key === "ArrowLeft") shared.look(seen.findLast((at) => at < x) ?? left, this);
-    else if (event.key === "+") shared.zoom([Math.max(left, x - some), Math.min(right, x + some)]);
-    else if (event.key === "0") shared.zoom(null);
+    if (event.key === "ArrowRight") this.look(seen.find((at) => at > x) ?? right);
+    else if (event.key === "ArrowLeft") this.look(seen.findLast((at) => at < x) ?? left);
+    else if (event.key === "+") this.zoom([Math.max(left, x - some), Math.min(right, x + some)]);
+    else if (event.key === "0") this.zoom(null);
     else return;
     event.preventDefault();
   }

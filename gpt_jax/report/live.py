@@ -192,7 +192,7 @@ def _measure_rounding(run_dir: str | os.PathLike[str], step: int) -> dict[str, A
         "rounded": rounded,
         "is_whole": exact.is_whole,
         "said": f"The rounding changes its loss on {split} validation split, "
-        f"{exact.nats_per_token:.4f} nats per token, by {abs(rounded - exact.nats_per_token):.2g}.",
+        f"{exact.nats_per_token:.4f} nats per token, by {abs(rounded - exact.nats_per_token):.7f}.",
     }
 
 

@@ -16,45 +16,34 @@ const CHARTS = [
 function showCurves({ groups, runs }) {
   const hidden = new Set(), isMany = groups.some((group) => group.n > 1);
   const kinds = { val_loss: true, train_loss: groups.length < 5, loss: groups.length === 1 };
-  let axis = "step", showsRuns = false;
-  const shared = { range: null, x: null,
-    look(x, from) {
-      shared.x = x;
-      for (const chart of charts) chart.look(x, chart === from);
-    },
-    zoom(range) {
-      shared.range = range;
-      draw();
-    } };
-  const charts = CHARTS.map(([title], i) => new Chart(title, i === 0, shared));
+  let axis = "step", showsRuns = false, range = null;
+  const charts = CHARTS.map(([title], i) => new Chart(title, i === 0, zoom));
+  function zoom(to) {
+    range = to;
+    draw();
+  }
 
   function points(curve, field) {
     const xs = { ...curve, tokens: curve.step.map((step) => step * curve.tokens_per_step) }[axis];
     return curve.step.map((_, i) => [xs?.[i], curve[field]?.[i], curve.halves[field]?.[i] ?? 0])
       .filter(([x, y]) => x != null && y != null);
   }
-  const lines = (fields, curve, style, label, thin) => fields.map(([field, kind, dash]) => ({
-    style, dash, points: kinds[field] === false ? [] : points(curve, field),
+  const lines = (curve, style, label, thin) => ([field, kind, dash]) => ({ style, dash,
+    points: kinds[field] === false ? [] : points(curve, field),
     thin: thin || field === "loss" || field === "grad_norm",
-    label: [groups.length > 1 || thin || !kind ? label : "", kind].filter(Boolean).join(": "),
-  })).filter((series) => series.points.length);
+    label: [groups.length > 1 || thin || !kind ? label : "", kind].filter(Boolean).join(": ") });
   function draw() {
-    shared.unit = UNITS[axis];
-    charts.forEach((chart, i) => {
-      const all = groups.map((group, g) => [g, group.curve, group.label, false]);
-      if (showsRuns) all.push(...runs.map((run) => [run.group, run.curve, run.name, true]));
-      chart.series = all.filter(([g]) => !hidden.has(g)).flatMap(([g, curve, label, thin]) =>
-        lines(CHARTS[i][1], curve, g, label, thin));
-    });
-    shared.full = spread(charts.flatMap((chart) => chart.series.flatMap((each) =>
-      each.points.map(([x]) => x))));
-    charts.forEach((chart) => chart.draw());
-    shared.look(null);
+    const made = groups.map((group, g) => [group.curve, g, group.label, false]);
+    if (showsRuns) made.push(...runs.map((run) => [run.curve, run.group, run.name, true]));
+    const all = CHARTS.map(([, fields]) => made.filter(([, g]) => !hidden.has(g))
+      .flatMap((one) => fields.map(lines(...one))).filter((series) => series.points.length));
+    const full = spread(all.flat().flatMap((series) => series.points.map(([x]) => x)));
+    charts.forEach((chart, i) => chart.draw(all[i], range ?? full, UNITS[axis]));
   }
 
   byId("axes").onchange = ({ target }) => {
     axis = target.value;
-    shared.zoom(null);
+    zoom(null);
   };
   // Returns a button that sets something, and draws anew.
   const button = (label, isOn, set, icon) => toggle(label, isOn, (now) => {

@@ -89,9 +89,8 @@ def shown_values(value: Any) -> Any:
 def _columns(run: RunFiles) -> dict[str, np.ndarray]:
     """Returns the rows as columns, float64 (R,) each; NaN where a row has no such number."""
     rows = list({row["step"]: row for row in run.rows}.values())
-    number = lambda value: math.nan if value is None else float(value)
     columns = {
-        name: np.array([number(row.get(name)) for row in rows], np.float64)
+        name: np.array([row.get(name) for row in rows], np.float64)  # None is NaN
         for name in ("step", *FIELDS, "seconds")
     }
     if run.config.optim.schedule == "constant" and not run.config.optim.warmup_steps:

@@ -43,7 +43,7 @@ class Live {
     Object.assign(this, { live, tokenizer: makeTokenizer(live.tokenizer), ids: [], judged: [],
       start: 0, job: 0, picked: -1, state: live.states.length - 1, worker: makeWorker() });
     this.worker.onmessage = ({ data }) => this.receive(data);
-    this.worker.onerror = () => this.say("This browser does not let the page start a worker.");
+    this.worker.onerror = () => (this.status.textContent = "This browser starts no worker.");
     this.worker.postMessage({ load: live, job: 0 });
     this.fill(live);
     this.listen();
@@ -95,10 +95,6 @@ class Live {
     };
   }
 
-  say(text) {
-    this.status.textContent = text;
-  }
-
   /** Returns a field's number, within its bounds. */
   number(name, otherwise) {
     const { valueAsNumber: value, min, max } = this.write[name];
@@ -119,7 +115,7 @@ class Live {
   /** Lets the model read the text, and write `count` tokens. */
   go(count) {
     const { ids, state, live } = this;
-    this.before = ids.length, this.isWriting = count > 0, this.end.disabled = !count;
+    this.before = ids.length, this.end.disabled = !count; // as long as it does not write
     this.worker.postMessage({ job: ++this.job, write: { state, ids, count, end: live.end,
       window: this.way.value, temperature: this.number("temperature", 1),
       topK: this.number("top_k", null), topP: this.number("top_p", null),
@@ -128,18 +124,20 @@ class Live {
 
   receive(data) {
     if (data.job !== this.job) return;
-    if (data.error) return this.say(`The model can't compute this: ${data.error}`);
-    if (data.attention) return this.draw(data);
+    if (data.error) this.status.textContent = `The model can't compute this: ${data.error}`;
+    if (data.attention && data.picked === this.picked) this.draw(data);
+    if (!data.judged) return;
     const { from, ids, judged, start, more, seconds } = data;
     const wrote = from + ids.length - this.before, speed = wrote / Math.max(seconds, 0.001);
     if (more) this.worker.postMessage({ job: this.job, proceed: true });
     this.ids = [...this.ids.slice(0, from), ...ids];
     this.judged = [...this.judged.slice(0, from), ...judged];
-    this.start = start, this.isWriting = more, this.end.disabled = !more;
+    this.start = start, this.end.disabled = !more;
     if (wrote > 0) this.isTyped = false;
     if (!this.isTyped) this.box.value = decode(this.tokenizer, this.ids);
-    this.say(this.missing + (wrote > 0 ? `${wrote} tokens, ${speed.toFixed(0)} a second`
-      : `${this.ids.length} tokens`) + `, at step ${this.live.states[this.state].step}`);
+    this.step.textContent = `step ${this.live.states[this.state].step}`;
+    this.status.textContent = `${this.missing}${wrote > 0 ? wrote : this.ids.length} tokens, ` +
+      (wrote > 0 ? `${speed.toFixed(0)} a second, ` : "") + `at ${this.step.textContent}`;
     this.show(from);
     if (more) for (const each of [this.box, this.strip]) each.scrollTop = each.scrollHeight;
     else this.pick(this.picked < 0 ? this.ids.length - 1 : this.picked);
@@ -151,17 +149,17 @@ class Live {
 
   /** Draws the tokens from `from` on, and says which the model no longer sees. */
   show(from) {
-    const { strip } = this, made = this.ids.slice(from).map((_, j) => {
-      const i = from + j, about = this.judged[i], text = this.name(i);
+    const { strip } = this;
+    while (strip.childElementCount > from) strip.lastChild.remove();
+    for (let i = from; i < this.ids.length; i++) {
+      const about = this.judged[i], text = this.name(i);
       const words = about ? `${percent(about.p)}, number ${about.rank}` : "not predicted";
       const shade = about ? `p${LEAST.findIndex((least) => about.p >= least)}` : "";
-      return element("span", { class: `token ${shade}`, "data-i": i, id: `token-${i}`,
+      strip.append(element("span", { class: `token ${shade}`, "data-i": i, id: `token-${i}`,
         role: "option", title: words, "aria-label": `${text}: ${words}`, "aria-selected": "false" },
-      text.replaceAll("␣", " ").replaceAll("⏎", "⏎\n"));
-    });
-    strip.replaceChildren(...[...strip.children].slice(0, from), ...made);
+      text.replaceAll("␣", " ").replaceAll("⏎", "⏎\n")));
+    }
     [...strip.children].forEach((span, i) => span.classList.toggle("forgotten", i < this.start));
-    this.step.textContent = `step ${this.live.states[this.state].step}`;
   }
 
   pick(i) {
@@ -189,7 +187,7 @@ class Live {
 
   /** Asks for what the open views show. */
   look() {
-    if (this.isWriting || !(this.attention.open || this.lens.open)) return;
+    if (!this.end.disabled || !(this.attention.open || this.lens.open)) return;
     const { state, ids, picked, layer } = this;
     this.worker.postMessage({ job: this.job, look: { state, ids, picked, layer: +layer.value } });
   }
@@ -217,16 +215,13 @@ class Live {
   /** Says what a head looks at most, over all tokens but the first. */
   habits(T, weights, names) {
     if (T < 2) return "One token alone can look only at itself.";
-    const share = { itself: 0, "the token before": 0, "the first token": 0 }, of = new Map();
-    for (let t = 1; t < T; t++) {
-      share.itself += weights[t * T + t] / (T - 1);
-      share["the token before"] += weights[t * T + t - 1] / (T - 1);
-      share["the first token"] += weights[t * T] / (T - 1);
-      names.forEach((name, s) => of.set(name, (of.get(name) ?? 0) + weights[t * T + s] / (T - 1)));
-    }
-    const shares = Object.entries(share).map(([what, p]) => `${percent(p)} at ${what}`).join(", ");
-    const [token, p] = [...of].reduce((best, each) => each[1] > best[1] ? each : best);
-    return `This head looks, on average, ${shares}; most at “${token}” (${percent(p)}).`;
+    const ts = names.map((_, t) => t).slice(1), shares = new Map();
+    const share = (at) => ts.reduce((sum, t) => sum + weights[t * T + at(t)], 0) / ts.length;
+    names.forEach((name, s) => shares.set(name, (shares.get(name) ?? 0) + share(() => s)));
+    const [most, p] = [...shares].reduce((best, each) => each[1] > best[1] ? each : best);
+    return `This head looks, on average, ${percent(share((t) => t))} at itself, ` +
+      `${percent(share((t) => t - 1))} at the token before, ${percent(share(() => 0))} at the ` +
+      `first token; most at “${most}” (${percent(p)}).`;
   }
 
   /** Returns the weights between some tokens as lines, and as a matrix. */

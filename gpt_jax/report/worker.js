@@ -39,9 +39,8 @@ function startWorker(scope) {
     model.forward(model.newCache(), read, { trace });
     const lens = trace.residual.map((x) =>
       judge(model.readOut(x.slice(row * D, (row + 1) * D)), ids[picked]));
-    scope.postMessage({
-      job: mine, start, T: read.length, attention: trace.attention[layer], lens,
-    });
+    const attention = trace.attention[layer];
+    scope.postMessage({ job: mine, start, picked, T: read.length, attention, lens });
   }
 
   scope.onmessage = ({ data }) => {

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from email.message import Message
 from pathlib import Path
 
 import jax
@@ -143,6 +144,18 @@ def test_the_quoted_lines_are_there_and_short(view):
     assert not lines[0].startswith(" ")
     source = (Path(live.__file__).parents[2] / quoted["path"]).read_text("utf-8").split("\n")
     assert source[quoted["line"] - 1].strip() == lines[0]
+
+
+def test_quoted_lines_are_linked_where_the_project_has_an_address(monkeypatch):
+    urls = Message()
+    monkeypatch.setattr(live, "metadata", lambda name: urls)
+    assert live.quote(*live.CODE["lens"])["url"] is None
+    urls["Project-URL"] = "Homepage, https://elsewhere.example"
+    urls["Project-URL"] = "Source, https://example.org/gpt/blob/main"
+    quoted = live.quote(*live.CODE["lens"])
+    assert quoted["url"] == (
+        f"https://example.org/gpt/blob/main/gpt_jax/model/gpt.py#L{quoted['line']}"
+    )
 
 
 def test_byte_pairs_of_another_pattern_are_refused():
