@@ -124,7 +124,8 @@ function showSettings(section, { settings: { rows }, groups }) {
   document.querySelector("header").append(element("ul", { class: "notes" }, items(data.notes)));
   byId("verdicts").append(...data.verdicts.map(verdict));
   showCurves(data);
-  if (data.live.reason) byId("why").textContent = data.live.reason;
+  const { reason } = data.live;
+  if (reason) byId("alive").replaceWith(`The page can't compute with this model. ${reason}`);
   else new Live(data.live);
   showRuns(byId("runs"), data);
   showSettings(byId("settings"), data);

@@ -16,6 +16,7 @@ import numpy as np
 
 from gpt_jax.config import Config
 from gpt_jax.config.fields import get_field, iter_fields
+from gpt_jax.experiments.remake import sweep_command, trial_command
 from gpt_jax.experiments.sides import PLACES, RunFiles, Side, is_seed, is_sweep, shown_value
 from gpt_jax.experiments.statistics import mean_half_width
 from gpt_jax.report.groups import find_groups, find_verdicts, is_trial
@@ -183,23 +184,22 @@ def _run(run: RunFiles) -> dict[str, Any]:
 
 
 def _commands(run: RunFiles) -> list[tuple[str, str]]:
-    """Returns the commands that made a run, that would make it again, and that use it.
-
-    A member of a sweep or a trial was made by the command of these, and its own makes it again.
-    """
+    """Returns the commands that made a run, that would make it again, and that use it."""
     origin, folder, config = read_init_from(run.run_dir), run.run_dir.parent, run.config
-    commands = [("writes text", program_command("sample", "--run-dir", run.run_dir))]
+    made, elsewhere = train_command(config, origin), f"{run.run_dir}-again"
+    if is_sweep(folder) or is_trial(folder):  # made with others; alone it is the same run
+        made = sweep_command(folder) if is_sweep(folder) else trial_command(folder)
+        elsewhere = f"{folder}-{run.run_dir.name}"
+    again = train_command(dataclasses.replace(config, run_dir=elsewhere), origin)
     if origin and config.init_from is None and config.branch_from is None:
-        return commands  # `save_run` wrote it
-    is_member = is_sweep(folder) or is_trial(folder)
-    elsewhere = f"{folder}-{run.run_dir.name}" if is_member else f"{run.run_dir}-again"
-    again = dataclasses.replace(config, run_dir=elsewhere)
-    commands.insert(0, ("makes it again", train_command(again, origin)))
-    if not is_member:
-        made = train_command(config, origin)
-        whats = ["made it, as its settings say"] + ["continues it"] * (not run.summary)
-        commands = [(what, made) for what in whats] + commands
-    return commands
+        made = again = None  # `save_run` wrote it
+    commands = {
+        "made it, as its settings say": made,
+        "continues it": None if run.summary else made,
+        "makes it again": again,
+        "writes text": program_command("sample", "--run-dir", run.run_dir),
+    }
+    return [(what, command) for what, command in commands.items() if command]
 
 
 def _settings(configs: Sequence[Config]) -> list[dict[str, Any]]:

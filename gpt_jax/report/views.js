@@ -52,7 +52,6 @@ class Live {
 
   /** Puts what the run says into its places. */
   fill({ name, parameters, rounding, model, sample, states, code }) {
-    this.alive.hidden = false;
     this.about.textContent = `The ${exactly(parameters)} parameters of ${name} are in this file, ` +
       "rounded to half precision, and your browser computes with them; nothing leaves this " +
       `machine. ${rounding?.said ?? ""}` +

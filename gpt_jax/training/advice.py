@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpt_jax.config import Config, list_configs, load_config, override
@@ -71,7 +71,7 @@ def resume_command(run: Run, steps: int) -> str:
         fewer = {other: value for other, value in values.items() if other != setting}
         if wanted and _resumed(named, fewer | longer, run) == wanted:
             values = fewer
-    return _command(name, values | longer)
+    return program_command(*_words(name, values | longer))
 
 
 def train_command(config: Config, origin: Mapping[str, Any]) -> str:
@@ -85,17 +85,22 @@ def train_command(config: Config, origin: Mapping[str, Any]) -> str:
     """
     if config.branch_from is not None:
         return _branch_command(config, origin.get("change") or {})
+    return program_command(*config_words(config))
+
+
+def config_words(config: Config, ignored: Iterable[str] = ()) -> list[str]:
+    """Returns the options that stand for some settings, but those that are `ignored`."""
     name, values = min(_differences(config), key=lambda found: len(found[1]))
     if config.init_from is not None:  # which else decides these
         values |= {setting: get_field(config, setting) for setting in FREE_SETTINGS}
-    return _command(name, values)
+    return _words(name, {s: value for s, value in values.items() if s not in ignored})
 
 
-def _command(name: str, values: dict[str, Any]) -> str:
+def _words(name: str, values: dict[str, Any]) -> list[str]:
     words = ["--config", name]
     for setting, value in values.items():
         words += ["--" + setting.replace("_", "-"), _to_text(value)]
-    return program_command(*words)
+    return words
 
 
 def _branch_command(config: Config, change: Mapping[str, Any]) -> str:

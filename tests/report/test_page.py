@@ -81,8 +81,9 @@ def test_the_commands_are_those_of_branches_members_and_saved_runs(tmp_path):
     assert f"{begins} {branch} --optim.clip 0.5" in commands["made it, as its settings say"]
     assert f"{begins} {branch}-again --optim.clip 0.5" in commands["makes it again"]
     member = write_sweep(tmp_path / "sweep", [({}, 0, 1.9)]) / "m0"
-    commands = commands_of(member)  # which the sweep made: alone it would be resumed
-    assert list(commands) == ["makes it again", "writes text"]
+    commands = commands_of(member)  # which the sweep made
+    assert "main.py sweep --config" in commands["made it, as its settings say"]
+    assert f"--out {tmp_path}/sweep" in commands["made it, as its settings say"]
     assert f"--run-dir {tmp_path}/sweep-m0" in commands["makes it again"]
     saved = write_run(tmp_path / "s")
     file = saved / "config.json"
