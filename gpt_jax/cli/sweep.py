@@ -63,7 +63,7 @@ def command(argv: list[str]) -> int:
     if own["dry_run"]:
         print(visible(describe_plan(plan)))
         return 0
-    from gpt_jax.report.after import write_page
+    from gpt_jax.report.page import write_page
 
     result = run_sweep(plan, quiet=quiet, track=own["track"])
     write_page(plan.folder, quiet=quiet)

@@ -110,7 +110,7 @@ def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int
         lines = plan_lines(config, question, options["out"], options["max_pairs"])
         print("\n".join(map(visible, lines)))
         return 0
-    from gpt_jax.report.after import write_page
+    from gpt_jax.report.page import write_page
 
     track = options["track"]
     found = trial(config, change, options["out"], **asked, progress=say, track=track)

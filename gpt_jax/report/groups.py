@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from gpt_jax.errors import UserError
@@ -23,24 +24,13 @@ from gpt_jax.experiments.trial_record import TRIAL_FILE, read_trial
 from gpt_jax.run.folder import is_run
 from gpt_jax.storage import open_folder, to_folder
 
-Table = Sequence[Sequence[str]]
+
+def is_pattern(name: str) -> bool:
+    return not os.path.exists(os.path.expanduser(name)) and glob.has_magic(name)
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What is known of the groups, in words and tables.
-
-    Attributes:
-      title: what is judged, by what.
-      sentences: the result.
-      tables: each with its head.
-      notes: what else a reader must know.
-    """
-
-    title: str
-    sentences: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    notes: Sequence[str] = ()
+def is_trial(name: str | os.PathLike[str]) -> bool:
+    return open_folder(name).has(TRIAL_FILE)
 
 
 def find_groups(names: Sequence[str]) -> tuple[list[Side], list[str]]:
@@ -54,117 +44,105 @@ def find_groups(names: Sequence[str]) -> tuple[list[Side], list[str]]:
     groups: list[Side] = []
     notes: list[str] = []
     for name in names:
-        place = to_folder(name)
-        if _is_pattern(name):
-            groups.append(find_side(name))
-        elif is_sweep(place):
-            found = _sweep_groups(name, notes)
-            groups += _labelled(found, name if len(names) > 1 else "")
-        elif open_folder(place).has(TRIAL_FILE):
-            groups += _labelled(_trial_groups(name), name if len(names) > 1 else "")
+        if is_pattern(name):
+            found = [find_side(name)]
+        elif is_sweep(name) or is_trial(name):
+            found = _sweep_groups(name, notes) if is_sweep(name) else _trial_groups(name)
+            if not found:
+                raise UserError(f"{name} has no run yet; make the page once one has begun")
+            if len(names) > 1:
+                name = os.path.basename(os.path.normpath(name))
+                found = [dataclasses.replace(each, label=f"{name}: {each.label}") for each in found]
         else:
-            groups.append(Side(place.name, (read_run(place),)))
+            found = [Side(to_folder(name).name, (read_run(name),))]
+        groups += found
     if len({group.label for group in groups}) < len(groups):  # two folders of one name
-        groups = [_by_folder(group) for group in groups]
+        paths = {id(group): str(group.runs[0].run_dir) for group in groups if len(group.runs) == 1}
+        groups = [dataclasses.replace(g, label=paths.get(id(g), g.label)) for g in groups]
     return groups, notes
-
-
-def _by_folder(group: Side) -> Side:
-    one = len(group.runs) == 1
-    return dataclasses.replace(group, label=str(group.runs[0].run_dir) if one else group.label)
-
-
-def _is_pattern(name: str) -> bool:
-    return not os.path.exists(os.path.expanduser(name)) and glob.has_magic(name)
-
-
-def _labelled(groups: Sequence[Side], name: str) -> list[Side]:
-    prefix = f"{os.path.basename(os.path.normpath(name))}: " if name else ""
-    return [dataclasses.replace(group, label=prefix + group.label) for group in groups]
 
 
 def _sweep_groups(name: str, notes: list[str]) -> list[Side]:
     """Returns a group for each point of a sweep that has a run, finished or not."""
-    folder, members = to_folder(name), read_sweep(to_folder(name)).members
-    begun = [member for member in members if is_run(folder / member.run_dir)]
-    if not begun:
-        raise UserError(f"the sweep {name} has no run yet; make the page once one has begun")
-    if len(begun) < len(members):
-        notes.append(f"{name}: {len(members) - len(begun)} of {len(members)} runs have not begun")
-    for member in begun:
+    folder, members = to_folder(name), read_sweep(name).members
+    points: dict[str, list[Any]] = {}
+    for member in members:
+        if is_run(folder / member.run_dir):
+            words = [f"{n.replace('_', '-')}={show(value)}" for n, value in member.values.items()]
+            run = read_run(folder / member.run_dir)
+            points.setdefault(", ".join(words) or name, []).append(run)
         if member.diverged is not None:
             notes.append(f"{member.run_dir} diverged: {member.diverged}")
-    points: dict[str, list[Any]] = {}
-    for member in begun:
-        words = [f"{n.replace('_', '-')}={show(value)}" for n, value in member.values.items()]
-        points.setdefault(", ".join(words) or name, []).append(member)
-    return [
-        Side(label, tuple(read_run(folder / each.run_dir) for each in found))
-        for label, found in points.items()
-    ]
+    if n := len(members) - sum(map(len, points.values())):
+        notes.insert(0, f"{name}: {n} of {len(members)} runs have not begun")
+    return [Side(label, tuple(runs)) for label, runs in points.items()]
 
 
 def _trial_groups(name: str) -> list[Side]:
     """Returns the runs of both sides of a trial, finished or not."""
-    folder = open_folder(to_folder(name))
-    groups = []
-    for side in SIDES:
-        found = [path for path in folder.entries() if path.name.startswith(f"{side}-")]
-        runs = sorted(map(read_run, filter(is_run, found)), key=lambda run: run.seeds)
-        if runs:
-            groups.append(Side(side, tuple(runs)))
-    if not groups:
-        raise UserError(f"the trial {name} has no run yet; make the page once one has begun")
-    return groups
+    paths = [path for path in open_folder(name).entries() if is_run(path)]
+    sides = {s: [read_run(p) for p in paths if p.name.startswith(f"{s}-")] for s in SIDES}
+    return [
+        Side(side, tuple(sorted(runs, key=lambda run: run.seeds)))
+        for side, runs in sides.items()
+        if runs
+    ]
 
 
-def find_verdicts(names: Sequence[str], metric: str) -> list[Verdict]:
-    """Returns what is known: of a sweep, of a trial, of two sides; [] where nothing is asked.
+def find_verdicts(names: Sequence[str], metric: str) -> list[dict[str, Any]]:
+    """Returns what is known of a sweep, of a trial, of two sides; [] where nothing is asked.
 
-    Where it can't be known, as of a run that goes on, the verdict says why.
+    Each is {"title", "sentences", "tables": each with its head, "notes"}. Where it can't be known,
+    as of a run that goes on, the verdict says why.
     """
+    asked: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     if len(names) == 2:
-        return [_or_why(f"{names[1]} beside {names[0]}", lambda: _compared(*names, metric=metric))]
-    found = []
-    for name in names:
-        if _is_pattern(name):
+        asked.append((f"{names[1]} beside {names[0]}", partial(_compared, *names, metric=metric)))
+    for name in names if len(names) != 2 else ():
+        if is_pattern(name):
             continue
-        if is_sweep(to_folder(name)):
-            found.append(_or_why(f"the sweep {name}", lambda name=name: _of_sweep(name)))
+        if is_sweep(name):
+            asked.append((f"the sweep {name}", partial(_of_sweep, name)))
             if len(names) == 1 and len({str(m.values) for m in read_sweep(name).members}) > 1:
-                what = "its settings beside the first"
-                found.append(_or_why(what, lambda name=name: _compared(name, metric=metric)))
-        elif open_folder(to_folder(name)).has(TRIAL_FILE):
-            found.append(_or_why(f"the trial {name}", lambda name=name: _of_trial(name)))
-    return found
+                beside = partial(_compared, name, metric=metric)
+                asked.append(("its settings beside the first", beside))
+        elif is_trial(name):
+            asked.append((f"the trial {name}", partial(_of_trial, name)))
+    verdicts = []
+    for title, find in asked:
+        try:
+            verdicts.append(find())
+        except UserError as error:
+            verdicts.append(_verdict(title, f"nothing is shown: {error}"))
+    return verdicts
 
 
-def _or_why(title: str, find: Callable[[], Verdict]) -> Verdict:
-    try:
-        return find()
-    except UserError as error:
-        return Verdict(title, [f"nothing is shown: {error}"])
+def _verdict(
+    title: str, sentence: str = "", tables: Sequence[Any] = (), notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    notes = [note.removeprefix("note: ") for note in notes]
+    sentences = [sentence] if sentence else []
+    return {"title": title, "sentences": sentences, "tables": tables, "notes": notes}
 
 
-def _compared(*sides: str, metric: str) -> Verdict:
+def _compared(*sides: str, metric: str) -> dict[str, Any]:
     found = compare(*sides, metric=metric)
     if isinstance(found, Comparisons):
         head, *lines = found.remarks
-        return Verdict(f"its settings {head}", [], [found.table()], lines)
+        return _verdict(f"its settings {head}", "", [found.table()], lines)
     unpaired = [f"not paired: {found.why_unpaired}"] if found.why_unpaired else []
     title = f"{found.b.label} beside {found.a.label}: {found.metric.title} ({found.metric.unit})"
-    (head, *settings), (_, means) = found.tables()
-    table = [head, *settings, ("mean", *means[1:])]
-    figures = [("figure", ""), *found.rows()]
-    return Verdict(title, [found.sentence], [table, figures], [*unpaired, *found.notes])
+    rows, (_, means) = found.tables()
+    tables = [[*rows, ("mean", *means[1:])], [("figure", ""), *found.rows()]]
+    return _verdict(title, found.sentence, tables, [*unpaired, *found.notes])
 
 
-def _of_sweep(name: str) -> Verdict:
+def _of_sweep(name: str) -> dict[str, Any]:
     result = read_result(name)
-    return Verdict(f"the sweep {name}, by the mean loss", [], [result.table()], result.facts)
+    return _verdict(f"the sweep {name}, by the mean loss", "", [result.table()], result.facts)
 
 
-def _of_trial(name: str) -> Verdict:
-    folder = open_folder(to_folder(name))
+def _of_trial(name: str) -> dict[str, Any]:
+    folder = open_folder(name)
     found = read_trial(folder).outcome(folder.path)
-    return Verdict(f"the trial {name}", [found.sentence], [found.table()], found.notes)
+    return _verdict(f"the trial {name}", found.sentence, [found.table()], found.notes)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
 import textwrap
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +20,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import numerics
+from gpt_jax import tokenizer as tokenizers
 from gpt_jax.config import Config, ModelConfig
 from gpt_jax.config.known_settings import unknown_settings
 from gpt_jax.errors import UserError
 from gpt_jax.inference.ending import end_token
-from gpt_jax.inference.evaluation import evaluate_split, load_datasets
+from gpt_jax.inference.evaluation import evaluate
 from gpt_jax.model import GPT, Params
 from gpt_jax.prng import make_keys
 from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_config, run_record
 from gpt_jax.run.load import load_run
 from gpt_jax.terminal import visible
-from gpt_jax.tokenizer import (
-    GPT2_PATTERN,
-    PATTERN,
-    BpeTokenizer,
-    Tokenizer,
-    canonical_pattern,
-    load_tokenizer,
-)
 
 MAX_PARAMETERS = 2_000_000  # a page holds the parameters of a model of up to this many
-MAX_STATES = 5
+MAX_STATES, MAX_BYTES = 5, 10_000_000
 ROUNDING_TOKENS = 200_000  # the most on which the rounding is measured: all of nano's
 # Those that `model.js` computes, and what `tokenizer.js` calls the patterns that it knows.
 ACTIVATIONS = ("relu", "gelu", "gelu_exact", "relu2", "swiglu")
-PATTERNS = {PATTERN: "gpt4", GPT2_PATTERN: "gpt2"}
+PATTERNS = {tokenizers.PATTERN: "gpt4", tokenizers.GPT2_PATTERN: "gpt2"}
 # View -> the lines of this package that compute it: the file, and how the first and last begin.
 CODE = {
-    "write": (
-        "inference/decoding.py",
-        "logits_BV = logits_BV / temperature",
-        "logits_BV = jnp.where(rank_BV < filters.top_k",
-    ),
-    "probability": (
-        "model/loss.py",
-        "log_sum_BT = _log_sum_exp(logits_BTV)",
-        "return log_sum_BT - target_BT",
-    ),
-    "attention": (
-        "model/attention.py",
-        'scores = jnp.einsum("...TK,...SK->...TS"',
-        'return jnp.einsum("...TS,...SK->...TK"',
-    ),
-    "lens": (
-        "model/gpt.py",
-        'x_BTD = make_norm(c, "norm_f"',
-        "output = (x_BTD, head) if return_hidden",
-    ),
+    "write": ("inference/decoding.py", "logits_BV = logits_BV / temp", "logits_BV = jnp.where("),
+    "probability": ("model/loss.py", "log_sum_BT = _log_sum_exp", "return log_sum_BT - target_BT"),
+    "attention": ("model/attention.py", "scores = jnp.einsum(", "return jnp.einsum("),
+    "lens": ("model/gpt.py", 'x_BTD = make_norm(c, "norm_f"', "output = (x_BTD, head)"),
     "training": ("training/step.py", "updates, opt_state = optimizer.update", "params = optax"),
 }
 
@@ -75,30 +54,27 @@ def make_live_model(
     run_dir: str | os.PathLike[str],
     *,
     max_parameters: int = MAX_PARAMETERS,
-    max_states: int = MAX_STATES,
-    max_bytes: int | None = None,
+    max_bytes: int = MAX_BYTES,
     measure: bool = True,
-    address: str | None = None,
 ) -> dict[str, Any]:
-    """Returns what `startLive` of views.js takes, ready for JSON; {"reason": text} if it can't be.
+    """Returns what `Live` of views.js takes, ready for JSON; {"reason": text} if it can't be.
 
     Args:
       run_dir: the run's folder.
       max_parameters: a larger model is left out.
-      max_states: step 0, made from the seed, and checkpoints; at most this many.
-      max_bytes: of all parameters in base64; fewer states fit into less.
+      max_bytes: of all parameters in base64; fewer states fit into less. States are step 0, made
+        from the seed, and checkpoints.
       measure: evaluate what the rounding does to the loss; takes an exact evaluation, twice.
-      address: of the project's files on the web, to link quoted lines to.
 
     Raises:
       UserError: the folder is no run, or is damaged.
     """
     config, _ = read_config(run_dir)
-    tokenizer = load_tokenizer(run_dir)
+    tokenizer = tokenizers.load_tokenizer(run_dir)
     shapes = jax.eval_shape(lambda: _initial_params(config))
     n = sum(x.size for x in jax.tree.leaves(shapes))
     size = -(-2 * n // 3) * 4  # of a state in base64
-    most = max_states if max_bytes is None else min(max_states, max_bytes // size)
+    most = min(MAX_STATES, max_bytes // size)
     if reason := _why_not(config.model, tokenizer, n, max_parameters, most, size):
         return {"reason": reason}
     states = {s: export_params(p) for s, p in _load_states(run_dir, config, most).items()}
@@ -117,12 +93,16 @@ def make_live_model(
         "states": [{"step": step, "values": to_base64(arrays)} for step, arrays in states.items()],
         "rounding": _measure_rounding(run_dir, newest) if measure and newest else None,
         "code": {view: quote(*lines) for view, lines in CODE.items()},
-        "address": address,
     }
 
 
 def _why_not(
-    model: ModelConfig, tokenizer: Tokenizer, n: int, max_parameters: int, most: int, size: int
+    model: ModelConfig,
+    tokenizer: tokenizers.Tokenizer,
+    n: int,
+    max_parameters: int,
+    most: int,
+    size: int,
 ) -> str:
     """Returns why a page can't compute a model of n parameters, in a sentence; "" if it can."""
     unknown = unknown_settings(model)
@@ -130,7 +110,7 @@ def _why_not(
         unknown.append(f"model.activation={model.activation}")
     if unknown:
         return f"The page does not know how to compute {', '.join(unknown)}."
-    if isinstance(tokenizer, BpeTokenizer) and not _splits_like(tokenizer):
+    if export_tokenizer(tokenizer).get("splits_like", "") is None:
         return "The page does not know the pattern by which its tokenizer splits a text."
     if n > max_parameters:
         return f"It has {n:,} parameters, and a page holds at most {max_parameters:,}."
@@ -139,41 +119,28 @@ def _why_not(
     return ""
 
 
-def _splits_like(tokenizer: BpeTokenizer) -> str | None:
-    return PATTERNS.get(canonical_pattern(tokenizer.pattern))
-
-
 def _initial_params(config: Config) -> Params:
     key = make_keys(*config.seeds).init
     return GPT(config.model).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-def choose_steps(steps: list[int], most: int) -> list[int]:
-    """Returns at most `most` of ascending steps, evenly spread: the last, and of two the first."""
-    if most == 1 or len(steps) <= most:
-        return steps[-most:]
-    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+def spread_out(values: list[Any], most: int) -> list[Any]:
+    """Returns at most `most` of some values, evenly spread: the last, and of two the first."""
+    if most == 1 or len(values) <= most:
+        return values[-most:]
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def _load_states(run_dir: str | os.PathLike[str], config: Config, most: int) -> dict[int, Params]:
     """Returns the parameters of step 0 and of checkpoints that are whole, by their steps."""
-    kept = [
-        step
-        for step in checkpoints.steps(run_dir)
-        if not checkpoints.problem(checkpoints.path_of(run_dir, step))
-    ]
+    problem = lambda step: checkpoints.problem(checkpoints.path_of(run_dir, step))
+    kept = [step for step in checkpoints.steps(run_dir) if not problem(step)]
     begun_here = run_record(run_dir).origin is None  # else step 0 is another run's
     states = {}
-    for step in choose_steps([0, *kept] if begun_here else kept, most):
-        try:
-            params = (
-                load_run(run_dir, step).params
-                if step
-                else jax.jit(_initial_params, static_argnums=0)(config)
-            )
-        except UserError:  # a run that is still going may have removed it
-            continue
-        states[step] = params
+    for step in spread_out([0, *kept] if begun_here else kept, most):
+        with contextlib.suppress(UserError):  # a run that is still going may have removed it
+            first = jax.jit(_initial_params, static_argnums=0)
+            states[step] = load_run(run_dir, step).params if step else first(config)
     return states
 
 
@@ -197,11 +164,11 @@ def to_base64(arrays: dict[str, np.ndarray]) -> str:
     return base64.b64encode(b"".join(parts)).decode("ascii")
 
 
-def export_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def export_tokenizer(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     """Returns tokenizer.json, of byte pairs with the pattern of tokenizer.js that splits alike."""
     values = json.loads(tokenizer.to_json())
-    if isinstance(tokenizer, BpeTokenizer):
-        values["splits_like"] = _splits_like(tokenizer)
+    if isinstance(tokenizer, tokenizers.BpeTokenizer):
+        values["splits_like"] = PATTERNS.get(tokenizers.canonical_pattern(tokenizer.pattern))
     return values
 
 
@@ -214,25 +181,18 @@ def _measure_rounding(run_dir: str | os.PathLike[str], step: int) -> dict[str, A
     """Returns the validation loss, in nats per token, without the rounding and with it."""
     try:
         run = load_run(run_dir, step)
-        dataset = load_datasets(run)["val"]
+        rounded_run = dataclasses.replace(run, params=round_params(run.params))
+        exact = evaluate(run, max_tokens=ROUNDING_TOKENS)
+        rounded = evaluate(rounded_run, max_tokens=ROUNDING_TOKENS).nats_per_token
     except UserError as error:
-        return {"why": str(error)}
-    exact, rounded = (
-        evaluate_split(
-            run.config.model,
-            params,
-            dataset,
-            run.tokenizer.token_bytes,
-            train=run.config.train,
-            max_tokens=ROUNDING_TOKENS,
-        )
-        for params in (run.params, round_params(run.params))
-    )
+        return {"why": str(error), "said": f"What the rounding changes was not measured: {error}"}
+    split = "the whole" if exact.is_whole else f"the first {exact.tokens:,} tokens of the"
     return {
         "exact": exact.nats_per_token,
-        "rounded": rounded.nats_per_token,
-        "tokens": exact.tokens,
+        "rounded": rounded,
         "is_whole": exact.is_whole,
+        "said": f"The rounding changes its loss on {split} validation split, "
+        f"{exact.nats_per_token:.4f} nats per token, by {abs(rounded - exact.nats_per_token):.7f}.",
     }
 
 
@@ -241,5 +201,15 @@ def quote(path: str, first: str, last: str) -> dict[str, Any]:
     lines = (Path(__file__).parent.parent / path).read_text("utf-8").split("\n")
     begin = next(i for i, line in enumerate(lines) if line.lstrip().startswith(first))
     end = next(i for i in range(begin, len(lines)) if lines[i].lstrip().startswith(last))
-    text = textwrap.dedent("\n".join(lines[begin : end + 1]))
-    return {"path": f"gpt_jax/{path}", "line": begin + 1, "text": text}
+    text, address = textwrap.dedent("\n".join(lines[begin : end + 1])), _address()
+    url = address and f"{address}/gpt_jax/{path}#L{begin + 1}"
+    return {"path": f"gpt_jax/{path}", "line": begin + 1, "text": text, "url": url}
+
+
+def _address() -> str | None:
+    """Returns where the project's files lie on the web: "Source" of the package's URLs."""
+    try:
+        urls = metadata("gpt_jax").get_all("Project-URL") or []
+    except PackageNotFoundError:  # a checkout that is not installed
+        return None
+    return dict(url.split(", ", 1) for url in urls).get("Source")

@@ -22,17 +22,16 @@ from typing import Any
 
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.experiments.measures import parse_metric
-from gpt_jax.report.live import MAX_PARAMETERS, make_live_model
+from gpt_jax.report.live import MAX_BYTES, MAX_PARAMETERS, make_live_model
 from gpt_jax.report.payload import make_payload
-from gpt_jax.storage import open_folder, to_folder
-from gpt_jax.terminal import visible
+from gpt_jax.storage import open_folder
+from gpt_jax.terminal import say, visible
 
-SCRIPTS = ("curves.js", "tokenizer.js", "sampling.js", "model.js", "views.js", "page.js")
+SCRIPTS = ("elements.js", "curves.js", "tokenizer.js", "sampling.js", "model.js", "views.js")
+SCRIPTS += ("page.js",)
 WORKER = "worker.js"  # the page's text, and executed in a worker alone
-MOST_BYTES = 10_000_000
 MOST_POINTS, LEAST_POINTS = 60_000, 3_000  # of all curves
 SCRIPT_BYTES = 50_000  # of the live model beside its parameters
-SUFFIXES = (".html", ".htm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ def make_report(
     *,
     metric: str = "final",
     max_parameters: int = MAX_PARAMETERS,
-    max_bytes: int = MOST_BYTES,
+    max_bytes: int = MAX_BYTES,
     measure: bool = True,
 ) -> Report:
     """Writes a page that shows runs, and computes with the model of the first.
@@ -82,14 +81,12 @@ def make_report(
     Raises:
       UserError: there are no such runs, or the file can't be written.
     """
-    names = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    names = [os.fspath(n) for n in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     if not names:
         raise ConfigError("nothing to report: name a run, a sweep or a trial")
     parse_metric(metric)
     path = _out(names[0], out)
-    text, notes = _fitting(
-        [os.fspath(name) for name in names], metric, max_parameters, max_bytes, measure
-    )
+    text, notes = _fitting(names, metric, max_parameters, max_bytes, measure)
     try:
         open_folder(path.parent).write(path.name, text)
     except OSError as error:
@@ -98,22 +95,21 @@ def make_report(
 
 
 def _out(first: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path:
-    """Returns the path of the page; raises ConfigError where it can't be one."""
+    """Returns the path of the page, which can be written."""
     if out is None:
-        folder = to_folder(first)
-        if glob.has_magic(str(first)) and open_folder(folder).kind() != "folder":
+        folder = open_folder(first)
+        if glob.has_magic(str(first)) and folder.kind() != "folder":
             raise ConfigError(f"--out is missing, and {first} is no folder: name the page's file")
-        return folder / "report.html"
-    text = os.path.expanduser(os.fspath(out))
-    if not text.endswith(SUFFIXES):
+        return folder.path / "report.html"
+    parent, name = os.path.split(os.path.expanduser(out))
+    if not name.endswith((".html", ".htm")):
         raise ConfigError(f"page {out} must end in .html")
-    parent = os.path.dirname(text) or "."
-    if open_folder(parent).kind() != "folder":
+    folder = open_folder(parent or ".")
+    if folder.kind() != "folder":
         raise UserError(f"page {out} can't be written: {parent} is not a folder")
-    path = open_folder(parent).path / os.path.basename(text)
-    if os.path.isdir(path):
+    if os.path.isdir(folder.path / name):
         raise UserError(f"page {out} is a folder; give it another name")
-    return path
+    return folder.path / name
 
 
 def _fitting(
@@ -123,22 +119,16 @@ def _fitting(
 
     Curves may take two thirds of it, and the model has what is left.
     """
-    points = MOST_POINTS
-    while True:
-        payload, groups = make_payload(names, metric, points)
-        size = len(page({**payload, "live": None}))
-        if size <= max_bytes * 2 // 3 or points <= LEAST_POINTS:
-            break
+    points, size = 2 * MOST_POINTS, max_bytes
+    while size > max_bytes * 2 // 3 and points > LEAST_POINTS:
         points //= 2
+        payload, groups = make_payload(names, metric, points)
+        size = len(page(payload))
     if size > max_bytes:
         raise UserError(f"the page would have {size / 1e6:.1f} MB; name fewer runs")
+    options = {"max_parameters": max_parameters, "max_bytes": max_bytes - size - SCRIPT_BYTES}
     try:
-        live = make_live_model(
-            groups[0].runs[0].run_dir,
-            max_parameters=max_parameters,
-            max_bytes=max_bytes - size - SCRIPT_BYTES,
-            measure=measure,
-        )
+        live = make_live_model(groups[0].runs[0].run_dir, measure=measure, **options)
     except UserError as error:  # no checkpoint, or a damaged one: what is left is shown
         live = {"reason": visible(error)}
     if reason := live.get("reason"):
@@ -148,13 +138,13 @@ def _fitting(
 
 def page(payload: dict[str, Any]) -> str:
     """Returns the page of some data, as HTML."""
-    style = _source("style.css") + _source("live.css")
-    scripts = {name: _source(name) for name in SCRIPTS}
-    elements = [_script(WORKER, _source(WORKER), kind="text/plain")]
-    elements += [_script(name, text) for name, text in scripts.items()]
-    template = string.Template(_source("page.html"))
-    return template.substitute(
-        policy=_policy(style, list(scripts.values())),
+    style, scripts = _source("style.css"), {name: _source(name) for name in SCRIPTS}
+    executed = " ".join(map(_hash, scripts.values()))
+    elements = [_script("text/plain", WORKER, _source(WORKER))]
+    elements += [_script("text/javascript", *script) for script in scripts.items()]
+    return string.Template(_source("page.html")).substitute(
+        policy=f"default-src 'none'; script-src {executed}; style-src {_hash(style)}; "
+        "img-src data:; worker-src blob:; base-uri 'none'; form-action 'none'",
         title=html.escape(payload["title"]),
         style=style,
         data=embedded(payload),
@@ -170,27 +160,27 @@ def embedded(values: Any) -> str:
     return text
 
 
-def _policy(style: str, scripts: Sequence[str]) -> str:
-    """Returns the Content-Security-Policy: no network, and these scripts alone."""
-    executed = " ".join(map(_hash, scripts))
-    return (
-        f"default-src 'none'; script-src {executed}; style-src {_hash(style)}; img-src data:; "
-        "worker-src blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _script(name: str, text: str, kind: str = "text/javascript") -> str:
+def _script(kind: str, name: str, text: str) -> str:
     return f'<script type="{kind}" data-file="{name}">{text}</script>'
 
 
 def _source(name: str) -> str:
     """Returns a file of this package, as it will be in the page."""
     text = importlib.resources.files("gpt_jax.report").joinpath(name).read_text("utf-8")
-    if name.endswith(".js") and ("</script" in text or "<!--" in text):
-        raise AssertionError(f"{name} would end its own element")
     return text.replace("\r\n", "\n")
+
+
+def write_page(folder: str | os.PathLike[str], *, quiet: bool = False) -> None:
+    """Writes report.html of a sweep or trial that has ended; whatever is wrong is a note."""
+    try:
+        made = make_report(folder, measure=False)
+    except UserError as error:
+        say(f"note: no page: {error}")
+        return
+    if not quiet:
+        say(f"page: {made.path}")

@@ -1,66 +1,58 @@
 // The worker: computes a run's states for the page, in slices, so that it can be told to stop.
 //
-// Messages in: {load: live}, {write: {state, ids, count, end, ...}}, {proceed: true}, {stop: true} and
+// Messages in: {load: live}, {write: {state, ids, count, end, ...}}, {proceed: true} and
 // {look: {state, ids, picked, layer}}. Messages out: {ids, judged, ...}, {attention, lens, ...} and
-// {error}, each with the `job` of the message it answers. A new job ends the one before it. After a
-// slice the worker waits until it may proceed, so that no page lags behind.
+// {error}, each with the `job` of the message it answers. A new job ends the one before it.
+// After a slice the worker waits until it may proceed, so that no page lags behind.
 "use strict";
-(function (space) {
-  const SLICE_MS = 40;
 
-  space.startWorker = function (scope) {
-    let live, job = 0, slice = null;
-    const texts = new Map(); // of each state, made when it is first asked for
-    const textOf = (state) => {
-      if (!texts.has(state)) {
-        const parameters = space.decodeParameters(live.arrays, live.states[state].values);
-        texts.set(state, new space.Text(new space.Model(live.model, parameters)));
-      }
-      return texts.get(state);
+const SLICE_MS = 40;
+
+function startWorker(scope) {
+  let live, job = 0, slice = null;
+  const texts = []; // of each state, made when it is first asked for
+  const textOf = (state) => texts[state] ??= new LiveText(
+    new Model(live.model, decodeParameters(live.arrays, live.states[state].values)));
+
+  /** Makes the text, then samples up to `count` tokens, or to the one that ends a text. */
+  function write({ state, ids, count, end, ...how }, mine) {
+    const text = textOf(state), began = Date.now();
+    let from = 0, left = count;
+    text.become(ids);
+    slice = () => {
+      const until = Date.now() + SLICE_MS;
+      while (left > 0 && Date.now() < until) left = text.next(how) === end ? 0 : left - 1;
+      scope.postMessage({
+        job: mine, from, ids: text.ids.slice(from), judged: text.judged.slice(from),
+        start: text.start, more: left > 0, seconds: (Date.now() - began) / 1000,
+      });
+      from = text.ids.length;
     };
+    slice();
+  }
 
-    /** Makes the text, then samples up to `count` tokens, or to the one that ends a text. */
-    function write({ state, ids, count, end, ...how }, mine) {
-      const text = textOf(state), began = Date.now();
-      text.become(ids);
-      let from = 0, left = count;
-      slice = () => {
-        const until = Date.now() + SLICE_MS;
-        while (left > 0 && Date.now() < until) {
-          left = text.next(how) === end ? 0 : left - 1;
-        }
-        scope.postMessage({
-          job: mine, from, ids: text.ids.slice(from), judged: text.judged.slice(from),
-          start: text.start, more: left > 0, seconds: (Date.now() - began) / 1000,
-        });
-        from = text.ids.length;
-      };
-      slice();
+  /** Traces block_size tokens around one: attention of a layer, and how the one was predicted. */
+  function look({ state, ids, picked, layer }, mine) {
+    const { model } = textOf(state), { block_size: S, n_embd: D } = model.settings, trace = {};
+    const start = Math.max(0, Math.min(ids.length - S, picked - Math.floor(S / 2)));
+    const read = ids.slice(start, start + S), row = Math.max(0, picked - 1 - start);
+    model.forward(model.newCache(), read, { trace });
+    const lens = trace.residual.map((x) =>
+      judge(model.readOut(x.slice(row * D, (row + 1) * D)), ids[picked]));
+    const attention = trace.attention[layer];
+    scope.postMessage({ job: mine, start, picked, T: read.length, attention, lens });
+  }
+
+  scope.onmessage = ({ data }) => {
+    if (data.load) live = data.load;
+    if (data.proceed && data.job !== job) return;
+    if (!data.look) job = data.job;
+    try {
+      if (data.proceed) slice();
+      if (data.write) write(data.write, data.job);
+      if (data.look) look(data.look, data.job);
+    } catch (error) {
+      scope.postMessage({ job: data.job, error: String(error) });
     }
-
-    /** Traces block_size tokens around one: attention of a layer, and how the one was predicted. */
-    function look({ state, ids, picked, layer }, mine) {
-      const { model } = textOf(state), { block_size: S, n_embd: D } = model.settings, trace = {};
-      const start = Math.max(0, Math.min(ids.length - S, picked - Math.floor(S / 2)));
-      const shown = ids.slice(start, start + S), row = Math.max(0, picked - 1 - start);
-      model.forward(model.newCache(), shown, { trace });
-      const lens = trace.residual.map((x) =>
-        space.judge(model.readOut(x.slice(row * D, (row + 1) * D)), ids[picked]));
-      const attention = trace.attention[layer];
-      scope.postMessage({ job: mine, start, T: shown.length, attention, lens });
-    }
-
-    scope.onmessage = ({ data }) => {
-      if (data.load) live = data.load;
-      if (data.proceed && data.job !== job) return;
-      if (!data.look) job = data.job;
-      try {
-        if (data.proceed) slice();
-        if (data.write) write(data.write, data.job);
-        if (data.look) look(data.look, data.job);
-      } catch (error) {
-        scope.postMessage({ job: data.job, error: String(error) });
-      }
-    };
   };
-})((globalThis.gptJax ??= {}));
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpt_jax.config import Config, list_configs, load_config, override
@@ -13,7 +14,7 @@ from gpt_jax.run import checkpoints
 from gpt_jax.run.folder import read_init_from
 from gpt_jax.run.load import Run
 from gpt_jax.terminal import program_command
-from gpt_jax.training.init_from import COMPUTE_SETTINGS, start_from
+from gpt_jax.training.init_from import COMPUTE_SETTINGS, FREE_SETTINGS, start_from
 from gpt_jax.training.resume import resume_config
 
 TIMES = 10  # as many steps
@@ -60,7 +61,8 @@ def resume_command(run: Run, steps: int) -> str:
     `resume_config` would otherwise refuse or change.
     """
     if run.config.branch_from is not None:
-        return _branch_command(run, steps)
+        longer_run = override(run.config, {"train.steps": steps, "run_dir": str(run.run_dir)})
+        return train_command(longer_run, read_init_from(run.run_dir))
     name, values = min(_differences(run.config), key=lambda found: len(found[1]))
     named = load_config(name)
     longer = {"train.steps": steps}
@@ -69,33 +71,46 @@ def resume_command(run: Run, steps: int) -> str:
         fewer = {other: value for other, value in values.items() if other != setting}
         if wanted and _resumed(named, fewer | longer, run) == wanted:
             values = fewer
-    return _command(name, values | longer)
+    return program_command(*_words(name, values | longer))
 
 
-def train_command(config: Config) -> str:
+def train_command(config: Config, origin: Mapping[str, Any]) -> str:
     """Returns the command line that begins a run of these settings, in `config.run_dir`.
 
-    It names the config that they differ from least.
+    It names the config that they differ from least; that of a branch names its parent.
+
+    Args:
+      config: the settings.
+      origin: what `read_init_from` says of a run that has them: of a branch, what it changed.
     """
-    return _command(*min(_differences(config), key=lambda found: len(found[1])))
+    if config.branch_from is not None:
+        return _branch_command(config, origin.get("change") or {})
+    return program_command(*config_words(config))
 
 
-def _command(name: str, values: dict[str, Any]) -> str:
+def config_words(config: Config, ignored: Iterable[str] = ()) -> list[str]:
+    """Returns the options that stand for some settings, but those that are `ignored`."""
+    name, values = min(_differences(config), key=lambda found: len(found[1]))
+    if config.init_from is not None:  # which else decides these
+        values |= {setting: get_field(config, setting) for setting in FREE_SETTINGS}
+    return _words(name, {s: value for s, value in values.items() if s not in ignored})
+
+
+def _words(name: str, values: dict[str, Any]) -> list[str]:
     words = ["--config", name]
     for setting, value in values.items():
         words += ["--" + setting.replace("_", "-"), _to_text(value)]
-    return program_command(*words)
+    return words
 
 
-def _branch_command(run: Run, steps: int) -> str:
-    """Returns the command line that resumes a branch: what began it, and the steps."""
-    config, change = run.config, read_init_from(run.run_dir).get("change") or {}
+def _branch_command(config: Config, change: Mapping[str, Any]) -> str:
+    """Returns the command line that begins or resumes a branch: what it changed, and the steps."""
     words = ["--branch-from", str(config.branch_from), "--at-step", str(config.at_step)]
-    words += ["--run-dir", str(run.run_dir)]
+    words += ["--run-dir", config.run_dir]
     for setting, both in change.items():
         if setting not in ("train.steps", "sample.prompt"):
             words += ["--" + setting.replace("_", "-"), _to_text(both["to"])]
-    return program_command(*words, "--train.steps", str(steps))
+    return program_command(*words, "--train.steps", str(config.train.steps))
 
 
 def _differences(config: Config) -> list[tuple[str, dict[str, Any]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,9 @@ from gpt_jax.storage import open_folder, to_folder
 
 # Settings of a model that do not depend on its parameters: how it is computed.
 COMPUTE_SETTINGS = ("model.dtype", "model.remat", "model.attention")
+# Those that a run may have of its own beside them; a block_size must not be larger.
+FREE_SETTINGS = ("model.dropout", "model.attention_dropout", "model.embedding_dropout")
+FREE_SETTINGS += ("model.residual_init_scale", "model.block_size")
 
 
 def start_from(config: Config, values: Mapping[str, Any]) -> Config:
@@ -62,10 +64,9 @@ def start_from(config: Config, values: Mapping[str, Any]) -> Config:
 
 def check_same_model(init_from: str | None, theirs: Config, values: Mapping[str, Any]) -> None:
     """Raises ConfigError where dotted settings of the model contradict those to start from."""
-    rates = ("dropout", "attention_dropout", "embedding_dropout")
-    free = {f"model.{name}" for name in (*rates, "residual_init_scale")} | set(COMPUTE_SETTINGS)
-    if values.get("model.block_size", math.inf) < theirs.model.block_size:
-        free.add("model.block_size")
+    free = {*COMPUTE_SETTINGS, *FREE_SETTINGS}
+    if values.get("model.block_size", 0) > theirs.model.block_size:
+        free.remove("model.block_size")
     ours = {name: value for name, value in values.items() if name not in free}
     different = differences({name: get_field(theirs, name) for name in ours}, ours)
     if different:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from email.message import Message
 from pathlib import Path
 
 import jax
@@ -120,13 +121,13 @@ def test_a_model_that_the_page_can_not_have_gives_the_reason(
 
 
 def test_states_are_spread_and_the_newest_is_always_there():
-    assert live.choose_steps([0, 4], 5) == [0, 4]
-    assert live.choose_steps([0, 1, 2, 3, 4, 5, 6, 7, 8], 5) == [0, 2, 4, 6, 8]
-    assert live.choose_steps(list(range(100)), 2) == [0, 99]
-    assert live.choose_steps([0, 4, 8], 1) == [8]
+    assert live.spread_out([0, 4], 5) == [0, 4]
+    assert live.spread_out([0, 1, 2, 3, 4, 5, 6, 7, 8], 5) == [0, 2, 4, 6, 8]
+    assert live.spread_out(list(range(100)), 2) == [0, 99]
+    assert live.spread_out([0, 4, 8], 1) == [8]
     for n in range(1, 30):
         for most in range(1, 6):
-            chosen = live.choose_steps(list(range(n)), most)
+            chosen = live.spread_out(list(range(n)), most)
             assert len(chosen) == len(set(chosen)) == min(n, most)
             assert chosen[-1] == n - 1
 
@@ -143,6 +144,18 @@ def test_the_quoted_lines_are_there_and_short(view):
     assert not lines[0].startswith(" ")
     source = (Path(live.__file__).parents[2] / quoted["path"]).read_text("utf-8").split("\n")
     assert source[quoted["line"] - 1].strip() == lines[0]
+
+
+def test_quoted_lines_are_linked_where_the_project_has_an_address(monkeypatch):
+    urls = Message()
+    monkeypatch.setattr(live, "metadata", lambda name: urls)
+    assert live.quote(*live.CODE["lens"])["url"] is None
+    urls["Project-URL"] = "Homepage, https://elsewhere.example"
+    urls["Project-URL"] = "Source, https://example.org/gpt/blob/main"
+    quoted = live.quote(*live.CODE["lens"])
+    assert quoted["url"] == (
+        f"https://example.org/gpt/blob/main/gpt_jax/model/gpt.py#L{quoted['line']}"
+    )
 
 
 def test_byte_pairs_of_another_pattern_are_refused():

@@ -41,7 +41,7 @@ OPTIONS = {
 NOT_OF_LOGITS = {"block_size", "dropout", "attention_dropout", "embedding_dropout", "attention"}
 NOT_OF_LOGITS |= {"residual_init_scale", "dtype", "remat"}
 MAKE = """
-  const model = new gptJax.Model(live.model, gptJax.decodeParameters(live.arrays, live.values));
+  const model = new Model(live.model, decodeParameters(live.arrays, live.values));
 """
 
 
@@ -120,21 +120,21 @@ def test_every_setting_that_changes_logits_is_among_the_options():
     assert varied | NOT_OF_LOGITS == names
     activations = {o.get("activation", "relu") for o in OPTIONS.values()}
     assert set(live.ACTIVATIONS) == activations == set(ACTIVATIONS)
-    assert set(scripts()("return Object.keys(gptJax.ACTIVATIONS);")) == activations
+    assert set(scripts()("return Object.keys(ACTIVATIONS);")) == activations
 
 
 def test_numbers_survive_the_way_into_the_page():
     """Every finite float16, and arrays of 1 to 5 numbers, whose base64 ends differently."""
     bits = np.arange(2**16, dtype=np.uint16).view(np.float16)
     for x in (bits[np.isfinite(bits)], *(np.arange(n, dtype=np.float16) for n in range(1, 6))):
-        call = "return gptJax.decodeParameters([['x', [n]]], text).x;"
+        call = "return decodeParameters([['x', [n]]], text).x;"
         ours = scripts()(call, n=x.size, text=live.to_base64({"x": x}))
         np.testing.assert_array_equal(ours, x.astype(np.float32))
 
 
 def text_of(run: Run, body: str, **values):
     return scripts()(
-        MAKE + "const text = new gptJax.Text(model);" + body, live=exported(run), **values
+        MAKE + "const text = new LiveText(model);" + body, live=exported(run), **values
     )
 
 

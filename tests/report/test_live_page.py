@@ -105,8 +105,8 @@ def test_logits_in_the_browser_are_jaxs(opened, run_dir):
     ours = opened.page.evaluate(
         """ids => {
           const { live } = JSON.parse(document.getElementById("report-data").textContent);
-          const parameters = gptJax.decodeParameters(live.arrays, live.states.at(-1).values);
-          const model = new gptJax.Model(live.model, parameters);
+          const parameters = decodeParameters(live.arrays, live.states.at(-1).values);
+          const model = new Model(live.model, parameters);
           return Array.from(model.forward(model.newCache(), ids));
         }""",
         ids.tolist(),

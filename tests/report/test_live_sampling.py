@@ -19,7 +19,7 @@ FILTERS = [
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_filters_leave_the_tokens_that_sample_leaves(filters):
-    body = "return gptJax.filtered(Float64Array.from(logits), filters);"
+    body = "return filtered(Float64Array.from(logits), filters);"
     ours = scripts()(body, logits=LOGITS, filters=filters)
     names = {"temperature": "temperature", "topK": "top_k", "topP": "top_p"}
     values = {"temperature": 1.0, **{names[k]: v for k, v in filters.items()}}
@@ -30,8 +30,8 @@ def test_filters_leave_the_tokens_that_sample_leaves(filters):
 def test_tokens_come_as_often_as_they_are_likely():
     body = """
       const counts = logits.map(() => 0), x = Float64Array.from(logits);
-      for (let i = 0; i < n; i++) counts[gptJax.sample(x, {topK: 4}, gptJax.uniform(seed, i))]++;
-      return [counts, gptJax.filtered(x, {topK: 4})];
+      for (let i = 0; i < n; i++) counts[sample(x, {topK: 4}, uniform(seed, i))]++;
+      return [counts, filtered(x, {topK: 4})];
     """
     n = 20_000
     for seed in (0, 1, 2**32 - 1):
@@ -43,10 +43,10 @@ def test_tokens_come_as_often_as_they_are_likely():
 def test_the_ends_of_the_numbers_give_tokens_that_may_come():
     body = """
       const x = Float64Array.from(logits), ends = [0.5 / 2 ** 32, 1 - 0.5 / 2 ** 32, 1];
-      return ends.map((end) => gptJax.sample(x, {topK: 2}, end));
+      return ends.map((end) => sample(x, {topK: 2}, end));
     """
     assert scripts()(body, logits=LOGITS) == [4, 7, 7]
-    greedy = "return gptJax.sample(Float64Array.from(logits), {temperature: 0}, 0.9);"
+    greedy = "return sample(Float64Array.from(logits), {temperature: 0}, 0.9);"
     assert scripts()(greedy, logits=LOGITS) == 4
 
 
@@ -90,7 +90,7 @@ def test_an_edited_text_is_continued_as_if_it_were_new(run, edit, window):
       const how = {seed: 3, window};
       const tail = (t) => { t.become(to); for (let i = 0; i < 9; i++) t.next(how); return t.ids; };
       text.become([1, 2, 3]);
-      return [tail(text), tail(new gptJax.Text(model)), text.judged];
+      return [tail(text), tail(new LiveText(model)), text.judged];
     """
     edited, new, judged = text_of(run, body, to=EDITS[edit], window=window)
     assert edited == new
@@ -121,7 +121,7 @@ def test_a_text_longer_than_the_context_is_judged_from_its_second_token_on(run):
 
 def test_a_text_that_was_stopped_and_continued_is_that_of_one_go(run):
     body = """
-      const how = {seed: 5, window: "refill"}, other = new gptJax.Text(model);
+      const how = {seed: 5, window: "refill"}, other = new LiveText(model);
       text.become([1]); other.become([1]);
       for (let i = 0; i < 30; i++) text.next(how);
       for (let i = 0; i < 30; i++) { other.next(how); other.become([...other.ids]); }

@@ -51,7 +51,7 @@ def tokenizer(request):
     return TOKENIZERS[request.param]()
 
 
-MAKE = "const t = gptJax.makeTokenizer(file);"
+MAKE = "const t = makeTokenizer(file);"
 
 
 def test_texts_have_pythons_ids(tokenizer):
@@ -70,7 +70,7 @@ def test_texts_have_pythons_ids(tokenizer):
 @pytest.fixture(scope="module")
 def pairs():
     tokenizer = bpe()
-    body = "globalThis.pairs = gptJax.makeTokenizer(file); return 0;"
+    body = "globalThis.pairs = makeTokenizer(file); return 0;"
     scripts()(body, file=export_tokenizer(tokenizer))
     return tokenizer
 
@@ -84,15 +84,13 @@ def test_any_text_has_pythons_ids(pairs, text):
 @settings(max_examples=50, deadline=None)
 @given(data=st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0xE2, 0xF0, 0x9F, 0x80]))))
 def test_any_bytes_have_pythons_text(data):
-    text = scripts()("return gptJax.fromBytes(data);", data="".join(map(chr, data)))
+    text = scripts()("return fromBytes(data);", data="".join(map(chr, data)))
     assert text == bytes(data).decode("utf-8", "replace")
 
 
 def test_ids_have_pythons_text(tokenizer):
     ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 300).tolist()
-    ours = scripts()(
-        MAKE + "return gptJax.decode(t, ids);", file=export_tokenizer(tokenizer), ids=ids
-    )
+    ours = scripts()(MAKE + "return decode(t, ids);", file=export_tokenizer(tokenizer), ids=ids)
     assert ours == tokenizer.decode(ids)
 
 
@@ -108,12 +106,12 @@ def test_integers_have_pythons_ids_and_text(names):
     file = export_tokenizer(tokenizer)
     ours = scripts()(MAKE + "return texts.map((x) => t.encode(x).ids);", file=file, texts=texts)
     assert ours == [tokenizer.encode(text).tolist() for text in texts]
-    ours = scripts()(MAKE + "return gptJax.decode(t, [6, 0, 5]);", file=file)
+    ours = scripts()(MAKE + "return decode(t, [6, 0, 5]);", file=file)
     assert ours == tokenizer.make_decoder()([6, 0, 5])
     ours = scripts()(MAKE + "return t.encode('1 x 2 x 9 y');", file=file)
     assert ours == {"ids": [1, 2], "missing": ["x", "9", "y"]}
 
 
 def test_half_of_a_surrogate_pair_is_replaced():
-    ours = scripts()(r"return gptJax.toBytes('a\ud800b');")
+    ours = scripts()(r"return toBytes('a\ud800b');")
     assert ours.encode("latin-1") == "a\ufffdb".encode()

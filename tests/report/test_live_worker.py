@@ -11,7 +11,7 @@ from gpt_jax.tokenizer import PATTERN, BpeTokenizer, CharTokenizer
 
 START = """
   const sent = [], scope = { postMessage: (message) => sent.push(message) };
-  gptJax.startWorker(scope);
+  startWorker(scope);
   const tell = (job, message) => scope.onmessage({ data: { job, ...message } });
   const finish = () => { while (sent.at(-1).more) tell(sent.at(-1).job, { proceed: true }); };
   const write = { state: 0, ids: [1, 2, 3], count: 300, end: null, seed: 1, window: "refill" };
@@ -101,8 +101,8 @@ SHOWN = {
 def test_every_token_can_be_seen():
     tokenizer = CharTokenizer.train("".join(SHOWN))
     body = """
-      const t = gptJax.makeTokenizer(file);
-      return Object.fromEntries(t.characters.map((c, id) => [c, gptJax.shown(t, id)]));
+      const t = makeTokenizer(file);
+      return Object.fromEntries(t.words.map((c, id) => [c, shown(t, id)]));
     """
     assert scripts()(body, file=export_tokenizer(tokenizer)) == SHOWN
 
@@ -110,6 +110,6 @@ def test_every_token_can_be_seen():
 def test_parts_of_characters_and_tokens_without_text_can_be_seen():
     tokens = [bytes([b]) for b in range(256)] + ["é".encode(), b" a\xc3", b" the\n"]
     file = export_tokenizer(BpeTokenizer(tokens, PATTERN, {"<|end|>": 300}, vocab_size=302))
-    body = "const t = gptJax.makeTokenizer(file); return ids.map((id) => gptJax.shown(t, id));"
+    body = "const t = makeTokenizer(file); return ids.map((id) => shown(t, id));"
     ours = scripts()(body, file=file, ids=[0xC3, 256, 257, 258, 300, 301])
     assert ours == ["‹c3›", "é", "‹20 61 c3›", "␣the⏎", "<|end|>", "‹301›"]

@@ -19,7 +19,7 @@ from gpt_jax.experiments.trials import FORMAT, Question, TrialRecord
 from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.report import live
 from gpt_jax.report import page as pages
-from gpt_jax.report.after import write_page
+from gpt_jax.report.page import write_page
 from gpt_jax.report.payload import shown_values, thin
 
 HOSTILE = "</script><script>alert(1)</script><!--\"'&amp;\x1b[31m\u202e\u2028\ud800"
@@ -65,6 +65,31 @@ def test_a_run_is_shown_with_its_curves_corpus_settings_and_commands(tmp_path, m
     assert "optim.learning-rate" in marked
     assert "model.n-layer" not in marked
     assert "model.vocab-size" not in marked  # nobody sets it
+
+
+def commands_of(folder):
+    return dict(report(folder)["runs"][0]["commands"])
+
+
+def test_the_commands_are_those_of_branches_members_and_saved_runs(tmp_path):
+    branch = write_run(tmp_path / "b", settings={"branch_from": "runs/a", "at_step": 200})
+    file = branch / "config.json"
+    origin = {"step": 200, "change": {"optim.clip": {"from": 1.0, "to": 0.5}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"origin": origin}))
+    commands = commands_of(branch)
+    begins = "--branch-from runs/a --at-step 200 --run-dir"
+    assert f"{begins} {branch} --optim.clip 0.5" in commands["made it, as its settings say"]
+    assert f"{begins} {branch}-again --optim.clip 0.5" in commands["makes it again"]
+    member = write_sweep(tmp_path / "sweep", [({}, 0, 1.9)]) / "m0"
+    commands = commands_of(member)  # which the sweep made
+    assert "main.py sweep --config" in commands["made it, as its settings say"]
+    assert f"--out {tmp_path}/sweep" in commands["made it, as its settings say"]
+    assert f"--run-dir {tmp_path}/sweep-m0" in commands["makes it again"]
+    saved = write_run(tmp_path / "s")
+    file = saved / "config.json"
+    origin = {"source": "runs/a", "step": 200}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"origin": origin}))
+    assert list(commands_of(saved)) == ["writes text"]
 
 
 def test_a_run_that_goes_on_is_shown_as_far_as_it_has_come(tmp_path):

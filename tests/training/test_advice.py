@@ -11,7 +11,7 @@ from gpt_jax.config import Config, list_configs, load_config, override
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.console import Display
 from gpt_jax.run.load import Run
-from gpt_jax.training.advice import advise, resume_command
+from gpt_jax.training.advice import advise, resume_command, train_command
 from gpt_jax.training.resume import resume_config
 
 
@@ -106,6 +106,36 @@ def test_the_rate_of_the_added_steps_is_said(capsys):
     advise(run, Display())
     out = capsys.readouterr().out
     assert "10 times the steps (from step 500 at the lowest learning rate of its schedule): " in out
+
+
+@pytest.mark.parametrize("name", sorted(list_configs()))
+@pytest.mark.parametrize("values", [{}, ODD, *SCHEDULES])
+def test_the_command_begins_a_run_of_the_same_settings(name, values):
+    config = finished(override(load_config(name), values)).config
+    begun = parse(train_command(config, {}))
+    for setting, _, field in iter_fields(Config):
+        if not field.metadata["internal"]:
+            assert get_field(begun, setting) == get_field(config, setting), setting
+
+
+def test_the_command_that_begins_from_parameters_names_what_a_run_may_have_of_its_own():
+    own = {"model.dropout": 0.3, "model.block_size": 16, "model.residual_init_scale": True}
+    config = override(load_config("nano"), {"init_from": "runs/source", "model.n_embd": 64, **own})
+    command = train_command(config, {"source": "runs/source"})
+    begun = parse(command)
+    assert "--model.n-embd" not in command  # the source's
+    assert "--model.attention-dropout none" in command  # not the source's
+    assert {name: get_field(begun, name) for name in own} == own
+    assert begun.init_from == "runs/source"
+
+
+def test_the_command_that_begins_a_branch_names_its_parent_and_its_changes():
+    branch = {"branch_from": "runs/a b", "at_step": 200, "run_dir": "runs/c", "optim.clip": 0.5}
+    config = override(load_config("nano"), branch)
+    change = {"optim.clip": {"from": 1.0, "to": 0.5}, "sample.prompt": {"from": "x", "to": "y"}}
+    assert train_command(config, {"change": change}).split("main.py ")[1] == (
+        "--branch-from 'runs/a b' --at-step 200 --run-dir runs/c --optim.clip 0.5 --train.steps 500"
+    )
 
 
 @pytest.mark.slow
