@@ -135,7 +135,6 @@ def reproduce_nanogpt(seeds: int) -> dict[str, Any]:
         **describe_runs(runs, steps),
         "exact_val": exact_losses(runs),
         "parameters": runs[0].summary["parameters"],
-        "training_seconds": [sum(row.get("seconds", 0) for row in run.rows) for run in runs],
         "sample": sample,
     }
     for step in steps:

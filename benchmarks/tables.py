@@ -135,14 +135,14 @@ def shakespeare() -> str:
         if int(step) % 500 == 0:
             cells = [plus_minus(**result[split][step]) for split in ("train", "val")]
             lines.append(f"| {step} | {' | '.join(cells)} |")
-    exact, seconds = result["exact_val"], sorted(result["training_seconds"])
-    seeds = len(seconds)
+    exact = result["exact_val"]
+    seeds = len(exact["nats_per_token"]["values"])
     lines += [
         "",
         f"Nats per token, mean of {seeds} seeds and its 95% interval; 20 random batches, as in "
         f"nanoGPT, which gives {NANOGPT_VAL} for one seed. On the whole validation split "
         f"{plus_minus(**exact['nats_per_token'])} ({plus_minus(**exact['bits_per_byte'])} bits per "
-        f"byte), after {seconds[0]:.0f} to {seconds[-1]:.0f} s of training beside other work.",
+        "byte).",
     ]
     if torch := result.get("torch"):
         n = len(torch["val"]["values"])

@@ -3,11 +3,10 @@
 python main.py --config shakespeare_cpu
 python main.py plan --config shakespeare_cpu --topology v5e:2x2
 
-Hardware, time and loss, from `python benchmarks/reproduce.py shakespeare_cpu`: two CPU cores, 117 to
-274 s of training beside other work, 1.904 nats a character on the whole validation split; see
-docs/reproduction-and-speed.md. nanoGPT states 1.88 for one seed and 20 random batches; its recipe in
-PyTorch gives 1.912 on the whole split (`benchmarks/torch_shakespeare.py`). Its GELU is the exact one,
-here it is the tanh form.
+Loss, from `python benchmarks/reproduce.py shakespeare_cpu` on two CPU cores: 1.904 nats a character
+on the whole validation split; see docs/reproduction-and-speed.md. nanoGPT states 1.88 for one seed
+and 20 random batches; its recipe in PyTorch gives 1.912 on the whole split
+(`benchmarks/torch_shakespeare.py`). Its GELU is the exact one, here it is the tanh form.
 """
 
 from gpt_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig

@@ -305,6 +305,7 @@ def test_hosts_of_several_devices_that_share_the_parameters_train_as_one_does(tm
     """To the end: what fits only across hosts is evaluated and sampled across them, too."""
     mesh = ("--mesh.fsdp", "2", "--mesh.tensor", "2", "--train.steps", "40")
     mesh += ("--model.n-embd", "64", "--model.block-size", "8")
+    mesh += ("--data.train-fraction", "0.1")  # more windows than the first host evaluates
     train_alone(tmp_path / "alone", book, 1, *mesh)
     watch = {"GPT_JAX_TEST_DEVICE_BYTES": str(tmp_path)}
     ended = Hosts.start(tmp_path / "two", book, 2, *mesh, devices=2, env=watch).end()
@@ -314,6 +315,7 @@ def test_hosts_of_several_devices_that_share_the_parameters_train_as_one_does(tm
     assert_close_rows(ours, rows_of(tmp_path / "alone"), 40)
     assert ours[-1]["loss"] < ours[1]["loss"]
     two, one = (gpt_jax.load_run(tmp_path / name) for name in ("two", "alone"))
+    assert two.summary["val"]["tokens_predicted"] > 256 * 8  # of 512 windows in a batch
     # The evaluation after 40 steps sums once more over devices.
     figures = [run.summary["val"]["nats_per_token"] for run in (two, one)]
     np.testing.assert_allclose(*figures, rtol=41 * 3 * 2.0**-24)
