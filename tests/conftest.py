@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import types
 from pathlib import Path
 
@@ -21,8 +22,10 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-# Tests build many equal programs: each of pytest's processes compiles one once. They do not share
-# what they keep, because jax may read a file there that another process is still writing.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where in the sources each operation is from
+# Tests build many equal programs: they are compiled once, and kept in a folder of each of pytest's
+# processes, see `share_compiled_programs`.
 PARENT = os.environ["JAX_COMPILATION_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else None
 CACHE = tempfile.mkdtemp(prefix="gpt_jax_xla_", dir=PARENT)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
@@ -36,6 +39,7 @@ import pytest  # noqa: E402
 from gpt_jax.config import (  # noqa: E402
     Config,
     DataConfig,
+    MeshConfig,
     ModelConfig,
     SampleConfig,
     TrainConfig,
@@ -44,8 +48,43 @@ from gpt_jax.config import (  # noqa: E402
 )
 from gpt_jax.devices import compiler_options  # noqa: E402
 
-# Past this much memory a test process drops its compiled programs: two processes stay below 5 GB.
-MEMORY_LIMIT_MIB = 1200
+
+def share_compiled_programs(shared: Path) -> None:
+    """What one of pytest's processes has compiled the others take from `shared`.
+
+    jax writes a file of its cache in place, where another process may read half of it. Here one is
+    written under another name first; then it appears at once, also in `shared`. Programs that tests
+    start use the folder of the process that started them, as jax does.
+    """
+    from jax._src.lru_cache import LRUCache
+
+    get = LRUCache.get
+
+    def get_shared(self, key):
+        name = f"{key}-cache"
+        with contextlib.suppress(OSError):  # it is in neither folder, or in both
+            os.link(shared / name, Path(self.path, name))
+        return get(self, key)
+
+    def put_whole(self, key, value):
+        whole = Path(self.path, f"{key}-cache")
+        part = whole.with_name(f"{key}.{threading.get_ident()}")
+        part.write_bytes(value)
+        os.replace(part, whole)
+        with contextlib.suppress(OSError):  # it is there, or the disk has no links
+            os.link(whole, shared / whole.name)
+
+    LRUCache.get, LRUCache.put = get_shared, put_whole
+
+
+if PARENT:
+    share_compiled_programs(Path(PARENT))
+
+# Past this much memory a test process drops its compiled programs, if that may free as much as
+# `WORTH_MIB`: two processes stay below 5 GB.
+MEMORY_LIMIT_MIB = 1600
+WORTH_MIB = 500
+KEPT_MIB = [0.0]  # what the last drop left
 
 
 def pytest_make_parametrize_id(val, argname):
@@ -110,14 +149,16 @@ def bounded_memory():
     """Drops all compiled programs after a test that leaves the process with too much memory.
 
     jax keeps each program that it compiled as long as the process lives. What is needed again is
-    read from the cache on the disk.
+    traced again, and read from the cache on the disk: some 5 seconds for a run. So what stays in
+    memory whatever is dropped, as modules do, leads to no drop after every test.
     """
     yield
-    if "jax" in sys.modules and resident_mib() > MEMORY_LIMIT_MIB:
+    if "jax" in sys.modules and resident_mib() > max(MEMORY_LIMIT_MIB, KEPT_MIB[0] + WORTH_MIB):
         sys.modules["jax"].clear_caches()
         gc.collect()
         if sys.platform == "linux":
             ctypes.CDLL(None).malloc_trim(0)
+        KEPT_MIB[0] = resident_mib()
 
 
 def resident_mib() -> float:
@@ -167,7 +208,7 @@ def book(tmp_path):
 
 @pytest.fixture
 def tiny_config(tmp_path, book):
-    """A run of 12 steps that takes a moment."""
+    """A run of 12 steps that takes a moment, on two devices: programs for 8 compile longer."""
     return Config(
         run_dir=str(tmp_path / "run"),
         model=ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, dropout=0.2),
@@ -181,6 +222,7 @@ def tiny_config(tmp_path, book):
             checkpoint_interval=4,
         ),
         sample=SampleConfig(max_new_tokens=20),
+        mesh=MeshConfig(data=2),
     )
 
 

@@ -19,6 +19,12 @@ from gpt_jax.training.run_setup import RunSetup
 
 
 @pytest.fixture
+def tiny_config(tiny_config):
+    """Its members may have a device each."""
+    return override(tiny_config, {"mesh.data": -1})
+
+
+@pytest.fixture
 def setup(tiny_config):
     config = override(tiny_config, {"model.vocab_size": 14})
     return RunSetup(config, corpus=None, tokenizer=None, splits={}, resumes=False)

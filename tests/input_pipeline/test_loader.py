@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY as TWO_LAYERS
 
-from gpt_jax.config import Config, DataConfig, TrainConfig
+from gpt_jax.config import Config, DataConfig, MeshConfig, TrainConfig
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline import loader as module
 from gpt_jax.input_pipeline.dataset import Dataset
@@ -29,7 +29,7 @@ SPLITS = {
 
 
 def config(**data):
-    return Config(model=TINY, train=TRAIN, data=DataConfig(**data))
+    return Config(model=TINY, train=TRAIN, data=DataConfig(**data), mesh=MeshConfig(data=2))
 
 
 @functools.cache

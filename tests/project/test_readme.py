@@ -54,7 +54,7 @@ SMALL = [
     "--model.n-layer", "1", "--model.n-embd", "16", "--model.n-head", "2",
     "--model.block-size", "8", "--train.batch-size", "8", "--train.steps", "4",
     "--train.eval-interval", "4",
-    "--train.eval-batches", "1", "--train.checkpoint-interval", "4",
+    "--train.eval-batches", "1", "--train.checkpoint-interval", "4", "--model.dropout", "0",
 ]
 # fmt: on
 
@@ -130,12 +130,14 @@ def made_small(words: list[str]) -> list[str] | None:
     if verb == "sample":
         return [*words, "--max-new-tokens", "5"]
     if verb == "trial":
-        return [*words, *SMALL, "--sample.max-new-tokens", "5", "--max-pairs", "1"]
+        one = ["--mesh.data", "1", "--sample.max-new-tokens", "5", "--max-pairs", "1"]
+        return [*words, *SMALL, *one]
     if "--branch-from" in words:
         ends = ["--train.steps", "4", "--sample.max-new-tokens", "5"]
         return [*without(words, "--at-step"), "--at-step", "3", *ends]
     if verb == "train" and words != ["--help"]:
-        return [*words, *SMALL, "--sample.max-new-tokens", "5"]
+        one = [] if "--mesh.data" in words else ["--mesh.data", "1"]  # it compiles faster
+        return [*words, *SMALL, *one, "--sample.max-new-tokens", "5"]
     return [*words, *SMALL] if verb == "plan" else words
 
 

@@ -47,7 +47,7 @@ MAKE = """
 
 def make_run(**options) -> Run:
     """A run in memory whose parameters are not alike, rounded as those of a page."""
-    model = dataclasses.replace(TINY, n_layer=3, embedding_dropout=0.1)
+    model = dataclasses.replace(TINY, embedding_dropout=0.1)
     model = dataclasses.replace(model, **options)
     shapes = jax.eval_shape(GPT(model).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     random = np.random.default_rng(0)
@@ -138,7 +138,11 @@ def text_of(run: Run, body: str, **values):
     )
 
 
-@pytest.mark.parametrize("window", ["refill", "exact"])
+# Each option meets a window, and learned and rotary positions meet both.
+TEXTS = [(name, "refill") for name in OPTIONS] + [(name, "exact") for name in ("nano", "modern")]
+
+
+@pytest.mark.parametrize(("run", "window"), TEXTS, indirect=["run"])
 def test_greedy_texts_are_those_of_sample_past_the_context(run, window):
     ours = text_of(
         run,

@@ -4,11 +4,20 @@ import itertools
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import gpt_jax
-from gpt_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from gpt_jax.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from gpt_jax.model import forward
 from gpt_jax.report.live import round_params
 from gpt_jax.report.page import make_report
@@ -34,6 +43,7 @@ def run_dir(tmp_path_factory, finished_run):
         train=TrainConfig(batch_size=8, steps=12, log_interval=2, eval_interval=4, eval_batches=2,
                           checkpoint_interval=4, keep_interval=4),
         optim=OptimConfig(learning_rate=0.03),
+        mesh=MeshConfig(data=1),
         sample=SampleConfig(max_new_tokens=30),  # the prompt: the first line of validation text
     )  # fmt: skip
     return finished_run(config).run_dir
@@ -111,7 +121,8 @@ def test_logits_in_the_browser_are_jaxs(opened, run_dir):
         }""",
         ids.tolist(),
     )
-    theirs = np.asarray(forward(run.config.model, round_params(run.params), ids[None])[0])
+    logits = jax.jit(forward, static_argnums=0)
+    theirs = np.asarray(logits(run.config.model, round_params(run.params), ids[None])[0])
     np.testing.assert_allclose(np.reshape(ours, theirs.shape), theirs, atol=1e-4)
 
 

@@ -33,6 +33,7 @@ from gpt_jax.training.trainer import Trainer
 
 MAIN, FAST = ROOT / "main.py", Path(__file__).with_name("fast_main.py")
 TIMEOUT = 20  # --hosts.timeout
+STEPS = 360  # long enough to be told to stop before
 NO_DEVICES = {"JAX_NUM_CPU_DEVICES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"}
 
 
@@ -245,7 +246,7 @@ def options(run_dir, book, *args):
     return [
         "--run-dir", str(run_dir), "--data.corpus", str(book),
         "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16",
-        "--model.block-size", "16", "--train.batch-size", "8", "--train.steps", "600",
+        "--model.block-size", "16", "--train.batch-size", "8", "--train.steps", str(STEPS),
         "--train.log-interval", "20", "--train.eval-interval", "100", "--train.eval-batches", "2",
         "--train.checkpoint-interval", "60", "--sample.max-new-tokens", "5", *args,
     ]
@@ -296,7 +297,7 @@ def test_hosts_told_to_stop_all_save_and_another_number_goes_on(tmp_path, book):
     assert f"saved at step {saved}" in said[0]
     assert f"resuming from step {saved}" in train_alone(run_dir, book, 1, *mesh)
     train_alone(alone, book, 1, *mesh)
-    assert_close_rows(rows_of(run_dir), rows_of(alone), 600)
+    assert_close_rows(rows_of(run_dir), rows_of(alone), STEPS)
 
 
 @pytest.mark.slow

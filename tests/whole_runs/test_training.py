@@ -139,7 +139,7 @@ def test_more_steps_continue_a_run_as_if_it_had_been_longer_from_the_start(
 
 SCHEDULED = {
     "optim.schedule": "cosine", "optim.warmup_steps": 3, "optim.clip": 0.5,
-    "optim.decay": "matrices", "optim.optimizer": "muon", "train.micro_batch": 4,
+    "optim.decay": "matrices", "optim.optimizer": "muon", "train.micro_batch": 4, "mesh.data": -1,
 }  # fmt: skip
 WSD = {"optim.schedule": "wsd", "optim.warmup_steps": 2}
 
@@ -149,8 +149,15 @@ def rates(run):
 
 
 @pytest.mark.slow
-def test_a_run_says_how_devices_share_its_batch(tiny_config, capsys):
-    gpt_jax.train(override(tiny_config, {"mesh.data": 2, "mesh.sequence": 2}))
+def test_a_run_says_how_devices_share_its_batch(tiny_config, monkeypatch, capsys):
+    """Before it compiles anything; that it trains so is in test_sharding.py."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt("stopped by the test")
+
+    monkeypatch.setattr(compiled_steps.CompiledSteps, "compile_ahead", stop)
+    with pytest.raises(KeyboardInterrupt, match="by the test"):
+        gpt_jax.train(override(tiny_config, {"mesh.data": 2, "mesh.sequence": 2}))
     shown = "4 x cpu (data 2 x sequence 2): batch 8 = 2 x 4 sequences (4 more left idle"
     assert shown in capsys.readouterr().out
 
@@ -862,14 +869,18 @@ def test_settings_that_do_not_fit_a_prepared_corpus_are_refused(
 # --- the real command, killed for real ------------------------------------------------------------
 
 
-def command(run_dir, book, *more):
+MAIN, FAST = ROOT / "main.py", Path(__file__).with_name("fast_main.py")
+
+
+def command(run_dir, book, *more, program=FAST):
     # fmt: off
     return [
-        sys.executable, str(ROOT / "main.py"), "--config", "nano", "--run-dir", str(run_dir),
+        sys.executable, str(program), "--config", "nano", "--run-dir", str(run_dir),
         "--data.corpus", str(book), "--model.n-layer", "1", "--model.n-embd", "16",
         "--model.n-head", "2", "--model.block-size", "8", "--train.batch-size", "4",
-        "--train.steps", "400", "--train.eval-interval", "20", "--train.eval-batches", "2",
-        "--train.checkpoint-interval", "20", "--sample.max-new-tokens", "5", *more,
+        "--train.steps", "240", "--train.eval-interval", "20", "--train.eval-batches", "2",
+        "--train.checkpoint-interval", "20", "--sample.max-new-tokens", "5", "--mesh.data", "2",
+        *more,
     ]
     # fmt: on
 
@@ -889,11 +900,13 @@ def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book, c
     for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         seen = rows.stat().st_size if rows.exists() else 0
         process = subprocess.Popen(
-            command(tmp_path / "b", book), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command(tmp_path / "b", book, program=MAIN),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            if rows.exists() and rows.stat().st_size > seen + 600:
+            if rows.exists() and rows.stat().st_size > seen + 300:
                 break
             time.sleep(0.005)
         process.send_signal(signum)
@@ -914,7 +927,7 @@ def test_killed_by_each_signal_the_command_goes_on_bit_for_bit(tmp_path, book, c
 def test_the_commands_from_corpus_to_text(tmp_path, book):
     """train, sample and eval as a user types them, with plain lines where there is no terminal."""
     trained = subprocess.run(
-        command(tmp_path / "r", book, "--train.steps", "40"),
+        command(tmp_path / "r", book, "--train.steps", "40", program=MAIN),
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     out = trained.stdout
@@ -972,7 +985,6 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and capabilities")
-@pytest.mark.usefixtures("own_compiler_options")
 @pytest.mark.parametrize("what", ["full", "read-only"])
 def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_lost(
     tmp_path, book, undisturbed, what
