@@ -19,7 +19,8 @@ from benchmarks.gpu import plans  # noqa: E402
 from gpt_jax.analysis.gpu_bound import ATTENTION_PRODUCTS, COPIES, MLP  # noqa: E402
 from gpt_jax.analysis.gpu_kernels import find_kernels  # noqa: E402
 
-SMALL_CONFIGS = ("nano", "nano_bpe", "nano_original", "shakespeare_char", "shakespeare_cpu")
+SMALL_CONFIGS = ("nano", "nano_bpe", "nano_original", "nano_tuned")
+SMALL_CONFIGS += ("shakespeare_char", "shakespeare_cpu")
 COMMITTED = json.loads(plans.OUT.read_text("utf-8"))["plans"]
 SMALL = "--model.n-layer {} --train.batch-size 32 --train.micro-batch 16"
 

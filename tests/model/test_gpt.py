@@ -43,6 +43,7 @@ PARAMETERS = {  # (vocabulary of its corpus, parameters)
     "nano": (73, 620_873),
     "nano_original": (73, 620_873),
     "nano_bpe": (512, 733_696),
+    "nano_tuned": (73, 621_065),
     "shakespeare_cpu": (65, 804_096),
     "shakespeare_char": (65, 10_745_088),
     "base": (50257, 124_439_808),

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*.py"))
-SMALL_CONFIGS = ("nano", "nano_bpe", "nano_original", "shakespeare_char", "shakespeare_cpu")
+SMALL_CONFIGS = ("nano", "nano_bpe", "nano_original", "nano_tuned")
+SMALL_CONFIGS += ("shakespeare_char", "shakespeare_cpu")
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess:
