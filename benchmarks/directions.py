@@ -4,8 +4,9 @@
 
 More text, a wider and deeper model, byte pairs, a longer context: each changes one thing of `nano`
 and sees as many tokens per step. All are judged on the same validation text, the last fifth of the
-book, in bits per byte over the whole of it, so that tokenizers compare. About 20 minutes on two
-cores. Writes a JSON and a picture; `python benchmarks/tables.py` renders the table.
+book, in bits per byte over the whole of it, so that tokenizers compare. The curves are of few
+random batches. About 20 minutes on two cores. Writes a JSON and a picture; `python
+benchmarks/tables.py` renders the table.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from gpt_jax.input_pipeline.dataset import split_text
 
 ROOT = Path(__file__).parent.parent
 MORE_TEXT = "more text"
+SELDOM: dict[str, Any] = {"train.eval_interval": 100, "train.eval_batches": 10}
 DIRECTIONS: dict[str, dict[str, Any]] = {
     "nano": {},
     MORE_TEXT: {},  # its corpus is made below
@@ -55,7 +57,7 @@ def run_seeds(values: dict[str, Any], seeds: int, out: Path, text: str) -> dict[
     """Trains each seed; returns curve and exact figures in bits per byte, means, and the cost."""
     import gpt_jax
 
-    config = override(load_config("nano"), {"data.fallback_corpus": None, **values})
+    config = override(load_config("nano"), {"data.fallback_corpus": None, **SELDOM, **values})
     found = gpt_jax.sweep(config, seeds=seeds, out=out, together="one-after-another")
     runs = [gpt_jax.load_run(out / each.member.run_dir) for each in found.members]
     predicted = {run.summary["val"]["bytes_predicted"] for run in runs}
