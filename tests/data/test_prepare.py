@@ -1050,6 +1050,14 @@ def test_real_kills_and_two_processes_give_the_same_bytes(tmp_path):
     assert sum(whole.n_documents.values()) == len(set(DOCUMENTS))
 
 
+def assert_they_end(processes):
+    """Waits until none of these processes is there."""
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{each}/cmdline").exists() for each in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
 def test_processes_end_with_a_parent_that_is_killed(tmp_path):
@@ -1063,10 +1071,7 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
     process.kill()
     process.wait()
     assert len(children) >= 2
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert_they_end(children)
 
 
 def descendants(pid):
@@ -1091,10 +1096,7 @@ def test_datatroves_processes_end_with_a_parent_that_is_killed(tmp_path):
     process.kill()
     process.wait()
     assert len(found) >= 5
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{each}/cmdline").exists() for each in found):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert_they_end(found)
 
 
 def test_the_number_of_processes_does_not_show(tmp_path):
