@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import codecs
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -436,18 +437,26 @@ def _bpe_from(values: dict[str, Any]) -> BpeTokenizer:
     )
 
 
-def load_tokenizer(run_dir: str | os.PathLike[str]) -> Tokenizer:
-    """Returns a run's tokenizer.
+def load_tokenizer(run_dir: str | os.PathLike[str], sha256: str | None = None) -> Tokenizer:
+    """Returns the tokenizer of a folder.
+
+    Args:
+      run_dir: the folder.
+      sha256: of the file, as another one says; None where nothing does.
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: the file is missing, damaged or another one.
     """
     folder = open_folder(run_dir)
+    path = folder.path / TOKENIZER_FILE
     try:
-        return _from_values(folder.read_json(TOKENIZER_FILE))
+        content = folder.read(TOKENIZER_FILE)
+        tokenizer = _from_values(parse_json(content))
     except (OSError, ValueError) as error:
-        path = folder.path / TOKENIZER_FILE
         raise UserError(f"cannot read the tokenizer {path}: {error}") from error
+    if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise UserError(f"{path} is not the file that was written with {run_dir}; restore it")
+    return tokenizer
 
 
 def _matches_nothing(pattern: str) -> bool:

@@ -21,10 +21,10 @@ from gpt_jax.experiments.sides import (
     Side,
     different_settings,
     find_baseline,
+    find_settings,
     find_side,
     is_sweep,
     pair_runs,
-    read_sweep,
 )
 from gpt_jax.experiments.statistics import (
     correlation,
@@ -95,7 +95,7 @@ def _compare_sweep(
     name: Place, metric: Metric, alpha: float, smallest: float | None, baseline: str | None
 ) -> Comparisons:
     """Compares the settings of a sweep with one of them; see `compare`."""
-    found = {label: _measurable(side, metric) for label, side in read_sweep(name).items()}
+    found = {label: _measurable(side, metric) for label, side in find_settings(name).items()}
     sides = [side for side in found.values() if isinstance(side, Side)]
     missing = {label: why for label, why in found.items() if isinstance(why, str)}
     notes = tuple(f"{label} is left out: {why}" for label, why in missing.items())

@@ -19,7 +19,7 @@ from gpt_jax.config import Config, fix_schedule, override, to_dict
 from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.experiments.grid import show, show_values
 from gpt_jax.run.folder import is_run, read_summary
-from gpt_jax.storage import open_folder, read_record
+from gpt_jax.storage import NewerFormatError, open_folder, read_versioned
 from gpt_jax.training.hyperparameters import optim_structure
 from gpt_jax.version import __version__
 
@@ -216,14 +216,15 @@ def read_sweep(folder: str | os.PathLike[str]) -> SweepRecord:
     place = open_folder(folder)
     if not place.has(SWEEP_FILE):
         raise UserError(f"{folder} is no sweep: it has no {SWEEP_FILE}")
+    path = place.path / SWEEP_FILE
     try:
-        record = read_record(place.read_json(SWEEP_FILE), SweepRecord)
+        record = read_versioned(place.read_json(SWEEP_FILE), SweepRecord, FORMAT)
+        if problem := _problem(record):
+            raise ValueError(problem)
+    except NewerFormatError as error:
+        raise UserError(f"{path} {error}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/{SWEEP_FILE} is damaged: {error}; restore the file") from error
-    if record.format > FORMAT:
-        raise UserError(f"{folder}/{SWEEP_FILE} was written by a newer program; update this one")
-    if problem := _problem(record):
-        raise UserError(f"{folder}/{SWEEP_FILE} is damaged: {problem}; restore the file")
+        raise UserError(f"{path} is damaged: {error}; restore the file") from error
     return record
 
 
@@ -234,8 +235,8 @@ def _problem(record: SweepRecord) -> str:
     if record.together is not None and record.together.way not in WAYS:
         return f"its members run {record.together.way!r:.40}"
     for member in record.members:
-        if Path(member.run_dir).name != member.run_dir:
-            return "a member lies outside the folder"
+        if member.run_dir in ("", "..") or Path(member.run_dir).name != member.run_dir:
+            return f"{member.run_dir!r:.60} is not a folder in the sweep's"
         if member.seconds is not None and not 0 <= member.seconds < math.inf:
             return f"{member.run_dir} took {member.seconds:g} seconds"
     return ""

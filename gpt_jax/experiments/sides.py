@@ -19,12 +19,12 @@ import numpy as np
 from gpt_jax.config import Config
 from gpt_jax.config.fields import get_field, iter_fields, parse
 from gpt_jax.errors import ConfigError, UserError, differences, suggest
+from gpt_jax.experiments.members import SWEEP_FILE, Member, read_sweep
 from gpt_jax.run.folder import TOKENIZER_FILE, is_run, read_config, read_summary, run_record
 from gpt_jax.run.metrics import read_rows
-from gpt_jax.storage import open_folder, read_record, to_folder
+from gpt_jax.storage import open_folder, to_folder
 from gpt_jax.training.branches import lineage
 
-SWEEP_FILE = "sweep.json"
 # Where a run lies and what it writes; its corpus is compared by its sum.
 PLACES = {"run_dir", "checkpoint", "branch_from", "data.corpus", "data.fallback_corpus"}
 # What may differ between the runs of one side: it changes rounding, or what is kept and measured.
@@ -101,23 +101,6 @@ class Side:
         return self.runs[0].config
 
 
-@dataclasses.dataclass(frozen=True)
-class SweepMember:
-    """What sweep.json says of a member."""
-
-    run_dir: str
-    values: dict[str, Any]
-    seed: int
-    diverged: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepMembers:
-    """What `compare` reads of sweep.json; the rest of it is for others."""
-
-    members: list[SweepMember]
-
-
 def is_sweep(name: str | os.PathLike[str]) -> bool:
     return open_folder(name).has(SWEEP_FILE)
 
@@ -166,7 +149,7 @@ def find_side(name: str | os.PathLike[str]) -> Side:
             raise UserError(f"no run matches {text!r}: there is {what}")
         return make_side(text, [read_run(path) for path in folders])
     if is_sweep(to_folder(text)):
-        side, *others = read_sweep(text).values()
+        side, *others = find_settings(text).values()
         if others or isinstance(side, str):
             what = f"it has {1 + len(others)} settings, and a side has one" if others else side
             raise UserError(f"the sweep {text} can't be a side: {what}; compare it alone")
@@ -197,7 +180,7 @@ def make_side(label: str, runs: Iterable[RunFiles]) -> Side:
     return Side(label, tuple(runs))
 
 
-def read_sweep(name: str | os.PathLike[str]) -> dict[str, Side | str]:
+def find_settings(name: str | os.PathLike[str]) -> dict[str, Side | str]:
     """Returns the settings of a sweep by their labels, in the order of its members.
 
     In place of a setting with a member that diverged, or has not begun, stands why it is left out.
@@ -207,17 +190,8 @@ def read_sweep(name: str | os.PathLike[str]) -> dict[str, Side | str]:
     """
     folder = open_folder(name)
     path = folder.path / SWEEP_FILE
-    try:
-        record = read_record(folder.read_json(SWEEP_FILE), SweepMembers)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if not record.members:
-        raise UserError(f"{path} has no members")
-    groups: dict[str, list[SweepMember]] = {}
-    for member in record.members:
-        inside = os.path.normpath(member.run_dir)
-        if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", "."):
-            raise UserError(f"{path} is damaged: {member.run_dir!r} is not a folder in the sweep's")
+    groups: dict[str, list[Member]] = {}
+    for member in read_sweep(folder).members:
         groups.setdefault(_label(member.values), []).append(member)
     sides: dict[str, Side | str] = {}
     for label, members in groups.items():
@@ -236,7 +210,7 @@ def read_sweep(name: str | os.PathLike[str]) -> dict[str, Side | str]:
     return sides
 
 
-def _check_member(path: Path, member: SweepMember, run: RunFiles) -> None:
+def _check_member(path: Path, member: Member, run: RunFiles) -> None:
     """Raises UserError where sweep.json says of a member what its run does not."""
     for name, value in {**member.values, "seed": member.seed}.items():
         if name in INCIDENTAL | MAY_GROW:

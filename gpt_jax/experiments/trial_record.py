@@ -12,7 +12,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.experiments.budgets import Budget
 from gpt_jax.experiments.outcomes import Pair, Trial
 from gpt_jax.experiments.trees import Tree
-from gpt_jax.storage import Folder, read_record
+from gpt_jax.storage import Folder, NewerFormatError, read_versioned
 
 TRIAL_FILE = "trial.json"
 FORMAT = 1
@@ -79,12 +79,11 @@ def read_trial(folder: Folder) -> TrialRecord:
     """
     path = folder.path / TRIAL_FILE
     try:
-        record = read_record(folder.read_json(TRIAL_FILE), TrialRecord)
+        return read_versioned(folder.read_json(TRIAL_FILE), TrialRecord, FORMAT)
+    except NewerFormatError as error:
+        raise UserError(f"{path} {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}; choose another --out") from error
-    if record.format > FORMAT:
-        raise UserError(f"{path} has format {record.format}, from a newer gpt_jax")
-    return record
 
 
 def record_text(question: Question, pairs: Sequence[Pair], budget: Budget | None = None) -> str:

@@ -29,7 +29,7 @@ from gpt_jax.inference.evaluation import evaluate
 from gpt_jax.model import GPT, Params
 from gpt_jax.prng import make_keys
 from gpt_jax.run import checkpoints
-from gpt_jax.run.folder import read_config, run_record
+from gpt_jax.run.folder import read_config, read_tokenizer, run_record
 from gpt_jax.run.load import load_run
 from gpt_jax.terminal import visible
 
@@ -70,7 +70,7 @@ def make_live_model(
       UserError: the folder is no run, or is damaged.
     """
     config, _ = read_config(run_dir)
-    tokenizer = tokenizers.load_tokenizer(run_dir)
+    tokenizer = read_tokenizer(run_dir, config.model.vocab_size)
     shapes = jax.eval_shape(lambda: _initial_params(config))
     n = sum(x.size for x in jax.tree.leaves(shapes))
     size = -(-2 * n // 3) * 4  # of a state in base64

@@ -1,7 +1,7 @@
 """A run's folder: the names of its files, its creation, and their validation. Never imports jax.
 
 config.json     the settings, the corpus really used, what it started from, versions and numerics,
-                the run's id, a format number
+                the run's id, the tokenizer's sha256, a format number
 tokenizer.json  the vocabulary, whole: a run is read without a network
 metrics.jsonl   one row for each chunk of steps, with the evaluations
 summary.json    the exact evaluation at the end; exists once the run is finished
@@ -29,10 +29,10 @@ from gpt_jax.config import Config, from_dict, override, to_dict
 from gpt_jax.config.fields import get_field
 from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.input_pipeline.dataset import Corpus
-from gpt_jax.storage import open_folder, read_record
+from gpt_jax.storage import NewerFormatError, open_folder, read_record, read_versioned
 from gpt_jax.terminal import program
 from gpt_jax.tokenizer import TOKENIZER_FILE as TOKENIZER_FILE
-from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.tokenizer import Tokenizer, load_tokenizer
 
 CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.json"
@@ -49,7 +49,8 @@ FILES = (
     "loss.svg",
 )
 REPAIR = "; restore the file, or choose another --run-dir"
-RECORDS = ("format", "corpus", "origin", "versions", "numerics", "id")  # beside the settings
+# What config.json has beside the settings.
+RECORDS = ("format", "corpus", "origin", "versions", "numerics", "id", "tokenizer_sha256")
 FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
@@ -88,6 +89,7 @@ class RunRecord:
       versions: of the packages that began it.
       numerics: how it is computed, see `gpt_jax/numerics.py`; None in earlier releases.
       id: of the run, as its checkpoints have it; None in earlier releases.
+      tokenizer_sha256: of tokenizer.json; None in earlier releases.
     """
 
     format: int
@@ -96,6 +98,7 @@ class RunRecord:
     versions: dict[str, str] | None = None
     numerics: dict[str, Any] | None = None
     id: str | None = None
+    tokenizer_sha256: str | None = None
 
 
 def create_run(
@@ -129,14 +132,16 @@ def create_run(
     }
     # No random number: runs that were begun alike have the same checkpoints.
     identity = hashlib.sha256(json.dumps(begun, sort_keys=True).encode()).hexdigest()[:16]
+    tokens = tokenizer.to_json()
     values = {
         "format": FORMAT,
         **begun,
         "versions": {"python": platform.python_version(), **versions},
         "numerics": numerics,
         "id": identity,
+        "tokenizer_sha256": hashlib.sha256(tokens.encode()).hexdigest(),
     }
-    contents = (tokenizer.to_json(), _to_text(values))
+    contents = (tokens, _to_text(values))
     try:
         open_folder(run_dir).create(dict(zip(FIRST_FILES, contents, strict=True)))
     except OSError as error:
@@ -200,17 +205,10 @@ def read_config(run_dir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]
 
 def _check_record(values: dict[str, Any], path: Path) -> RunRecord:
     """Returns what config.json says beside the settings; raises UserError where it is damaged."""
-    written = values.get("format")
-    if type(written) is not int or written < 1:
-        raise UserError(f"{path} is damaged: its format is {written!r:.40}{REPAIR}")
-    if written > FORMAT:
-        raise UserError(
-            f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
-        )
-    if not isinstance(values.get("corpus"), dict):
-        raise UserError(f"{path} is damaged: it has no record of the corpus{REPAIR}")
     try:
-        return read_record(values, RunRecord)
+        return read_versioned(values, RunRecord, FORMAT)
+    except NewerFormatError as error:
+        raise UserError(f"{path} {error}") from error
     except ValueError as error:
         what = "it has no record of the corpus: " if "corpus" in str(error) else ""
         raise UserError(f"{path} is damaged: {what}{error}{REPAIR}") from error
@@ -224,6 +222,25 @@ def run_record(run_dir: str | os.PathLike[str]) -> RunRecord:
     """
     folder = open_folder(run_dir)
     return _check_record(_read_json(folder, CONFIG_FILE), folder.path / CONFIG_FILE)
+
+
+def read_tokenizer(run_dir: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
+    """Returns a run's tokenizer.
+
+    Args:
+      run_dir: the run's folder.
+      vocab_size: of its model.
+
+    Raises:
+      UserError: it is missing, damaged, or not the one that the run was made with.
+    """
+    tokenizer = load_tokenizer(run_dir, run_record(run_dir).tokenizer_sha256)
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"{run_dir} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, its config "
+            f"{vocab_size}"
+        )
+    return tokenizer
 
 
 def read_id(run_dir: str | os.PathLike[str]) -> str | None:

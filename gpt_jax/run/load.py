@@ -23,11 +23,11 @@ from gpt_jax.model import GPT, Params, decoding_params
 from gpt_jax.parallel.mesh import params_mesh
 from gpt_jax.parallel.sharding import state_shardings
 from gpt_jax.run import checkpoints
-from gpt_jax.run.folder import read_config, read_summary
+from gpt_jax.run.folder import read_config, read_summary, read_tokenizer
 from gpt_jax.run.metrics import read_rows
 from gpt_jax.storage import open_folder
 from gpt_jax.terminal import say
-from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from gpt_jax.tokenizer import END_OF_TEXT, Tokenizer
 
 prepare_decoding = jax.jit(decoding_params, static_argnums=0)
 
@@ -102,12 +102,7 @@ def load_run(
         params = hf.load(run_dir)[1]
         params = jax.device_put(params, _shardings(params, config, mesh))
         return Run(run_dir, config, corpus, tokenizer, GPT(config.model), params, 0, [], {})
-    tokenizer = load_tokenizer(run_dir)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"{run_dir} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, its config "
-            f"{config.model.vocab_size}"
-        )
+    tokenizer = read_tokenizer(run_dir, config.model.vocab_size)
     model = GPT(config.model)
     step, messages = checkpoints.newest_valid(run_dir, _find_checkpoints(run_dir, checkpoint))
     if not step:

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from gpt_jax.errors import UserError
 from gpt_jax.run.folder import CHECKPOINTS, FORMAT, read_id
-from gpt_jax.storage import Folder, LinkError, open_folder, read_record
+from gpt_jax.storage import Folder, LinkError, open_folder, read_versioned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def read_manifest(run_dir: str | os.PathLike[str], step: int) -> Manifest:
       LinkError: it is reached through a link.
     """
     values = open_folder(run_dir).read_json(f"{checkpoint_name(step)}.json")
-    manifest = read_record(values, Manifest)
+    manifest = read_versioned(values, Manifest, FORMAT)
     if manifest.val_loss is not None and not math.isfinite(manifest.val_loss):
         raise ValueError(f"val_loss is {manifest.val_loss}, which no checkpoint has")
     return manifest
@@ -164,8 +164,6 @@ def problem(path: Path) -> str:
 
 def _wrong_place(manifest: Manifest, folder: Folder, step: int) -> str:
     """Returns why a manifest is not that of a run's step, or ''."""
-    if manifest.format > FORMAT:
-        return f"written by a newer gpt_jax (format {manifest.format}; this one reads {FORMAT})"
     if not manifest.files:
         return "its manifest names no files"
     if manifest.step != step:

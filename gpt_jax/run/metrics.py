@@ -151,7 +151,8 @@ class _EventLog:
         self._files.sync()
 
     def close(self) -> None:
-        self._writer.close()
+        self._writer.close()  # which waits for its thread; `flush` does not
+        self._files.sync()
         self._files.close()
 
 

@@ -21,12 +21,13 @@ from gpt_jax.storage.plain_files import (
     open_new,
     open_regular,
 )
-from gpt_jax.storage.records import read_record
+from gpt_jax.storage.records import NewerFormatError, read_record, read_versioned
 
 __all__ = [
     "BucketFolder",
     "Folder",
     "LinkError",
+    "NewerFormatError",
     "check_tree",
     "entries",
     "files_below",
@@ -41,6 +42,7 @@ __all__ = [
     "read_json",
     "read_record",
     "read_small",
+    "read_versioned",
     "remove_unfinished",
     "to_folder",
     "to_local",

@@ -38,6 +38,37 @@ def read_record(values: Any, kind: type[Record], where: str = "") -> Record:
     return kind(**read)
 
 
+class NewerFormatError(ValueError):
+    """A file of a later release, whose fields may be others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Version:
+    format: int
+
+
+def read_versioned(values: Any, kind: type[Record], newest: int) -> Record:
+    """Returns the `kind` of a JSON object whose field `format` numbers what it holds.
+
+    Args:
+      values: the object.
+      kind: see `read_record`; it has the field, too.
+      newest: the latest format that is known here; the first is 1.
+
+    Raises:
+      NewerFormatError: it has a later one, which is found before its other fields are read.
+      ValueError: see `read_record`; or it has an earlier format than the first.
+    """
+    written = read_record(values, _Version).format
+    if written > newest:
+        raise NewerFormatError(
+            f"has format {written}, from a newer gpt_jax; this one reads up to {newest}"
+        )
+    if written < 1:
+        raise ValueError(f"its format is {written}")
+    return read_record(values, kind)
+
+
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)

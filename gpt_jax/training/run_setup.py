@@ -34,10 +34,17 @@ from gpt_jax.model.dtype import resolve_dtype
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.mesh import micro_batches, with_micro_batch
 from gpt_jax.run import checkpoints
-from gpt_jax.run.folder import check_folder, is_run, read_config, read_init_from, run_record
+from gpt_jax.run.folder import (
+    check_folder,
+    is_run,
+    read_config,
+    read_init_from,
+    read_tokenizer,
+    run_record,
+)
 from gpt_jax.storage import to_folder
 from gpt_jax.terminal import shell_command
-from gpt_jax.tokenizer import BpeTokenizer, Tokenizer, load_tokenizer
+from gpt_jax.tokenizer import BpeTokenizer, Tokenizer
 from gpt_jax.training.branch_start import BranchStart, make_branch_start, on_this_machine
 from gpt_jax.training.branches import branch_record, check_step, corpus_of, read_parent
 from gpt_jax.training.init_from import initial_params, load_source, reload_initial_params
@@ -160,7 +167,7 @@ def _prepare_parent(config: Config, progress: Progress | None) -> RunSetup:
     """Returns the setup of the run that a branch continues, as it is recomputed here."""
     parent = on_this_machine(read_parent(config.branch_from or ""), config)
     record = read_config(parent.run_dir)[1]
-    tokenizer = load_tokenizer(parent.run_dir)
+    tokenizer = read_tokenizer(parent.run_dir, parent.model.vocab_size)
     corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
     is_same = corpus.sha256 == record["sha256"]  # it may lie elsewhere now
     return prepare_resumed(corpus_of(config, parent, is_same), progress)
@@ -186,13 +193,11 @@ def prepare_resumed(config: Config, progress: Progress | None) -> RunSetup:
     done = max(checkpoints.steps(run_dir), default=saved.at_step or 0)
     asked_for, micro_batch = config.data.corpus, config.train.micro_batch
     config = resume_config(config, saved, record, done)
-    tokenizer = load_tokenizer(run_dir)
+    tokenizer = read_tokenizer(run_dir, config.model.vocab_size)
     corpus = load_corpus(config.data.corpus, progress=progress, tokenizer=tokenizer)
     check_same_corpus(corpus, record, run_dir)
     notes = (*corpus.notes, *note_on_fallback(asked_for, record))
     corpus = dataclasses.replace(corpus, notes=notes)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(f"{run_dir} is damaged: its tokenizer does not fit its config")
     params = origin = None
     if config.init_from is not None and not done:  # killed before its first checkpoint
         params, origin = reload_initial_params(config)

@@ -889,6 +889,18 @@ def edit_config(run_dir, edit) -> None:
     path.write_text(json.dumps(values))
 
 
+def edit_tokenizer(run_dir, edit) -> None:
+    path = run_dir / "tokenizer.json"
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def replace_a_character(values) -> None:
+    *others, last = values["vocabulary"]
+    values["vocabulary"] = "".join([*others, chr(ord(last) + 1)])
+
+
 def truncate_checkpoint(run_dir) -> None:
     files = [path for path in (run_dir / "checkpoints" / "00000002").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -922,7 +934,7 @@ DAMAGES = {
     ),
     "no format": (
         lambda run: edit_config(run, lambda values: values.pop("format")),
-        "{run}/config.json is damaged: its format is None",
+        "{run}/config.json is damaged: it has no format",
     ),
     "unknown setting": (
         lambda run: edit_config(run, lambda values: values["model"].update(n_layers=3)),
@@ -949,9 +961,20 @@ DAMAGES = {
         lambda run: (run / "tokenizer.json").write_text('{"kind": "char", "vocabulary": "ba"}'),
         "cannot read the tokenizer {run}/tokenizer.json: a vocabulary is at least one character",
     ),
-    "tokenizer of another run": (
-        lambda run: (run / "tokenizer.json").write_text('{"kind": "char", "vocabulary": "ab"}'),
+    "tokenizer of another run, in a folder of a release without its sum": (
+        lambda run: (
+            edit_config(run, lambda values: values.pop("tokenizer_sha256")),
+            edit_tokenizer(run, lambda values: values.update(vocabulary="ab")),
+        ),
         "{run} is damaged: its tokenizer has 2 tokens, its config ",
+    ),
+    "tokenizer of another run, as large": (
+        lambda run: edit_tokenizer(run, replace_a_character),
+        "{run}/tokenizer.json is not the file that was written with {run}; restore it",
+    ),
+    "tokenizer written anew, with other spaces": (
+        lambda run: edit_tokenizer(run, lambda values: None),
+        "{run}/tokenizer.json is not the file that was written with {run}; restore it",
     ),
     "metrics damaged": (
         lambda run: (run / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 2}\n'),
@@ -990,6 +1013,13 @@ def test_a_damaged_run_is_one_line(mistake, run_dir, what):
     damage(run_dir)
     for verb in ("sample", "eval"):
         assert mistake(verb, "--run-dir", str(run_dir)).startswith(line.format(run=run_dir))
+
+
+def test_a_run_of_a_release_without_the_tokenizers_sum_is_read(run_dir, capsys):
+    edit_config(run_dir, lambda values: values.pop("tokenizer_sha256"))
+    edit_tokenizer(run_dir, lambda values: None)
+    assert main.main(["eval", "--run-dir", str(run_dir), "--max-tokens", "10"]) == 0
+    assert "nats per token" in capsys.readouterr().out
 
 
 def test_a_truncated_checkpoint_names_its_file_and_that_none_is_left(mistake, run_dir):

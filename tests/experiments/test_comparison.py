@@ -15,7 +15,7 @@ from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.experiments.comparability import check_comparable
 from gpt_jax.experiments.curves import difference_band, mean_band
 from gpt_jax.experiments.measures import measure, parse_metric
-from gpt_jax.experiments.sides import find_side, read_run, read_sweep
+from gpt_jax.experiments.sides import find_settings, find_side, read_run
 from gpt_jax.experiments.statistics import pairs_to_show
 
 BASE = [1.95, 1.97, 1.93, 1.96, 1.94]
@@ -481,23 +481,40 @@ def test_a_folder_that_is_no_sweep():
         gpt_jax.compare("a")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "[]", "{}", '{"members": []}', '{"members": {}}', '{"members": [1]}', "\x00",
-        '{"members": [{"run_dir": "m0", "seed": 0}]}',
-        '{"members": [{"run_dir": 3, "values": {}, "seed": 0}]}',
-        '{"members": [{"run_dir": "../runs/a", "values": {}, "seed": 0}]}',
-        '{"members": [{"run_dir": "/etc", "values": {}, "seed": 0}]}',
-        '{"members": [{"run_dir": ".", "values": {}, "seed": 0}]}',
-        '{"members": [{"run_dir": "m0/../..", "values": {}, "seed": 0}]}',
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"members": []}', "\x00"])
 def test_a_damaged_sweep_is_refused_in_a_line(text):
     folder = sweep()
     (folder / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep.json (is damaged|has no members)"):
-        read_sweep(folder)
+    with pytest.raises(UserError, match=r"sweep.json is damaged"):
+        find_settings(folder)
+
+
+@pytest.mark.parametrize(
+    ("members", "line"),
+    [
+        ([], "is damaged: it has no members"),
+        ({}, "is damaged: members is {}, not a list"),
+        ([1], r"is damaged: members\[0\] is 1, not"),
+        ([{"run_dir": "m0", "seed": 0}], r"is damaged: it has no members\[0\].values"),
+        *[
+            ([{"run_dir": name, "values": {}, "seed": 0}], "is damaged: .* is not a folder in the")
+            for name in ("../runs/a", "/etc", ".", "..", "m0/../..", "")
+        ],
+    ],
+)
+def test_members_that_cant_be_are_refused_in_a_line(members, line):
+    folder = sweep()
+    path = folder / "sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"members": members}))
+    with pytest.raises(UserError, match=f"sweep.json {line}"):
+        find_settings(folder)
+
+
+def test_a_sweep_of_a_newer_format_is_named_before_its_fields():
+    folder = sweep()
+    (folder / "sweep.json").write_text('{"format": 2}')
+    with pytest.raises(UserError, match=r"sweep.json has format 2, from a newer gpt_jax; this one"):
+        gpt_jax.compare(folder)
 
 
 # --- what is printed ------------------------------------------------------------------------------

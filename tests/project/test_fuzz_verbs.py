@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fake_runs import write_run
+from fake_runs import write_run, write_sweep
 from test_fuzz_types import changed
 
 import main
@@ -89,6 +89,10 @@ def test_a_run(tiny, name, n, tmp_path, capsys):
         "export": ("export", "--run-dir", run_dir, "--out", out),
         "compare": ("compare", run_dir, write_run(tmp_path / "other", 1)),
     }
+    if name == "tokenizer.json":  # its sum, new in this release, would refuse all of them
+        values = json.loads((run_dir / "config.json").read_text())
+        assert values.pop("tokenizer_sha256")
+        (run_dir / "config.json").write_text(json.dumps(values))
     counts = try_verbs(capsys, run_dir / name, n, verbs, lambda: shutil.rmtree(out, True))
     assert all(sum(each) == n for each in counts.values())
 
@@ -128,12 +132,14 @@ def _flat(values, prefix=""):
 
 def test_a_sweep_is_compared(tmp_path, capsys):
     rates = [1e-3, 1e-2]
-    members = []
-    for i, (rate, seed) in enumerate((rate, seed) for rate in rates for seed in (0, 1, 2)):
-        settings = {"optim.learning_rate": rate}
-        write_run(tmp_path / f"m{i}", seed, 1.9 + 0.01 * seed - rate, settings=settings)
-        members.append({"run_dir": f"m{i}", "values": settings, "seed": seed, "diverged": None})
-    path = tmp_path / "sweep.json"
-    path.write_text(json.dumps({"format": 1, "members": members}))
-    counts = try_verbs(capsys, path, 25, {"compare": ("compare", tmp_path)})["compare"]
+    folder = write_sweep(
+        tmp_path / "sweep",
+        [
+            ({"optim.learning_rate": rate}, seed, 1.9 + 0.01 * seed - rate)
+            for rate in rates
+            for seed in (0, 1, 2)
+        ],
+    )
+    path, verbs = folder / "sweep.json", {"compare": ("compare", folder)}
+    counts = try_verbs(capsys, path, 25, verbs)["compare"]
     assert min(counts) > 0

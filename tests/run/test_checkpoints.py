@@ -157,7 +157,7 @@ def test_a_damaged_manifest_is_named(saved, content):
 def test_a_manifest_of_a_newer_format_is_not_read(saved):
     path = saved / "checkpoints" / "00000003.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
-    assert "newer gpt_jax (format 99" in restore(saved, target())[2][0]
+    assert "has format 99, from a newer gpt_jax" in restore(saved, target())[2][0]
 
 
 def test_no_sound_checkpoint_is_an_error_that_names_each(saved):

@@ -7,6 +7,7 @@ server of Google's is tried in a moment (`whole_runs/test_bucket.py` has an emul
 import json
 import re
 import shutil
+import time
 
 import pytest
 from conftest import ROOT
@@ -140,6 +141,27 @@ def test_rows_and_events_are_appended(folder):
     back = MetricsWriter(folder, 0)
     back.close()
     assert rows_of(folder) == []
+
+
+def test_the_last_events_arrive_however_slow_the_thread_that_writes_them(folder, monkeypatch):
+    from tensorboardX.event_file_writer import EventsWriter
+
+    folder.path.mkdir()
+    written, real = [], EventsWriter.write_event
+
+    def write_event(self, event):
+        time.sleep(0.05)
+        written.append(event.SerializeToString())
+        real(self, event)
+
+    monkeypatch.setattr(EventsWriter, "write_event", write_event)
+    writer = MetricsWriter(folder, 0)
+    writer.write({"step": 0, **{f"loss{i}": float(i) for i in range(5)}})
+    writer.close()
+    (events,) = folder.entries("tensorboard")
+    content = events.read_bytes()
+    assert len(written) >= 6
+    assert all(event in content for event in written)
 
 
 def test_hosts_after_the_first_keep_rows_in_memory(folder):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpt_jax.storage import read_record
+from gpt_jax.storage import NewerFormatError, read_record, read_versioned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +90,38 @@ def test_many_values_at_once_are_those_one_by_one():
     for wrong in (True, 1.0, 2**63, -(2**63) - 1, "1"):
         with pytest.raises(ValueError, match=r"ids\.7 is .*, not a whole number"):
             read_record({"words": words, "ids": {**ids, "7": wrong}}, Many)
+
+
+@dataclasses.dataclass
+class Versioned:
+    format: int
+    name: str
+
+
+def test_a_file_of_a_known_format():
+    assert read_versioned({"format": 2, "name": "a"}, Versioned, 2) == Versioned(2, "a")
+    assert read_versioned({"format": 1, "name": "a"}, Versioned, 2) == Versioned(1, "a")
+
+
+@pytest.mark.parametrize("others", [{}, {"name": 3}, {"name": "a", "more": None}])
+def test_a_newer_format_is_found_before_fields_that_differ(others):
+    with pytest.raises(NewerFormatError, match=r"has format 3, from a newer .* reads up to 2"):
+        read_versioned({"format": 3, **others}, Versioned, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "a"}, "it has no format"),
+        ({"format": 0, "name": "a"}, "its format is 0"),
+        ({"format": -1, "name": "a"}, "its format is -1"),
+        ({"format": True, "name": "a"}, "format is True, not a whole number"),
+        ({"format": "2", "name": "a"}, "format is '2', not a whole number"),
+        ({"format": 2}, "it has no name"),
+        ([], "not a JSON object"),
+    ],
+)
+def test_a_format_that_cant_be_is_named(values, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_versioned(values, Versioned, 2)
+    assert not isinstance(caught.value, NewerFormatError)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.errors import UserError
-from gpt_jax.storage import parse_json, read_record, read_small
+from gpt_jax.storage import NewerFormatError, parse_json, read_small, read_versioned
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -129,13 +129,6 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Version:
-    """What is read of a manifest first: its other fields are those of its format."""
-
-    format: int
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Returns a folder's manifest, validated: types, names, sizes and sums of sizes.
 
@@ -144,15 +137,11 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        values = parse_json(read_raw(path))
-        written = read_record(values, _Version).format
-        if written > FORMAT:
-            raise ShardError(
-                f"{path} has format {written}, from a newer gpt_jax; this one reads up to {FORMAT}"
-            )
-        manifest = read_record(values, Manifest)
+        manifest = read_versioned(parse_json(read_raw(path)), Manifest, FORMAT)
         if wrong := _problem(manifest):
             raise ValueError(wrong)
+    except NewerFormatError as error:
+        raise ShardError(f"{path} {error}") from error
     except ValueError as error:
         raise ShardError(f"{path} is damaged: {error}; prepare the corpus again") from error
     return manifest
@@ -160,8 +149,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _problem(manifest: Manifest) -> str:
     """Returns what is wrong with a manifest, or ''."""
-    if manifest.format != FORMAT:
-        return f"its format is {manifest.format}"
     if manifest.dtype not in ("uint16", "uint32"):
         return f"its dtype {manifest.dtype!r:.40} is neither uint16 nor uint32"
     most = 2 ** (8 * np.dtype(manifest.dtype).itemsize)
