@@ -13,7 +13,7 @@ import scipy.stats
 from conftest import ROOT
 from fake_runs import NANO, write_sweep
 
-from benchmarks import longer, reproduce, sweep, tables, trials, tuned
+from benchmarks import longer, reproduce, speed, sweep, tables, trials, tuned, worker
 from gpt_jax.config import load_config, override, to_dict
 from gpt_jax.errors import UserError
 from gpt_jax.experiments.outcomes import Pair
@@ -55,6 +55,25 @@ def test_a_finished_run_becomes_the_readmes_block(tmp_path, monkeypatch):
     assert "Training takes 0.1 s" in block
     assert "the whole command 8.0 minutes, on 2 cores (a CPU)" in block
     assert f"```text\n{prompt}" in block
+
+
+def test_the_speed_of_shakespeare_cpu_is_that_of_its_config(tmp_path, monkeypatch):
+    """What the worker trains has the shape that the bounds count; a row of it has its place."""
+    assert set(speed.TRAINING) <= set(worker.MODELS)
+    config = worker.jax_config("shakespeare_cpu")
+    assert config == override(load_config("shakespeare_cpu"), {"model.vocab_size": 65})
+    for name, shape in worker.MODELS.items():
+        config, fields = worker.jax_config(name), ("n_layer", "n_head", "n_embd", "block_size")
+        found = [getattr(config.model, field) for field in fields]
+        assert (*found, config.train.batch_size) == shape
+        assert config.model.vocab_size == worker.vocab_size(name)
+    result = json.loads((tables.RESULTS / "speed_cpu.json").read_text("utf-8"))
+    row = result["training_ms_a_step"]["nano"]
+    result["training_ms_a_step"]["shakespeare_cpu"] = row
+    (tmp_path / "speed_cpu.json").write_text(json.dumps(result), encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert f"| shakespeare_cpu | {row['gpt_jax']['median']:.1f} |" in tables.speed()
+    assert "shakespeare" not in tables.speed_short()
 
 
 def test_the_long_command_is_that_of_the_readme():
