@@ -72,6 +72,7 @@ class Group:
 MLP, ATTENTION_PRODUCTS, ATTENTION = "MLP products", "attention's products", "attention"
 LOSS, OPTIMIZER, ELEMENTWISE = "logits and loss", "optimizer", "norms, activations, residuals"
 EMBEDDING, ACCUMULATION = "embedding", "gradient accumulation"
+HEAD, SAMPLING = "output head", "sampling"  # of decoding
 COPIES, COLLECTIVES, OTHER = "copies", "collectives", "other"
 LEVERS = {
     MLP: "bound by the peak; smaller with --model.mlp-width",
@@ -82,12 +83,14 @@ LEVERS = {
     ELEMENTWISE: "bound by memory; --model.norm rms, --model.remat none",
     EMBEDDING: "a larger --train.micro-batch: fewer sums",
     ACCUMULATION: "a larger --train.micro-batch: fewer sums",
+    HEAD: "bound by memory; a smaller vocabulary",
+    SAMPLING: "",
     COPIES: "a larger --train.micro-batch, --model.remat none",
     COLLECTIVES: "a larger --train.batch-size; more --mesh.data, less fsdp and tensor",
     OTHER: "",
 }
 # The first pattern found in the name of a kernel's operation says what it is for: the names of
-# linen's modules, and those that loss.py and step.py give with `jax.named_scope`.
+# linen's modules, and those that loss.py, step.py and decoding.py give with `jax.named_scope`.
 PURPOSES = (
     (r"\boptimizer\b", OPTIMIZER),
     (r"\bloss\b", LOSS),
@@ -96,6 +99,8 @@ PURPOSES = (
     (r"\bblocks\b|\bnorm_f\b", ELEMENTWISE),
     (r"\bgradient_accumulation\b", ACCUMULATION),
     (r"\btokens\b|\bpositions\b", EMBEDDING),
+    (r"\bhead\b", HEAD),
+    (r"\bsampling\b", SAMPLING),
 )
 
 
