@@ -56,7 +56,7 @@ class Group:
       name: of the purpose.
       lever: what changes their time.
       launches: kernels launched in an execution of the program.
-      seconds: of all of them, at least.
+      seconds: of all of them, at least; of asynchronous copies none, as other kernels run then.
       bytes: read and written.
       flops: of matrix products.
     """
@@ -127,7 +127,7 @@ def find_groups(kernels: Sequence[Kernel], rates: Rates) -> tuple[Group, ...]:
             name=name,
             lever=LEVERS[name],
             launches=sum(k.times for k in some),
-            seconds=sum(rates.seconds(k) for k in some),
+            seconds=sum(rates.seconds(k) for k in some if k.group != "async"),
             bytes=sum(k.times * k.bytes for k in some),
             flops=sum(k.times * k.flops for k in some),
         )

@@ -173,6 +173,7 @@ def test_groups_add_up_to_their_kernels():
         Kernel("b", "matmul", 1, 100, 4000, "bf16", source="blocks/mlp/down"),
         Kernel("c", "fusion", 5, 10, source="optimizer"),
         Kernel("d", "all-gather", 1, 7, group="collective"),
+        Kernel("e", "copy-start", 4, 30, group="async"),  # beside other kernels
     ]
     groups = {group.name: group for group in find_groups(kernels, rates)}
     mlp = groups["MLP products"]
@@ -180,7 +181,8 @@ def test_groups_add_up_to_their_kernels():
     assert mlp.seconds == pytest.approx(2 * 10 + 10)  # the second's bytes take as long
     assert groups["optimizer"].seconds == pytest.approx(5)
     assert groups["collectives"].seconds == pytest.approx(7)
-    assert [group.seconds for group in groups.values()] == [30, 7, 5]
+    assert [group.seconds for group in groups.values()] == [30, 7, 5, 0]
+    assert (groups["copies"].launches, groups["copies"].bytes) == (4, 120)
 
 
 @pytest.mark.parametrize("topology", ["h100", "h200:8", "t4:1", "L4:1"])
