@@ -91,12 +91,13 @@ LEVERS = {
 }
 # The first pattern found in the name of a kernel's operation says what it is for: the names of
 # linen's modules, and those that loss.py, step.py and decoding.py give with `jax.named_scope`.
+BLOCK = "(?:blocks|Block)"  # the scan over blocks, or one that decoding applies
 PURPOSES = (
     (r"\boptimizer\b", OPTIMIZER),
     (r"\bloss\b", LOSS),
-    (r"\bblocks/mlp\b", MLP),
-    (r"\bblocks/attn\b", ATTENTION),
-    (r"\bblocks\b|\bnorm_f\b", ELEMENTWISE),
+    (rf"\b{BLOCK}/mlp\b", MLP),
+    (rf"\b{BLOCK}/attn\b", ATTENTION),
+    (rf"\b{BLOCK}\b|\bnorm_f\b", ELEMENTWISE),
     (r"\bgradient_accumulation\b", ACCUMULATION),
     (r"\btokens\b|\bpositions\b", EMBEDDING),
     (r"\bhead\b", HEAD),

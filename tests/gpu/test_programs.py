@@ -17,7 +17,13 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import plans  # noqa: E402
-from gpt_jax.analysis.gpu_bound import ATTENTION_PRODUCTS, COPIES, MLP  # noqa: E402
+from gpt_jax.analysis.gpu_bound import (  # noqa: E402
+    ATTENTION,
+    ATTENTION_PRODUCTS,
+    COPIES,
+    LOSS,
+    MLP,
+)
 from gpt_jax.analysis.gpu_kernels import find_kernels  # noqa: E402
 
 SMALL_CONFIGS = ("nano", "nano_bpe", "nano_original", "nano_tuned")
@@ -43,6 +49,9 @@ def test_the_products_of_a_layer_are_those_of_a_count_by_hand(one_and_two_layers
     assert two[MLP]["flops"] - one[MLP]["flops"] == of_products(2 * 4 * D)
     products = two[ATTENTION_PRODUCTS]["flops"] - one[ATTENTION_PRODUCTS]["flops"]
     assert products == of_products(4 * D)  # queries, keys, values, and the projection
+    scores = 2 * 32 * 12 * 1024**2 * 64 // 2  # a product of 12 heads, but its upper triangle
+    assert two[ATTENTION]["flops"] - one[ATTENTION]["flops"] == (2 + 5) * scores
+    assert one[LOSS]["flops"] == two[LOSS]["flops"] == of_products(50304)  # with the padding
 
 
 def test_a_layer_copies_at_most_two_activations(one_and_two_layers):
