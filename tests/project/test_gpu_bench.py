@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import harness, internals
+from benchmarks.gpu import harness, internals, plans
 from benchmarks.gpu.compile_for_gpu import count_graphs, parse_values
 from benchmarks.gpu.project_steps import change_project
 from benchmarks.gpu.roofline import summarize
@@ -145,6 +145,12 @@ def test_utilisation_is_of_the_peak_of_the_very_gpu(name, peak):
 )  # fmt: skip
 def test_a_gpu_whose_name_only_resembles_a_known_one_has_no_utilisation(name):
     assert model_flops_utilisation(1e12, name) is None
+
+
+def test_each_plan_that_a_header_names_is_committed():
+    assert {("base", "h100:1", ""), ("medium", "h100:1", "")} <= set(plans.header_plans())
+    assert all(topology[0] != "v" for _, topology, _ in plans.header_plans())
+    assert list(json.loads(plans.OUT.read_text("utf-8"))["plans"]) == list(plans.COMMANDS)
 
 
 @pytest.mark.parametrize("script", ["compile_for_gpu", "roofline", "gpu_bench"])
