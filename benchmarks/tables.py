@@ -412,16 +412,15 @@ def directions() -> str:
         "|---|---|---|---|---|",
     ]
     for name, row in result["directions"].items():
-        bits, beside = ("{mean:.3f} ± {half_width:.3f}".format(**row[k])
-                        for k in ("bits_per_byte", "beside_nano"))  # fmt: skip
-        beside_mean, half = row["beside_nano"]["mean"], row["beside_nano"]["half_width"]
-        verdict = "helps" if beside_mean < 0 else "harms"
-        if abs(beside_mean) <= half:
-            verdict = "neither helps nor harms, as far as these seeds show"
-        cells = [bits, "-", "-"]
+        plus_minus = "{mean:.3f} ± {half_width:.3f}".format
+        cells = [plus_minus(**row["bits_per_byte"]), "-", "-"]
         if name != "nano":
-            sign = "+" if beside_mean >= 0 else ""
-            cells = [bits, sign + beside, verdict]
+            beside = row["beside_nano"]
+            verdict = "helps" if beside["mean"] < 0 else "harms"
+            if abs(beside["mean"]) <= beside["half_width"]:
+                verdict = "neither helps nor harms, as far as these seeds show"
+            sign = "+" if beside["mean"] >= 0 else ""
+            cells[1:] = [sign + plus_minus(**beside), verdict]
         lines.append(f"| {name} | {row['parameters']:,} | {' | '.join(cells)} |")
     seeds = len(result["directions"]["nano"]["bits_per_byte"]["values"])
     return "\n".join(
