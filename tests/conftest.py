@@ -257,6 +257,26 @@ def finished_run(tmp_path_factory):
     return copy_run
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; without one a test is skipped.
+
+    Where GPT_JAX_NEEDS_BROWSER is set it fails: `.ci/run` sets that once it has installed one.
+    """
+    missing = pytest.fail if os.environ.get("GPT_JAX_NEEDS_BROWSER") else pytest.skip
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        missing("no chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @contextlib.contextmanager
 def stopped_at(step: int):
     """Training inside ends as if it were killed when the row of `step` is written."""
