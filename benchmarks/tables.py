@@ -282,10 +282,8 @@ def first_run() -> str:
 
 
 def long_run() -> str:
-    """Ten times the steps: losses, time and a sample, once benchmarks/longer.py has measured it."""
-    if not (RESULTS / LONG_RUN).exists():
-        return _longer_run()
-    result = load(LONG_RUN)
+    """Ten times the steps, by benchmarks/longer.py: losses, time and a sample."""
+    result = load("nano_5000.json")
     exact, seconds, m = result["exact"], result["seconds"], result["machine"]
     return "\n".join(
         [
@@ -297,23 +295,6 @@ def long_run() -> str:
             "A sample:",
             "",
             *sample_block(result["sample"], SAMPLE_CHARACTERS),
-        ]
-    )
-
-
-def _longer_run() -> str:
-    """What is known of more steps before that: losses and a sample of a run of 14,000 steps."""
-    result = load("longer.json")
-    losses = {row["step"]: row["val_loss"] for row in result["rows"]}
-    lowest = result["lowest"]
-    return "\n".join(
-        [
-            f"In a run of {max(losses):,} steps the validation loss was {losses[5000]:.3f} nats "
-            f"per token at step 5,000 and lowest, {losses[lowest['step']]:.3f}, at step "
-            f"{lowest['step']:,} "
-            "([all its losses](docs/reproduction-and-speed.md#more-steps)). A sample from there:",
-            "",
-            *sample_block(lowest["sample"], SAMPLE_CHARACTERS),
         ]
     )
 
@@ -592,15 +573,11 @@ def gpu_plans() -> str:
 
 GPU, GPU_BEFORE = "gpu_h200.jsonl", "gpu_h200_before.jsonl"
 GPU_PLANS, BASE_ON_H100 = "gpu_plans.json", "python main.py plan --config base --topology h100:1"
-LONG_RUN, SWEEP, TUNED = "nano_5000.json", "sweep_cpu.json", "tuned.json"
-LATER = (LONG_RUN, SWEEP, TUNED)  # may not have been measured yet
 
 
 def sweep() -> str:
     """A sweep beside the same runs as separate commands."""
-    if not (RESULTS / SWEEP).exists():
-        return "Not measured yet: `python benchmarks/sweep.py`."
-    result = load(SWEEP)
+    result = load("sweep_cpu.json")
     speeds, ratio = result["members_per_minute"], result["ratio"]
     names = {"sweep": "one sweep", "separate": "separate commands"}
     lines = ["| | empty compilation cache | warm |", "|---|---|---|"]
@@ -671,9 +648,7 @@ def _difference(mean: float | None, half_width: float | None) -> str:
 
 def tuned() -> str:
     """Trials of changes of nano; then the config that they led to, over fresh seeds."""
-    if not (RESULTS / TUNED).exists():
-        return "Not measured yet: `python benchmarks/tuned.py`."
-    result = load(TUNED)
+    result = load("tuned.json")
     parts = [render(result[part]) for part, render in TUNED_PARTS.items() if part in result]
     return "\n\n".join(parts)
 
@@ -741,7 +716,7 @@ TUNED_PARTS = {"trials": _tuned_trials, "final": _tuned_final}
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, its Markdown)
     "first_run": ("reproduce.json", first_run),
-    "long_run": (LONG_RUN, long_run),
+    "long_run": ("nano_5000.json", long_run),
     "speed_short": ("speed_cpu.json", speed_short),
     "losses": ("reproduce.json", losses),
     "longer": ("longer.json", longer),
@@ -756,8 +731,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, i
     "scale": ("plans.json", scale),
     "long": ("plans.json", long),
     "trials": ("trials.json", trials),
-    "sweep": (SWEEP, sweep),
-    "tuned": (TUNED, tuned),
+    "sweep": ("sweep_cpu.json", sweep),
+    "tuned": ("tuned.json", tuned),
 }
 ADDRESSES: dict[str, Callable[[], str]] = {"clone": clone, "colab": colab}
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -6,8 +6,9 @@ Simulates the confidence sequence of `gpt_jax/experiments/sequential.py` on pair
 standard deviation 1, up to 20 pairs, at alpha = 0.01: with no true difference (how many trials end
 with a verdict, which is false), and with true differences of 1, 2 and 4 standard deviations (how
 many end with one, and after how many pairs). Beside it a t test of 20 pairs, looked at once; and
-one looked at after every pair as if it were looked at once, which is what not to do. NumPy alone,
-seconds.
+one looked at after every pair as if it were looked at once, which is what not to do. One kind of
+noise is drawn from measured differences: without --measured, those of `nano` that
+benchmarks/results/tuned.json has. NumPy alone, seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from gpt_jax.experiments.statistics import pairs_to_show, t_quantile
 from gpt_jax.experiments.trial_record import read_trial
 from gpt_jax.storage import open_folder
 
+MEASURED = Path(__file__).parent / "results" / "tuned.json"
 ALPHA, PAIRS, EFFECTS = 0.01, 20, (1.0, 2.0, 4.0)
 Noise = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 
@@ -83,16 +85,25 @@ def differences_of(place: Path) -> list[np.ndarray]:
 
     Args:
       place: the folder of a trial, or of a sweep, whose settings are compared with its first; or a
-        JSON file with a list of numbers under "differences".
+        JSON file with lists of numbers named "differences" at any depth.
     """
     if place.is_file():
-        return [np.array(json.loads(place.read_text("utf-8"))["differences"], np.float64)]
+        return list(_lists_of_differences(json.loads(place.read_text("utf-8"))))
     if is_sweep(place):
         compared = compare(place)
         return [each.differences for each in getattr(compared, "items", ())]
     found = read_trial(open_folder(place)).outcome(place)
     sound = [not (pair.base_diverged or pair.change_diverged) for pair in found.pairs]
     return [found.differences[sound]]
+
+
+def _lists_of_differences(value: Any) -> Iterator[np.ndarray]:
+    """Yields what is named "differences" in JSON values, in their order."""
+    for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+        if name == "differences":
+            yield np.array(each, np.float64)
+        elif isinstance(each, dict | list):
+            yield from _lists_of_differences(each)
 
 
 def simulate(noise: Noise, trials: int, seed: int = 0, width: float = WIDTH) -> dict[str, Any]:
@@ -151,14 +162,12 @@ def main() -> None:
         "--measured",
         type=Path,
         nargs="+",
-        default=[],
+        default=[MEASURED],
         help="folders of trials or sweeps of nano, or JSON with differences",
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trials.json"))
     args = parser.parse_args()
-    kinds = dict(KINDS)
-    if args.measured:
-        kinds["nano's measured differences, centred"] = measured(*args.measured)
+    kinds = {**KINDS, "nano's measured differences, centred": measured(*args.measured)}
     found = {name: simulate(noise, args.trials) for name, noise in kinds.items()}
     widths = {
         f"{width:g}": simulate(KINDS["normal"], args.trials, width=width)
