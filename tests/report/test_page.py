@@ -5,9 +5,11 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+from conftest import find_chromium
 from fake_runs import write_run, write_side, write_sweep
 
 import gpt_jax
@@ -354,6 +356,16 @@ def test_the_page_of_a_sweep_that_ended_is_no_reason_to_fail(tmp_path, capsys):
     (folder / "m0" / "metrics.jsonl").write_text("{\n")
     write_page(folder)
     assert "note: no page: " in capsys.readouterr().err
+
+
+def test_a_browser_that_is_missing_is_a_failure_where_there_must_be_one(monkeypatch):
+    monkeypatch.delenv("GPT_JAX_NEEDS_BROWSER", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(pytest.skip.Exception):
+        find_chromium()
+    monkeypatch.setenv("GPT_JAX_NEEDS_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception):
+        find_chromium()
 
 
 def test_a_notebook_shows_the_page_in_a_frame_of_its_own(tmp_path):
