@@ -236,7 +236,7 @@ def make_plan(
     with compiling_for(backend):
         config, notes = resolve_dtype(config, backend)
         if slow := slow_dtype(config.model.dtype, backend):
-            notes = (slow,)
+            notes += (slow,)
         if config.train.micro_batch != "auto":
             found = _make_plan(config, devices, backend, described, sampling)
         else:

@@ -27,10 +27,28 @@ SMALL = Config(
     train=TrainConfig(batch_size=16),
 )
 
+EMPTY = plan.Plan(
+    devices="", mesh={}, n_params=0, tokens=0, flops=0, attention="", memory=0, arguments=0,
+    limit=None,
+)  # fmt: skip
+
 
 @functools.cache
 def small_plan() -> plan.Plan:
     return plan.make_plan(SMALL, sampling=True)
+
+
+def test_a_plan_says_all_that_it_has_to_say(monkeypatch):
+    """Of the dtype that auto stands for, that it is slow there, and of the micro-batch."""
+    monkeypatch.setattr(plan, "_make_plan", lambda *args: EMPTY)
+    monkeypatch.setattr(plan, "_choose_micro_batch", lambda *args: (4, EMPTY))
+    monkeypatch.setattr(plan, "resolve_dtype", lambda config, backend: (config, ("auto is so",)))
+    monkeypatch.setattr(plan, "slow_dtype", lambda dtype, backend: "slow here")
+    assert plan.make_plan(SMALL).notes == ("auto is so", "slow here")
+    auto = override(SMALL, {"train.micro_batch": "auto"})
+    assert plan.make_plan(auto).notes == (
+        "auto is so", "slow here", "train.micro_batch=auto is 4 of 16"
+    )  # fmt: skip
 
 
 def product_flops(jaxpr) -> int:
