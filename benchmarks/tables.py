@@ -601,6 +601,8 @@ def gpu_plans() -> str:
     lines = [f"| {heading} |", "|---|---|---|---|---|---|"]
     for command, plan in result["plans"].items():
         words = command.split()
+        if plan.get("decoding"):
+            continue
         name, gpus = words[words.index("--config") + 1], words[words.index("--topology") + 1]
         options = " ".join(words[words.index("--topology") + 2 :])
         floor = "at least " if plan["memory_is_floor"] else ""
@@ -612,6 +614,25 @@ def gpu_plans() -> str:
         cells += [f"{1000 * seconds:,.4g}" if seconds else "-", f"{mfu:.1%}" if mfu else "-"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Compiled, not run, for one optimizer step. {machine(result)}"])
+
+
+def gpu_decoding() -> str:
+    """What decoding takes on NVIDIA GPUs, by the plans that compile the decoder."""
+    result = load(GPU_PLANS)
+    columns = "streams | positions read | kernels launched | us at least | MB read and written"
+    lines = [f"| config | GPUs | {columns} |", "|---|---|---|---|---|---|---|"]
+    for command, plan in result["plans"].items():
+        words = command.split()
+        name, gpus = words[words.index("--config") + 1], words[words.index("--topology") + 1]
+        for bound in plan.get("decoding", ()):
+            positions = bound["positions"]
+            cells = [f"`{name}`", gpus, f"{bound['streams']}"]
+            cells.append("mean of a whole context" if positions is None else f"{positions:,}")
+            cells += [f"{bound['launches']:,.0f}", f"{1e6 * bound['seconds']:,.1f}"]
+            cells.append(f"{bound['bytes'] / 1e6:,.0f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    said = "Compiled, not run, for one token of each stream."
+    return "\n".join([*lines, "", f"{said} {machine(result)}"])
 
 
 GPU, GPU_BEFORE = "gpu_h200.jsonl", "gpu_h200_before.jsonl"
@@ -769,6 +790,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, i
     "gpu": (GPU, gpu),
     "gpu_plan": (GPU_PLANS, gpu_plan),
     "gpu_plans": (GPU_PLANS, gpu_plans),
+    "gpu_decoding": (GPU_PLANS, gpu_decoding),
     "chaos": ("chaos.json", chaos),
     "layouts": ("plans.json", layouts),
     "scale": ("plans.json", scale),

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +181,8 @@ def test_data_sheets_are_plausible():
         assert 10 * GIB < chip.memory < 200 * GIB
         assert 5e12 < chip.flops < 1e16  # the least: float32 on a T4
         assert chip.network < chip.bandwidth < 1e13
+        assert re.fullmatch(r"\S.*: https://\S+", chip.source), chip.name
+    assert len({chip.name for chip in CHIPS.values()}) == len(CHIPS)
 
 
 @pytest.mark.slow
