@@ -489,7 +489,7 @@ def layouts() -> str:
             *lines,
             "",
             f"A step of 524,288 tokens, compiled for 16 TPU {chip['name']} chips of "
-            f"{_gib(chip['memory'])} GiB, a micro-batch of 2 sequences (xl: 1) per "
+            f"{_gib(chip['memory'])} GiB, a micro-batch of 8 sequences (xl: 4) per "
             "chip on the axes data and fsdp, the loss in chunks of 8,192 tokens; nothing was run. "
             + machine(result, "layouts"),
         ]
