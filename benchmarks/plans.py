@@ -1,7 +1,7 @@
 """The cost of meshes, from compiled steps: memory, collectives, lower bounds on time.
 
     pip install -r requirements-tpu.txt
-    python benchmarks/plans.py          # half an hour; no TPU is needed
+    python benchmarks/plans.py          # an hour; no TPU is needed
 
 Compiles the training step of base, xl and a model of 7 billion parameters for slices of TPU v5e:
 the layouts that 16 devices can have, and 1 to 256 devices; and of base_8k, layouts of as many
@@ -62,7 +62,7 @@ SLICES = {
     128: "v5e:8x16",
     256: "v5e:16x16",
 }
-SEQUENCES = {"base": 2, "xl": 1, "7B": 1}  # on a device at once
+SEQUENCES = {"base": 8, "xl": 4, "7B": 4}  # on a device at once, at most
 LOSS_CHUNK = 8192  # tokens
 MOST_FSDP = {"base": 1, "xl": 64, "7B": 64}
 
@@ -81,7 +81,8 @@ def make(name: str, mesh: Mesh, n: int) -> dict[str, Any]:
     axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence")
     values = LONG_AT_ONCE
     if name in SEQUENCES:
-        values = {"train.micro_batch": SEQUENCES[name] * mesh[0] * mesh[1]}
+        most = SEQUENCES[name] * mesh[0] * mesh[1]
+        values = {"train.micro_batch": min(most, model_config(name).train.batch_size)}
         values |= {"train.loss_chunk": LOSS_CHUNK}
     config = override(model_config(name), values | dict(zip(axes, mesh, strict=True)))
     before = time.perf_counter()
