@@ -27,6 +27,16 @@ def texts(tmp_path):
     return tmp_path / "texts"
 
 
+@pytest.fixture
+def started():
+    """Calls that have been started; none of them begins another step after the test."""
+    calls = []
+    yield calls
+    for call in calls:
+        call.kill()
+        call.wait()
+
+
 def start(parts, folder, texts):
     env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     env |= {"TINY": "1", "PY": sys.executable, "JAX_PLATFORMS": "cpu"}
@@ -37,10 +47,11 @@ def start(parts, folder, texts):
 
 
 @pytest.mark.slow
-def test_a_dry_run_does_every_step(tmp_path, texts):
-    calls = [start(parts, tmp_path, texts) for parts in ("1-3", "4-7")]  # side by side
+def test_a_dry_run_does_every_step(tmp_path, texts, started):
+    for parts in ("1-3", "4-7"):  # side by side
+        started.append(start(parts, tmp_path, texts))
     folders = [tmp_path / parts for parts in ("1-3", "4-7")]
-    for call, folder in zip(calls, folders, strict=True):
+    for call, folder in zip(started, folders, strict=True):
         said = lambda folder=folder: (folder / "log.txt").read_text()[-6000:]
         assert call.wait(540) == 0, said()
         rows = list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
