@@ -17,17 +17,17 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
 from gpt_jax.config import Config, load_config, override
 from gpt_jax.devices import request_cpu_devices
-from gpt_jax.experiments.statistics import mean_half_width
+from gpt_jax.experiments.sides import RunFiles, find_side
+from gpt_jax.experiments.statistics import mean_of
 from gpt_jax.input_pipeline.corpus import load_corpus
 from gpt_jax.input_pipeline.text_corpus import OZ_SHA256, SHAKESPEARE_SHA256
 
@@ -37,12 +37,6 @@ ORIGINAL = {  # the PyTorch original's own figures
     "train": (4.264, 2.765, 2.524, 2.369, 2.288, 2.220, 2.175),
     "val": (4.263, 2.775, 2.521, 2.379, 2.304, 2.232, 2.191),
 }
-
-
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean and the half width of its 95% confidence interval (Student's t)."""
-    half = float(mean_half_width(np.asarray(values)))
-    return {"mean": statistics.mean(values), "half_width": half, "values": list(values)}
 
 
 def initial_losses(config: Config, n: int = 200) -> dict[str, float]:
@@ -79,30 +73,33 @@ def initial_losses(config: Config, n: int = 200) -> dict[str, float]:
     }
 
 
-def train_seeds(name: str, seeds: int, prompt: str) -> tuple[list[Any], str]:
+def train_seeds(name: str, seeds: int, prompt: str) -> tuple[Sequence[RunFiles], str]:
     """Returns a config's runs with seeds 0 to seeds - 1, and a sample from the last."""
     import gpt_jax
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / name
-        found = gpt_jax.sweep(load_config(name), seeds=seeds, out=out, together="one-after-another")
-        runs = [gpt_jax.load_run(out / each.member.run_dir) for each in found.members]
-        return runs, gpt_jax.generate(runs[-1], prompt, seed=0)
+        gpt_jax.sweep(load_config(name), seeds=seeds, out=out, together="one-after-another")
+        runs = find_side(out).runs
+        return runs, gpt_jax.generate(gpt_jax.load_run(runs[-1].run_dir), prompt, seed=0)
 
 
-def describe_runs(runs: list[Any], steps: Iterable[int]) -> dict[str, Any]:
+def describe_runs(runs: Sequence[RunFiles], steps: Iterable[int]) -> dict[str, Any]:
     """Returns the losses of both splits at the steps, over the seeds."""
     by_step = [{row["step"]: row for row in run.rows} for run in runs]
     return {
-        split: {step: interval([rows[step][f"{split}_loss"] for rows in by_step]) for step in steps}
+        split: {
+            step: asdict(mean_of([rows[step][f"{split}_loss"] for rows in by_step]))
+            for step in steps
+        }
         for split in SPLITS
     }
 
 
-def exact_losses(runs: list[Any]) -> dict[str, Any]:
+def exact_losses(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Returns the figures of the whole validation split, over the seeds."""
     return {
-        key: interval([run.summary["val"][key] for run in runs])
+        key: asdict(mean_of([run.summary["val"][key] for run in runs]))
         for key in ("nats_per_token", "perplexity", "bits_per_byte")
     }
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 
 # name: (model, steps in a chunk)
-TRAINING = {"nano": 10, "4x256x128": 2, "6x384x256": 1}
+TRAINING = {"nano": 10, "shakespeare_cpu": 20, "4x256x128": 2, "6x384x256": 1}
 # name: (streams, tokens of the prompt, tokens drawn, times in a chunk); nano's block_size is 64
 SAMPLING = {
     "one stream, inside the context": (1, 1, 63, 50),

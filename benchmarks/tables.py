@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.worker import MODELS, VOCAB_SIZE  # noqa: E402
+from benchmarks.worker import CONFIGS, MODELS, VOCAB_SIZE, vocab_size  # noqa: E402
 from gpt_jax.experiments.report import number, p_value  # noqa: E402
 from gpt_jax.experiments.sides import shown_value  # noqa: E402
 
@@ -160,7 +160,7 @@ def train_flop(model: str) -> float:
     """Returns the floating-point operations of a training step: three forward passes' worth."""
     n_layer, _, n_embd, block_size, batch_size = MODELS[model]
     tokens = batch_size * block_size
-    matrices = n_layer * 12 * n_embd**2 + n_embd * VOCAB_SIZE
+    matrices = n_layer * 12 * n_embd**2 + n_embd * vocab_size(model)
     attention = n_layer * 2 * block_size * n_embd  # scores and their weighted sums, unmasked
     return 3 * 2 * tokens * (matrices + attention)
 
@@ -319,6 +319,8 @@ def speed_short() -> str:
         lines.append(f"| {what} | **{cells[0]}** | {cells[1]} | {cells[2]} |")
 
     for model, table in result["training_ms_a_step"].items():
+        if model in CONFIGS:  # docs/ has it
+            continue
         sides = (table[side]["median"] for side in ("gpt_jax", "torch eager", "torch compiled"))
         n_layer, _, n_embd, block_size, _ = MODELS[model]
         size = f"{n_layer} layers, {n_embd} wide, context {block_size}"
@@ -360,6 +362,48 @@ def colab() -> str:
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
 
 
+def badge() -> str:
+    """The same badge for the notebook itself, or nothing."""
+    return colab() if colab().startswith("[!") else ""
+
+
+def runtimes() -> str:
+    """How long 5,000 steps take on the runtimes of Colab: measured, a bound by the plan, or not."""
+    configs = ("nano", "shakespeare_char")
+    measured = load("nano_5000.json")
+    seconds, m = measured["seconds"], measured["machine"]
+    steps = " | ".join(f"{name}, {COLAB_STEPS:,} steps" for name in configs)
+    lines = [f"| runtime | {steps} |", "|---|---|---|"]
+    lines.append(
+        f"| CPU | {_duration(seconds['training'])}, and {_duration(seconds['command'])} with "
+        f"evaluations, measured on {m['cores']} cores ({m['cpu']}); Colab's not measured "
+        "| not measured |"
+    )
+    plans = load(GPU_PLANS)["plans"]
+    for chip in ("T4", "L4", "A100"):
+        command = f"python main.py plan --config {{}} --topology {chip.lower()}:1"
+        bounds = [plans.get(command.format(x), {}).get("kernel_seconds") for x in configs]
+        lines.append(f"| {chip} | {' | '.join(map(_runtime, bounds))} |")
+    lines.append(f"| TPU v5e | {' | '.join(map(_runtime, [None, None]))} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "A bound is that of the compiled step at the rates that `python main.py plan` assumes "
+            "of the chip; evaluations and compiling come on top of it.",
+        ]
+    )
+
+
+def _runtime(seconds_per_step: float | None) -> str:
+    if seconds_per_step is None:
+        return "not measured"
+    return f"not measured; bound: at least {_duration(COLAB_STEPS * seconds_per_step)}"
+
+
+COLAB_STEPS = 5000
+
+
 def directions() -> str:
     """The four directions against nano."""
     result = load("directions.json")
@@ -368,16 +412,15 @@ def directions() -> str:
         "|---|---|---|---|---|",
     ]
     for name, row in result["directions"].items():
-        bits, beside = ("{mean:.3f} ± {half_width:.3f}".format(**row[k])
-                        for k in ("bits_per_byte", "beside_nano"))  # fmt: skip
-        beside_mean, half = row["beside_nano"]["mean"], row["beside_nano"]["half_width"]
-        verdict = "helps" if beside_mean < 0 else "harms"
-        if abs(beside_mean) <= half:
-            verdict = "neither helps nor harms, as far as these seeds show"
-        cells = [bits, "-", "-"]
+        plus_minus = "{mean:.3f} ± {half_width:.3f}".format
+        cells = [plus_minus(**row["bits_per_byte"]), "-", "-"]
         if name != "nano":
-            sign = "+" if beside_mean >= 0 else ""
-            cells = [bits, sign + beside, verdict]
+            beside = row["beside_nano"]
+            verdict = "helps" if beside["mean"] < 0 else "harms"
+            if abs(beside["mean"]) <= beside["half_width"]:
+                verdict = "neither helps nor harms, as far as these seeds show"
+            sign = "+" if beside["mean"] >= 0 else ""
+            cells[1:] = [sign + plus_minus(**beside), verdict]
         lines.append(f"| {name} | {row['parameters']:,} | {' | '.join(cells)} |")
     seeds = len(result["directions"]["nano"]["bits_per_byte"]["values"])
     return "\n".join(
@@ -561,6 +604,8 @@ def gpu_plans() -> str:
     lines = [f"| {heading} |", "|---|---|---|---|---|---|"]
     for command, plan in result["plans"].items():
         words = command.split()
+        if plan.get("decoding"):
+            continue
         name, gpus = words[words.index("--config") + 1], words[words.index("--topology") + 1]
         options = " ".join(words[words.index("--topology") + 2 :])
         floor = "at least " if plan["memory_is_floor"] else ""
@@ -572,6 +617,25 @@ def gpu_plans() -> str:
         cells += [f"{1000 * seconds:,.4g}" if seconds else "-", f"{mfu:.1%}" if mfu else "-"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Compiled, not run, for one optimizer step. {machine(result)}"])
+
+
+def gpu_decoding() -> str:
+    """What decoding takes on NVIDIA GPUs, by the plans that compile the decoder."""
+    result = load(GPU_PLANS)
+    columns = "streams | positions read | kernels launched | us at least | MB read and written"
+    lines = [f"| config | GPUs | {columns} |", "|---|---|---|---|---|---|---|"]
+    for command, plan in result["plans"].items():
+        words = command.split()
+        name, gpus = words[words.index("--config") + 1], words[words.index("--topology") + 1]
+        for bound in plan.get("decoding", ()):
+            positions = bound["positions"]
+            cells = [f"`{name}`", gpus, f"{bound['streams']}"]
+            cells.append("mean of a whole context" if positions is None else f"{positions:,}")
+            cells += [f"{bound['launches']:,.0f}", f"{1e6 * bound['seconds']:,.1f}"]
+            cells.append(f"{bound['bytes'] / 1e6:,.0f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    said = "Compiled, not run, for one token of each stream."
+    return "\n".join([*lines, "", f"{said} {machine(result)}"])
 
 
 GPU, GPU_BEFORE = "gpu_h200.jsonl", "gpu_h200_before.jsonl"
@@ -729,6 +793,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, i
     "gpu": (GPU, gpu),
     "gpu_plan": (GPU_PLANS, gpu_plan),
     "gpu_plans": (GPU_PLANS, gpu_plans),
+    "gpu_decoding": (GPU_PLANS, gpu_decoding),
     "chaos": ("chaos.json", chaos),
     "layouts": ("plans.json", layouts),
     "scale": ("plans.json", scale),
@@ -738,12 +803,13 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # block -> (result file, i
     "tuned": ("tuned.json", tuned),
 }
 ADDRESSES: dict[str, Callable[[], str]] = {"clone": clone, "colab": colab}
+NOTEBOOK_BLOCKS: dict[str, Callable[[], str]] = {"badge": badge, "runtimes": runtimes}
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def render(text: str) -> str:
     """Returns a page's text with every block between its markers made anew."""
-    blocks = {name: block for name, (_, block) in TABLES.items()} | ADDRESSES
+    blocks = {name: block for name, (_, block) in TABLES.items()} | ADDRESSES | NOTEBOOK_BLOCKS
     for name, block in blocks.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in text:
@@ -754,8 +820,17 @@ def render(text: str) -> str:
 
 
 def render_notebook(text: str) -> str:
-    """Returns the notebook's JSON with the project's address in its constant REPOSITORY."""
-    return re.sub(r'REPOSITORY = \\"[^"\\]*\\"', lambda _: f'REPOSITORY = \\"{address()}\\"', text)
+    """Returns the notebook's JSON with its blocks, and the address in its constant REPOSITORY."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            source = render(source)
+        else:
+            new = f'REPOSITORY = "{address()}"'
+            source = re.sub(r'^REPOSITORY = "[^"]*"', lambda _: new, source, flags=re.MULTILINE)  # noqa: B023
+        cell["source"] = source.splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import describe_machine
-from benchmarks.reproduce import interval
 from gpt_jax.config import from_dict, load_config, override
 from gpt_jax.devices import request_cpu_devices
 from gpt_jax.experiments.sides import different_settings
-from gpt_jax.experiments.statistics import correlation, pairing_gain, welch_t
+from gpt_jax.experiments.statistics import correlation, mean_of, pairing_gain, welch_t
 from gpt_jax.experiments.trial_record import read_trial
 from gpt_jax.input_pipeline.corpus import load_corpus
 from gpt_jax.input_pipeline.text_corpus import OZ_SHA256
@@ -72,8 +72,8 @@ def train_seeds(seeds: Sequence[int], folder: Path) -> dict[str, Any]:
         run = gpt_jax.load_run(place / found.members[0].member.run_dir)
         configs[name] = {
             "parameters": run.summary["parameters"],
-            "exact_val": interval([each.loss for each in found.members]),
-            "bits_per_byte": interval([each.bits_per_byte for each in found.members]),
+            "exact_val": asdict(mean_of([each.loss for each in found.members])),
+            "bits_per_byte": asdict(mean_of([each.bits_per_byte for each in found.members])),
         }
     compared = gpt_jax.compare(*(folder / name for name in CONFIGS)).record()
     unpaired = welch_t(*(np.array(row["exact_val"]["values"]) for row in configs.values()))

@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,31 @@ import numpy as np
 # name: (n_layer, n_head, n_embd, block_size, batch_size)
 MODELS = {
     "nano": (3, 4, 128, 64, 32),
+    "shakespeare_cpu": (4, 4, 128, 64, 12),
     "4x256x128": (4, 4, 256, 128, 32),
     "6x384x256": (6, 6, 384, 256, 32),
 }
 VOCAB_SIZE, DROPOUT = 73, 0.2
+CONFIGS = {"shakespeare_cpu": 65}  # trained as the config says: the size of its vocabulary
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 166_239).astype(np.int32)
+
+
+def vocab_size(model: str) -> int:
+    return CONFIGS.get(model, VOCAB_SIZE)
+
+
+def jax_config(model: str):
+    """Returns gpt_jax's settings of a model."""
+    from gpt_jax.config import Config, ModelConfig, TrainConfig, load_config, override
+
+    if model in CONFIGS:
+        return override(load_config(model), {"model.vocab_size": CONFIGS[model]})
+    n_layer, n_head, n_embd, block_size, batch_size = MODELS[model]
+    shape = ModelConfig(
+        n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size,
+        dropout=DROPOUT, vocab_size=VOCAB_SIZE,
+    )  # fmt: skip
+    return Config(model=shape, train=TrainConfig(batch_size=batch_size))
 
 
 class Jax:
@@ -41,23 +62,13 @@ class Jax:
         self.jax = jax
         self.states: dict[str, Any] = {}
 
-    def config(self, model: str):
-        from gpt_jax.config import Config, ModelConfig, TrainConfig
-
-        n_layer, n_head, n_embd, block_size, batch_size = MODELS[model]
-        shape = ModelConfig(
-            n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size,
-            dropout=DROPOUT, vocab_size=VOCAB_SIZE,
-        )  # fmt: skip
-        return Config(model=shape, train=TrainConfig(batch_size=batch_size))
-
     def train(self, model: str, steps: int) -> None:
         from gpt_jax.input_pipeline.dataset import Dataset
         from gpt_jax.training.compiled_steps import CompiledSteps
 
         if model not in self.states:
-            split = Dataset.from_shards((TOKENS,), len(TOKENS))
-            programs = CompiledSteps(self.config(model), {"train": split, "val": split})
+            split = Dataset.from_shards((TOKENS % vocab_size(model),), len(TOKENS))
+            programs = CompiledSteps(jax_config(model), {"train": split, "val": split})
             keys = programs.keys()
             self.states[model] = programs, keys, programs.init_state(keys)
         programs, keys, state = self.states[model]
@@ -69,7 +80,7 @@ class Jax:
         from gpt_jax.inference.decoding import Filters, generate_tokens
         from gpt_jax.model import GPT, decoding_params
 
-        jax, config = self.jax, self.config(model).model
+        jax, config = self.jax, jax_config(model).model
         if "params" not in self.states:
             variables = jax.jit(GPT(config).init)(jax.random.key(0), np.zeros((1, 1), np.int32))
             convert = jax.jit(decoding_params, static_argnums=0)  # as a Run's
@@ -94,10 +105,11 @@ class Torch:
     def __init__(self, compiled: bool):
         import torch
 
-        from benchmarks import torch_gpt
+        from benchmarks import torch_gpt, torch_shakespeare
 
         torch.manual_seed(0)
         self.torch, self.gpt, self.compiled = torch, torch_gpt, compiled
+        self.recipe = torch_shakespeare
         self.tokens = torch.tensor(TOKENS, dtype=torch.long)
         self.states: dict[str, Any] = {}
 
@@ -107,12 +119,26 @@ class Torch:
 
     def train(self, model: str, steps: int) -> None:
         if model not in self.states:
-            net = self.model(model)
-            call = self.torch.compile(net) if self.compiled else net
-            self.states[model] = net, call, self.gpt.make_optimizer(net)
-        net, call, optimizer = self.states[model]
-        batch_size = MODELS[model][-1]
-        self.gpt.train_steps(net, call, optimizer, self.tokens, batch_size, steps).item()
+            make = self._recipe_steps if model in CONFIGS else self._steps
+            self.states[model] = make(model)
+        self.states[model](steps).item()
+
+    def _steps(self, model: str) -> Callable:
+        """Returns a function that takes so many steps of a model."""
+        net = self.model(model)
+        call = self.torch.compile(net) if self.compiled else net
+        optimizer, batch_size = self.gpt.make_optimizer(net), MODELS[model][-1]
+        return lambda steps: self.gpt.train_steps(
+            net, call, optimizer, self.tokens, batch_size, steps
+        )
+
+    def _recipe_steps(self, model: str) -> Callable:
+        """The same for shakespeare_cpu, by its own recipe."""
+        recipe, size = self.recipe, CONFIGS[model]
+        net, tokens = recipe.GPT(size), self.tokens % size
+        call = self.torch.compile(net) if self.compiled else net
+        optimizer = recipe.make_optimizer(net)
+        return lambda steps: recipe.train_steps(net, call, optimizer, tokens, range(steps))
 
     def sample(self, model: str, batch: int, prompt: int, tokens: int, cache: bool) -> None:
         if "sample" not in self.states:

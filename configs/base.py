@@ -2,6 +2,7 @@
 
 python main.py --config base
 python main.py plan --config base --topology v5e:4x4
+python main.py plan --config base --topology h100:1
 
 Steps on random tokens ran at 503,000 tokens/s on an H200; it has not been trained.
 First prepare data/openwebtext, with GPT-2's tokenizer. By the estimate of gpt_jax/training/memory.py it fits

@@ -2,6 +2,7 @@
 
 python main.py --config base_8k
 python main.py plan --config base_8k --topology v5e:4x4 --train.micro-batch 16
+python main.py plan --config base_8k --topology h100:1
 
 Without 1,024 learned positions of 768 there are 786,432 parameters fewer. As many tokens a step as
 base: 64 sequences. By the estimate of gpt_jax/training/memory.py it fits a GPU of 80 GB with a micro_batch of

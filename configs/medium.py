@@ -2,6 +2,7 @@
 
 python main.py --config medium
 python main.py plan --config medium --topology v5e:4x4
+python main.py plan --config medium --topology h100:1
 
 The recipe of base, with the learning rate of GPT-3's model of that size (Brown et al. 2020, table
 2.1). By the estimate of gpt_jax/training/memory.py it fits a GPU of 80 GB, or several, with a micro_batch of

@@ -2,6 +2,7 @@
 
 python main.py --config shakespeare_char
 python main.py plan --config shakespeare_char --topology v5e:2x2
+python main.py plan --config shakespeare_char --topology h100:1
 
 On an H200 the lowest val loss was 1.4665, at step 1,750 of one run in float32, and all steps took some
 two minutes. model.dtype=auto is bfloat16 where a GPU or TPU has it; no loss in it is known.

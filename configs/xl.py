@@ -2,6 +2,8 @@
 
 python main.py --config xl
 python main.py plan --config xl --topology v5e:4x4 --mesh.data 1 --mesh.fsdp 16
+python main.py plan --config xl --topology h100:8 \\
+    --mesh.data 1 --mesh.fsdp 8 --train.micro-batch 32
 
 The recipe of base, with the learning rate of GPT-3's model of that size (Brown et al. 2020, table
 2.1). By the estimate of gpt_jax/training/memory.py it fits a GPU of 80 GB, or several, with a micro_batch of

@@ -1,4 +1,4 @@
-"""Progress bars and lines on the terminal; plain lines, each whole, where there is none."""
+"""Progress bars and lines on the terminal or in a notebook; else plain lines, each whole."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     ProgressColumn,
     SpinnerColumn,
     TextColumn,
@@ -23,21 +22,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from gpt_jax.moving_lines import Bars, console_options, make_bars, make_cell_output
 from gpt_jax.terminal import for_stream, lost_output, visible
 
 LINE_SECONDS = 30
 BAR_WIDTH, TEXT_WIDTH = 40, 62  # of a bar, at most, and of what stands beside it
-
-
-class _Bars(Progress):
-    """A bar, and what stands above it."""
-
-    above: Callable[[], RenderableType] | None = None
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        if self.above is not None:
-            yield self.above()
-        yield from super().get_renderables()
 
 
 class _Console(Console):
@@ -55,13 +44,17 @@ class _Console(Console):
 class Display:
     """Prints a run to standard output; `quiet` prints nothing.
 
-    On a terminal lines are wrapped at words, and the last one may move: one at a time.
+    On a terminal lines are wrapped at words, and the last one may move: one at a time. In a
+    notebook likewise, and all of it is one output of the cell.
     """
 
     def __init__(self, quiet: bool = False):
-        self._console = _Console(quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
-        self._live = self._console.is_terminal and not quiet
-        self._moving: Progress | None = None
+        self._cell = None if quiet else make_cell_output()
+        self._console = _Console(
+            quiet=quiet, highlight=False, soft_wrap=True, emoji=False, **console_options(self._cell)
+        )
+        self._live = not quiet and (self._console.is_terminal or self._cell is not None)
+        self._moving: Bars | None = None
         self._headed = False
         self._told: float | None = None  # when `working` last printed a line
 
@@ -141,13 +134,13 @@ class Display:
         above: Callable[[], RenderableType] | None = None,
         **task: Any,
     ) -> None:
-        """Shows a line that moves, in place of the one before; only on a terminal.
+        """Shows a line that moves, in place of the one before; only on a terminal or in a notebook.
 
         `above` gives what is shown above it, each time anew.
         """
         self.stop()
         if self._live:
-            self._moving = _Bars(*columns, console=self._console, transient=transient)
+            self._moving = make_bars(*columns, console=self._console, transient=transient)
             self._moving.above = above
             self._moving.add_task(**task)
             self._moving.start()
@@ -168,7 +161,7 @@ class Display:
 
     @property
     def is_live(self) -> bool:
-        """Whether this is a terminal that shows something."""
+        """Whether this is a terminal or a notebook that shows something."""
         return self._live
 
     def evaluation(self, row: dict[str, Any]) -> None:
@@ -185,7 +178,9 @@ class Display:
 
     def write(self, text: str) -> None:
         """Writes generated text as it comes, without a line break."""
-        if not self._console.quiet and sys.stdout is not None:
+        if self._cell is not None:
+            self._cell.write(visible(text))
+        elif not self._console.quiet and sys.stdout is not None:
             try:
                 sys.stdout.write(for_stream(text, sys.stdout))
                 sys.stdout.flush()

@@ -1,10 +1,14 @@
 """What a terminal shows: lines broken at words, what is compiled, the time remaining."""
 
 import io
+import sys
+import time
+import types
 
 import pytest
 from rich.console import Console
 
+from gpt_jax import moving_lines
 from gpt_jax.console import (
     Display,
     TrainingProgress,
@@ -168,3 +172,82 @@ def test_seconds_are_shown_in_the_unit_that_fits():
         "4 s", "89 s", "2 min", "12 min", "1.5 h", "3.5 h", "2.3 days"
     ]  # fmt: skip
     assert [format_clock(s) for s in (9.6, 72, 3723)] == ["0:00:10", "0:01:12", "1:02:03"]
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """What a Jupyter kernel shows of a cell: its outputs, each a list of what it showed in turn."""
+    outputs: list[list[str]] = []
+
+    class DisplayHandle:
+        def display(self, data, *, raw):
+            outputs.append([])
+            self.output = outputs[-1]
+            self.update(data, raw=raw)
+
+        def update(self, data, *, raw):
+            assert raw
+            self.output.append(data["text/plain"])
+
+    shell = types.SimpleNamespace(kernel="a kernel")
+    ipython = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    display = types.SimpleNamespace(DisplayHandle=DisplayHandle)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a kernel has it, for programs that it starts
+    return outputs
+
+
+def test_a_notebooks_cell_has_one_output_with_a_bar_at_its_end(cell, capsys):
+    display = Display()
+    display.facts({"corpus": "oz", "model": "nano"})
+    progress = TrainingProgress(display, 500)
+    progress.doing("compiling the training step")
+    progress.update(120, 2.345, 25_000, 12.0)
+    display._moving.refresh()
+    display.note("a line above the bar")
+    display.stop()
+    display.line("the end")
+    (states,) = cell
+    assert capsys.readouterr().out == ""
+    assert states[-1] == "corpus  oz\nmodel   nano\nnote: a line above the bar\nthe end"
+    assert any("compiling the training step, 0 s" in text for text in states)
+    bar = [text for text in states if "step 120/500" in text]
+    assert bar[-1].startswith("corpus  oz\nmodel   nano\nnote: a line above the bar\nstep 120/500")
+    assert bar[-1].endswith("loss 2.345  25,000 tokens/s  0:00:12 left")
+    assert "compiling" not in bar[-1]
+    assert "\x1b" not in "".join(states)
+
+
+def test_what_moves_in_a_cell_moves_by_itself_until_it_is_stopped(cell, monkeypatch):
+    monkeypatch.setattr(moving_lines, "CELL_SECONDS", 0.001)
+    display = Display()
+    display.doing("compiling")
+    display._moving.tasks[0].start_time -= 5
+    limit = time.monotonic() + 30
+    while "compiling, 5 s" not in cell[0][-1]:
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+    display.stop()
+    assert cell[0][-1] == ""
+    display.download(5, 10)
+    display.download(10, 10)  # what a finished download says stays
+    assert cell[0][-1].startswith("downloading ")
+    assert cell[0][-1].endswith("10/10 bytes")
+
+
+def test_text_that_streams_into_a_cell_is_shown_a_few_times_a_second(cell):
+    display = Display()
+    for _ in range(1000):
+        display.write("word ")
+    assert len(cell[0]) < 100
+    display.line("\x07")
+    assert cell[0][-1] == 1000 * "word " + "\\x07"
+
+
+def test_outside_of_a_kernel_and_where_it_is_quiet_a_cell_has_no_output(cell, capsys):
+    Display(quiet=True).line("nothing")
+    sys.modules["IPython"].get_ipython = lambda: None  # imported, but no kernel
+    Display().line("a line")
+    assert not cell
+    assert capsys.readouterr().out == "a line\n"

@@ -5,8 +5,9 @@
     python benchmarks/gpu/plans.py [--only base]
 
 Runs `python main.py plan` for each of `PLANS` and writes what it says to
-benchmarks/results/gpu_plans.json; `python benchmarks/tables.py` makes the table of docs/planning.md
-from it, and `make test-gpu-plan` holds the programs to it. Nothing is measured.
+benchmarks/results/gpu_plans.json; `python benchmarks/tables.py` makes the tables of
+docs/planning.md from it, and `make test-gpu-plan` holds the programs to it. Nothing is measured but
+the time that compiling takes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,25 +28,46 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 
 OUT = ROOT / "benchmarks/results/gpu_plans.json"
-PLANS: tuple[tuple[str, str, str], ...] = (  # config, topology, options
-    ("base", "h100:1", ""),
+Wanted = tuple[str, str, str]  # config, topology, options
+OTHERS: tuple[Wanted, ...] = (  # that no header names
+    ("base", "h100:1", "--train.micro-batch 16"),
+    ("base", "h100:1", "--sampling --sample.num-samples 64"),
     ("base", "h200:1", ""),
     ("base", "a100:1", ""),
     ("base", "h100:8", ""),
-    ("base_8k", "h100:1", "--train.micro-batch 4"),
-    ("medium", "h100:1", "--train.micro-batch 16"),
-    ("large", "h100:8", "--train.micro-batch 64"),
-    ("xl", "h100:8", "--mesh.data 1 --mesh.fsdp 8 --train.micro-batch 32"),
-    ("shakespeare_char", "h100:1", ""),
     ("shakespeare_char", "t4:1", ""),
     ("nano", "t4:1", ""),
     ("nano", "l4:1", ""),
 )
 
 
+def header_plans() -> list[Wanted]:
+    """Returns the plans for GPUs that the headers of configs name, smallest name first."""
+    found = []
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        header = path.read_text("utf-8").replace("\\\\\n", " ")
+        for line in re.findall(r"^python main\.py plan (.*)", header, re.MULTILINE):
+            _, name, _, topology, *options = line.split()  # --config NAME --topology X
+            if not re.match(r"v\d", topology):  # a TPU slice
+                found.append((name, topology, " ".join(options)))
+    return found
+
+
+def all_plans() -> tuple[Wanted, ...]:
+    """Returns all plans, those of a config together."""
+    wanted = [*header_plans(), *OTHERS]
+    return tuple(sorted(wanted, key=lambda plan: plan[0]))
+
+
+PLANS = all_plans()
+
+
 def words(name: str, topology: str, options: str) -> list[str]:
     """Returns the arguments of main.py."""
     return ["plan", "--config", name, "--topology", topology, *options.split()]
+
+
+COMMANDS = {"python main.py " + " ".join(words(*plan)): plan for plan in PLANS}
 
 
 def make_plan(name: str, topology: str, options: str) -> dict[str, Any]:
@@ -70,8 +93,8 @@ def main() -> None:
     parser.add_argument("--only", help="a config: keep what is known of the others")
     args = parser.parse_args()
     known = json.loads(OUT.read_text("utf-8"))["plans"] if args.only and OUT.exists() else {}
-    for plan in PLANS:
-        command = "python main.py " + " ".join(words(*plan))
+    known = {command: plan for command, plan in known.items() if command in COMMANDS}
+    for command, plan in COMMANDS.items():
         if args.only and plan[0] != args.only:
             continue
         began = time.perf_counter()
@@ -80,7 +103,7 @@ def main() -> None:
         result = {
             "command": "python benchmarks/gpu/plans.py",
             "machine": describe_machine(),
-            "plans": known,
+            "plans": {command: known[command] for command in COMMANDS if command in known},
         }
         OUT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

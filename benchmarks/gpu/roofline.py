@@ -7,7 +7,7 @@
 Every kernel takes at least the time of its bytes or of its matrix products, whichever is longer.
 Each argument is read once and each result written once; of what a kernel slices or updates only
 that part counts. Kernels run one after another. A loop's body counts as often as the loop iterates
-(once where the compiler does not know), a conditional with all its branches.
+(once where the compiler does not know, which is said), a conditional with its largest branch.
 
 The rates are shares of the chip's data sheet, 70% of its products and 90% of its bandwidth unless
 said otherwise: assumptions, not measurements. Not counted: launches, kernels below these rates,
@@ -148,6 +148,8 @@ def main() -> None:
     rates = Rates.of(chip, args.matmul_share, args.bandwidth_share)
     figures = summarize(kernels, rates, facts, chip.peak_flops)
     show(figures, facts)
+    if once := sum(k.unknown_times for k in kernels):
+        print(f"{once} kernels are in loops of unknown length, and counted once")
     kernels.sort(key=lambda k: -k.seconds)
     for k in kernels[: args.top]:
         print(

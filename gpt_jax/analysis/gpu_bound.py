@@ -56,7 +56,7 @@ class Group:
       name: of the purpose.
       lever: what changes their time.
       launches: kernels launched in an execution of the program.
-      seconds: of all of them, at least.
+      seconds: of all of them, at least; of asynchronous copies none, as other kernels run then.
       bytes: read and written.
       flops: of matrix products.
     """
@@ -72,6 +72,7 @@ class Group:
 MLP, ATTENTION_PRODUCTS, ATTENTION = "MLP products", "attention's products", "attention"
 LOSS, OPTIMIZER, ELEMENTWISE = "logits and loss", "optimizer", "norms, activations, residuals"
 EMBEDDING, ACCUMULATION = "embedding", "gradient accumulation"
+HEAD, SAMPLING = "output head", "sampling"  # of decoding
 COPIES, COLLECTIVES, OTHER = "copies", "collectives", "other"
 LEVERS = {
     MLP: "bound by the peak; smaller with --model.mlp-width",
@@ -82,20 +83,25 @@ LEVERS = {
     ELEMENTWISE: "bound by memory; --model.norm rms, --model.remat none",
     EMBEDDING: "a larger --train.micro-batch: fewer sums",
     ACCUMULATION: "a larger --train.micro-batch: fewer sums",
+    HEAD: "bound by memory; a smaller vocabulary",
+    SAMPLING: "",
     COPIES: "a larger --train.micro-batch, --model.remat none",
     COLLECTIVES: "a larger --train.batch-size; more --mesh.data, less fsdp and tensor",
     OTHER: "",
 }
 # The first pattern found in the name of a kernel's operation says what it is for: the names of
-# linen's modules, and those that loss.py and step.py give with `jax.named_scope`.
+# linen's modules, and those that loss.py, step.py and decoding.py give with `jax.named_scope`.
+BLOCK = "(?:blocks|Block)"  # the scan over blocks, or one that decoding applies
 PURPOSES = (
     (r"\boptimizer\b", OPTIMIZER),
     (r"\bloss\b", LOSS),
-    (r"\bblocks/mlp\b", MLP),
-    (r"\bblocks/attn\b", ATTENTION),
-    (r"\bblocks\b|\bnorm_f\b", ELEMENTWISE),
+    (rf"\b{BLOCK}/mlp\b", MLP),
+    (rf"\b{BLOCK}/attn\b", ATTENTION),
+    (rf"\b{BLOCK}\b|\bnorm_f\b", ELEMENTWISE),
     (r"\bgradient_accumulation\b", ACCUMULATION),
     (r"\btokens\b|\bpositions\b", EMBEDDING),
+    (r"\bhead\b", HEAD),
+    (r"\bsampling\b", SAMPLING),
 )
 
 
@@ -122,7 +128,7 @@ def find_groups(kernels: Sequence[Kernel], rates: Rates) -> tuple[Group, ...]:
             name=name,
             lever=LEVERS[name],
             launches=sum(k.times for k in some),
-            seconds=sum(rates.seconds(k) for k in some),
+            seconds=sum(rates.seconds(k) for k in some if k.group != "async"),
             bytes=sum(k.times * k.bytes for k in some),
             flops=sum(k.times * k.flops for k in some),
         )

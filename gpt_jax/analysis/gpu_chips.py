@@ -1,10 +1,13 @@
-"""NVIDIA GPUs as XLA's compiler wants them described, so that it compiles for one that is absent.
+"""NVIDIA GPUs: their data sheets, and how XLA's compiler wants them described.
 
-Sources, unless a comment below names another: memory, bandwidth, cores, clock and cache are those
-of OpenXLA's descriptions (xla/backends/gpu/target_config/specs/*.txtpb), which agree with NVIDIA's
-data sheets; limits of threads, registers and shared memory those of the CUDA C++ Programming Guide,
-"Technical Specifications per Compute Capability"; library versions those of a CUDA 13 driver with
-jax 0.11. Peak rates are of the data sheets: bfloat16 products without sparsity.
+The only table of GPUs here: XLA compiles for one that is absent, by its short name, and MFU is a
+share of the peak of one that is present, by the driver's name. Each names the data sheet that its
+peak and network are of. Memory, bandwidth, cores, clock and cache are those of OpenXLA's
+descriptions, https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs, unless
+a comment says otherwise; limits of threads, registers and shared memory those of the CUDA C++
+Programming Guide, "Technical Specifications per Compute Capability"; library versions those of a
+CUDA 13 driver with jax 0.11. Peak rates are of bfloat16 products without sparsity, networks half of
+both directions.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ class GpuChip:
     """One GPU.
 
     Attributes:
-      name: as the driver calls it.
+      name: exactly as the driver calls it, which is jax's `device_kind`.
       capability: the CUDA compute capability, (major, minor).
       cores: streaming multiprocessors.
       fpus_per_core: float32 units in each.
@@ -81,6 +84,7 @@ class GpuChip:
       shared_memory_per_block: bytes that a block of threads can ask for.
       peak_flops: bfloat16 products, operations per second; None where it has none.
       network: bytes per second to other GPUs of the machine: NVLink, or PCI Express.
+      source: the data sheet: name and address of the document.
       threads_per_core: that can be resident.
       pcie_bandwidth: bytes per second to and from the host.
     """
@@ -97,6 +101,7 @@ class GpuChip:
     shared_memory_per_block: int
     peak_flops: float | None
     network: float
+    source: str
     threads_per_core: int = 2048
     pcie_bandwidth: int = 34359738368
 
@@ -133,48 +138,120 @@ H100 = GpuChip(
     shared_memory_per_block=232448,
     peak_flops=989e12,
     network=450e9,
+    source="NVIDIA H100 GPU, H100 SXM: https://www.nvidia.com/en-us/data-center/h100/",
+)
+A100 = GpuChip(
+    name="NVIDIA A100-SXM4-80GB",
+    capability=(8, 0),
+    cores=108,
+    fpus_per_core=64,
+    clock_ghz=1.41,
+    memory=85100068864,
+    bandwidth=2039040000000,
+    l2_cache=40 * 2**20,
+    shared_memory_per_core=167936,
+    shared_memory_per_block=166912,
+    peak_flops=312e12,
+    network=300e9,
+    source="NVIDIA A100 Tensor Core GPU, A100 80GB SXM: "
+    "https://www.nvidia.com/en-us/data-center/a100/",
 )
 CHIPS = {
     "h100": H100,
-    # Memory: the 143,771 MiB that nvidia-smi shows; cache: the 60 MB that PyTorch reports.
+    "h100-pcie": dataclasses.replace(
+        H100,
+        name="NVIDIA H100 PCIe",
+        cores=114,
+        clock_ghz=1.755,
+        bandwidth=2039040000000,
+        peak_flops=756e12,
+        network=64e9,
+        source="NVIDIA H100 Tensor Core GPU Architecture, H100 PCIe: "
+        "https://resources.nvidia.com/en-us-tensor-core/gtc22-whitepaper-hopper",
+    ),
+    # Not among OpenXLA's: the data sheet's memory, as sold, and bandwidth; a published listing's
+    # clock.
+    "h100-nvl": dataclasses.replace(
+        H100,
+        name="NVIDIA H100 NVL",
+        clock_ghz=1.785,
+        memory=94 * 10**9,
+        bandwidth=3900000000000,
+        peak_flops=835e12,
+        network=300e9,
+        source="NVIDIA H100 GPU, H100 NVL: https://www.nvidia.com/en-us/data-center/h100/",
+    ),
+    # Memory: 138,101,653,504 bytes were 92% of it in benchmarks/results/gpu_h200.jsonl; cache: the
+    # 60 MB that PyTorch reports.
     "h200": dataclasses.replace(
         H100,
         name="NVIDIA H200",
-        memory=143771 * 2**20,
+        memory=143156 * 2**20,
         bandwidth=4800000000000,
         l2_cache=60 * 2**20,
+        source="NVIDIA H200 GPU, H200 SXM: https://www.nvidia.com/en-us/data-center/h200/",
     ),
-    "a100": GpuChip(
-        name="NVIDIA A100-SXM4-80GB",
-        capability=(8, 0),
-        cores=108,
-        fpus_per_core=64,
-        clock_ghz=1.41,
-        memory=85100068864,
-        bandwidth=2039040000000,
-        l2_cache=40 * 2**20,
-        shared_memory_per_core=167936,
-        shared_memory_per_block=166912,
-        peak_flops=312e12,
-        network=300e9,
+    "b200": dataclasses.replace(
+        H100,
+        name="NVIDIA B200",
+        capability=(10, 0),
+        cores=148,
+        clock_ghz=1.965,
+        memory=191514411008,
+        bandwidth=7672320000000,
+        l2_cache=132644864,
+        peak_flops=2250e12,
+        network=900e9,
+        pcie_bandwidth=68719476736,
+        source="NVIDIA DGX B200, an eighth of it: https://www.nvidia.com/en-us/data-center/dgx-b200/",
     ),
-    # Memory as sold, of which programs get some 22 GiB; cores, clock and cache: published listings.
+    "a100": A100,
+    "a100-40gb": dataclasses.replace(
+        A100,
+        name="NVIDIA A100-SXM4-40GB",
+        memory=42331013120,
+        bandwidth=1555200000000,
+        source="NVIDIA A100 Tensor Core GPU, A100 40GB SXM: "
+        "https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    # The PCI Express cards: the data sheet's bandwidth, else as the SXM modules.
+    "a100-pcie": dataclasses.replace(
+        A100,
+        name="NVIDIA A100 80GB PCIe",
+        bandwidth=1935000000000,
+        network=32e9,
+        source="NVIDIA A100 Tensor Core GPU, A100 80GB PCIe: "
+        "https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    "a100-pcie-40gb": dataclasses.replace(
+        A100,
+        name="NVIDIA A100-PCIE-40GB",
+        memory=42331013120,
+        bandwidth=1555000000000,
+        network=32e9,
+        source="NVIDIA A100 Tensor Core GPU, A100 40GB PCIe: "
+        "https://www.nvidia.com/en-us/data-center/a100/",
+    ),
+    # Not among OpenXLA's. Memory: a published listing of CUDA's deviceQuery, of the 24 GB that are
+    # sold; cores, clock and cache: published listings.
     "l4": GpuChip(
         name="NVIDIA L4",
         capability=(8, 9),
         cores=58,
         fpus_per_core=128,
         clock_ghz=2.04,
-        memory=24000000000,
+        memory=23612293120,
         bandwidth=300000000000,
         l2_cache=48 * 2**20,
         shared_memory_per_core=102400,
         shared_memory_per_block=101376,
         peak_flops=121e12,
         network=32e9,
+        source="NVIDIA L4 Tensor Core GPU: https://www.nvidia.com/en-us/data-center/l4/",
         threads_per_core=1536,
     ),
-    # Colab's free GPU. Memory, cores, clock and cache: a published listing of CUDA's deviceQuery.
+    # Colab's free GPU. Not among OpenXLA's; memory, cores, clock and cache: a published listing of
+    # deviceQuery.
     "t4": GpuChip(
         name="Tesla T4",
         capability=(7, 5),
@@ -188,10 +265,19 @@ CHIPS = {
         shared_memory_per_block=65536,
         peak_flops=None,
         network=16e9,
+        source="NVIDIA T4 Tensor Core GPU: https://www.nvidia.com/en-us/data-center/tesla-t4/",
         threads_per_core=1024,
         pcie_bandwidth=17179869184,
     ),
 }
+
+
+def find_chip(device_name: str) -> GpuChip | None:
+    """Returns the GPU that the driver calls this, exactly; None where it is not described.
+
+    "NVIDIA L40S" is no "NVIDIA L4", and a part of an H100 (MIG) no H100.
+    """
+    return next((chip for chip in CHIPS.values() if chip.name == device_name), None)
 
 
 def model_flops_utilisation(flops_per_second: float, device_name: str) -> float | None:
@@ -199,9 +285,7 @@ def model_flops_utilisation(flops_per_second: float, device_name: str) -> float 
 
     Args:
       flops_per_second: of the model, on this GPU.
-      device_name: as the driver gives it: "NVIDIA A100-SXM4-40GB" is an A100 too.
+      device_name: as the driver gives it; see `find_chip`.
     """
-    for short_name, chip in CHIPS.items():
-        if short_name.upper() in device_name and chip.peak_flops:
-            return flops_per_second / chip.peak_flops
-    return None
+    chip = find_chip(device_name)
+    return flops_per_second / chip.peak_flops if chip and chip.peak_flops else None

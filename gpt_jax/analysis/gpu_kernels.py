@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 from gpt_jax.analysis.hlo_text import ARRAY, Computation, Instruction, n_bytes, parse
 
@@ -19,6 +20,8 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 FUSED_ATTENTION = "fmha"  # in the names of cuDNN's functions for it
 SOURCE = r'op_name="([^"]*)"'
 CALLS = r"(?:calls|to_apply|body)=%?([\w.\-]+)"
+BRANCHES = r"(?:branch|true|false)_computations?=(\{[^}]*\}|%?[\w.\-]+)"
+FLOPS_PER_BYTE = 300  # some, for which an H100 takes as long as for a byte: 989e12 / 3.35e12
 
 
 def workspace_bytes(type_: str) -> int:
@@ -80,6 +83,8 @@ class Kernel:
       shapes: of the products, or the result.
       source: the operation in the traced program.
       seconds: of all executions together, at least.
+      unknown_times: whether it is in a loop whose length the compiler does not know: `times` then
+        counts one iteration.
     """
 
     name: str
@@ -92,31 +97,38 @@ class Kernel:
     shapes: str = ""
     source: str = ""
     seconds: float = 0
+    unknown_times: bool = False
 
 
 def find_kernels(text: str) -> list[Kernel]:
-    """Returns the kernels of a program, each with how often it is executed."""
+    """Returns the kernels of a program, each with how often it is executed.
+
+    Of a conditional those of one branch, the one with the most work.
+    """
     computations, entry = parse(text)
-    kernels: list[Kernel] = []
-    _walk(computations, entry, 1, kernels)
-    return kernels
+    return list(_walk(computations, entry, 1))
 
 
-def _walk(
-    computations: dict[str, Computation], name: str, times: int, kernels: list[Kernel]
-) -> None:
+def _walk(computations: dict[str, Computation], name: str, times: int) -> Iterator[Kernel]:
     for i in computations[name].values():
         if i.opcode == "while":
             iterations = i.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
-            _walk(computations, i.attribute(CALLS), times * int(iterations or 1), kernels)
+            for kernel in _walk(computations, i.attribute(CALLS), times * int(iterations or 1)):
+                kernel.unknown_times |= not iterations
+                yield kernel
         elif i.opcode == "call":
-            _walk(computations, i.attribute(CALLS), times, kernels)
+            yield from _walk(computations, i.attribute(CALLS), times)
         elif i.opcode == "conditional":
-            branches = i.attribute(r"branch_computations=\{([^}]*)\}")
-            for branch in re.findall(r"%([\w.\-]+)", branches):
-                _walk(computations, branch, times, kernels)
+            names = re.findall(r"[\w.\-]+", " ".join(re.findall(BRANCHES, i.attributes)))
+            branches = [list(_walk(computations, name, times)) for name in names]
+            yield from max(branches, key=_work, default=[])
         elif i.opcode not in NO_WORK:
-            kernels.append(_make_kernel(i, times, computations[name], computations))
+            yield _make_kernel(i, times, computations[name], computations)
+
+
+def _work(kernels: list[Kernel]) -> float:
+    """Returns the bytes, or as many as the products take the time of, of some kernels."""
+    return sum(k.times * max(k.bytes, k.flops / FLOPS_PER_BYTE) for k in kernels)
 
 
 def _make_kernel(

@@ -10,32 +10,35 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import re
+import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax.analysis import gpu_bound
+from gpt_jax.analysis import decode_plan, gpu_bound
 from gpt_jax.analysis.chips import CHIPS, Chip
+from gpt_jax.analysis.compiling import (
+    LARGE_GPU_SHARE,
+    SHARE_VARIABLES,
+    bytes_asked_for,
+    compile_options,
+    gpu_share,
+)
+from gpt_jax.analysis.decode_plan import DecodeBound, plan_decoding
 from gpt_jax.analysis.gpu_bound import Group, find_groups
-from gpt_jax.analysis.gpu_kernels import find_kernels
+from gpt_jax.analysis.gpu_kernels import Kernel, find_kernels
 from gpt_jax.analysis.hlo import Collective, HloProgram
 from gpt_jax.analysis.topologies import described_backend, find_gpu
 from gpt_jax.config import Config, override
 from gpt_jax.config.fields import get_field
 from gpt_jax.devices import GIB
 from gpt_jax.errors import ConfigError, is_out_of_memory
-from gpt_jax.inference.decoding import STREAM_TOKENS, DecodeState, Filters, jit_decode
-from gpt_jax.model import Params, decoding_params, init_cache
 from gpt_jax.model.attention import choose_attention, needs_mesh
 from gpt_jax.model.dtype import resolve_dtype, slow_dtype
 from gpt_jax.parallel.backend import compiling_for, target_backend
-from gpt_jax.parallel.mesh import make_mesh, micro_batches, params_mesh, with_micro_batch
-from gpt_jax.parallel.sharding import mesh_context, replicated, state_shardings
+from gpt_jax.parallel.mesh import make_mesh, micro_batches, with_micro_batch
+from gpt_jax.parallel.sharding import mesh_context
 from gpt_jax.training.compiled_steps import abstract_inputs, jit_train_chunk, recent_losses_spec
 from gpt_jax.training.flops import model_flops as model_flops
 from gpt_jax.training.memory import estimate_memory, local_need, memory_limit, program_bytes
@@ -43,11 +46,7 @@ from gpt_jax.training.micro_batch import SHARE, choose_micro_batch
 
 SPLASH_NAME = "splash attention, jax's Pallas kernel for TPUs"
 MAX_CANDIDATES = 6  # compiled in search of a config that fits
-# With these XLA gives each product to cuBLAS and chooses no kernel by a stopwatch, as there is no
-# GPU to run them on.
-WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 SHOWN_GROUPS = 5
-GPU_SHARE = 0.75  # of a GPU's memory, which jax takes by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,8 @@ class Plan:
       attention: its implementation, and why that one.
       memory: bytes that the step needs, including `arguments`.
       arguments: bytes of its arguments: the state and a batch.
-      limit: bytes that a device has; None if unknown.
+      limit: bytes that programs get of a device's memory; None if unknown. Of a described GPU
+        that is jax's share; see `compiling.gpu_share`.
       shares_memory: whether the devices are a CPU's.
       memory_is_floor: whether `memory` is a lower bound, because compiling failed.
       traffic: approximate bytes read and written; see `hlo.HloProgram.memory_traffic`; None if
@@ -73,6 +73,9 @@ class Plan:
       collectives: communication between devices.
       chip: the data sheet; None if unknown.
       sampling: bytes that the decoder needs on each device it uses, if requested.
+      decoding: a bound on the time of a token, on NVIDIA GPUs, if requested.
+      trace_seconds: that tracing the step took on this machine; None: not measured.
+      compile_seconds: that compiling it took; likewise.
       groups: what an NVIDIA GPU's kernels are for, the slowest first; see `gpu_bound`.
       notes: what settings that are "auto" would be there, and what is slow there.
     """
@@ -92,6 +95,9 @@ class Plan:
     collectives: tuple[Collective, ...] = ()
     chip: Chip | None = None
     sampling: float | None = None
+    decoding: tuple[DecodeBound, ...] = ()
+    trace_seconds: float | None = None
+    compile_seconds: float | None = None
     groups: tuple[Group, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -100,6 +106,13 @@ class Plan:
         """Whether the step fits into memory, as far as that is known."""
         most = max(self.memory, self.sampling or 0)
         return not self.memory_is_floor and (self.limit is None or most <= self.limit)
+
+    @property
+    def fits_a_larger_share(self) -> bool:
+        """Whether an NVIDIA GPU has enough memory for the step, if jax takes more of it."""
+        if self.fits or self.memory_is_floor or self.chip is None or not self.groups:
+            return False
+        return max(self.memory, self.sampling or 0) <= LARGE_GPU_SHARE * self.chip.memory
 
     @property
     def where(self) -> str:
@@ -158,6 +171,12 @@ class Plan:
             f"{self.arguments / GIB:.2f} for the state and a batch{has}: "
             f"{'fits' if self.fits else 'does NOT fit'}",
         }
+        if self.fits_a_larger_share:
+            facts["memory"] += f"; with {SHARE_VARIABLES[1]}={LARGE_GPU_SHARE} it does"
+        if self.compile_seconds is not None:
+            facts["compiling"] = (
+                f"traced in {self.trace_seconds:.0f} s, compiled in {self.compile_seconds:.0f} s"
+            )
         if self.sampling is not None:
             facts["sampling"] = f"{self.sampling / GIB:.2f} GiB a device"
         if self.traffic is None:
@@ -178,6 +197,8 @@ class Plan:
             facts["kernels"] = self._kernels()
         lines = [f"{name:<12} {text}" for name, text in facts.items()]
         lines += [f"note         {note}" for note in self.notes] + self._group_lines()
+        if self.decoding:
+            lines += ["", decode_plan.HEADING, *map(str, self.decoding)]
         if self.collectives:
             lines += [
                 "",
@@ -236,7 +257,7 @@ def make_plan(
     with compiling_for(backend):
         config, notes = resolve_dtype(config, backend)
         if slow := slow_dtype(config.model.dtype, backend):
-            notes = (slow,)
+            notes += (slow,)
         if config.train.micro_batch != "auto":
             found = _make_plan(config, devices, backend, described, sampling)
         else:
@@ -244,7 +265,7 @@ def make_plan(
             notes += (f"train.micro_batch=auto is {n:,} of {config.train.batch_size:,}",)
             if sampling:
                 found = _make_plan(with_micro_batch(config, n), devices, backend, described, True)
-    return dataclasses.replace(found, notes=notes)
+    return dataclasses.replace(found, notes=notes + found.notes)
 
 
 def _choose_micro_batch(config, devices, backend, described) -> tuple[int, Plan]:
@@ -256,7 +277,7 @@ def _choose_micro_batch(config, devices, backend, described) -> tuple[int, Plan]
         return math.inf if plans[n].memory_is_floor else plans[n].memory
 
     sizes = micro_batches(config, len(devices))
-    limit = _usable(_memory_limit(devices[0], described), backend, described)
+    limit = _memory_limit(devices[0], described)
     limit = None if limit is None else SHARE * limit
     estimate = lambda n: local_need(with_micro_batch(config, n), backend, len(devices))
     n = choose_micro_batch(sizes, limit, estimate, compiled)
@@ -265,16 +286,14 @@ def _choose_micro_batch(config, devices, backend, described) -> tuple[int, Plan]
     return n, plans[n]
 
 
-def _usable(limit: float | None, backend: str, described: bool) -> float | None:
-    """Returns the bytes that programs get of a device's memory."""
-    if limit is None or not (described and backend.startswith("cuda")):
-        return limit
-    return GPU_SHARE * limit
-
-
 def _memory_limit(device: jax.Device, described: bool) -> float | None:
+    """Returns the bytes that programs get of a device's memory; None if unknown."""
+    if not described:
+        return memory_limit(device)
+    if gpu := find_gpu(device):
+        return gpu_share() * gpu.memory
     chip = CHIPS.get(device.device_kind)
-    return (chip.memory if chip else None) if described else memory_limit(device)
+    return chip.memory if chip else None
 
 
 def _make_plan(config, devices, backend, described, sampling) -> Plan:
@@ -289,8 +308,9 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
         reason = SPLASH_NAME if backend == "tpu" else "cuDNN"
     # CPU devices share one memory.
     sharers = mesh.size if backend == "cpu" else 1
+    before = time.perf_counter()
     with mesh_context(mesh, kernels=needs_mesh(model)):
-        lowered = jit_train_chunk(config, mesh, _usable(limit, backend, described)).lower(
+        lowered = jit_train_chunk(config, mesh, limit).lower(
             layout.state,
             layout.gathered(1),
             layout.keys,
@@ -298,6 +318,7 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
             layout.hyper,
             steps=1,
         )
+    traced = time.perf_counter()
     plan = Plan(
         devices=f"{mesh.size} of {len(devices)} x {devices[0].device_kind}",
         mesh=dict(mesh.shape),
@@ -312,88 +333,49 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
         chip=chip,
     )
     try:
-        program = lowered.compile(_compile_options(backend, described))
+        program = lowered.compile(compile_options(backend, described))
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
         need = estimate_memory(config, tuple(mesh.shape.values()), backend)
         return dataclasses.replace(
             plan,
-            memory=max(sharers * need.total, _asked_for(str(error))),
+            memory=max(sharers * need.total, bytes_asked_for(str(error))),
             arguments=sharers * need.state,
             memory_is_floor=True,
         )
+    compiled = time.perf_counter()
     stats = program.memory_analysis()
+    decoder = plan_decoding(config, layout.state.params, devices) if sampling else None
     plan = dataclasses.replace(
         plan,
         memory=sharers * program_bytes(stats),
         arguments=sharers * stats.argument_size_in_bytes,
-        sampling=_sampling_memory(config, layout.state.params, devices) if sampling else None,
+        sampling=decoder.memory if decoder else None,
+        decoding=decoder.bounds if decoder else (),
+        trace_seconds=traced - before,
+        compile_seconds=compiled - traced,
     )
     try:
         text = program.as_text()
     except jax.errors.JaxRuntimeError:  # some of v6e's, where libtpu is newer than jaxlib
         return dataclasses.replace(plan, traffic=None)
     read = HloProgram(text)
+    kernels = find_kernels(text) if gpu else []
     return dataclasses.replace(
         plan,
         traffic=read.memory_traffic(),
         collectives=tuple(read.collectives()),
-        groups=find_groups(find_kernels(text), gpu_bound.Rates.of(gpu)) if gpu else (),
+        groups=find_groups(kernels, gpu_bound.Rates.of(gpu)) if gpu else (),
+        notes=_counted_once(kernels),
     )
 
 
-def _compile_options(backend: str, described: bool) -> dict[str, bool | int] | None:
-    return WITHOUT_GPU if described and backend.startswith("cuda") else None
-
-
-def _asked_for(message: str) -> float:
-    """Returns the bytes that a TPU's compiler says the program needs, or 0."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else 0
-
-
-def _sampling_memory(config: Config, params: Params, devices: Sequence[jax.Device]) -> int:
-    """Returns the bytes that decoding with a KV cache needs on each device that `load_run` uses."""
-    model, B = config.model, config.sample.num_samples
-
-    def state() -> DecodeState:
-        return DecodeState(
-            cache=init_cache(model, B),
-            window_BS=jnp.zeros((B, model.block_size), jnp.int32),
-            length=jnp.zeros((), jnp.int32),
-            logits_BV=jnp.zeros((B, model.vocab_size)),
-            keys_B=jax.random.split(jax.random.key(0), B),
-            index=jnp.zeros((), jnp.int32),
-        )
-
-    device = devices[0]
-    host = [d for d in devices if d.process_index == device.process_index]
-    mesh = params_mesh(config.mesh, model.kv_heads, host)
-    shardings = state_shardings(params, mesh)
-    of_block = jax.tree.map(  # without the axis of layers
-        lambda x: NamedSharding(mesh, PartitionSpec(*x.spec[1:])), shardings["blocks"]
-    )
-    decode_state = jax.eval_shape(state)
-    shapes = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        (jax.eval_shape(partial(decoding_params, model), params), decode_state),
-        (
-            {**shardings, "blocks": (of_block,) * model.n_layer},
-            jax.tree.map(lambda x: replicated(mesh), decode_state),
-        ),
-    )
-    lowered = jit_decode(device.platform).lower(
-        model, *shapes, Filters(temperature=1.0), steps=STREAM_TOKENS, mode="cached"
-    )
-    try:
-        options = _compile_options(target_backend(), device not in jax.local_devices())
-        return program_bytes(lowered.compile(options).memory_analysis())
-    except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-        return max(weights, int(_asked_for(str(error))))
+def _counted_once(kernels: Sequence[Kernel]) -> tuple[str, ...]:
+    """Returns a note where the bound counts one iteration of loops that may have more."""
+    if not (n := sum(kernel.unknown_times for kernel in kernels)):
+        return ()
+    return (f"{n:,} kernels are in loops whose length XLA does not know, and counted once",)
 
 
 def find_fitting_config(

@@ -7,7 +7,7 @@ from importlib import util
 
 import jax
 
-from gpt_jax.analysis.gpu_chips import CHIPS, GpuChip
+from gpt_jax.analysis.gpu_chips import CHIPS, GpuChip, find_chip
 from gpt_jax.errors import ConfigError, UserError
 
 CUDA_VERSIONS = (12, 13)  # of jax's plugins
@@ -83,4 +83,4 @@ def described_backend(device: jax.Device) -> str:
 
 def find_gpu(device: jax.Device) -> GpuChip | None:
     """Returns the data sheet of a real or described GPU; None where it is not known."""
-    return next((gpu for gpu in CHIPS.values() if gpu.name == device.device_kind), None)
+    return find_chip(device.device_kind)

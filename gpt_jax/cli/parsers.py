@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,9 @@ def named_config(verb: str, argv: list[str]) -> str:
     parser = Parser(add_help=False, prog=f"{program()} {verb}")
     parser.add_argument("--config", default="nano")
     return parser.parse_known_args(argv)[0].config
+
+
+def batch_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what dotted settings say of the batch, which decides the number of CPU devices."""
+    names = ("train.batch_size", "train.micro_batch")
+    return {name: values[name] for name in names if name in values}

@@ -24,10 +24,13 @@ def command(argv: list[str]) -> int:
     add_config(parser)
     parser.add_argument("--topology", metavar="X",
                         help="what to compile for: a TPU slice, such as v5e:4x4, v5p:2x2x2 or "
-                        "v6e:8x8, or NVIDIA GPUs, such as h100:1, h100:8, a100:8, l4:1 or t4:1; "
+                        "v6e:8x8, or NVIDIA GPUs, such as h100:1, h100:8, a100-40gb:8 or t4:1; "
                         "needs requirements-tpu.txt or requirements-gpu-plan.txt, but no TPU and "
                         "no GPU (default: this machine)")  # fmt: skip
-    parser.add_argument("--sampling", action="store_true", help="also compile the decoder")
+    parser.add_argument("--sampling", action="store_true",
+                        help="also compile the decoder: its memory, and on NVIDIA GPUs a bound on "
+                        "the time of a token, of 1 and of --sample.num-samples "
+                        "streams")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_debug(parser)
     add_settings(parser, config)

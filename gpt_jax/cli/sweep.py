@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from gpt_jax import devices
 from gpt_jax.cli.options import Parser, add_settings
-from gpt_jax.cli.parsers import add_config, add_debug, add_track, named_config, verb_parser
-from gpt_jax.cli.train import take_source_settings
+from gpt_jax.cli.parsers import (
+    add_config,
+    add_debug,
+    add_track,
+    batch_settings,
+    named_config,
+    verb_parser,
+)
+from gpt_jax.cli.source_settings import with_source_settings, without_source_settings
 from gpt_jax.config import Config, load_config, override
 from gpt_jax.config.fields import parse
 from gpt_jax.errors import ConfigError
@@ -34,24 +40,18 @@ def command(argv: list[str]) -> int:
     from gpt_jax.experiments.grid import make_points, parse_vary
     from gpt_jax.experiments.members import ONE_CHECKPOINT, parse_seeds
 
-    given = {}
-    if values.get("init_from", config.init_from) is not None:
-        given = take_source_settings(config, values)
-    config = override(config, {**ONE_CHECKPOINT, **values})
+    config, given = without_source_settings(config, {**ONE_CHECKPOINT, **values})
     variations = [parse_vary(text) for text in own["vary"]]
     points = make_points(variations, own["samples"])
     seeds = parse_seeds(own["seeds"], config.seed)
-    each = [override(config, point) for point in _of_devices(points)]
+    each = [override(config, batch_settings(point)) for point in points]
     devices.request_cpu_devices(
         max(member.train.micro_batch_size for member in each),
         at_least=config.mesh.n_requested,
     )
     if config.train.deterministic:
         devices.request_determinism()
-    if config.init_from is not None:
-        from gpt_jax.training.init_from import start_from
-
-        config = start_from(config, given)
+    config = with_source_settings(config, given)
     from gpt_jax.experiments.sweep_plan import describe_plan, plan_sweep
     from gpt_jax.experiments.sweeps import run_sweep
 
@@ -74,12 +74,6 @@ def command(argv: list[str]) -> int:
     else:
         print(visible(result.markdown() if own["markdown"] else f"\n{result}"))
     return 1 if result.n_diverged else 0
-
-
-def _of_devices(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns what the points say of the batch, which decides the number of devices."""
-    names = ("train.batch_size", "train.micro_batch")
-    return [{name: point[name] for name in names if name in point} for point in points]
 
 
 def _parser(config: Config) -> Parser:

@@ -9,8 +9,9 @@ from gpt_jax import devices
 from gpt_jax.cli import VERBS
 from gpt_jax.cli.options import TABLE_INDENT, Parser, add_settings
 from gpt_jax.cli.parsers import add_config, add_debug, add_track, named_config
-from gpt_jax.config import Config, list_configs, load_config, override
-from gpt_jax.config.fields import get_field, iter_fields, parse
+from gpt_jax.cli.source_settings import with_source_settings, without_source_settings
+from gpt_jax.config import Config, list_configs, load_config
+from gpt_jax.config.fields import parse
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.parallel.multihost import HostsConfig, Launch, connect, is_host0
 from gpt_jax.terminal import program
@@ -34,9 +35,7 @@ def command(argv: list[str]) -> int:
     if parent is not None or at_step is not None:
         config = _branch(parent, at_step, named, values)
     else:
-        if values.get("init_from", config.init_from) is not None:
-            given = take_source_settings(config, values)
-        config = override(config, values)
+        config, given = without_source_settings(config, values)
 
     n = hosts.count or 1
     devices.request_cpu_devices(
@@ -51,10 +50,7 @@ def command(argv: list[str]) -> int:
         display.doing("loading jax")  # which takes a second or two
         from gpt_jax.training.trainer import train
 
-    if config.init_from is not None:
-        from gpt_jax.training.init_from import start_from
-
-        config = start_from(config, given)
+    config = with_source_settings(config, given)
     if not tracked or not is_host0():
         train(config)
         return 0
@@ -120,20 +116,3 @@ def _parser(config: Config) -> Parser:
 
 def _table(rows: Mapping[str, str]) -> str:
     return "\n".join(f"  {name:<{TABLE_INDENT - 3}} {line}" for name, line in rows.items())
-
-
-def take_source_settings(config: Config, values: dict[str, Any]) -> dict[str, Any]:
-    """Removes from `values` the settings that init_from decides, and returns them.
-
-    They are compared with its own once it is read, as are those of a config file with init_from.
-    """
-    of_source = [name for name, _, _ in iter_fields(Config) if name.startswith("model.")]
-    of_source += ["data.tokenizer", "data.vocab_size"]
-    given = {}
-    if config.init_from is not None:
-        given = {
-            k: get_field(config, k)
-            for k in of_source
-            if get_field(config, k) != get_field(Config(), k)
-        }
-    return given | {k: values.pop(k) for k in of_source if k in values}

@@ -7,10 +7,19 @@ from typing import Any
 
 from gpt_jax import devices
 from gpt_jax.cli.options import add_settings
-from gpt_jax.cli.parsers import add_config, add_debug, add_track, named_config, verb_parser
+from gpt_jax.cli.parsers import (
+    add_config,
+    add_debug,
+    add_track,
+    batch_settings,
+    named_config,
+    verb_parser,
+)
+from gpt_jax.cli.source_settings import with_source_settings, without_source_settings
 from gpt_jax.config import Config, load_config, override
-from gpt_jax.config.fields import iter_fields, parse
+from gpt_jax.config.fields import parse
 from gpt_jax.errors import ConfigError, suggest
+from gpt_jax.experiments.fixed_settings import changed_hint, variable_settings
 from gpt_jax.terminal import say, visible
 
 
@@ -51,52 +60,64 @@ def command(argv: list[str]) -> int:
                         help="another checkout of the code, as the change: each side is run by its "
                         "own code")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and end")
+    parser.add_argument("--picture", metavar="FILE",
+                        help="draw the differences and the interval after each pair, as .png or "
+                        ".svg")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the result as JSON")
+    form.add_argument("--markdown", action="store_true",
+                      help="print the result as Markdown, for an issue or a paper")
     # fmt: on
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_track(parser)
     add_debug(parser)
     add_settings(parser, config)
     values = vars(parser.parse(argv))
     names = ("change", "out", "alpha", "max_pairs", "smallest", "unpaired", "dry_run", "json")
-    names += ("equal", "against", "track")
+    names += ("equal", "against", "track", "picture", "markdown")
     options = {name: values.pop(name) for name in names}
     del values["config"], values["debug"]
     if options["out"] is None:
         raise ConfigError("--out is missing: the folder of the trial, such as --out trials/lr")
     change = parse_change(options["change"])
-    return _run(override(config, values), change, options)
+    config, given = without_source_settings(config, values)
+    if options["against"] is None:  # else each process asks for its own
+        changed = override(config, batch_settings(change))
+        least = min(config.train.micro_batch_size, changed.train.micro_batch_size)
+        devices.request_cpu_devices(least, at_least=config.mesh.n_requested)
+        if config.train.deterministic:
+            devices.request_determinism()
+    return _run(with_source_settings(config, given), change, options)
 
 
 def parse_change(texts: list[str]) -> dict[str, Any]:
     """Returns {setting: value} of NAME=VALUE texts.
 
     Raises:
-      ConfigError: there is no such setting, it is given twice, or the value has the wrong type.
+      ConfigError: there is no such setting, it can't be tried, it is given twice, or the value has
+        the wrong type.
     """
-    hints = {name: hint for name, hint, _ in iter_fields(Config)}
     change: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip().removeprefix("--").replace("-", "_")
-        if not equals or name not in hints:
-            what = f"unknown setting {name!r}" if equals else f"{text!r} is not NAME=VALUE"
-            raise ConfigError(f"--change: {what}{suggest(name, hints)}")
+        if not equals:
+            close = suggest(name, variable_settings())
+            raise ConfigError(f"--change: {text!r} is not NAME=VALUE{close}")
+        hint = changed_hint(name, "--change")
         if name in change:
             raise ConfigError(f"--change: {name} is given twice")
-        change[name] = parse(value, hints[name], f"--change {name}")
+        change[name] = parse(value, hint, f"--change {name}")
     return change
 
 
 def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int:
-    if options["against"] is None:  # else each process asks for its own
-        least = min(config.train.micro_batch_size, override(config, change).train.micro_batch_size)
-        devices.request_cpu_devices(least, at_least=config.mesh.n_requested)
-        if config.train.deterministic:
-            devices.request_determinism()
+    from gpt_jax.experiments.curves import check_picture
     from gpt_jax.experiments.trials import check_question, plan_lines, trial
     from gpt_jax.training.trackers import check_trackers
 
     check_trackers(options["track"])
+    if options["picture"] is not None:
+        check_picture(options["picture"])
     asked = {
         "alpha": options["alpha"],
         "max_pairs": options["max_pairs"],
@@ -114,6 +135,11 @@ def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int
 
     track = options["track"]
     found = trial(config, change, options["out"], **asked, progress=say, track=track)
-    write_page(options["out"], quiet=options["json"])
-    print(json.dumps(found.record(), indent=1) if options["json"] else visible(found))
+    write_page(options["out"], quiet=options["json"] or options["markdown"])
+    if options["picture"] is not None:
+        say(f"picture: {found.plot(options['picture'])}")
+    if options["json"]:
+        print(json.dumps(found.record(), indent=1))
+    else:
+        print(visible(found.markdown() if options["markdown"] else found))
     return found.status

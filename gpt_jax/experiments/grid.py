@@ -14,41 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt_jax.config import Config
-from gpt_jax.config.fields import get_field, iter_fields, parse
+from gpt_jax.config.fields import get_field, parse
 from gpt_jax.errors import ConfigError, suggest
+from gpt_jax.experiments.fixed_settings import FIXED as FIXED  # as before it was a module
+from gpt_jax.experiments.fixed_settings import settings, variable_settings, why_fixed
 
 MOST_POINTS = 10_000
 DESIGN_SEED = 0  # of the scrambling: the same command draws the same points
-# Settings that a sweep can't vary -> why not. A name that ends in a dot is a group.
-FIXED = {
-    "run_dir": "a sweep's runs lie in the folder --out",
-    "seed": "use --seeds",
-    "init_seed": "use --seeds, which all seeds follow that are not set",
-    "data_seed": "use --seeds, which all seeds follow that are not set",
-    "dropout_seed": "use --seeds, which all seeds follow that are not set",
-    "init_from": "it decides the model's settings",
-    "checkpoint": "it belongs to init_from",
-    "data.corpus": "losses on other texts can't be compared",
-    "data.fallback_corpus": "losses on other texts can't be compared",
-    "data.train_fraction": "losses on other validation splits can't be compared",
-    "data.tokenizer": "losses of other tokens can't be compared",
-    "data.vocab_size": "losses of other tokens can't be compared",
-    "data.resident": "it changes no result",
-    "train.final_eval_tokens": "losses on other validation splits can't be compared",
-    "train.deterministic": "it is set for a whole process",
-    "train.max_minutes": "runs of other lengths by the clock can't be repeated",
-    "train.log_interval": "it changes no result",
-    "train.eval_interval": "it changes no result",
-    "train.eval_batches": "it changes no result",
-    "train.eval_fixed": "it changes no result",
-    "train.sample_tokens": "it changes no result",
-    "train.checkpoint_interval": "it changes no result",
-    "train.keep_checkpoints": "it changes no result",
-    "train.keep_interval": "it changes no result",
-    "train.keep_best": "it changes no result",
-    "mesh.": "it changes rounding only",
-    "sample.": "it changes no result",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +83,10 @@ def list_of(name: str, values: Sequence[Any]) -> Variation:
 
 def _hint(name: str) -> Any:
     """Returns the type of a setting that can vary."""
-    hints = {n: hint for n, hint, field in iter_fields(Config) if not field.metadata["internal"]}
+    hints = settings()
     if name not in hints:
-        raise ConfigError(f"--vary {name}: unknown setting{suggest(name, hints)}")
-    why = FIXED.get(name) or FIXED.get(name.partition(".")[0] + ".")
-    if why:
+        raise ConfigError(f"--vary {name}: unknown setting{suggest(name, variable_settings())}")
+    if why := why_fixed(name):
         raise ConfigError(f"--vary {name}: a sweep can't vary it, because {why}")
     return hints[name]
 

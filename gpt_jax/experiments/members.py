@@ -128,22 +128,46 @@ def make_members(
     Raises:
       ConfigError: a point breaks a rule of the settings, or seeds are held that tell runs apart.
     """
-    if len(seeds) > 1 and all(getattr(base, name) is not None for name in SEEDS):
-        raise ConfigError(
-            "init_seed, data_seed and dropout_seed are all set, so members that differ in --seeds "
-            "would be the same run; leave one of them out"
-        )
     if not points:
         raise ConfigError("nothing to run: an empty grid")
     shapes: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
-        shapes.setdefault(shape_of(member_config(base, point, seeds[0])), []).append(point)
+        config = member_config(base, point, seeds[0])
+        line = same_runs_line(config, "members that differ in --seeds")
+        if line and len(seeds) > 1:
+            raise ConfigError(line)
+        shapes.setdefault(shape_of(config), []).append(point)
     ordered = [point for group in shapes.values() for point in group]
     return [
         Member(_folder_name(i * len(seeds) + j, point, seed), dict(point), seed)
         for i, point in enumerate(ordered)
         for j, seed in enumerate(seeds)
     ]
+
+
+def same_runs_line(config: Config, what: str) -> str:
+    """Returns why runs that differ in their seed alone would be the same; '' where they differ.
+
+    Args:
+      config: their settings.
+      what: the runs, in words.
+    """
+    model, held, reasons = config.model, [*SEEDS], []
+    if not (model.dropout or model.attention_dropout_rate or model.embedding_dropout):
+        held.remove("dropout_seed")
+        reasons.append("there is no dropout")
+    if config.init_from is not None or config.branch_from is not None:
+        held.remove("init_seed")
+        reasons.append("parameters are those of another run")
+    if any(getattr(config, name) is None for name in held):
+        return ""
+    *others, last = held
+    names = f"{', '.join(others)} and {last} are {'all' if others[1:] else 'both'} set"
+    names = names if others else f"{last} is set"
+    *first, final = [names, *reasons]
+    why = f"{', '.join(first)} and {final}" if first else final
+    way = "leave one of them out" if others else "leave it out"
+    return f"{why}, so {what} would be the same run; {way}"
 
 
 def _folder_name(number: int, values: Mapping[str, Any], seed: int) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import special
@@ -50,6 +51,21 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean with its 95% interval, by Student's t.
+
+    Attributes:
+      mean: of the values.
+      half_width: of the interval; NaN of fewer than two values.
+      values: one at least.
+    """
+
+    mean: float
+    half_width: float
+    values: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
 class SignFlips:
     """A sign-flip test.
 
@@ -78,6 +94,12 @@ def mean_half_width(values: np.ndarray, level: float = 0.95) -> np.ndarray:
     if n < 2:
         return np.full(values.shape[1:], np.nan)
     return t_quantile(n - 1, 1 - level) * values.std(axis=0, ddof=1) / math.sqrt(n)
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Returns the mean of values with its interval."""
+    numbers = np.asarray(values, np.float64)
+    return Mean(float(numbers.mean()), float(mean_half_width(numbers)), numbers.tolist())
 
 
 def _estimate(mean: float, error: float, degrees: float, alpha: float) -> Estimate:

@@ -10,6 +10,8 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,12 @@ CODE = ("main.py", "gpt_jax/**/*.py", "configs/*.py")  # what a run of a tree ex
 # How a run's last line says that it diverged; see `training.divergence`.
 DIVERGED = re.compile("the loss is a spike|the loss or its gradient is not finite")
 OUT_OF_TIME = 75
+# Reads a config file by the code of a tree, which imports no jax for it.
+READ_CONFIG = (
+    "import runpy, sys; sys.path.insert(0, sys.argv[1]); "
+    "runpy.run_path(sys.argv[2])['get_config']()"
+)
+CONFIG_ERROR = "gpt_jax.errors.ConfigError: "  # as Python ends a traceback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +137,18 @@ def config_text(config: Config) -> str:
         "def get_config():\n"
         f"    return override(\n        Config(),\n        {{\n{lines}        }},\n    )\n"
     )
+
+
+def check_settings(tree: Tree, config: Config) -> None:
+    """Raises ConfigError where the code of a tree does not take the settings of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.py"
+        file.write_text(config_text(config), encoding="utf-8")
+        words = [sys.executable, "-P", "-c", READ_CONFIG, tree.path, str(file)]
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        *_, line = ["without a word", *filter(str.strip, done.stderr.splitlines())]
+        raise ConfigError(f"in {tree.path}: {line.removeprefix(CONFIG_ERROR)}")
 
 
 def train_in_tree(tree: Tree, config: Config, file: Path) -> None:

@@ -39,6 +39,20 @@ def sides_of(config: Config, change: Mapping[str, Any], budget: Budget | None) -
     return {side: side_config(config, change, side, config.seed, "x", budget) for side in SIDES}
 
 
+def pair_configs(
+    folder: Path,
+    config: Config,
+    change: Mapping[str, Any],
+    budget: Budget | None,
+    seeds: tuple[int, int],
+) -> dict[str, Config]:
+    """Returns the settings of both runs of a pair, whose folders lie in the trial's."""
+    return {
+        side: side_config(config, change, side, seed, str(folder / f"{side}-{seed}"), budget)
+        for side, seed in zip(SIDES, seeds, strict=True)
+    }
+
+
 def seeds_of(index: int, first: int, *, paired: bool) -> tuple[int, int]:
     """Returns the seeds of both runs of a pair."""
     if paired:
@@ -105,10 +119,9 @@ def run_pair(
 ) -> Pair:
     """Trains both runs of a pair, or what is missing of them, and returns their figures."""
     losses, diverged, run_dirs = [], [], []
-    for side, seed in zip(SIDES, seeds, strict=True):
-        run_dirs.append(folder.path / f"{side}-{seed}")
-        say(f"{side}, seed {seed}")
-        own = side_config(config, change, side, seed, str(run_dirs[-1]), budget)
+    for side, own in pair_configs(folder.path, config, change, budget, seeds).items():
+        run_dirs.append(to_folder(own.run_dir))
+        say(f"{side}, seed {own.seed}")
         loss, why = run(side, own)
         losses.append(loss)
         diverged.append(why)

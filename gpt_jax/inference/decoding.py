@@ -213,7 +213,8 @@ def _decode(config, params, state, filters, *, steps, mode, filled=None):
         (x_B1D, _), cache = forward(
             config, params, token_B[:, None], cache=state.cache, return_hidden=True
         )
-        logits_B1V = logits_from_hidden(x_B1D, head)[..., : config.vocab_size]
+        with jax.named_scope("head"):  # a name in profiles and plans
+            logits_B1V = logits_from_hidden(x_B1D, head)[..., : config.vocab_size]
         at = (0, state.length)
         window_BS = jax.lax.dynamic_update_slice(state.window_BS, token_B[:, None], at)
         return state.replace(
@@ -241,7 +242,8 @@ def _decode(config, params, state, filters, *, steps, mode, filled=None):
     advance = {"cached": cached, "recompute": recompute, "refill": refill}[mode]
 
     def body(state: DecodeState, keys_B):
-        token_B = sample_token(keys_B, state.logits_BV, filters)
+        with jax.named_scope("sampling"):
+            token_B = sample_token(keys_B, state.logits_BV, filters)
         new = advance(state, token_B).replace(index=state.index + 1)
         if mode == "cached":  # a full context stays; its cache is not used again
             fits = state.length < S

@@ -6,12 +6,12 @@ import importlib.util
 import pytest
 
 import main
-from gpt_jax.analysis import gpu_bound, plan, topologies
+from gpt_jax.analysis import compiling, gpu_bound, plan, topologies
 from gpt_jax.analysis.chips import CHIPS
 from gpt_jax.analysis.gpu_bound import LEVERS, Rates, find_groups, purpose
 from gpt_jax.analysis.gpu_chips import CHIPS as GPUS
 from gpt_jax.analysis.gpu_kernels import Kernel, find_kernels
-from gpt_jax.errors import ConfigError
+from gpt_jax.errors import ConfigError, UserError
 
 STEP = "jit(train_chunk)/while/body/"
 
@@ -29,6 +29,11 @@ STEP = "jit(train_chunk)/while/body/"
         ("optimizer/add", 0, gpu_bound.OPTIMIZER),
         ("gradient_accumulation/add", 0, gpu_bound.ACCUMULATION),
         ("transpose(jvp(GPT))/tokens/scatter-add", 0, gpu_bound.EMBEDDING),
+        ("GPT/Block/mlp/up/dot_general", 8, gpu_bound.MLP),
+        ("GPT/Block/attn/dot_general", 8, gpu_bound.ATTENTION_PRODUCTS),
+        ("head/dot_general", 8, gpu_bound.HEAD),
+        ("sampling/argmax", 0, gpu_bound.SAMPLING),
+        ("jvp(loss)/head/dot_general", 8, gpu_bound.LOSS),
         ("jvp(GPT)/embeddings_of_blockswords", 0, gpu_bound.OTHER),
         ("", 0, gpu_bound.OTHER),
     ],
@@ -119,6 +124,53 @@ def test_the_bound_says_why():
     assert record["groups"][0]["name"] == "MLP products"
 
 
+SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+@pytest.mark.parametrize(
+    ("share", "gib", "fits", "said"),
+    [
+        ("", 59.0, True, "available: 59.33 GiB: fits"),
+        ("", 60.0, False, f"does NOT fit; with {SHARE}=0.92 it does"),
+        ("", 72.7, False, f"does NOT fit; with {SHARE}=0.92 it does"),
+        ("", 73.0, False, "available: 59.33 GiB: does NOT fit"),  # 72.78 are 92%
+        ("0.92", 60.0, True, "available: 72.78 GiB: fits"),
+        ("0.5", 40.0, False, f"available: 39.55 GiB: does NOT fit; with {SHARE}=0.92 it does"),
+    ],
+)
+def test_a_step_fits_a_gpu_where_it_fits_the_share_that_jax_takes(
+    share, gib, fits, said, monkeypatch
+):
+    for name in compiling.SHARE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if share:
+        monkeypatch.setenv(SHARE, share)
+    planned = make({"MLP products": 0.5})
+    device = dataclasses.make_dataclass("Device", ["device_kind"])("NVIDIA H100 80GB HBM3")
+    limit = plan._memory_limit(device, described=True)
+    planned = dataclasses.replace(planned, memory=gib * 2**30, limit=limit)
+    assert planned.fits == fits
+    (line,) = [line for line in str(planned).splitlines() if line.startswith("memory")]
+    assert line.endswith(said)
+
+
+@pytest.mark.parametrize("value", ["x", "0", "-1", "1.5", "nan"])
+@pytest.mark.parametrize("name", compiling.SHARE_VARIABLES)
+def test_a_share_that_is_none_is_one_line(name, value, monkeypatch):
+    for other in compiling.SHARE_VARIABLES:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name}={value} must be above 0 and at most 1"):
+        compiling.gpu_share()
+
+
+def test_what_compiling_took_is_shown_and_kept():
+    planned = dataclasses.replace(make({"copies": 1}), trace_seconds=7.6, compile_seconds=31.2)
+    assert "compiling    traced in 8 s, compiled in 31 s" in str(planned)
+    assert planned.record()["compile_seconds"] == 31.2
+    assert "compiling" not in str(make({"copies": 1}))
+
+
 def test_groups_add_up_to_their_kernels():
     rates = Rates(bf16=1e3, tf32=1e3, f32=1e3, bandwidth=10, network=1)
     kernels = [
@@ -126,6 +178,7 @@ def test_groups_add_up_to_their_kernels():
         Kernel("b", "matmul", 1, 100, 4000, "bf16", source="blocks/mlp/down"),
         Kernel("c", "fusion", 5, 10, source="optimizer"),
         Kernel("d", "all-gather", 1, 7, group="collective"),
+        Kernel("e", "copy-start", 4, 30, group="async"),  # beside other kernels
     ]
     groups = {group.name: group for group in find_groups(kernels, rates)}
     mlp = groups["MLP products"]
@@ -133,7 +186,8 @@ def test_groups_add_up_to_their_kernels():
     assert mlp.seconds == pytest.approx(2 * 10 + 10)  # the second's bytes take as long
     assert groups["optimizer"].seconds == pytest.approx(5)
     assert groups["collectives"].seconds == pytest.approx(7)
-    assert [group.seconds for group in groups.values()] == [30, 7, 5]
+    assert [group.seconds for group in groups.values()] == [30, 7, 5, 0]
+    assert (groups["copies"].launches, groups["copies"].bytes) == (4, 120)
 
 
 @pytest.mark.parametrize("topology", ["h100", "h200:8", "t4:1", "L4:1"])
@@ -161,12 +215,19 @@ def test_a_machine_has_at_most_eight_gpus(count):
         topologies._gpu_count(f"h100:{count}")
 
 
+@pytest.fixture
+def has_plugin(monkeypatch):
+    monkeypatch.setattr(topologies.util, "find_spec", lambda name: object())
+
+
+@pytest.mark.usefixtures("has_plugin")
 @pytest.mark.parametrize("name", GPUS)
 def test_each_described_gpu_has_a_data_sheet(name):
     gpu = GPUS[name]
     sheet = CHIPS[gpu.name]
-    assert (sheet.memory, sheet.bandwidth, sheet.network) == (
-        gpu.memory, gpu.bandwidth, gpu.network
+    assert (sheet.memory, sheet.bandwidth, sheet.network, sheet.source) == (
+        gpu.memory, gpu.bandwidth, gpu.network, gpu.source
     )  # fmt: skip
+    topologies.check_can_plan(f"{name}:2")
     device = dataclasses.make_dataclass("Device", ["device_kind", "platform"])(gpu.name, "gpu")
     assert topologies.described_backend(device) == "cuda {}.{}".format(*gpu.capability)

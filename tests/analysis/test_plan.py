@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,28 @@ SMALL = Config(
     train=TrainConfig(batch_size=16),
 )
 
+EMPTY = plan.Plan(
+    devices="", mesh={}, n_params=0, tokens=0, flops=0, attention="", memory=0, arguments=0,
+    limit=None,
+)  # fmt: skip
+
 
 @functools.cache
 def small_plan() -> plan.Plan:
     return plan.make_plan(SMALL, sampling=True)
+
+
+def test_a_plan_says_all_that_it_has_to_say(monkeypatch):
+    """Of the dtype that auto stands for, that it is slow there, and of the micro-batch."""
+    monkeypatch.setattr(plan, "_make_plan", lambda *args: EMPTY)
+    monkeypatch.setattr(plan, "_choose_micro_batch", lambda *args: (4, EMPTY))
+    monkeypatch.setattr(plan, "resolve_dtype", lambda config, backend: (config, ("auto is so",)))
+    monkeypatch.setattr(plan, "slow_dtype", lambda dtype, backend: "slow here")
+    assert plan.make_plan(SMALL).notes == ("auto is so", "slow here")
+    auto = override(SMALL, {"train.micro_batch": "auto"})
+    assert plan.make_plan(auto).notes == (
+        "auto is so", "slow here", "train.micro_batch=auto is 4 of 16"
+    )  # fmt: skip
 
 
 def product_flops(jaxpr) -> int:
@@ -162,6 +181,8 @@ def test_data_sheets_are_plausible():
         assert 10 * GIB < chip.memory < 200 * GIB
         assert 5e12 < chip.flops < 1e16  # the least: float32 on a T4
         assert chip.network < chip.bandwidth < 1e13
+        assert re.fullmatch(r"\S.*: https://\S+", chip.source), chip.name
+    assert len({chip.name for chip in CHIPS.values()}) == len(CHIPS)
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ def trainer(monkeypatch, tmp_path):
     module = types.ModuleType("gpt_jax.training.trainer")
     module.train = train
     monkeypatch.setitem(sys.modules, "gpt_jax.training.trainer", module)
+    monkeypatch.setattr(trials, "check_sides", lambda sides, trees: None)
     return calls
 
 
@@ -68,6 +69,14 @@ def test_equal_tokens_and_steps(trainer):
     assert record["budget"]["change_steps"] == 250
     with pytest.raises(UserError, match="equal is tokens there and steps here"):
         gpt_jax.trial(NANO, TWICE, "tokens", equal="steps")
+
+
+def test_steps_that_break_a_rule_are_refused_before_anything_is_made(trainer):
+    warm = override(NANO, {"optim.schedule": "cosine", "optim.warmup_steps": 300})
+    with pytest.raises(ConfigError, match=r"optim.warmup_steps=300 .* fit into .* 250 steps"):
+        gpt_jax.trial(warm, TWICE, "out", equal="tokens")
+    assert not Path("out").exists()
+    assert trainer == []
 
 
 def test_equal_flops_count_the_operations_of_the_model(trainer, monkeypatch):
@@ -207,6 +216,19 @@ def test_each_side_is_run_by_its_own_tree(checkout, tmp_path):
         gpt_jax.trial(NANO, {}, "other", against=change, equal="flops")
 
 
+def test_settings_that_a_tree_does_not_take_are_refused_before_anything_is_made(checkout):
+    checkout("ours", 2.0)
+    change = checkout("theirs", 1.9)
+    file = change / "gpt_jax" / "config.py"
+    older = "    if values.get('model.qk_norm'):\n        raise ValueError('unknown setting')\n"
+    file.write_text(file.read_text().replace("    return {**", older + "    return {**"))
+    with pytest.raises(ConfigError, match=r"in .*theirs: ValueError: unknown setting$"):
+        gpt_jax.trial(NANO, {"model.qk_norm": True}, "out", against=change)
+    assert not Path("out").exists()
+    assert not Path("calls").exists()
+    assert len(gpt_jax.trial(NANO, {}, "out", against=change, max_pairs=1).pairs) == 1
+
+
 def test_how_a_process_of_a_tree_ends_is_told(checkout):
     checkout("ours", 2.0)
     change = checkout("theirs", 4.0)
@@ -264,14 +286,31 @@ def test_the_config_file_of_a_side_says_what_differs_from_the_defaults(tmp_path)
 
 
 def test_dry_run_shows_budget_and_trees(checkout, monkeypatch):
-    monkeypatch.setattr("gpt_jax.experiments.estimate.runs_text", lambda sides, pairs: [])
+    texts = lambda sides, pairs: ["about 3 min", "about 9 MB"]
+    monkeypatch.setattr("gpt_jax.experiments.estimate.runs_text", texts)
     checkout("ours", 2.0)
     change = checkout("theirs", 1.9)
     question = trials.check_question(NANO, {}, 0.01, 3, None, True, equal="seconds", against=change)
     lines = "\n".join(trials.plan_lines(NANO, question, "out", 3))
+    assert "at most 6 runs, one after another" in lines
+    assert "base: 500 steps, 1,024,000 tokens a run; code of " in lines
+    unknown = "as many steps as take the seconds of the base"
+    assert f"change: {unknown}; code of {change}, no commit" in lines
+    measured = "equal seconds: the steps of the change are measured first, before the first pair"
+    assert measured in lines
+    question = trials.check_question(NANO, {}, 0.01, 3, None, True, against=change)
+    lines = "\n".join(trials.plan_lines(NANO, question, "out", 3))
+    assert "at most 6 runs, 3,000 steps, one after another" in lines
     assert f"change: 500 steps, 1,024,000 tokens a run; code of {change}, no commit" in lines
-    assert "equal seconds: the steps of the change are measured first" in lines
+    monkeypatch.setattr(trials, "check_sides", lambda sides, trees: None)
     question = trials.check_question(NANO, TWICE, 0.01, 3, None, True, equal="tokens")
     lines = "\n".join(trials.plan_lines(NANO, question, "out", 3))
+    assert "at most 6 runs, 2,250 steps, one after another" in lines
     assert "change: 250 steps, 1,024,000 tokens a run" in lines
+    question = trials.check_question(NANO, TWICE, 0.01, 3, None, True, equal="seconds")
+    lines = trials.plan_lines(NANO, question, "out", 3)
+    assert f"change: {unknown}; train.batch-size=64" in lines
+    assert measured in lines
+    assert lines[-2] == "about 3 min; with as many steps of the change as of the baseline"
+    assert not Path("out").exists()
     assert budgets.EQUALS.keys() == {"steps", "tokens", "flops", "seconds"}

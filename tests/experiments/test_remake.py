@@ -101,7 +101,8 @@ def test_the_command_asks_for_the_same_trial(values, change, asked, tmp_path, mo
         assert options.pop("out") == str(tmp_path)
         del options["change"]  # its text
         paired = not options.pop("unpaired")
-        del options["dry_run"], options["json"], options["track"]
+        for name in ("dry_run", "json", "markdown", "picture", "track"):
+            del options[name]
         found.append(check_question(config, change, paired=paired, **options))
         return 0
 

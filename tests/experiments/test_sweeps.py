@@ -20,9 +20,10 @@ from gpt_jax.experiments.members import (
     member_config,
     parse_seeds,
     read_sweep,
+    same_runs_line,
     shape_of,
 )
-from gpt_jax.experiments.statistics import mean_half_width
+from gpt_jax.experiments.statistics import mean_half_width, mean_of
 from gpt_jax.experiments.sweep_results import read_result
 from gpt_jax.run import checkpoints
 from gpt_jax.training import compiled_steps
@@ -60,6 +61,8 @@ def test_a_range_is_log_uniform_and_drawn_alike_each_time():
         ("optim.learning-rate=1e-3,0.001", "0.001 twice"),
         ("optim.learning-rte=1e-3", "unknown setting; did you mean optim.learning_rate"),
         ("train.dropout-masks=batch", "unknown setting"),
+        ("branch-from=a", "unknown setting$"),  # nothing near it can vary
+        ("trian.keep-best=true", "unknown setting$"),
         ("seed=1,2", "use --seeds"),
         ("data-seed=1,2", "use --seeds"),
         ("run-dir=a,b", "--out"),
@@ -129,6 +132,44 @@ def test_members_that_only_seeds_could_tell_apart_need_one_to_follow():
     assert len(make_members(dataclasses.replace(base, data_seed=None), [{}], (0, 1))) == 2
 
 
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"dropout_seed": None, "model.dropout": 0.0},
+            "and data_seed are both set and there is n",
+        ),
+        ({"dropout_seed": None, "model.dropout": 0.0, "model.attention_dropout": 0.1}, ""),
+        ({"dropout_seed": None, "model.dropout": 0.0, "model.embedding_dropout": 0.1}, ""),
+        ({"dropout_seed": None}, ""),
+        ({"init_seed": None}, ""),
+        (
+            {"init_seed": None, "init_from": "x"},
+            "data_seed and dropout_seed are both set and param",
+        ),
+        ({"data_seed": None, "init_from": "x", "model.dropout": 0.0}, ""),
+        (
+            {"init_seed": None, "dropout_seed": None, "init_from": "x", "model.dropout": 0.0},
+            "data_seed is set, there is no dropout and parameters are those of another run, so m "
+            "would be the same run; leave it out",
+        ),
+    ],
+)
+def test_what_tells_runs_of_other_seeds_apart(values, line):
+    held = {"init_seed": 1, "data_seed": 1, "dropout_seed": 1}
+    found = same_runs_line(override(Config(), {**held, **values}), "m")
+    assert line in found
+    assert bool(line) == bool(found)
+
+
+def test_a_point_without_dropout_may_have_members_that_collide():
+    base = Config(init_seed=1, data_seed=1)
+    points = make_points([parse_vary("model.dropout=0.2,0")])
+    with pytest.raises(ConfigError, match="there is no dropout, so members that differ in --seeds"):
+        make_members(base, points, (0, 1))
+    assert len(make_members(base, points, (0,))) == 2
+
+
 def test_members_of_one_shape_follow_one_another():
     points = [
         {"model.qk_norm": norm, "optim.learning_rate": rate}
@@ -152,6 +193,9 @@ def test_the_interval_is_students():
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     np.testing.assert_allclose(2 * mean_half_width(values), high - low)
     assert np.isnan(mean_half_width(values[:1]))
+    found = mean_of([1.0, 2.0, 4.0])
+    assert (found.mean, found.values) == (pytest.approx(7 / 3), [1.0, 2.0, 4.0])
+    assert 2 * found.half_width == pytest.approx(high - low)
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`trial`: pairs of runs until a change is decided; training is a stand-in that writes folders."""
 
+import importlib
 import json
 import sys
 import types
@@ -12,9 +13,11 @@ from fake_runs import NANO, write_run
 
 import gpt_jax
 import main
-from gpt_jax.config import override
+from gpt_jax.config import Config, override
+from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError, Diverged, TrainingError, UserError
-from gpt_jax.experiments import estimate
+from gpt_jax.experiments import estimate, trial_runs, trials
+from gpt_jax.experiments.fixed_settings import FIXED, OF_TRIAL
 from gpt_jax.experiments.trials import trial
 from gpt_jax.run.metrics import read_rows
 
@@ -52,6 +55,7 @@ def trainer(monkeypatch, tmp_path):
     module = types.ModuleType("gpt_jax.training.trainer")
     stand_in = module.train = Trainer()
     monkeypatch.setitem(sys.modules, "gpt_jax.training.trainer", module)
+    monkeypatch.setattr(trials, "check_sides", lambda sides, trees: None)
     return stand_in
 
 
@@ -202,6 +206,78 @@ def test_what_can_not_be_tried_is_one_line_before_anything_is_made(trainer, chan
     assert trainer.calls == []
 
 
+@pytest.mark.parametrize("name", [*FIXED, "mesh.fsdp", "sample.top_p"])
+def test_what_a_sweep_can_not_vary_a_trial_can_not_change(trainer, name):
+    known = {n: get_field(NANO, n) for n, _, _ in iter_fields(Config)}
+    name = next(n for n in known if n.startswith(name))
+    with pytest.raises(ConfigError, match=f"change: {name} can't be tried, because ") as caught:
+        gpt_jax.trial(NANO, {name: known[name]}, "out")
+    why = str(caught.value).partition("because ")[2]
+    told = {*FIXED.values()} - {why for why in FIXED.values() if "--seeds" in why or "sweep" in why}
+    assert why in told | {*OF_TRIAL.values()}
+
+
+@pytest.mark.parametrize(
+    ("values", "change", "how", "line"),
+    [
+        ({"dropout_seed": 1}, RATE, {}, "are all set, so runs that differ in their seed would be"),
+        ({"dropout_seed": 1}, {}, {"paired": False, "max_pairs": 1}, "are all set"),
+        ({"model.dropout": 0.0}, RATE, {}, "init_seed and data_seed are both set and there is no"),
+        ({"model.dropout": 0.0}, {"model.dropout": 0.1}, {"max_pairs": 2}, ""),
+        ({}, {"model.dropout": 0.0}, {"max_pairs": 2}, ""),
+        ({"dropout_seed": 1}, RATE, {"max_pairs": 1}, ""),
+    ],
+)
+def test_pairs_that_would_be_the_same_training_are_refused(trainer, values, change, how, line):
+    config = override(NANO, {"init_seed": 1, "data_seed": 1, **values})
+    if not line:
+        gpt_jax.trial(config, change, "out", **how)
+        return
+    with pytest.raises(ConfigError, match=line):
+        gpt_jax.trial(config, change, "out", **how)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "change", "line"),
+    [
+        ({}, {"model.n_embd": 400_000}, "the change: training needs at least "),
+        ({"model.n_embd": 400_000}, {"model.n_embd": 16}, "the base: training needs at least "),
+        ({}, {"model.block_size": 4000, "train.batch_size": 1}, "the change: .*too short"),
+        ({"data.corpus": "nowhere.txt"}, RATE, "the base: .*nowhere.txt"),
+        ({"sample.top_k": 999}, RATE, "the base: .*top_k"),
+        ({}, {"model.attention": "fused", "model.dropout": 0.0}, "the change: model.attention=f"),
+    ],
+)
+def test_both_sides_are_checked_before_anything_is_made(
+    tiny_config, tmp_path, monkeypatch, values, change, line
+):
+    def train(*args, **kwargs):
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(trial_runs, "runner", lambda *args: train)
+    monkeypatch.setattr(trials, "runner", lambda *args: train)
+    config = override(tiny_config, values)
+    with pytest.raises(ConfigError, match=line) as caught:
+        gpt_jax.trial(config, change, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    question = trials.check_question(config, change, 0.01, 2, None, True)
+    with pytest.raises(ConfigError, match=line):
+        trials.plan_lines(config, question, tmp_path / "out", 2)
+
+
+def test_a_trial_that_has_ended_needs_nothing_of_its_sides(trainer, monkeypatch):
+    def refuse(sides, trees):
+        raise UserError(", ".join(own.run_dir for own in sides.values()))
+
+    first = gpt_jax.trial(NANO, RATE, "out", max_pairs=2)
+    monkeypatch.setattr(trials, "check_sides", refuse)
+    assert gpt_jax.trial(NANO, RATE, "out", max_pairs=2).pairs == first.pairs
+    with pytest.raises(UserError, match=r"^out/base-2, out/change-2$"):  # what would run next
+        gpt_jax.trial(NANO, RATE, "out", max_pairs=3)
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', '{"format": 9, "question": {}}', "[]"])
 def test_a_damaged_record_is_refused(trainer, text):
     gpt_jax.trial(NANO, RATE, "out", max_pairs=1)
@@ -259,6 +335,12 @@ def test_the_command(trainer, capsys, monkeypatch):
     assert out.rstrip().splitlines()[-1].startswith("the change is lower by")
     assert "pair 1: base, seed 0" in err
     assert Path("out/report.html").is_file()
+    assert main.main([*words, "--markdown", "--picture", "found.svg"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("**the change is lower by")
+    assert "| seed | base | change |" in shown.out
+    assert "picture: found.svg" in shown.err
+    assert Path("found.svg").is_file()
     assert main.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == 0
@@ -266,10 +348,53 @@ def test_the_command(trainer, capsys, monkeypatch):
     for wrong in (
         words[:-2], [*words, "--change", "optim.learning-rate=1"], [*words, "--change", "x=1"],
         [*words, "--change", "seed"], [*words, "--alpha", "2"], [*words, "--max-pairs", "x"],
-        [*words, "--train.steps", "7"],
+        [*words, "--train.steps", "7"], [*words, "--picture", "found.pdf"],
+        [*words, "--json", "--markdown"],
     ):  # fmt: skip
         assert main.main(wrong) == 2, wrong
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("seed=5", "--change: seed can't be tried, because each pair of a trial has its own seed"),
+        ("run-dir=", "--change: run_dir can't be tried, because a trial's runs lie in the folder"),
+        ("data.corpus=x", "data.corpus can't be tried, because losses on other texts can't be"),
+        ("init-from=x", "init_from can't be tried, because it decides the model's settings"),
+        ("mesh.fsdp=0", "mesh.fsdp can't be tried, because it changes rounding only"),
+        ("branch-from=a", "--change: unknown setting 'branch_from'\n"),
+        ("optim.lr=1", "unknown setting 'optim.lr'; did you mean optim.learning_rate?"),
+        ("learning-rate", "'learning-rate' is not NAME=VALUE"),
+    ],
+)
+def test_the_command_says_why_a_setting_can_not_be_tried(capsys, tmp_path, change, line):
+    assert main.main(["trial", "--change", change, "--out", str(tmp_path / "out")]) == 2
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep", "trial"])
+def test_every_verb_that_trains_takes_the_settings_of_init_from(
+    verb, tmp_path, monkeypatch, capsys
+):
+    """Of the run that is named, not those of --config, which others than it contradict."""
+    write_run(tmp_path / "source", settings={"model.n_embd": 64, "model.n_layer": 2})
+    importlib.import_module("gpt_jax.experiments.sweeps")  # which keeps what it finds
+    found = []
+    stop = lambda config, *args, **kwargs: found.append(config) or 0
+    monkeypatch.setattr("gpt_jax.training.trainer.train", stop)
+    monkeypatch.setattr("gpt_jax.cli.trial._run", stop)
+    monkeypatch.setattr("gpt_jax.experiments.sweep_plan.plan_sweep", stop)
+    monkeypatch.setattr("gpt_jax.experiments.sweep_plan.describe_plan", lambda plan: "")
+    own = {"train": ["--run-dir", str(tmp_path / "run")], "sweep": ["--dry-run"], "trial": []}
+    words = [verb, "--init-from", str(tmp_path / "source"), "--model.dropout", "0.1", *own[verb]]
+    words += [] if verb == "train" else ["--out", str(tmp_path / "out")]
+    assert main.main(words) == 0, capsys.readouterr().err
+    model = found[0].model
+    assert (model.n_embd, model.n_layer, model.dropout) == (64, 2, 0.1)
+    assert main.main([*words, "--model.n-embd", "32"]) == 2
+    assert "is another model: model.n_embd is 64 there and 32 here" in capsys.readouterr().err
 
 
 def test_its_runs_are_told_to_a_tracker_as_one_group(trainer, monkeypatch, capsys):

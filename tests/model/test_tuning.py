@@ -1,6 +1,7 @@
 """The tunings for kinds of devices: the same loss and gradients, arranged otherwise.
 
-Everything here is computed on this machine's CPU, in float32, with the tuning of another device.
+Everything here is computed on this machine's CPU with the tuning of another device, in float32
+unless a test says otherwise.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from gpt_jax.config import ModelConfig, TrainConfig
+from gpt_jax.config import ModelConfig, TrainConfig, load_config
 from gpt_jax.model import GPT, tuning
 from gpt_jax.model.gpt import pad_head
 from gpt_jax.model.layers import matmul
@@ -66,6 +67,36 @@ def test_a_gpus_tuning_computes_the_same(monkeypatch, name):
             found = functools.reduce(lambda tree, key: tree[key.key], path, other)
             bound = 500 * EPS * float(np.abs(expected).max())
             np.testing.assert_allclose(found, expected, atol=bound, err_msg=f"{path}")
+
+
+@pytest.mark.slow
+def test_in_bfloat16_a_gpus_gradients_point_where_those_of_float32_do():
+    """Base's shape at 2 layers, all choices for a GPU but its kernel for attention."""
+    base = load_config("base").model
+    base = dataclasses.replace(base, n_layer=2, block_size=32, attention="plain", dtype="float32")
+    random = np.random.default_rng(0)
+
+    def draw(path, x):
+        noise = random.standard_normal(x.shape, np.float32)
+        return 0.02 * noise + (path[-1].key == "scale")
+
+    params = jax.tree.map_with_path(draw, param_shapes(base))
+    batch = jnp.asarray(random.integers(0, base.vocab_size, (2, base.block_size + 1)))
+
+    def gradient(dtype: str, backend: str):
+        model = dataclasses.replace(base, dtype=dtype)
+        with compiling_for(backend):
+            return jax.jit(jax.grad(lambda params: loss_fn(model, params, batch)))(params)
+
+    expected, found = gradient("float32", "cpu"), gradient("bfloat16", "cuda 9.0")
+
+    def cosine(a, b):
+        a, b = (np.asarray(x, np.float64).ravel() for x in (a, b))
+        return a @ b / np.sqrt((a @ a) * (b @ b))
+
+    cosines = jax.tree.map(cosine, expected, found)
+    assert min(jax.tree.leaves(cosines)) >= 0.9999, cosines
+    assert max(jax.tree.leaves(cosines)) < 1 - 1e-9  # it is another program
 
 
 @pytest.mark.slow

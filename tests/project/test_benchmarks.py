@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ that use the package still fit it; their figures are files."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -12,10 +13,11 @@ import scipy.stats
 from conftest import ROOT
 from fake_runs import NANO, write_sweep
 
-from benchmarks import longer, reproduce, sweep, tables, trials, tuned
+from benchmarks import directions, longer, reproduce, speed, sweep, tables, trials, tuned, worker
 from gpt_jax.config import load_config, override, to_dict
 from gpt_jax.errors import UserError
 from gpt_jax.experiments.outcomes import Pair
+from gpt_jax.experiments.statistics import mean_of
 from gpt_jax.experiments.trial_record import Question, record_text
 from gpt_jax.input_pipeline.text_corpus import OZ_SHA256
 
@@ -50,6 +52,25 @@ def test_a_finished_run_becomes_the_readmes_block(tmp_path, monkeypatch):
     assert "Training takes 0.1 s" in block
     assert "the whole command 8.0 minutes, on 2 cores (a CPU)" in block
     assert f"```text\n{prompt}" in block
+
+
+def test_the_speed_of_shakespeare_cpu_is_that_of_its_config(tmp_path, monkeypatch):
+    """What the worker trains has the shape that the bounds count; a row of it has its place."""
+    assert set(speed.TRAINING) <= set(worker.MODELS)
+    config = worker.jax_config("shakespeare_cpu")
+    assert config == override(load_config("shakespeare_cpu"), {"model.vocab_size": 65})
+    for name, shape in worker.MODELS.items():
+        config, fields = worker.jax_config(name), ("n_layer", "n_head", "n_embd", "block_size")
+        found = [getattr(config.model, field) for field in fields]
+        assert (*found, config.train.batch_size) == shape
+        assert config.model.vocab_size == worker.vocab_size(name)
+    result = json.loads((tables.RESULTS / "speed_cpu.json").read_text("utf-8"))
+    row = result["training_ms_a_step"]["nano"]
+    result["training_ms_a_step"]["shakespeare_cpu"] = row
+    (tmp_path / "speed_cpu.json").write_text(json.dumps(result), encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert f"| shakespeare_cpu | {row['gpt_jax']['median']:.1f} |" in tables.speed()
+    assert "shakespeare" not in tables.speed_short()
 
 
 def test_the_long_command_is_that_of_the_readme():
@@ -211,7 +232,36 @@ def test_a_sweeps_commands_are_those_of_its_runs():
     assert len({tuple(run) for run in runs}) == 8
 
 
-def test_an_interval_is_students():
-    found = reproduce.interval([1.0, 2.0, 4.0])
-    low, high = scipy.stats.t.interval(0.95, 2, 7 / 3, scipy.stats.sem([1.0, 2.0, 4.0]))
-    assert 2 * found["half_width"] == pytest.approx(high - low)
+@pytest.mark.parametrize("name", ["more text", "wider and deeper", "byte pairs"])
+def test_the_figures_of_the_committed_runs_come_out_equal(name):
+    """From the values of each seed, by `mean_of` and the paired t test of `compare`.
+
+    An earlier program had Student's t in four digits.
+    """
+    rows = json.loads((tables.RESULTS / "directions.json").read_text("utf-8"))["directions"]
+    row, nano = rows[name], rows["nano"]["bits_per_byte"]["values"]
+    for found, expected in (
+        (dataclasses.asdict(mean_of(row["bits_per_byte"]["values"])), row["bits_per_byte"]),
+        (directions.beside(nano, row["bits_per_byte"]["values"]), row["beside_nano"]),
+    ):
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, rtol=1e-4)
+
+
+def test_the_table_of_directions_says_which_help(tmp_path, monkeypatch):
+    nano, rows = [2.0, 2.1, 2.2], {}
+    for name, more in (("nano", 0.0), ("a", -0.5), ("b", 0.5), ("c", 0.01)):
+        own = [x + more + 0.1 * i * (more != 0) for i, x in enumerate(nano)]
+        rows[name] = {"parameters": 9, "bits_per_byte": dataclasses.asdict(mean_of(own))}
+        rows[name] |= {} if name == "nano" else {"beside_nano": directions.beside(nano, own)}
+    machine = {"cpu": "a CPU", "cores": 2, "memory_gib": 1, "versions": {}, "date": "today"}
+    result = {"machine": machine, "command": "x", "steps": 5, "val_characters": 7}
+    text = json.dumps({**result, "directions": rows})
+    (tmp_path / "directions.json").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "machine", lambda result: "")
+    table = tables.directions()
+    assert "| nano | 9 | 2.100 ± 0.248 | - | - |" in table
+    assert "| a | 9 | 1.700 ± 0.497 | -0.400 ± 0.248 | helps |" in table
+    assert "| b | 9 | 2.700 ± 0.497 | +0.600 ± 0.248 | harms |" in table
+    assert "+0.110 ± 0.248 | neither helps nor harms" in table

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import harness, internals
+from benchmarks.gpu import harness, internals, plans
 from benchmarks.gpu.compile_for_gpu import count_graphs, parse_values
 from benchmarks.gpu.project_steps import change_project
 from benchmarks.gpu.roofline import summarize
@@ -114,9 +114,43 @@ def test_a_chips_description_is_whole(name):
 
 def test_utilisation_needs_a_known_peak():
     assert CHIPS["h100"].peak_float32_flops == pytest.approx(67e12, rel=0.01)  # the data sheet's
-    assert model_flops_utilisation(98.9e12, "NVIDIA H100 80GB HBM3") == pytest.approx(0.1)
     assert model_flops_utilisation(98.9e12, "Tesla T4") is None
     assert Rates.of(CHIPS["t4"]).tf32 == Rates.of(CHIPS["t4"]).f32
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA L4", 121e12),
+    ],
+)
+def test_utilisation_is_of_the_peak_of_the_very_gpu(name, peak):
+    assert model_flops_utilisation(0.1 * peak, name) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA L40S", "NVIDIA L40", "NVIDIA A10", "NVIDIA A10G", "NVIDIA H20", "NVIDIA GH200 480GB",
+     "NVIDIA GB200", "NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA A100X",
+     "NVIDIA H800", "NVIDIA T400 4GB", "NVIDIA GeForce RTX 4090", "h100", "nvidia l4", "cpu", ""],
+)  # fmt: skip
+def test_a_gpu_whose_name_only_resembles_a_known_one_has_no_utilisation(name):
+    assert model_flops_utilisation(1e12, name) is None
+
+
+def test_each_plan_that_a_header_names_is_committed():
+    assert {("base", "h100:1", ""), ("medium", "h100:1", "")} <= set(plans.header_plans())
+    assert all(topology[0] != "v" for _, topology, _ in plans.header_plans())
+    assert list(json.loads(plans.OUT.read_text("utf-8"))["plans"]) == list(plans.COMMANDS)
 
 
 @pytest.mark.parametrize("script", ["compile_for_gpu", "roofline", "gpu_bench"])

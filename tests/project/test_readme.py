@@ -240,13 +240,34 @@ def test_the_projects_address_is_one_setting(known, tmp_path, monkeypatch):
     assert (f"git clone {url} && cd gpt_jax" in readme) == known
     assert (f'REPOSITORY = "{url}"' in source) == known
     assert ("badge" in readme) == known
+    assert (badge in source) == known
+    assert ("Open in Colab" in source) == known
     assert ('REPOSITORY = ""' in source) == (not known)
 
 
 def test_the_badge_needs_an_address_at_github(monkeypatch):
     monkeypatch.setattr(tables, "address", lambda: "https://example.org/gpt_jax")
     assert "badge" not in tables.colab()
+    assert tables.badge() == ""
     assert "git clone https://example.org/gpt_jax && cd gpt_jax" in tables.clone()
+
+
+def test_the_notebook_claims_no_time_that_nobody_measured(monkeypatch):
+    """Where a time was measured it says where; else there is a bound, marked as one, or nothing."""
+    rows = [line for line in tables.runtimes().splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[0] for row in rows] == ["| CPU", "| T4", "| L4", "| A100", "| TPU v5e"]
+    seconds = json.loads((tables.RESULTS / "nano_5000.json").read_text("utf-8"))["seconds"]
+    assert f"| {seconds['training'] / 60:.1f} minutes, and " in rows[0]
+    assert "measured on 2 cores (AMD EPYC); Colab's not measured | not measured |" in rows[0]
+    for row in rows[1:]:
+        for cell in row.strip("| ").split(" | ")[1:]:
+            assert re.fullmatch(r"not measured(; bound: at least [\d.]+ (s|minutes))?", cell)
+    plans = json.loads((tables.RESULTS / tables.GPU_PLANS).read_text("utf-8"))["plans"]
+    t4 = plans["python main.py plan --config nano --topology t4:1"]["kernel_seconds"]
+    assert f"not measured; bound: at least {5000 * t4:.1f} s |" in rows[1]
+    known = tables.load
+    monkeypatch.setattr(tables, "load", lambda x: known(x) | ({"plans": {}} if "gpu" in x else {}))
+    assert "| T4 | not measured | not measured |" in tables.runtimes()
 
 
 def test_the_headers_of_nano_and_its_original_have_the_results():
