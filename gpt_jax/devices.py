@@ -114,6 +114,16 @@ def usable_cores(root: Path = Path("/")) -> int:
     return cores
 
 
+def describe_machine(root: Path = Path("/")) -> str:
+    """Returns the processor, the cores that this process may use, and the memory, in words."""
+    name = re.search(r"^model name\s*:\s*(.+)", _read(root / "proc/cpuinfo"), re.MULTILINE)
+    total = re.search(r"^MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    processor, cores = name[1] if name else platform.processor(), usable_cores(root)
+    memory = f"{int(total[1]) * 1024 / GIB:.0f} GiB" if total else ""
+    parts = (processor or platform.machine(), f"{cores} core{'s' * (cores > 1)}", memory)
+    return ", ".join(part for part in parts if part)
+
+
 def available_memory(root: Path = Path("/")) -> int | None:
     """Returns the bytes this process may still allocate, within a container's limit.
 

@@ -257,6 +257,29 @@ def finished_run(tmp_path_factory):
     return copy_run
 
 
+def find_chromium() -> str:
+    """Returns the path of Chromium; without it, or without playwright, a test is skipped.
+
+    Where GPT_JAX_NEEDS_BROWSER is set it fails: `.ci/run` sets that once it has installed one.
+    """
+    missing = pytest.fail if os.environ.get("GPT_JAX_NEEDS_BROWSER") else pytest.skip
+    if not importlib.util.find_spec("playwright"):
+        missing("playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    return path or missing("no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = find_chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @contextlib.contextmanager
 def stopped_at(step: int):
     """Training inside ends as if it were killed when the row of `step` is written."""

@@ -48,6 +48,7 @@ def write_run(
         if step:
             tokens = interval * config.train.batch_size * config.model.block_size
             row |= {"loss": val_loss, "tokens_per_second": speed, "seconds": tokens / speed}
+            row |= {"grad_norm": 1.0}
         rows.append(row)
     rows = rows if finished else rows[:-1]
     text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -96,6 +96,15 @@ def test_where_there_is_no_affinity_the_machine_counts(tmp_path, monkeypatch, co
     assert usable_cores(tmp_path) == cores
 
 
+@pytest.mark.usefixtures("eight_cores")
+def test_a_machine_in_words(tmp_path):
+    assert devices.describe_machine(tmp_path).endswith(", 8 cores")
+    write(tmp_path, "proc/cpuinfo", "processor\t: 0\nmodel name\t: AMD EPYC\n" * 8)
+    write(tmp_path, "proc/meminfo", "MemTotal:       25165824 kB\nMemFree:  1 kB\n")
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "100000 100000\n")
+    assert devices.describe_machine(tmp_path) == "AMD EPYC, 1 core, 24 GiB"
+
+
 # --- asking for devices ---------------------------------------------------------------------------
 
 

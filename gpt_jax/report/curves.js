@@ -8,6 +8,7 @@ const MARKERS = [
   "M0,-4L4,0L0,4L-4,0Z", "M0,4L4,-3L-4,-3Z", "M-4,-1H-1V-4H1V-1H4V1H1V4H-1V1H-4Z",
 ];
 const DASHES = { solid: null, dashed: "6 4", dotted: "2 3" };
+const MOST_SAID = 12; // lines whose values are shown at once
 const MARGIN = { left: 52, right: 14, top: 8, bottom: 34 };
 
 const exactly = (value) => value.toLocaleString("en",
@@ -129,17 +130,21 @@ class Chart {
     this.cursor?.replaceChildren();
     if (x === null) return;
     const place = this.toX(x), from = this.toX(this.pressed ?? x), isRight = place > this.width / 2;
-    const lines = this.series.filter((each) => !each.thin || this.series.length < 4);
+    const strong = this.series.filter((each) => !each.thin);
+    const lines = strong.length && this.series.length > 3 ? strong : this.series;
     const found = lines.map((each) => [each, nearest(each, x)]).filter(([, [at]]) => this.isIn(at));
     this.cursor.append(
       svg("rect", { x: Math.min(place, from), y: MARGIN.top, width: Math.abs(place - from),
         height: this.height - MARGIN.top - MARGIN.bottom }),
       svg("path", { d: `M${place},${MARGIN.top}V${this.height - MARGIN.bottom}` }),
       ...found.map(([, [at, y]]) => svg("circle", { r: 4, cx: this.toX(at), cy: this.toY(y) })));
-    this.tip.replaceChildren(element("div", {}, `${exactly(Math.round(x))} ${this.unit}`),
-      ...found.slice(0, 12).map(([{ style, dash, label }, [, y, half]]) => element("div", {},
-        swatch(style, dash), element("bdi", {}, label),
-        element("b", {}, exactly(y) + (half ? ` ± ${half.toPrecision(2)}` : "")))));
+    const [head] = found.length ? nearest({ points: found.map(([, point]) => point) }, x) : [x];
+    this.tip.replaceChildren(element("div", {}, `${exactly(Math.round(head))} ${this.unit}`),
+      ...found.slice(0, MOST_SAID).map(([{ style, dash, label }, [at, y, half]]) =>
+        element("div", {}, swatch(style, dash),
+          element("bdi", {}, label + (at === head ? "" : ` (at ${exactly(Math.round(at))})`)),
+          element("b", {}, exactly(y) + (half ? ` ± ${half.toPrecision(2)}` : "")))),
+      found.length > MOST_SAID ? `and ${found.length - MOST_SAID} more` : "");
     this.tip.style.left = isRight ? "auto" : `${place + 12}px`;
     this.tip.style.right = isRight ? `${this.width - place + 12}px` : "auto";
   }

@@ -23,6 +23,7 @@ from gpt_jax.experiments.sweep_verdicts import Comparisons
 from gpt_jax.experiments.trial_record import TRIAL_FILE, read_trial
 from gpt_jax.run.folder import is_run
 from gpt_jax.storage import open_folder, to_folder
+from gpt_jax.terminal import program_command
 
 
 def is_pattern(name: str) -> bool:
@@ -109,6 +110,10 @@ def find_verdicts(names: Sequence[str], metric: str) -> list[dict[str, Any]]:
         elif is_trial(name):
             asked.append((f"the trial {name}", partial(_of_trial, name)))
     verdicts = []
+    if len(names) > 2:
+        command = program_command("compare", *names[:2])
+        why = "are not compared with one another, as a comparison has two sides"
+        verdicts.append(_verdict(f"{len(names)} are shown", f"They {why}; {command}"))
     for title, find in asked:
         try:
             verdicts.append(find())

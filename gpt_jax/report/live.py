@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import json
 import os
@@ -35,6 +34,7 @@ from gpt_jax.terminal import visible
 
 MAX_PARAMETERS = 2_000_000  # a page holds the parameters of a model of up to this many
 MAX_STATES, MAX_BYTES = 5, 10_000_000
+MAX_ROUNDING = 0.001  # nats per token, that half precision may change the loss unnoticed
 ROUNDING_TOKENS = 200_000  # the most on which the rounding is measured: all of nano's
 # Those that `model.js` computes, and what `tokenizer.js` calls the patterns that it knows.
 ACTIVATIONS = ("relu", "gelu", "gelu_exact", "relu2", "swiglu")
@@ -63,7 +63,7 @@ def make_live_model(
       run_dir: the run's folder.
       max_parameters: a larger model is left out.
       max_bytes: of all parameters in base64; fewer states fit into less. States are step 0, made
-        from the seed, and checkpoints.
+        from the seed, and checkpoints. "notes" says what was left out, and why.
       measure: evaluate what the rounding does to the loss; takes an exact evaluation, twice.
 
     Raises:
@@ -77,11 +77,12 @@ def make_live_model(
     most = min(MAX_STATES, max_bytes // size)
     if reason := _why_not(config.model, tokenizer, n, max_parameters, most, size):
         return {"reason": reason}
-    states = {s: export_params(p) for s, p in _load_states(run_dir, config, most).items()}
-    states = {s: a for s, a in states.items() if all(np.isfinite(x).all() for x in a.values())}
+    notes: list[str] = []
+    states, found = _load_states(run_dir, config, most, notes)
     if not states:
-        return {"reason": "It has no checkpoint that can be read at half precision."}
+        return {"reason": visible("; ".join(["It has no checkpoint that can be read", *notes]))}
     newest = max(states)
+    rounding = _measure_rounding(run_dir, newest, notes) if measure and newest else {}
     return {
         "name": visible(run_dir),
         "model": dataclasses.asdict(config.model),
@@ -91,7 +92,10 @@ def make_live_model(
         "sample": {**dataclasses.asdict(config.sample), "seed": config.seed},
         "arrays": [[name, list(x.shape)] for name, x in states[newest].items()],
         "states": [{"step": step, "values": to_base64(arrays)} for step, arrays in states.items()],
-        "rounding": _measure_rounding(run_dir, newest) if measure and newest else None,
+        "rounding": rounding,
+        "found": found,
+        "has_room": found < most,
+        "notes": notes,
         "code": {view: quote(*lines) for view, lines in CODE.items()},
     }
 
@@ -131,17 +135,33 @@ def spread_out(values: list[Any], most: int) -> list[Any]:
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
-def _load_states(run_dir: str | os.PathLike[str], config: Config, most: int) -> dict[int, Params]:
-    """Returns the parameters of step 0 and of checkpoints that are whole, by their steps."""
-    problem = lambda step: checkpoints.problem(checkpoints.path_of(run_dir, step))
-    kept = [step for step in checkpoints.steps(run_dir) if not problem(step)]
-    begun_here = run_record(run_dir).origin is None  # else step 0 is another run's
-    states = {}
-    for step in spread_out([0, *kept] if begun_here else kept, most):
-        with contextlib.suppress(UserError):  # a run that is still going may have removed it
-            first = jax.jit(_initial_params, static_argnums=0)
-            states[step] = load_run(run_dir, step).params if step else first(config)
-    return states
+def _load_states(
+    run_dir: str | os.PathLike[str], config: Config, most: int, notes: list[str]
+) -> tuple[dict[int, dict[str, np.ndarray]], int]:
+    """Returns rounded parameters of `most` of the run's steps, and how many it has.
+
+    Adds to the notes why a step has none.
+    """
+    without = lambda step, why: notes.append(f"without the state of step {step}: {why}")
+    found = [0] if run_record(run_dir).origin is None else []  # else step 0 is another run's
+    for step in checkpoints.steps(run_dir):
+        if why := checkpoints.problem(checkpoints.path_of(run_dir, step)):
+            without(step, why)
+        else:
+            found.append(step)
+    if (left_out := min(MAX_STATES, len(found)) - most) > 0:
+        of = f"{most} of {len(found)} states of training"
+        notes.append(f"{of}: the page's limit leaves no room for {left_out} more")
+    states, first = {}, jax.jit(_initial_params, static_argnums=0)
+    for step in spread_out(found, most):
+        try:  # a run that is still going may have removed it
+            states[step] = export_params(load_run(run_dir, step).params if step else first(config))
+            if not all(np.isfinite(x).all() for x in states[step].values()):
+                without(step, "half precision can't hold it")
+                del states[step]
+        except UserError as error:
+            without(step, error)
+    return states, len(found)
 
 
 def export_params(params: Params) -> dict[str, np.ndarray]:
@@ -177,8 +197,13 @@ def round_params(params: Params) -> Params:
     return jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), params)
 
 
-def _measure_rounding(run_dir: str | os.PathLike[str], step: int) -> dict[str, Any]:
-    """Returns the validation loss, in nats per token, without the rounding and with it."""
+def _measure_rounding(
+    run_dir: str | os.PathLike[str], step: int, notes: list[str]
+) -> dict[str, Any]:
+    """Returns the validation loss, in nats per token, without the rounding and with it.
+
+    Adds to the notes where these are too far apart.
+    """
     try:
         run = load_run(run_dir, step)
         rounded_run = dataclasses.replace(run, params=round_params(run.params))
@@ -186,13 +211,15 @@ def _measure_rounding(run_dir: str | os.PathLike[str], step: int) -> dict[str, A
         rounded = evaluate(rounded_run, max_tokens=ROUNDING_TOKENS).nats_per_token
     except UserError as error:
         return {"why": str(error), "said": f"What the rounding changes was not measured: {error}"}
+    if (by := abs(rounded - exact.nats_per_token)) > MAX_ROUNDING:
+        notes.append(f"not quite the run's model: half precision changes its loss by {by:.4f}")
     split = "the whole" if exact.is_whole else f"the first {exact.tokens:,} tokens of the"
     return {
         "exact": exact.nats_per_token,
         "rounded": rounded,
         "is_whole": exact.is_whole,
         "said": f"The rounding changes its loss on {split} validation split, "
-        f"{exact.nats_per_token:.4f} nats per token, by {abs(rounded - exact.nats_per_token):.7f}.",
+        f"{exact.nats_per_token:.4f} nats per token, by {by:.7f}.",
     }
 
 

@@ -118,9 +118,10 @@ function showSettings(section, { settings: { rows }, groups }) {
   };
   if (data.runs.length === 1) {
     const figures = Object.entries(run.figures).map(([name, value]) => [name, number(value)]);
-    document.querySelector("header").append(facts([["state", run.state], ...figures,
-      ["corpus", run.corpus.name], ["device", run["made with"].device]]));
-  }
+    const { machine, device } = run["made with"];
+    byId("terms").before(facts([["state", run.state], ...figures,
+      ["corpus", run.corpus.name], ["machine", machine], ["device", device]]));
+  } else byId("runs").append(byId("terms"));
   document.querySelector("header").append(element("ul", { class: "notes" }, items(data.notes)));
   byId("verdicts").append(...data.verdicts.map(verdict));
   showCurves(data);

@@ -133,6 +133,7 @@ def _fitting(
         live = {"reason": visible(error)}
     if reason := live.get("reason"):
         payload["notes"].append(f"without the model: {reason}")
+    payload["notes"] += map(visible, live.get("notes", []))
     return page({**payload, "live": live}), payload["notes"]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax import numerics
 from gpt_jax.config import Config
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.experiments.remake import sweep_command, trial_command
@@ -34,6 +35,11 @@ MOST_POINTS, LEAST_POINTS = 2000, 50  # of a curve
 MOST_SAMPLES, SAMPLE_CHARACTERS = 40, 2000  # of a run
 LEVEL = 0.95  # of the bands
 DIGITS = 6
+# What a record calls otherwise than a reader, and what is not said as it is so in any run.
+PLAIN = {"matmul_precision": "precision of matrix products", "xla_flags": "options of XLA"}
+PLAIN |= {"flax_rng_separator": "flax tells random streams apart", "rounding": "way of rounding"}
+PLAIN |= {"mesh": "devices: data x fsdp x tensor x sequence"}
+USUAL = {name: value for name, (value, _) in numerics.KEPT.items()} | {"xla_flags": ""}
 
 
 def make_payload(
@@ -52,14 +58,8 @@ def make_payload(
     groups, notes = find_groups(names)
     shown = groups[:MOST_GROUPS]
     runs = [(i, run) for i, group in enumerate(shown) for run in group.runs][:MOST_RUNS]
-    n_runs = sum(len(group.runs) for group in groups)
-    if len(shown) < len(groups):
-        notes.append(f"{len(shown)} of {len(groups)} settings have a curve; name fewer")
-    if len(runs) < n_runs:
-        notes.append(f"{len(runs)} of {n_runs} runs have their own curve and texts; name fewer")
     most = min(MOST_POINTS, max(LEAST_POINTS, max_points // (len(shown) + len(runs))))
-    if any(len(run.rows) > most for _, run in runs):
-        notes.append(f"curves are thinned to at most {most:,} points, extremes kept")
+    notes += _left_out(groups, [run for _, run in runs], most)
     values = {
         "title": ", ".join(names),
         "version": __version__,
@@ -74,6 +74,23 @@ def make_payload(
         "notes": notes,
     }
     return shown_values(values), groups
+
+
+def _left_out(groups: list[Side], runs: list[RunFiles], most: int) -> list[str]:
+    """Returns what a page of some runs leaves out, whose curves have at most `most` points."""
+    samples = [read_samples(run.run_dir) for run in runs]
+    n, n_runs = len(groups), sum(len(group.runs) for group in groups)
+    longest = max((len(sample.text) for each in samples for sample in each), default=0)
+    rows, n_texts = max(len(run.rows) for run in runs), max(map(len, samples))
+    notes = [
+        (n > MOST_GROUPS, f"{MOST_GROUPS} of {n} settings have a curve; name fewer"),
+        (n > MOST_RUNS, f"{MOST_RUNS} of {n} settings have a column in the table of settings"),
+        (n_runs > len(runs), f"{len(runs)} of {n_runs} runs have a curve and texts; name fewer"),
+        (n_texts > MOST_SAMPLES, f"of {n_texts} samples of a run {MOST_SAMPLES} are shown"),
+        (longest > SAMPLE_CHARACTERS, f"samples are cut after {SAMPLE_CHARACTERS:,} characters"),
+        (rows > most, f"curves are thinned to at most {most:,} points, extremes kept"),
+    ]
+    return [note for holds, note in notes if holds]
 
 
 def shown_values(value: Any) -> Any:
@@ -151,6 +168,7 @@ def thin(columns: dict[str, np.ndarray], most: int) -> np.ndarray:
 def _run(run: RunFiles) -> dict[str, Any]:
     """Returns what is said of one run."""
     record, config = run_record(run.run_dir), run.config
+    made_with = {**(record.versions or {}), **(record.numerics or {})}
     done = max((row["step"] for row in run.rows), default=0)
     val, steps = run.summary.get("val", {}), config.train.steps
     finished = run.summary.get("step") == steps
@@ -171,9 +189,9 @@ def _run(run: RunFiles) -> dict[str, Any]:
             for name, value in run.corpus.items()
             if not isinstance(value, dict | list) and not os.path.isabs(str(value))
         },
-        "made with": {**(record.versions or {}), **(record.numerics or {})},
+        "made with": {PLAIN.get(n, n): v for n, v in made_with.items() if USUAL.get(n, ...) != v},
         "changes": [
-            f"up to step {row['step']:,}: {name} is {value}"
+            f"up to step {row['step']:,}: {PLAIN.get(name, name)} is {value}"
             for row in run.rows
             for kind in ("numerics", "changed")
             for name, value in row.get(kind, {}).items()

@@ -42,10 +42,10 @@ function sample(logits, filters, number) {
   return last; // where rounding leaves a rest: the last that may come
 }
 
-/** What the model said of a token before it came: {p, rank, top: [[id, p], ...]}. */
-function judge(logits, id) {
+/** What the model said of a token, from the context that begins at `start`, before it came. */
+function judge(logits, id, start) {
   const p = softmax(logits), order = ranked(logits), top = order.slice(0, SHOWN);
-  return { p: p[id], rank: order.indexOf(id) + 1, top: top.map((each) => [each, p[each]]) };
+  return { start, p: p[id], rank: order.indexOf(id) + 1, top: top.map((each) => [each, p[each]]) };
 }
 
 /**
@@ -62,9 +62,10 @@ class LiveText {
 
   /** Reads tokens from an index on, judges those that were not, and returns the last logits. */
   read(cache, from, to) {
-    const logits = this.model.forward(cache, this.ids.slice(from, to));
-    const V = this.model.settings.vocab_size, row = (i) => logits.subarray(i * V, (i + 1) * V);
-    for (let i = from + 1; i < to; i++) this.judged[i] ??= judge(row(i - 1 - from), this.ids[i]);
+    const { ids, model } = this, start = from - cache.length;
+    const logits = model.forward(cache, ids.slice(from, to)), V = model.settings.vocab_size;
+    const row = (i) => logits.subarray(i * V, (i + 1) * V);
+    for (let i = from + 1; i < to; i++) this.judged[i] ??= judge(row(i - 1 - from), ids[i], start);
     return row(to - 1 - from);
   }
 
@@ -91,7 +92,7 @@ class LiveText {
 
   append(id, window) {
     const size = this.model.settings.block_size;
-    this.judged.push(judge(this.logits, id)), this.ids.push(id);
+    this.judged.push(judge(this.logits, id, this.start)), this.ids.push(id);
     if (this.cache.length === size) {
       const kept = window === "exact" ? size : Math.max(1, Math.floor(size / 2));
       this.start = this.ids.length - kept, this.cache.length = 0;

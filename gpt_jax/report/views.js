@@ -7,6 +7,7 @@ const WORKER_FILES = ["model.js", "sampling.js", "worker.js"];
 const LEAST = [0.5, 0.2, 0.05, 0.01, 0]; // the least probability of each shade
 const MOST_DRAWN = 40; // tokens of a picture of attention
 
+const said = (p, rank) => `${percent(p)}, likelier tokens: ${rank - 1}`;
 const percent = (p) => `${(100 * p).toPrecision(p < 0.1 ? 2 : 3)}%`;
 const hex = (number, digits) => number.toString(16).padStart(digits, "0");
 const codeOf = (c) => `U+${hex(c.codePointAt(0), 4).toUpperCase()}`;
@@ -47,11 +48,11 @@ class Live {
     this.worker.postMessage({ load: live, job: 0 });
     this.fill(live);
     this.listen();
-    this.read(live.sample.prompt ?? "");
+    this.read(this.box.value = live.sample.prompt ?? "", 0, true);
   }
 
   /** Puts what the run says into its places. */
-  fill({ name, parameters, rounding, model, sample, states, code }) {
+  fill({ name, parameters, rounding, model, sample, states, found, has_room, code }) {
     this.about.textContent = `The ${exactly(parameters)} parameters of ${name} are in this file, ` +
       "rounded to half precision, and your browser computes with them; nothing leaves this " +
       `machine. ${rounding?.said ?? ""}` +
@@ -60,9 +61,11 @@ class Live {
     for (const input of this.write.querySelectorAll("[type=number]")) {
       input.value = sample[input.name] ?? "";
     }
-    this.steps.textContent = states.map(({ step }) => step).join(", ");
+    this.steps.textContent = states.map(({ step }) => step).join(", ") +
+      (found > states.length ? `, and there are ${found} such states` : "");
     this.slider.max = this.slider.value = this.state;
-    this.slider.parentElement.hidden = !this.state;
+    this.slider.parentElement.hidden = this.slides.hidden = !this.state;
+    this.keep.hidden = !has_room;
     const numbers = (n) => Array.from({ length: n }, (_, i) => new Option(i + 1, i));
     this.layer.append(...numbers(model.n_layer)), this.head.append(...numbers(model.n_head));
     for (const [view, { path, line, text, url }] of Object.entries(code)) {
@@ -77,8 +80,8 @@ class Live {
     const keys = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
     this.box.oninput = () => this.read(this.box.value, 0, true);
     this.more.onclick = () => this.go(this.number("max_new_tokens", 300));
-    this.end.onclick = () => this.go(0);
-    this.back.onclick = () => this.read(this.prompt);
+    this.end.onclick = () => (this.more.focus(), this.go(0));
+    this.back.onclick = () => this.read(this.box.value = this.prompt, 0, true);
     this.slider.oninput = () => {
       this.state = Number(this.slider.value);
       this.read(this.prompt, this.number("max_new_tokens", 300));
@@ -94,10 +97,13 @@ class Live {
     };
   }
 
-  /** Returns a field's number, within its bounds. */
+  /** Returns a field's number, and shows it there, within the field's bounds. */
   number(name, otherwise) {
-    const { valueAsNumber: value, min, max } = this.write[name];
-    return isNaN(value) ? otherwise : Math.min(Math.max(value, min), max || Infinity);
+    const field = this.write[name], { valueAsNumber: value, min, max, step } = field;
+    const used = isNaN(value) ? otherwise
+      : Math.min(Math.max(step ? value : Math.round(value), min), max || Infinity);
+    if (used !== value) field.value = used ?? "";
+    return used;
   }
 
   /** Takes a text, as a prompt, and lets the model read it, and then write `count` tokens. */
@@ -131,9 +137,10 @@ class Live {
     if (more) this.worker.postMessage({ job: this.job, proceed: true });
     this.ids = [...this.ids.slice(0, from), ...ids];
     this.judged = [...this.judged.slice(0, from), ...judged];
+    if (!more && document.activeElement === this.end) this.more.focus(); // which can be pressed
     this.start = start, this.end.disabled = !more;
     if (wrote > 0) this.isTyped = false;
-    if (!this.isTyped) this.box.value = decode(this.tokenizer, this.ids);
+    if (!this.isTyped) this.box.value = decode(this.tokenizer, this.ids), this.missing = "";
     this.step.textContent = `step ${this.live.states[this.state].step}`;
     this.status.textContent = `${this.missing}${wrote > 0 ? wrote : this.ids.length} tokens, ` +
       (wrote > 0 ? `${speed.toFixed(0)} a second, ` : "") + `at ${this.step.textContent}`;
@@ -152,7 +159,7 @@ class Live {
     while (strip.childElementCount > from) strip.lastChild.remove();
     for (let i = from; i < this.ids.length; i++) {
       const about = this.judged[i], text = this.name(i);
-      const words = about ? `${percent(about.p)}, number ${about.rank}` : "not predicted";
+      const words = about ? said(about.p, about.rank) : "not predicted";
       const shade = about ? `p${LEAST.findIndex((least) => about.p >= least)}` : "";
       strip.append(element("span", { class: `token ${shade}`, "data-i": i, id: `token-${i}`,
         role: "option", title: words, "aria-label": `${text}: ${words}`, "aria-selected": "false" },
@@ -167,12 +174,14 @@ class Live {
     const about = this.judged[i], span = this.strip.children[i];
     span.setAttribute("aria-selected", "true");
     this.strip.setAttribute("aria-activedescendant", span.id);
-    const said = about ? `, had ${percent(about.p)} and was number ${about.rank} of ` +
-      `${this.live.model.vocab_size}.` : ", was not predicted: nothing stood before it.";
+    const words = about ? `, had ${said(about.p, about.rank)} of ${this.live.model.vocab_size}.`
+      : ", was not predicted: nothing stood before it.";
+    const isHeld = this.choice.contains(document.activeElement);
     this.choice.replaceChildren(
-      element("p", {}, `Token ${i + 1}, `, tokenText(this.name(i)), said),
+      element("p", {}, `Token ${i + 1}, `, tokenText(this.name(i)), words),
       ...bars((about?.top ?? []).map(([id, p]) => ({ label: shown(this.tokenizer, id), p,
         isIt: id === this.ids[i], take: () => this.take(i, id) }))));
+    if (isHeld) (this.choice.querySelector(".is-it") ?? this.choice.lastChild).focus();
     this.look();
   }
 
@@ -187,8 +196,8 @@ class Live {
   /** Asks for what the open views show. */
   look() {
     if (!this.end.disabled || !(this.attention.open || this.lens.open)) return;
-    const { state, ids, picked, layer } = this;
-    this.worker.postMessage({ job: this.job, look: { state, ids, picked, layer: +layer.value } });
+    const { state, picked, layer } = this;
+    this.worker.postMessage({ job: this.job, look: { state, picked, layer: +layer.value } });
   }
 
   draw({ start, T, attention, lens }) {
@@ -258,6 +267,6 @@ class Live {
       element("h4", {}, depth ? `after block ${depth} of ${L}` : "before the first block"),
       bars(top.slice(0, 3).map(([id, q]) => ({ label: shown(this.tokenizer, id), p: q,
         isIt: id === this.ids[i] }))),
-      element("p", { class: "hint" }, `the token itself: ${percent(p)}, number ${rank}`)))];
+      element("p", { class: "hint" }, `the token that came: ${said(p, rank)}`)))];
   }
 }

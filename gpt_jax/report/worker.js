@@ -1,7 +1,7 @@
 // The worker: computes a run's states for the page, in slices, so that it can be told to stop.
 //
 // Messages in: {load: live}, {write: {state, ids, count, end, ...}}, {proceed: true} and
-// {look: {state, ids, picked, layer}}. Messages out: {ids, judged, ...}, {attention, lens, ...} and
+// {look: {state, picked, layer}}. Messages out: {ids, judged, ...}, {attention, lens, ...} and
 // {error}, each with the `job` of the message it answers. A new job ends the one before it.
 // After a slice the worker waits until it may proceed, so that no page lags behind.
 "use strict";
@@ -31,16 +31,21 @@ function startWorker(scope) {
     slice();
   }
 
-  /** Traces block_size tokens around one: attention of a layer, and how the one was predicted. */
-  function look({ state, ids, picked, layer }, mine) {
-    const { model } = textOf(state), { block_size: S, n_embd: D } = model.settings, trace = {};
-    const start = Math.max(0, Math.min(ids.length - S, picked - Math.floor(S / 2)));
-    const read = ids.slice(start, start + S), row = Math.max(0, picked - 1 - start);
-    model.forward(model.newCache(), read, { trace });
-    const lens = trace.residual.map((x) =>
+  /** Traces how a token was predicted, and attention as the model reads it, each in its context. */
+  function look({ state, picked, layer }, mine) {
+    const text = textOf(state), { model, ids, judged } = text;
+    const { block_size: S, n_embd: D } = model.settings;
+    const traced = (from, trace = {}) => {
+      model.forward(model.newCache(), ids.slice(from, from + S), { trace });
+      return trace;
+    };
+    const from = judged[picked]?.start ?? 0, start = judged[picked + 1]?.start ?? text.start;
+    const predicted = traced(from), row = Math.max(0, picked - 1 - from);
+    const lens = predicted.residual.map((x) =>
       judge(model.readOut(x.slice(row * D, (row + 1) * D)), ids[picked]));
-    const attention = trace.attention[layer];
-    scope.postMessage({ job: mine, start, picked, T: read.length, attention, lens });
+    const attention = (start === from ? predicted : traced(start)).attention[layer];
+    const T = Math.min(S, ids.length - start);
+    scope.postMessage({ job: mine, start, picked, T, attention, lens });
   }
 
   scope.onmessage = ({ data }) => {

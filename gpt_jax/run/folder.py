@@ -27,6 +27,7 @@ from typing import Any
 from gpt_jax import hf
 from gpt_jax.config import Config, from_dict, override, to_dict
 from gpt_jax.config.fields import get_field
+from gpt_jax.devices import describe_machine
 from gpt_jax.errors import ConfigError, UserError, differences
 from gpt_jax.input_pipeline.dataset import Corpus
 from gpt_jax.storage import NewerFormatError, open_folder, read_record, read_versioned
@@ -86,7 +87,7 @@ class RunRecord:
       format: of the folder.
       corpus: what it was trained on.
       origin: what its parameters started from; None where that was random.
-      versions: of the packages that began it.
+      versions: of the packages that began it, and its "machine" in words.
       numerics: how it is computed, see `gpt_jax/numerics.py`; None in earlier releases.
       id: of the run, as its checkpoints have it; None in earlier releases.
       tokenizer_sha256: of tokenizer.json; None in earlier releases.
@@ -136,7 +137,11 @@ def create_run(
     values = {
         "format": FORMAT,
         **begun,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {
+            "machine": describe_machine(),
+            "python": platform.python_version(),
+            **versions,
+        },
         "numerics": numerics,
         "id": identity,
         "tokenizer_sha256": hashlib.sha256(tokens.encode()).hexdigest(),

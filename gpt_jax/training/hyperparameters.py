@@ -6,10 +6,11 @@ choice of program. `1 - x` is computed here, in Python: of a float32 x it would 
 So is `1 / x`: XLA divides by a constant by multiplying by its reciprocal.
 
 Constants of the program stay: a clip value of 1, by which a constant multiplies nothing, and with
-which as an argument steps were rounded otherwise; dropout rates, because the layers that take them
-are built from `ModelConfig`, as is all of the model, with `norm_epsilon` and `rotary_base`;
-`train.spike_window`, which is the length of an array; Adam's epsilon and what Muon's Newton-Schulz
-steps multiply by, which are no settings.
+which as an argument steps were rounded otherwise; dropout rates, for the same reason: a constant
+1 / (1 - rate) of the attention weights, XLA multiplies by each row's 1 / sum first in the gradient
+of the softmax; all else of the model, because layers are built from `ModelConfig`, with
+`norm_epsilon` and `rotary_base`; `train.spike_window`, which is the length of an array; Adam's
+epsilon and what Muon's Newton-Schulz steps multiply by, which are no settings.
 """
 
 from __future__ import annotations

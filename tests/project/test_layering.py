@@ -36,7 +36,7 @@ ALLOWED = {
     "input_pipeline": {"byte_pairs", "config", "devices", "download", "errors"}
     | {"input_pipeline.shards", "integer_tokenizer", "numerics", "parallel", "prng", "storage"}
     | {"tokenizer"},
-    "run": {"config", "errors", "hf", "input_pipeline", "model", "numerics", "parallel"}
+    "run": {"config", "devices", "errors", "hf", "input_pipeline", "model", "numerics", "parallel"}
     | {"storage", "terminal", "tokenizer"},
     "inference": {"config", "devices", "errors", "input_pipeline", "model", "numerics", "parallel"}
     | {"prng", "run", "tokenizer"},

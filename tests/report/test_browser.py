@@ -1,9 +1,7 @@
 """The page in a headless Chromium: it draws, answers mouse and keyboard, and obeys no run.
 
-Skipped where there is no browser; `.ci/run` installs one.
+Skipped where there is no browser; `.ci/run` installs one, and then they are not.
 """
-
-import shutil
 
 import pytest
 from fake_runs import write_run, write_side, write_sweep
@@ -11,23 +9,10 @@ from fake_runs import write_run, write_side, write_sweep
 import gpt_jax
 from gpt_jax.report import page as pages
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-]
+pytestmark = pytest.mark.slow
 OBEYED = "document.title='obeyed'"
 HOSTILE = f'</script><script>{OBEYED}</script><img src=x onerror="{OBEYED}">'
 HOSTILE += "\x1b[31m\u202eabc' \""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as found:
-        browser = found.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -70,7 +55,12 @@ def sweep_page(tmp_path):
 def test_the_page_fits_every_screen_in_both_colours(width, scheme, opened, sweep_page):
     page = opened(sweep_page, width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("figure:visible").count() == 4  # fake runs have no gradient norm
+    charts = page.locator("figure:visible")
+    assert charts.count() == 5  # the losses are one; each of them has a line
+    assert all(charts.nth(i).locator("path.line").count() for i in range(5))
+    titles = charts.locator("figcaption").all_text_contents()
+    assert titles[1:] == ["bits per byte of the validation text", "learning rate", "gradient norm",
+                          "tokens per second"]  # fmt: skip
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
     page.get_by_role("button", name="light / dark").click()
@@ -88,6 +78,9 @@ def test_mouse_and_keyboard_read_and_zoom(opened, sweep_page):
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for x in range(-30, 40, 10):
+        page.mouse.move(middle[0] + x, middle[1])
+        assert tip.inner_text().startswith(("200 steps", "300 steps"))  # of the values below
     page.mouse.move(*middle)
     assert "learning-rate=0.0001: validation" in tip.inner_text()
     assert "±" in tip.inner_text()
@@ -115,6 +108,33 @@ def test_mouse_and_keyboard_read_and_zoom(opened, sweep_page):
     assert lines() == before + 18  # of nine runs, two losses each
     page.get_by_role("button", name="optim.learning-rate=0.0003").click()
     assert lines() == before - 2 + 12
+    chart.hover()
+    assert tip.locator("svg").count() == 4  # of means, not of each run
+    page.locator("svg.chart").nth(3).hover()
+    assert "1" in page.locator(".tip").nth(3).locator("b").first.inner_text()  # gradient norm
+
+
+def test_a_chart_says_where_values_of_other_steps_are_and_how_many_lines_it_leaves_out(
+    opened, tmp_path
+):
+    for i in range(14):
+        run_dir = write_run(tmp_path / f"r{i}")
+        if i == 1:  # which was evaluated at other steps
+            file = run_dir / "metrics.jsonl"
+            file.write_text(file.read_text().replace('"step": 300', '"step": 320'))
+    names = [tmp_path / f"r{i}" for i in range(14)]
+    page = opened(gpt_jax.make_report(names, tmp_path / "p.html").path)
+    chart, tip = page.locator("svg.chart").first, page.locator(".tip").first
+    chart.focus()
+    for _ in range(50):
+        page.keyboard.press("ArrowRight")
+        if "300 steps" in tip.inner_text():
+            break
+    assert "r0: validation" in tip.inner_text()
+    assert "r1: validation (at 320)" in tip.inner_text()
+    assert tip.locator("svg").count() == 12
+    assert tip.inner_text().endswith("and 2 more")
+    assert "are not compared with one another" in page.locator("#verdicts").inner_text()
 
 
 def test_a_run_is_never_obeyed(opened, tmp_path):
@@ -134,8 +154,13 @@ def test_it_prints_and_works_in_the_frame_of_a_notebook(opened, tmp_path):
     write_side(tmp_path / "b", [1.9, 2.0])
     made = gpt_jax.make_report([tmp_path / "a-*", tmp_path / "b-*"], tmp_path / "p.html")
     page = opened(made.path)
+    page.get_by_role("button", name="light / dark").click()
     page.emulate_media(media="print")
+    style = "getComputedStyle(document.body)"
+    colours = page.evaluate(f"[{style}.backgroundColor, {style}.color]")
+    assert colours == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]  # though the button was set to dark
     assert not page.locator("button:visible").count()
+    assert page.get_by_text("Lines are means over seeds").is_visible()
     assert len(page.pdf()) > 10_000
     frame = tmp_path / "frame.html"
     frame.write_text(f"<!doctype html><meta charset=utf-8>{made._repr_html_()}", "utf-8")

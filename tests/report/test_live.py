@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+import types
 from email.message import Message
 from pathlib import Path
 
@@ -96,6 +97,60 @@ def test_a_damaged_checkpoint_is_left_out(run_dir):
     shutil.rmtree(run_dir / "checkpoints" / "00000008" / "state")
     made = live.make_live_model(run_dir, measure=False)
     assert [state["step"] for state in made["states"]] == [0, 4, 12]
+    (note,) = made["notes"]
+    assert note.startswith("without the state of step 8: ")
+
+
+@pytest.mark.parametrize(("most", "steps"), [(1, [12]), (2, [0, 12]), (3, [0, 8, 12])])
+def test_states_that_the_limit_leaves_out_are_said(run_dir, most, steps):
+    made = live.make_live_model(run_dir, measure=False)
+    assert (made["notes"], made["has_room"], made["found"]) == ([], True, 4)
+    size = len(made["states"][0]["values"])
+    made = live.make_live_model(run_dir, measure=False, max_bytes=size * (most + 1) - 1)
+    assert [state["step"] for state in made["states"]] == steps
+    (note,) = made["notes"]
+    left_out = f"the page's limit leaves no room for {4 - most} more"
+    assert note == f"{most} of 4 states of training: {left_out}"
+    assert not made["has_room"]  # where keeping more of them would not help
+
+
+def test_a_page_that_has_as_many_states_as_it_may_asks_for_no_more(run_dir, monkeypatch):
+    monkeypatch.setattr(live, "MAX_STATES", 2)
+    made = live.make_live_model(run_dir, measure=False)
+    assert (made["notes"], made["has_room"], made["found"]) == ([], False, 4)
+
+
+def test_a_state_that_half_precision_can_not_hold_is_said(run_dir, monkeypatch):
+    def load_large(run_dir, step):
+        run = load_run(run_dir, step)
+        factor = 1e9 if step in grown else 1.0
+        return dataclasses.replace(run, params=jax.tree.map(lambda x: x * factor, run.params))
+
+    grown = {4, 8}
+    monkeypatch.setattr(live, "load_run", load_large)
+    made = live.make_live_model(run_dir, measure=False)
+    assert [state["step"] for state in made["states"]] == [0, 12]
+    said = "without the state of step {}: half precision can't hold it"
+    assert made["notes"] == [said.format(4), said.format(8)]
+
+
+@pytest.mark.parametrize("by", [0.0009, -0.0011, 0.5])
+def test_a_rounding_that_changes_too_much_is_said(run_dir, monkeypatch, by):
+    def evaluate_made_up(run, max_tokens):
+        changed = run.params is rounded[0]
+        return types.SimpleNamespace(nats_per_token=2.0 + by * changed, is_whole=True, tokens=9)
+
+    def round_and_remember(params):
+        rounded.append(live_round(params))
+        return rounded[0]
+
+    rounded, live_round = [], live.round_params
+    monkeypatch.setattr(live, "round_params", round_and_remember)
+    monkeypatch.setattr(live, "evaluate", evaluate_made_up)
+    made = live.make_live_model(run_dir)
+    assert made["rounding"]["rounded"] == 2.0 + by
+    said = f"not quite the run's model: half precision changes its loss by {abs(by):.4f}"
+    assert made["notes"] == ([said] if abs(by) > 0.001 else [])
 
 
 @pytest.mark.parametrize(

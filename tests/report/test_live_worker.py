@@ -67,22 +67,40 @@ def test_a_text_ends_with_the_token_that_ends_texts(run):
     assert not sent[-1]["more"]
 
 
-@pytest.mark.parametrize(("picked", "start"), [(0, 0), (1, 0), (6, 2), (9, 3), (10, 3)])
-def test_a_look_is_at_the_tokens_around_the_one_that_is_chosen(run, picked, start):
-    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
-    body = "tell(7, { look: { state: 0, ids: %s, picked: %s, layer: 1 } }); return sent;"
-    (found,) = ask(run, body % (ids, picked))
-    shown = run.tokenizer.decode(ids[start : start + 8])
-    theirs = gpt_jax.activations(run, shown)
-    assert (found["start"], found["T"]) == (start, 8)
-    np.testing.assert_allclose(
-        np.reshape(found["attention"], theirs.attention[1].shape), theirs.attention[1], atol=1e-5
-    )
-    assert len(found["lens"]) == run.config.model.n_layer + 1
-    if picked:
-        logits = theirs.logits[picked - 1 - start]
-        p = np.exp(logits - logits.max())
-        np.testing.assert_allclose(found["lens"][-1]["p"], (p / p.sum())[ids[picked]], atol=1e-5)
+LOOK_AT_ALL = """
+  tell(7, { write: { ...write, ids, count: 30 - ids.length, window } });
+  finish();
+  const messages = sent.splice(0), all = (name) => messages.flatMap((each) => each[name]);
+  for (let i = 0; i < 30; i++) tell(7, { look: { state: 0, picked: i, layer: 1 } });
+  return [all("ids"), all("judged"), sent];
+"""
+
+
+@pytest.mark.parametrize(("how", "n"), [("typed", 30), ("refill", 3), ("exact", 3)])
+def test_a_look_is_in_the_contexts_in_which_the_text_had_the_token(run, how, n):
+    """Of 30 tokens where 8 are seen: after the last block it has the probability that is shown."""
+    given = [i * i % 11 for i in range(n)]
+    ids, judged, looks = ask(run, f"const ids = {given}, window = '{how}';" + LOOK_AT_ALL)
+    assert len(ids) == len(judged) == len(looks) == 30
+    for picked, (about, found) in enumerate(zip(judged, looks, strict=True)):
+        assert len(found["lens"]) == run.config.model.n_layer + 1
+        assert found["picked"] == picked
+        assert found["start"] <= picked < found["start"] + found["T"] <= 30
+        if picked:
+            np.testing.assert_allclose(found["lens"][-1]["p"], about["p"], rtol=1e-9)
+            assert found["lens"][-1]["rank"] == about["rank"]
+    contexts = {  # in which the model reads on from each token
+        "typed": [0] * 7 + [4] * 4 + [8] * 4 + [12] * 4 + [16] * 4 + [20] * 4 + [22] * 3,
+        "refill": [0] * 8 + [5] * 5 + [10] * 5 + [15] * 5 + [20] * 5 + [25] * 2,
+        "exact": [0] * 8 + list(range(1, 23)),
+    }
+    assert [found["start"] for found in looks] == contexts[how]
+    for picked in (0, 5, 8, 19, 29):
+        found = looks[picked]
+        shown = run.tokenizer.decode(ids[found["start"] : found["start"] + found["T"]])
+        theirs = gpt_jax.activations(run, shown).attention[1]
+        ours = np.reshape(found["attention"], theirs.shape)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_an_error_is_told(run):

@@ -5,19 +5,23 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+from conftest import find_chromium
 from fake_runs import write_run, write_side, write_sweep
 
 import gpt_jax
+from benchmarks import nano_page
+from gpt_jax import numerics
 from gpt_jax.cli.report import command
 from gpt_jax.config import Config, to_dict
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.experiments.outcomes import Pair
 from gpt_jax.experiments.trials import FORMAT, Question, TrialRecord
 from gpt_jax.integer_tokenizer import IntegerTokenizer
-from gpt_jax.report import live
+from gpt_jax.report import live, payload
 from gpt_jax.report import page as pages
 from gpt_jax.report.page import write_page
 from gpt_jax.report.payload import shown_values, thin
@@ -215,6 +219,93 @@ def test_curves_are_thinned_and_that_is_said(tmp_path, monkeypatch):
     assert "curves are thinned to at most 4 points" in report(write_run(tmp_path / "r"))["notes"][0]
 
 
+def test_what_is_left_out_is_said(tmp_path, monkeypatch, capsys):
+    members = [({"optim.learning_rate": rate}, 0, 1.9) for rate in (1e-4, 2e-4, 3e-4)]
+    folder = write_sweep(tmp_path / "sweep", members)
+    rows = [json.dumps({"step": step, "text": "x" * 9 * (step % 3)}) for step in range(5)]
+    (folder / "m1/samples.jsonl").write_text("\n".join(rows) + "\n")
+    assert report(folder)["notes"] == ["without the model: none here"]  # it is all there
+    monkeypatch.setattr(payload, "MOST_GROUPS", 2)
+    assert report(folder)["notes"][:-1] == [
+        "2 of 3 settings have a curve; name fewer",
+        "2 of 3 runs have a curve and texts; name fewer",
+    ]
+    monkeypatch.setattr(payload, "MOST_GROUPS", 60)
+    monkeypatch.setattr(payload, "MOST_RUNS", 2)
+    monkeypatch.setattr(payload, "MOST_SAMPLES", 4)
+    monkeypatch.setattr(payload, "SAMPLE_CHARACTERS", 17)
+    monkeypatch.setattr(
+        pages,
+        "make_live_model",
+        lambda *args, **options: {"notes": ["1 state \x1b"], "reason": "no"},
+    )
+    assert command([str(folder)]) == 0
+    notes = [
+        "2 of 3 settings have a column in the table of settings",
+        "2 of 3 runs have a curve and texts; name fewer",
+        "of 5 samples of a run 4 are shown",
+        "samples are cut after 17 characters",
+        "without the model: no",
+        "1 state \\x1b",
+    ]
+    assert capsys.readouterr().err == "".join(f"note: {note}\n" for note in notes)
+    data = data_of((folder / "report.html").read_text("utf-8"))
+    assert data["notes"] == notes
+    assert all(len(row["values"]) == 2 for row in data["settings"]["rows"])
+    assert [len(sample["text"]) for sample in data["runs"][1]["samples"]] == [0, 9, 0, 9]
+
+
+def test_several_runs_are_not_compared_and_the_page_says_why(tmp_path):
+    names = [str(run_dir) for run_dir in write_side(tmp_path / "a", [2.0, 1.9, 1.8])]
+    (verdict,) = report(*names)["verdicts"]
+    assert verdict["title"] == "3 are shown"
+    (sentence,) = verdict["sentences"]
+    assert sentence.startswith("They are not compared with one another, as a comparison has two")
+    assert sentence.endswith(f"main.py compare {names[0]} {names[1]}")
+
+
+def test_what_a_run_was_made_with_has_plain_names(tmp_path):
+    run_dir = write_run(tmp_path / "a")
+    file = run_dir / "config.json"
+    record = {
+        "versions": {"machine": "AMD EPYC, 2 cores, 24 GiB", "python": "3.11.7"},
+        "numerics": {**{name: value for name, (value, _) in numerics.KEPT.items()},
+                     "rounding": 2, "device": "cpu x86_64", "mesh": "2x1x1x1", "xla_flags": ""},
+    }  # fmt: skip
+    file.write_text(json.dumps(json.loads(file.read_text()) | record))
+    (run,) = report(run_dir)["runs"]
+    assert run["made with"] == {
+        "machine": "AMD EPYC, 2 cores, 24 GiB", "python": "3.11.7", "way of rounding": 2,
+        "device": "cpu x86_64", "devices: data x fsdp x tensor x sequence": "2x1x1x1",
+    }  # fmt: skip
+    record["numerics"] |= {"flax_rng_separator": True, "matmul_precision": "highest"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | record))
+    (run,) = report(run_dir)["runs"]
+    assert run["made with"]["precision of matrix products"] == "highest"
+    assert not any("_" in name for name in run["made with"])
+
+
+def test_the_page_in_docs_has_the_scripts_of_today():
+    text = nano_page.PAGE.read_text("utf-8")
+    assert len(text.encode()) <= nano_page.MAX_BYTES
+    is_current = pages.page(nano_page.data_of(text)) == text
+    assert is_current, "docs/nano.html is stale: python benchmarks/nano_page.py makes it anew"
+
+
+@pytest.mark.parametrize(
+    ("live", "said"),
+    [
+        ({"rounding": {"exact": 1.9, "rounded": 1.9011}}, "changes nano's loss by 0.0011, not at"),
+        ({"rounding": {"why": "no corpus"}}, "not known: no corpus"),
+        ({"reason": "no checkpoint"}, "no checkpoint"),
+        ({"rounding": {"exact": 1.9, "rounded": 1.9009}}, ""),
+    ],
+)
+def test_the_page_in_docs_is_not_made_where_its_model_is_not_nano(live, said):
+    assert said in nano_page.problem({"live": live})
+    assert bool(said) == bool(nano_page.problem({"live": live}))
+
+
 def test_a_page_that_is_too_large_is_refused_in_a_line(tmp_path):
     run_dir = write_run(tmp_path / "run")
     with pytest.raises(UserError, match=r"the page would have .* MB; name fewer"):
@@ -265,6 +356,16 @@ def test_the_page_of_a_sweep_that_ended_is_no_reason_to_fail(tmp_path, capsys):
     (folder / "m0" / "metrics.jsonl").write_text("{\n")
     write_page(folder)
     assert "note: no page: " in capsys.readouterr().err
+
+
+def test_a_browser_that_is_missing_is_a_failure_where_there_must_be_one(monkeypatch):
+    monkeypatch.delenv("GPT_JAX_NEEDS_BROWSER", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(pytest.skip.Exception):
+        find_chromium()
+    monkeypatch.setenv("GPT_JAX_NEEDS_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception):
+        find_chromium()
 
 
 def test_a_notebook_shows_the_page_in_a_frame_of_its_own(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import gpt_jax
 from gpt_jax import numerics
 from gpt_jax.config import override
+from gpt_jax.devices import describe_machine
 from gpt_jax.errors import UserError
 from gpt_jax.input_pipeline.shards import memmap
 from gpt_jax.input_pipeline.shards.manifest import ShardError
@@ -121,7 +122,9 @@ def test_a_run_without_the_record_counts_as_made_under_the_defaults(sound, tmp_p
 
 @pytest.mark.slow
 def test_a_new_run_records_its_numerics(sound):
-    recorded = json.loads((sound[1].run_dir / "config.json").read_text())["numerics"]
+    config = json.loads((sound[1].run_dir / "config.json").read_text())
+    recorded = config["numerics"]
+    assert config["versions"]["machine"] == describe_machine()
     assert recorded["prng"] == "threefry2x32"
     assert recorded.keys() >= {*numerics.KEPT, *numerics.PACKAGES, "device", "mesh", "rounding"}
 

@@ -935,6 +935,8 @@ def test_the_commands_from_corpus_to_text(tmp_path, book):
         assert expected in out
     assert "\x1b" not in out
     assert "\r" not in out
+    (line,) = (line for line in out.splitlines() if line.startswith("a page that shows it: "))
+    assert line.endswith(f"main.py report {tmp_path / 'r'}")
     evaluated = subprocess.run(
         [sys.executable, ROOT / "main.py", "eval", "--run-dir", tmp_path / "r", "--json"],
         check=True, capture_output=True, text=True,
