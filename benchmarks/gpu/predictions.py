@@ -14,6 +14,7 @@ from benchmarks.gpu.internals import (
     choose_attention,
     estimate_memory,
     find_bound,
+    fix_schedule,
     load_config,
     model_flops,
     override,
@@ -54,7 +55,7 @@ def predict(step: Step) -> None:
     peak = peak_flops(row["device"])
     row |= {"mfu": rate / peak if peak else None, "peak_flops": peak}
     compiled = predict_by_program(training, flops, row["device"])
-    need = estimate_memory(config, (1, 1, 1, 1), target_backend())
+    need = estimate_memory(fix_schedule(config), (1, 1, 1, 1), target_backend())
     tokens = training.tokens // steps
     step.record(
         **row,
