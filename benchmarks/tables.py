@@ -539,13 +539,16 @@ def _gpu_label(row: dict[str, Any]) -> str:
     graphs = "CUDA graphs" if row.get("mode") == "graphs" else row.get("mode", "")
     micro = f", {row['micro']} sequences at once" if "micro" in row else ""
     micro += ", changes on trial" if "own_loss" in row else ""
+    torch_decode = row.get("mode", "eager")
+    if torch_decode != "transformers":
+        torch_decode = f"PyTorch {torch_decode}"
     return {
         "train": f"base: gpt_jax{micro}",
         "torch_train": f"base: PyTorch, {graphs}{micro}",
         "nano": "nano: gpt_jax",
         "torch_nano": f"nano: PyTorch, {graphs}",
         "decode": f"base, generating: gpt_jax, streams: {row.get('streams')}",
-        "torch_decode": f"base, generating: PyTorch eager, streams: {row.get('streams')}",
+        "torch_decode": f"base, generating: {torch_decode}, streams: {row.get('streams')}",
     }.get(row["what"], "")
 
 

@@ -32,9 +32,9 @@ def worst_error(expected: Any, found: Any) -> float:
 
 
 def correct(step: Step) -> None:
-    """Records attention against plain attention, the device against the CPU, and a repeated run."""
-    compare_attention(step)
+    """Records the device against the CPU, attention against plain attention, and a repeated run."""
     compare_with_cpu(step)
+    compare_attention(step)
     compare_runs(step)
 
 

@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.analysis import plan
+from gpt_jax.analysis.gpu_bound import Group, Rates, find_groups, overlaps, purpose
+from gpt_jax.analysis.gpu_chips import GpuChip
+from gpt_jax.analysis.gpu_kernels import find_kernels
 from gpt_jax.analysis.plan import model_flops
 from gpt_jax.config import Config, ModelConfig, fix_schedule, load_config, override
 from gpt_jax.inference import decoding
@@ -25,6 +28,7 @@ from gpt_jax.input_pipeline.dataset import Dataset
 from gpt_jax.model import GPT, decoding_params, init_cache
 from gpt_jax.model import tuning as tuning_module
 from gpt_jax.model.attention import attend, choose_attention, needs_mesh
+from gpt_jax.model.dtype import resolve_dtype
 from gpt_jax.parallel.backend import compiling_for, target_backend
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.sharding import mesh_context
@@ -37,12 +41,14 @@ from gpt_jax.training.step import loss_and_grads
 __all__ = [
     "GRAPHS",
     "STREAM_TOKENS",
+    "Group",
     "Training",
     "apply_changes",
     "attend",
     "choose_attention",
     "compiling_for",
     "estimate_memory",
+    "find_bound",
     "fix_schedule",
     "generate",
     "init_params",
@@ -55,6 +61,7 @@ __all__ = [
     "override",
     "plan_text",
     "program_bytes",
+    "resolve_dtype",
     "target_backend",
 ]
 
@@ -165,6 +172,21 @@ def plan_text(config: Config, devices: Sequence[jax.Device], backend: str) -> st
     """
     with compiling_for(backend):
         return str(plan._make_plan(config, devices, backend, True, False))
+
+
+def find_bound(text: str, chip: GpuChip) -> tuple[tuple[Group, ...], dict[str, str]]:
+    """Returns the groups of a program's kernels with their bounds, as `plan` has them.
+
+    Args:
+      text: of the compiled program, from `jax.stages.Compiled.as_text`.
+      chip: whose data sheet gives the rates.
+
+    Returns:
+      (the groups that do not overlap with others, the name of its group for each instruction).
+    """
+    kernels = find_kernels(text)
+    groups = tuple(g for g in find_groups(kernels, Rates.of(chip)) if not overlaps(g))
+    return groups, {kernel.name: purpose(kernel) for kernel in kernels}
 
 
 # ---- programs that run

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import collections
 import gc
 import gzip
 import importlib.metadata
 import importlib.util
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.gpu.harness import (
     BASE,
     NANO_VOCABULARY,
     OUT,
     PLAIN,
+    PROMPT,
     TINY,
     Step,
     base_mfu,
+    decoding_bytes,
+    new_tokens,
+    peak_flops,
     time_calls,
 )
 from benchmarks.gpu.internals import (
     GRAPHS,
-    STREAM_TOKENS,
     Training,
     apply_changes,
     choose_attention,
@@ -43,7 +44,7 @@ from benchmarks.gpu.internals import (
 
 PACKAGES = (
     "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "torch",
-    "orbax-checkpoint", "nvidia-cudnn-cu13", "nvidia-cublas",
+    "transformers", "orbax-checkpoint", "nvidia-cudnn-cu13", "nvidia-cublas",
 )  # fmt: skip
 NEEDED = ("orjson", "tensorboardX", "tiktoken", "tokenizers", "rich", "matplotlib", "safetensors")
 GIB = 2**30
@@ -81,14 +82,22 @@ def nano_config(**values: Any) -> Any:
     return override(load_config("nano"), {"model.vocab_size": NANO_VOCABULARY} | small | values)
 
 
+def peak_bytes() -> int:
+    """Returns the most bytes of the device's memory that this process used at once."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
 def measure(training: Training, at_least: int = 4) -> dict[str, Any]:
-    """Returns the time, loss and memory of train steps."""
+    """Returns the time, loss and memory of train steps.
+
+    The peak memory is None where what the process did before needed more.
+    """
     planned = training.wait().memory_analysis()
+    before = peak_bytes()
     training.start()
     loss = training.run()[-1]
     median, least, n = time_calls(training.run, at_least)
-    device = jax.devices()[0]
-    peak = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+    peak = peak_bytes()
     return {
         "ms_per_step": 1e3 * median / training.steps,
         "min_ms_per_step": 1e3 * least / training.steps,
@@ -97,16 +106,32 @@ def measure(training: Training, at_least: int = 4) -> dict[str, Any]:
         "compile_s": round(training.compile_seconds, 1),
         "loss": float(loss),
         "planned_gib": (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / GIB,
-        "peak_gib": peak / GIB,
+        "peak_gib": peak / GIB if peak > before else None,
         "n_params": training.n_params,
-        "device": device.device_kind,
+        "device": jax.devices()[0].device_kind,
     }
 
 
 def measure_base(training: Training, at_least: int = 4) -> dict[str, Any]:
     row = measure(training, at_least)
     mfu = base_mfu(row["tokens_per_second"], row["n_params"], row["device"])
-    return {**row, "mfu": mfu}
+    return {**row, "mfu": mfu, "peak_flops": peak_flops(row["device"])}
+
+
+def multiplies_as_tf32() -> bool:
+    """Returns whether float32 products are TF32's here, which has 11 bits: from their errors."""
+    a = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    exact = a.astype(np.float64) @ a.astype(np.float64)
+    found = np.asarray(jax.jit(lambda a: a @ a)(a))
+    return bool(abs(found - exact).max() > 1e-5 * abs(exact).max())
+
+
+def copied_bytes_per_second() -> float:
+    """Returns the bytes that one copy after another reads and writes in a second."""
+    x = jnp.ones((2**20 if TINY else 2**30,), jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    seconds, _, _ = time_calls(lambda: add(x).block_until_ready(), 10)
+    return 2 * x.nbytes / seconds
 
 
 # ---- the steps
@@ -132,10 +157,7 @@ def facts(step: Step) -> None:
         a = jax.random.normal(jax.random.key(0), (n, n), dtype)
         seconds, _, _ = time_calls(lambda a=a: multiply(a).block_until_ready(), 10)
         step.record(matmul=dtype, n=n, tflops_per_second=2 * n**3 / seconds / 1e12)
-    x = jnp.ones((2**20 if TINY else 2**30,), jnp.float32)
-    add = jax.jit(lambda x: x + 1)
-    seconds, _, _ = time_calls(lambda: add(x).block_until_ready(), 10)
-    step.record(copy_tb_per_second=2 * x.nbytes / seconds / 1e12)
+    step.record(copy_tb_per_second=copied_bytes_per_second() / 1e12)
     y = jnp.ones((128,))
     body = lambda c, _: (c * 1.0001 + 1, None)  # one small kernel
     for name, options in GRAPHS.items():
@@ -164,17 +186,20 @@ def train(step: Step) -> None:
 def sweep(step: Step) -> None:
     """Trains base with several micro-batches, with and without chunks of the loss.
 
-    Four programs compile side by side, then each runs alone; those nearest to 32 come first.
+    Four programs compile side by side, then each runs alone; those of less memory first, so that
+    each peak is its own.
     """
-    chunks = ["none", "64" if TINY else "8192"]
-    wanted = sorted(step.numbers("micro"), key=lambda micro: abs(micro - 32))
+    chunks = ["64" if TINY else "8192", "none"]
+    if "chunk" in step.args:
+        chunks = [step.args["chunk"]]
+    wanted = sorted(step.numbers("micro"))
     order = [(micro, chunk) for micro in wanted for chunk in chunks]
     for first in range(0, len(order), 4):
         group = []
         for micro, chunk in order[first : first + 4]:
             batch = {"micro": str(micro), "accumulate": str(max(1, 128 // micro)), "chunk": chunk}
             config = base_config(Step(step.name, batch))
-            group.append(({"micro_here": micro, "chunk": chunk}, Training(config, 2)))
+            group.append(({"micro": micro, "chunk": chunk}, Training(config, 2)))
         failed = [_compile_error(training) for _, training in group]
         for (variant, training), error in zip(group, failed, strict=True):
             try:
@@ -202,76 +227,41 @@ def nano(step: Step) -> None:
         training = Training(nano_config(), 5 if TINY else 50)
         try:
             row = measure(training, 5)
-            step.record(graphs_here=name, **row, seconds_of_500_steps=row["ms_per_step"] / 2)
+            row["seconds_of_500_steps"] = row["ms_per_step"] / 2
+            step.record(graphs_here=name, **row, tf32=multiplies_as_tf32())
         except Exception as error:
             step.record_error(error, graphs_here=name)
         training.close()
 
 
 def decode(step: Step) -> None:
-    """Generates tokens with a key/value cache, for several numbers of streams."""
+    """Generates tokens with a key/value cache, for several numbers of streams.
+
+    Beside it the bandwidth of copies, measured in the same process.
+    """
     change_project({}, step.args.get("graphs", "default"))
     config = base_config(step) if step.args["model"] == "base" else nano_config()
     model = config.model
+    copied = copied_bytes_per_second()
     params = init_params(model)
-    n = 32 if TINY else min(256, model.block_size - 32)
+    n_params = sum(x.size for x in jax.tree.leaves(params))
+    n = min(new_tokens(), model.block_size - PROMPT)
     for streams in step.numbers("batch"):
         call = lambda streams=streams: generate(model, params, streams, n)
-        median, _, _ = time_calls(call, 3, 5.0)
-        step.record(
-            streams=streams,
-            tokens_per_second=streams * n / median,
-            ms_per_token=1e3 * median / n,
-            device=jax.devices()[0].device_kind,
-        )
-
-
-def profile(step: Step) -> None:
-    """Appends kernels by name and time to $OUT/profiles.txt.
-
-    Of 2 train steps; with `batch`, of so many streams that generate STREAM_TOKENS tokens.
-    """
-    change_project(step.args)
-    name = " ".join([step.name, *step.args.values()])
-    config = base_config(step) if step.args["model"] == "base" else nano_config()
-    if streams := step.args.get("batch"):
-        params = init_params(config.model)
-        call = lambda: generate(config.model, params, int(streams), STREAM_TOKENS)
-    else:
-        training = Training(config, 2)
-        training.wait()
-        training.start()
-        call = training.run
-    call()
-    folder = Path(os.environ.get("W", "/tmp")) / name.replace(" ", "_")
-    with jax.profiler.trace(str(folder)):
-        call()
-    lines = [f"# {name}", *_profile_lines(next(folder.rglob("*.xplane.pb")))]
-    with open(OUT / "profiles.txt", "a") as file:
-        file.write("\n".join(lines) + "\n\n")
-    step.record(profile=name, lines=len(lines), first=lines[1] if len(lines) > 1 else "no GPU")
-
-
-def _profile_lines(trace: Path) -> list[str]:
-    lines = []
-    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
-        if "GPU" not in plane.name and not (TINY and "CPU" in plane.name):
+        try:
+            median, _, timed = time_calls(call, 3, 5.0)
+        except Exception as error:  # out of memory, say
+            step.record_error(error, streams=streams)
             continue
-        for line in plane.lines:
-            events = [(e.name, e.start_ns, e.duration_ns) for e in line.events]
-            if not events:
-                continue
-            busy: collections.Counter[str] = collections.Counter()
-            for event, _, duration in events:
-                busy[event] += duration
-            count = collections.Counter(event for event, _, _ in events)
-            span = max(s + d for _, s, d in events) - min(s for _, s, _ in events)
-            lines.append(
-                f"## {plane.name} {line.name}: busy {busy.total() / 1e6:.2f} ms of "
-                f"{span / 1e6:.2f}, {len(events)} events"
-            )
-            lines += [
-                f"{ns / 1e6:10.3f} ms {count[event]:6d}x  {event[:150]}"
-                for event, ns in busy.most_common(45)
-            ]
-    return lines
+        row = {
+            "streams": streams,
+            "timed": timed,
+            "tokens_per_second": streams * n / median,
+            "ms_per_token": 1e3 * median / n,
+            "copy_tb_per_second": copied / 1e12,
+            "device": jax.devices()[0].device_kind,
+        }
+        if step.args["model"] == "base":
+            least = decoding_bytes(streams, n_params)
+            row |= {"gb_per_token": least / 1e9, "share_of_copies": least * n / median / copied}
+        step.record(**row)
