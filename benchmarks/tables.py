@@ -390,7 +390,7 @@ def runtimes() -> str:
             *lines,
             "",
             "A bound is that of the compiled step at the rates that `python main.py plan` assumes "
-            "of the chip; evaluations and compiling come on top of it.",
+            "of the chip, if nothing stays in its cache; evaluations and compiling come on top.",
         ]
     )
 

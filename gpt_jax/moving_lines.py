@@ -40,6 +40,7 @@ class CellOutput(io.StringIO):
         super().__init__()
         self._show, self._shown, self._at = show, "", -CELL_SECONDS
         self._moving, self._lock = "", threading.RLock()  # a signal may come while it is held
+        self._later: threading.Timer | None = None
 
     @property
     def seconds(self) -> float:
@@ -47,15 +48,30 @@ class CellOutput(io.StringIO):
         return max(CELL_SECONDS, len(self._shown) / CHARACTERS_PER_SECOND)
 
     def write(self, text: str) -> int:
-        """Adds text; it may be shown with the next, or by `flush`."""
+        """Adds text, and shows it as `flush` does."""
         with self._lock:
             n = super().write(text)
-            if time.monotonic() - self._at >= self.seconds:
-                self.flush()
+            self.flush()
         return n
 
     def flush(self) -> None:
+        """Shows what is new; a moment later where something was shown just before.
+
+        rich asks after each line, and each time the whole text is sent.
+        """
         with self._lock:
+            wait = self._at + self.seconds - time.monotonic()
+            if wait <= 0:
+                self.show_all()
+            elif self._later is None:
+                self._later = threading.Timer(wait, self.show_all)
+                self._later.daemon = True
+                self._later.start()
+
+    def show_all(self) -> None:
+        """Shows what is new."""
+        with self._lock:
+            self._later = None
             text = (self.getvalue() + self._moving).rstrip("\n")
             if text != self._shown:
                 self._shown, self._at = text, time.monotonic()
@@ -65,14 +81,14 @@ class CellOutput(io.StringIO):
         """Shows another text at the end."""
         with self._lock:
             self._moving = text
-            self.flush()
+            self.show_all()
 
     def settle(self, text: str) -> None:
         """Adds a text in place of what moved."""
         with self._lock:
             self._moving = ""
             super().write(text)
-            self.flush()
+            self.show_all()
 
 
 class CellBars(Bars):

@@ -36,7 +36,7 @@ done
 echo x | grep -qE "$ONLY"; [ $? -lt 2 ] || fail "--only $ONLY is no regular expression"
 
 # Seconds of each part. What one does not take, the next may.
-SECONDS_OF=([1]=215 [2]=90 [3]=185 [4]=105 [5]=75 [6]=65 [7]=35 [8]=400)
+SECONDS_OF=([1]=235 [2]=90 [3]=165 [4]=105 [5]=90 [6]=60 [7]=25 [8]=400)
 RESERVE=20  # seconds of the budget kept for the summary
 asked=' '; total=$RESERVE
 for range in $(echo "${PARTS:-1-8}" | tr , ' '); do
@@ -115,7 +115,7 @@ PART_END=$((BUDGET > SLOWER * total ? BUDGET - SLOWER * total : 0))  # a larger 
 
 part 1  # base beside PyTorch compiled, each with several micro-batches
 bench 60 train save=base
-bench 125 torch_train mode=compiled micro=32,16,64,8
+bench 135 torch_train mode=compiled micro=32,16,64,8  # as many as time allows
 bench 75 sweep micro=8,16,64 chunk=none
 
 part 2  # nano beside PyTorch; all multiply float32 as TF32, jax by default
@@ -123,15 +123,15 @@ bench 40 nano graphs=default
 bench 70 torch_nano mode=eager,graphs precision=high
 
 part 3  # a whole run
-bench 185 run config=shakespeare_char
+bench 165 run config=shakespeare_char
 
 part 4  # generation, beside transformers
-bench 45 decode model=base batch=1,64,256
-bench 75 torch_decode batch=1,64,256
+bench 50 decode model=base batch=64,1,256
+bench 75 torch_decode batch=64,1,256
 
 part 5  # is it right, and the same again
-bench 45 reproducible
-bench 50 correct
+bench 65 reproducible
+bench 40 correct
 
 part 6  # the plan beside what is measured, and what bitwise reproducible steps cost
 bench 40 predict config=base accumulate=16

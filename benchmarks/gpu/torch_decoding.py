@@ -78,6 +78,7 @@ def with_transformers(streams: int, _: str) -> Generate:
     )
     with torch.device(DEVICE):
         net = transformers.GPT2LMHeadModel(config).to(torch.bfloat16).eval()
+    net.generation_config.eos_token_id = None  # else a text may end early
     ids = torch.zeros(streams, PROMPT, dtype=torch.long, device=DEVICE)
     settings = transformers.GenerationConfig(
         max_new_tokens=new_tokens(),

@@ -145,19 +145,19 @@ def reproducible(step: Step) -> None:
     first, second, killed = (work_folder(f"nano-{name}") for name in ("first", "second", "killed"))
     first.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    alike = [chaos.start(folder, settings) for folder in (first, second)]
+    started = [chaos.start(folder, settings) for folder in (first, second)]
     try:
         killed_at = kill_in_the_middle(killed, settings)
-    except RuntimeError:
-        for process in alike:
+        started.append(chaos.start(killed, settings))
+        for name, process in zip(("first", "second", "killed"), started, strict=True):
+            if status := end(process, seconds_left() - 15):
+                log = Path(f"{work_folder(f'nano-{name}')}.log").read_text(errors="replace")
+                step.record(run=name, error=f"exit status {status}: {log.strip()[-300:]}")
+                sys.exit(1)
+    finally:
+        for process in started:  # none may disturb what is measured next
             process.kill()
-        raise
-    resumed = chaos.start(killed, settings)
-    for name, process in (("first", alike[0]), ("second", alike[1]), ("killed", resumed)):
-        if status := end(process, seconds_left() - 15):
-            log = Path(f"{work_folder(f'nano-{name}')}.log").read_text(errors="replace")
-            step.record(run=name, error=f"exit status {status}: {log.strip()[-300:]}")
-            sys.exit(1)
+            process.wait()
     trained = time.monotonic() - began
     for what, other in (("same_twice", second), ("same_after_kill", killed)):
         different = chaos.differences(first, other)

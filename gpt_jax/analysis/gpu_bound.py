@@ -2,7 +2,9 @@
 
 Every kernel takes at least the time of its bytes or of its matrix products, whichever is longer;
 kernels run one after another. Not counted: launches, kernels below these rates, and, as they
-overlap with kernels, asynchronous copies and communication. No jax is needed.
+overlap with kernels, asynchronous copies and communication. All bytes are the memory's, as if
+nothing stayed in the GPU's cache, where a small model's arrays may; of a conditional the largest
+branch counts. No jax is needed.
 """
 
 from __future__ import annotations

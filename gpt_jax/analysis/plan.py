@@ -68,8 +68,8 @@ class Plan:
         that is jax's share; see `compiling.gpu_share`.
       shares_memory: whether the devices are a CPU's.
       memory_is_floor: whether `memory` is a lower bound, because compiling failed.
-      traffic: approximate bytes read and written; see `hlo.HloProgram.memory_traffic`; None if
-        the compiled text can't be read.
+      traffic: approximate bytes read and written, on an NVIDIA GPU those of `groups`, else those of
+        `hlo.HloProgram.memory_traffic`; None if the compiled text can't be read.
       collectives: communication between devices.
       chip: the data sheet; None if unknown.
       sampling: bytes that the decoder needs on each device it uses, if requested.
@@ -361,14 +361,14 @@ def _make_plan(config, devices, backend, described, sampling) -> Plan:
     except jax.errors.JaxRuntimeError:  # some of v6e's, where libtpu is newer than jaxlib
         return dataclasses.replace(plan, traffic=None)
     read = HloProgram(text)
-    kernels = find_kernels(text) if gpu else []
-    return dataclasses.replace(
-        plan,
-        traffic=read.memory_traffic(),
-        collectives=tuple(read.collectives()),
-        groups=find_groups(kernels, gpu_bound.Rates.of(gpu)) if gpu else (),
-        notes=_counted_once(kernels),
-    )
+    plan = dataclasses.replace(plan, collectives=tuple(read.collectives()))
+    if gpu is None:
+        return dataclasses.replace(plan, traffic=read.memory_traffic())
+    kernels = find_kernels(text)
+    groups = find_groups(kernels, gpu_bound.Rates.of(gpu))
+    traffic = sum(g.bytes for g in groups if not gpu_bound.overlaps(g))
+    notes = _counted_once(kernels)
+    return dataclasses.replace(plan, traffic=traffic, groups=groups, notes=notes)
 
 
 def _counted_once(kernels: Sequence[Kernel]) -> tuple[str, ...]:

@@ -93,8 +93,7 @@ def parse_change(texts: list[str]) -> dict[str, Any]:
     """Returns {setting: value} of NAME=VALUE texts.
 
     Raises:
-      ConfigError: there is no such setting, it can't be tried, it is given twice, or the value has
-        the wrong type.
+      ConfigError: there is no such setting, it is given twice, or the value has the wrong type.
     """
     change: dict[str, Any] = {}
     for text in texts:
@@ -103,7 +102,7 @@ def parse_change(texts: list[str]) -> dict[str, Any]:
         if not equals:
             close = suggest(name, variable_settings())
             raise ConfigError(f"--change: {text!r} is not NAME=VALUE{close}")
-        hint = changed_hint(name, "--change")
+        hint = changed_hint(name, "--change", begun=True)  # `check_question` knows whether it has
         if name in change:
             raise ConfigError(f"--change: {name} is given twice")
         change[name] = parse(value, hint, f"--change {name}")
@@ -112,6 +111,7 @@ def parse_change(texts: list[str]) -> dict[str, Any]:
 
 def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int:
     from gpt_jax.experiments.curves import check_picture
+    from gpt_jax.experiments.trial_checks import is_trial
     from gpt_jax.experiments.trials import check_question, plan_lines, trial
     from gpt_jax.training.trackers import check_trackers
 
@@ -127,7 +127,7 @@ def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int
         "against": options["against"],
     }
     if options["dry_run"]:
-        question = check_question(config, change, **asked)
+        question = check_question(config, change, **asked, begun=is_trial(options["out"]))
         lines = plan_lines(config, question, options["out"], options["max_pairs"])
         print("\n".join(map(visible, lines)))
         return 0

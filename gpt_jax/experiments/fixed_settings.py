@@ -65,12 +65,13 @@ def variable_settings() -> list[str]:
     return [name for name in settings() if not why_fixed(name)]
 
 
-def changed_hint(name: str, option: str = "change") -> Any:
+def changed_hint(name: str, option: str = "change", begun: bool = False) -> Any:
     """Returns the type of a setting that a trial can change.
 
     Args:
       name: of the setting, dotted.
       option: what the error is to name.
+      begun: the trial is there: an earlier release may have allowed what is not tried any more.
 
     Raises:
       ConfigError: there is no such setting, or it can't be tried.
@@ -79,6 +80,7 @@ def changed_hint(name: str, option: str = "change") -> Any:
     if name not in hints:
         close = suggest(name, variable_settings())
         raise ConfigError(f"{option}: unknown setting {name!r}{close}")
-    if why := why_fixed(name, {**FIXED, **OF_TRIAL}):
+    why = why_fixed(name, {**FIXED, **OF_TRIAL})
+    if why and not begun:
         raise ConfigError(f"{option}: {name} can't be tried, because {why}")
     return hints[name]

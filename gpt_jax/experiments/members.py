@@ -167,7 +167,7 @@ def same_runs_line(config: Config, what: str) -> str:
     *first, final = [names, *reasons]
     why = f"{', '.join(first)} and {final}" if first else final
     way = "leave one of them out" if others else "leave it out"
-    return f"{why}, so {what} would be the same run; {way}"
+    return f"{why}, so {what} would be the same training; {way}"
 
 
 def _folder_name(number: int, values: Mapping[str, Any], seed: int) -> str:

@@ -35,8 +35,9 @@ def check_question(
     paired: bool,
     equal: str | None = None,
     against: str | os.PathLike[str] | None = None,
+    begun: bool = False,
 ) -> Question:
-    """Returns what a trial asks; see `trial`.
+    """Returns what a trial asks; see `trial`. One that has `begun` goes on as it was allowed to.
 
     Raises:
       ConfigError: a value is impossible, or a setting can't be tried.
@@ -53,14 +54,14 @@ def check_question(
             "try the config against itself with --unpaired"
         )
     for name in change:
-        changed_hint(name)
+        changed_hint(name, begun=begun)
     seeds = max_pairs if paired else 2 * max_pairs
     if config.seed + seeds > 2**32:
         raise ConfigError(f"seed={config.seed} leaves no {seeds} seeds below 2**32")
     settings = {name: value for name, value in to_dict(config).items() if name != "run_dir"}
     sides = sides_of(config, change, None)  # every rule, before anything runs
     same = [same_runs_line(side, "runs that differ in their seed") for side in sides.values()]
-    if all(same) and (max_pairs > 1 or not paired):
+    if all(same) and not begun and (max_pairs > 1 or not paired):
         raise ConfigError(same[0])
     trees = None if against is None else read_trees(against)
     check_equal(equal, change, trees is not None)
@@ -92,9 +93,20 @@ def check_sides(sides: Mapping[str, Config], trees: Mapping[str, Tree] | None) -
         for side, config in sides.items():
             try:
                 setup = prepare_beside(config, setup)
-                check_machine(fix_schedule(setup.config), resumes=setup.resumes)
+                if not _is_finished(setup.config):
+                    check_machine(fix_schedule(setup.config), resumes=setup.resumes)
+                setup = dataclasses.replace(setup, params=None)  # one side's at a time
             except UserError as error:
                 raise ConfigError(f"the {side}: {error}") from error
+
+
+def _is_finished(config: Config) -> bool:
+    return read_summary(config.run_dir).get("step") == config.train.steps
+
+
+def is_trial(out: str | os.PathLike[str]) -> bool:
+    """Says whether a folder is that of a trial; raises UserError where it can't be reached."""
+    return open_folder(to_folder(out)).has(TRIAL_FILE)
 
 
 def open_trial(
@@ -119,7 +131,7 @@ def open_trial(
     return folder, dataclasses.replace(record, question=question)
 
 
-def make_folder(folder: Folder, text: str) -> None:
+def create_trial(folder: Folder, text: str) -> None:
     """Makes a trial's folder with its first trial.json; raises UserError where it can't."""
     try:
         folder.create({TRIAL_FILE: text})
@@ -141,6 +153,9 @@ def _check_same(
             check_unchanged(before.trees, out)
             question = dataclasses.replace(question, trees=before.trees)  # committed, perhaps
     there, here = (_flat(dataclasses.asdict(q)) for q in (before, question))
+    if not there.get("config.model.vocab_size"):  # set by an earlier release only as it trained
+        here.pop("config.model.vocab_size", None)
+        there.pop("config.model.vocab_size", None)
     names = {name: here.get(name) for name in sorted({*there, *here})}
     if lines := differences(there, names, shown_value):
         raise UserError(f"{out} is another trial: {'; '.join(lines[:3])}; choose another --out")

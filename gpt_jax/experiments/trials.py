@@ -21,7 +21,7 @@ from gpt_jax.experiments.budgets import CHANGE, Budget, Runner, make_budget, ste
 from gpt_jax.experiments.outcomes import Trial
 from gpt_jax.experiments.sides import shown_value
 from gpt_jax.experiments.trial_checks import check_question as check_question
-from gpt_jax.experiments.trial_checks import check_sides, make_folder, open_trial
+from gpt_jax.experiments.trial_checks import check_sides, create_trial, is_trial, open_trial
 from gpt_jax.experiments.trial_record import FORMAT as FORMAT  # as before it was a module
 from gpt_jax.experiments.trial_record import (
     TRIAL_FILE,
@@ -80,19 +80,20 @@ def trial(
 
     Raises:
       UserError: a setting can't be tried, a side can't be trained, or the folder is another's; all
-        found before anything is made.
+        found before anything is made, but what depends on the steps that equal="seconds" finds.
       Interrupted: a signal stopped training; the same call continues.
     """
     question = check_question(
-        config, change, alpha, max_pairs, smallest, paired, equal=equal, against=against
-    )
+        config, change, alpha, max_pairs, smallest, paired,
+        equal=equal, against=against, begun=is_trial(out),
+    )  # fmt: skip
     check_trackers(track)
     folder, begun = open_trial(out, question)
     say = progress or (lambda line: None)
     record = begun or TrialRecord(FORMAT, question, [])
-    budget = _checked_budget(record, folder, config, max_pairs)
-    if begun is None:
-        make_folder(folder, record_text(question, [], budget))
+    budget = _check_next_pair(record, folder, config, max_pairs, say)
+    if begun is None and open_trial(out, question)[1] is None:  # no other process made it since
+        create_trial(folder, record_text(question, [], budget))
         if budget is not None:
             say(str(budget))
     with folder.lock("tried"), TrackedRuns(track, folder.path) as tracked:
@@ -127,8 +128,12 @@ def _with_budget(
     return dataclasses.replace(record, budget=budget)
 
 
-def _checked_budget(
-    record: TrialRecord, folder: Folder, config: Config, max_pairs: int
+def _check_next_pair(
+    record: TrialRecord,
+    folder: Folder,
+    config: Config,
+    max_pairs: int,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Budget | None:
     """Checks what the next pair starts from; returns the steps of each side that can be told now.
 
@@ -138,6 +143,7 @@ def _checked_budget(
     question, budget = record.question, record.budget
     if record.outcome(folder.path, max_pairs).is_over:
         return budget
+    say("checking both sides")
     if budget is None and question.equal not in (None, "seconds"):
         budget = find_budget(question, config, folder, runner(folder, None))
     seeds = seeds_of(len(record.pairs), config.seed, paired=question.paired)
@@ -161,7 +167,7 @@ def plan_lines(
     """
     folder, begun = open_trial(out, question)
     record = begun or TrialRecord(FORMAT, question, [])
-    budget = _checked_budget(record, folder, config, max_pairs)
+    budget = _check_next_pair(record, folder, config, max_pairs)
     done = len(record.pairs)
     left = max(0, max_pairs - done)
     sides = sides_of(config, question.change, budget)

@@ -168,7 +168,8 @@ def thin(columns: dict[str, np.ndarray], most: int) -> np.ndarray:
 def _run(run: RunFiles) -> dict[str, Any]:
     """Returns what is said of one run."""
     record, config = run_record(run.run_dir), run.config
-    made_with = {**(record.versions or {}), **(record.numerics or {})}
+    made_with = {"machine": record.machine} if record.machine else {}
+    made_with |= {**(record.versions or {}), **(record.numerics or {})}
     done = max((row["step"] for row in run.rows), default=0)
     val, steps = run.summary.get("val", {}), config.train.steps
     finished = run.summary.get("step") == steps

@@ -51,7 +51,8 @@ FILES = (
 )
 REPAIR = "; restore the file, or choose another --run-dir"
 # What config.json has beside the settings.
-RECORDS = ("format", "corpus", "origin", "versions", "numerics", "id", "tokenizer_sha256")
+RECORDS = ("format", "corpus", "origin", "versions", "machine", "numerics", "id")
+RECORDS += ("tokenizer_sha256",)
 FORMAT = 1  # of a run folder; a reader refuses a newer one
 
 
@@ -87,7 +88,8 @@ class RunRecord:
       format: of the folder.
       corpus: what it was trained on.
       origin: what its parameters started from; None where that was random.
-      versions: of the packages that began it, and its "machine" in words.
+      versions: of the packages that began it.
+      machine: that began it, in words; None in earlier releases.
       numerics: how it is computed, see `gpt_jax/numerics.py`; None in earlier releases.
       id: of the run, as its checkpoints have it; None in earlier releases.
       tokenizer_sha256: of tokenizer.json; None in earlier releases.
@@ -97,6 +99,7 @@ class RunRecord:
     corpus: CorpusRecord
     origin: dict[str, Any] | None = None
     versions: dict[str, str] | None = None
+    machine: str | None = None
     numerics: dict[str, Any] | None = None
     id: str | None = None
     tokenizer_sha256: str | None = None
@@ -137,11 +140,8 @@ def create_run(
     values = {
         "format": FORMAT,
         **begun,
-        "versions": {
-            "machine": describe_machine(),
-            "python": platform.python_version(),
-            **versions,
-        },
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": describe_machine(),
         "numerics": numerics,
         "id": identity,
         "tokenizer_sha256": hashlib.sha256(tokens.encode()).hexdigest(),
@@ -215,8 +215,7 @@ def _check_record(values: dict[str, Any], path: Path) -> RunRecord:
     except NewerFormatError as error:
         raise UserError(f"{path} {error}") from error
     except ValueError as error:
-        what = "it has no record of the corpus: " if "corpus" in str(error) else ""
-        raise UserError(f"{path} is damaged: {what}{error}{REPAIR}") from error
+        raise UserError(f"{path} is damaged: {error}{REPAIR}") from error
 
 
 def run_record(run_dir: str | os.PathLike[str]) -> RunRecord:

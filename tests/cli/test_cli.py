@@ -947,7 +947,7 @@ DAMAGES = {
     ),
     "no corpus": (
         lambda run: edit_config(run, lambda values: values.pop("corpus")),
-        "{run}/config.json is damaged: it has no record of the corpus",
+        "{run}/config.json is damaged: it has no corpus",
     ),
     "no vocabulary size": (
         lambda run: edit_config(run, lambda values: values["model"].pop("vocab_size")),

@@ -127,7 +127,7 @@ def test_seeds_that_collide_or_are_none(text, message):
 
 def test_members_that_only_seeds_could_tell_apart_need_one_to_follow():
     base = Config(init_seed=1, data_seed=1, dropout_seed=1)
-    with pytest.raises(ConfigError, match="would be the same run"):
+    with pytest.raises(ConfigError, match="would be the same training"):
         make_members(base, [{}], (0, 1))
     assert len(make_members(dataclasses.replace(base, data_seed=None), [{}], (0, 1))) == 2
 
@@ -151,7 +151,7 @@ def test_members_that_only_seeds_could_tell_apart_need_one_to_follow():
         (
             {"init_seed": None, "dropout_seed": None, "init_from": "x", "model.dropout": 0.0},
             "data_seed is set, there is no dropout and parameters are those of another run, so m "
-            "would be the same run; leave it out",
+            "would be the same training; leave it out",
         ),
     ],
 )

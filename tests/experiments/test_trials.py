@@ -278,6 +278,23 @@ def test_a_trial_that_has_ended_needs_nothing_of_its_sides(trainer, monkeypatch)
         gpt_jax.trial(NANO, RATE, "out", max_pairs=3)
 
 
+def test_a_trial_that_an_earlier_release_allowed_goes_on(trainer):
+    """Its change is refused by now, and its model's vocabulary was not known before it trained."""
+    change = {"train.eval_interval": 7}
+    with pytest.raises(ConfigError, match=r"train.eval_interval can't be tried"):
+        gpt_jax.trial(NANO, change, "new", max_pairs=2)
+    gpt_jax.trial(NANO, RATE, "out", max_pairs=1)
+    path = Path("out/trial.json")
+    record = json.loads(path.read_text())
+    record["question"]["change"] = change
+    record["question"]["config"]["model"]["vocab_size"] = 0
+    path.write_text(json.dumps(record))
+    known = override(NANO, {"model.vocab_size": 73})
+    assert len(gpt_jax.trial(known, change, "out", max_pairs=2).pairs) == 2
+    with pytest.raises(UserError, match=r"out is another trial: change.train.eval_interval"):
+        gpt_jax.trial(known, {"train.eval_interval": 8}, "out", max_pairs=2)
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', '{"format": 9, "question": {}}', "[]"])
 def test_a_damaged_record_is_refused(trainer, text):
     gpt_jax.trial(NANO, RATE, "out", max_pairs=1)
@@ -358,8 +375,8 @@ def test_the_command(trainer, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("seed=5", "--change: seed can't be tried, because each pair of a trial has its own seed"),
-        ("run-dir=", "--change: run_dir can't be tried, because a trial's runs lie in the folder"),
+        ("seed=5", "change: seed can't be tried, because each pair of a trial has its own seed"),
+        ("run-dir=", "change: run_dir can't be tried, because a trial's runs lie in the folder"),
         ("data.corpus=x", "data.corpus can't be tried, because losses on other texts can't be"),
         ("init-from=x", "init_from can't be tried, because it decides the model's settings"),
         ("mesh.fsdp=0", "mesh.fsdp can't be tried, because it changes rounding only"),

@@ -268,7 +268,7 @@ def test_what_a_run_was_made_with_has_plain_names(tmp_path):
     run_dir = write_run(tmp_path / "a")
     file = run_dir / "config.json"
     record = {
-        "versions": {"machine": "AMD EPYC, 2 cores, 24 GiB", "python": "3.11.7"},
+        "machine": "AMD EPYC, 2 cores, 24 GiB", "versions": {"python": "3.11.7"},
         "numerics": {**{name: value for name, (value, _) in numerics.KEPT.items()},
                      "rounding": 2, "device": "cpu x86_64", "mesh": "2x1x1x1", "xla_flags": ""},
     }  # fmt: skip
