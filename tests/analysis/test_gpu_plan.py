@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib.util
+import json
 
 import pytest
+from conftest import ROOT
 
 import main
 from gpt_jax.analysis import compiling, gpu_bound, plan, topologies
@@ -50,6 +52,15 @@ def test_copies_and_collectives_are_what_they_are_whatever_they_serve():
     assert purpose(Kernel("c", "copy-start", 1, group="async")) == gpu_bound.COPIES
     sent = Kernel("c", "all-reduce-start", 1, group="collective", source=source)
     assert purpose(sent) == gpu_bound.COLLECTIVES
+
+
+def test_no_committed_plan_reads_memory_for_longer_than_its_kernels_take():
+    """Each kernel takes the time of its bytes at least, at less than the data sheet's rate."""
+    committed = json.loads((ROOT / "benchmarks/results/gpu_plans.json").read_text("utf-8"))
+    bounds = [each for each in committed["plans"].values() if each["kernel_seconds"]]
+    assert len(bounds) > 10
+    for each in bounds:
+        assert each["seconds"]["memory"] <= each["kernel_seconds"], each["text"]
 
 
 FUSED = """\
