@@ -172,8 +172,9 @@ def of_correctness(call: Call) -> list[str]:
 
 def of_tests(call: Call) -> list[str]:
     """Counts the tests."""
+    names = ("passed", "failed", "skipped_tests", "errors")
     return [
-        ", ".join(f"{row[name]} {name}" for name in ("passed", "failed", "skipped", "errors"))
+        ", ".join(f"{row[name]} {name.removesuffix('_tests')}" for name in names)
         + (f"; {row['error']}" if "error" in row else "")
         for row in call.rows
         if row["what"] == "tests" and "passed" in row
