@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.analysis import plan
@@ -25,7 +24,7 @@ from gpt_jax.config import Config, ModelConfig, fix_schedule, load_config, overr
 from gpt_jax.inference import decoding
 from gpt_jax.inference.decoding import STREAM_TOKENS
 from gpt_jax.input_pipeline.dataset import Dataset
-from gpt_jax.model import GPT, decoding_params, init_cache
+from gpt_jax.model import GPT, decoding_params
 from gpt_jax.model import tuning as tuning_module
 from gpt_jax.model.attention import attend, choose_attention, needs_mesh
 from gpt_jax.model.dtype import resolve_dtype
@@ -140,23 +139,12 @@ def lower_decoder(
 ) -> tuple[jax.stages.Lowered, dict[str, Any]]:
     """Returns the decoding of STREAM_TOKENS tokens ready to compile, and the facts of it."""
     model, B = config.model, config.sample.num_samples
-
-    def state() -> decoding.DecodeState:
-        return decoding.DecodeState(
-            cache=init_cache(model, B),
-            window_BS=jnp.zeros((B, model.block_size), jnp.int32),
-            length=jnp.zeros((), jnp.int32),
-            logits_BV=jnp.zeros((B, model.vocab_size)),
-            keys_B=jax.random.split(jax.random.key(0), B),
-            index=jnp.zeros((), jnp.int32),
-        )
-
     stacked = state_shapes(model, config.optim).params
     params = jax.eval_shape(functools.partial(decoding_params, model), stacked)
     sharding = jax.sharding.SingleDeviceSharding(device)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        (params, jax.eval_shape(state)),
+        (params, decoding.decode_state_shapes(model, stacked, B)),
     )
     lowered = decoding.jit_decode(device.platform).lower(
         model, *shapes, decoding.Filters(temperature=1.0), steps=STREAM_TOKENS, mode=mode

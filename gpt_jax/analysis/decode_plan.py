@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax.analysis import gpu_bound
@@ -27,12 +26,12 @@ from gpt_jax.config import Config, override
 from gpt_jax.errors import is_out_of_memory
 from gpt_jax.inference.decoding import (
     STREAM_TOKENS,
-    DecodeState,
     Filters,
+    decode_state_shapes,
     filled_positions,
     jit_decode,
 )
-from gpt_jax.model import Params, decoding_params, init_cache
+from gpt_jax.model import Params, decoding_params
 from gpt_jax.parallel.backend import target_backend
 from gpt_jax.parallel.mesh import params_mesh
 from gpt_jax.parallel.sharding import replicated, state_shardings
@@ -181,25 +180,14 @@ def _compile(
 
 def _shapes(config: Config, params: Params, devices: Sequence[jax.Device]) -> tuple[Any, Any]:
     """Returns the shapes of the parameters and the state, sharded as `load_run` does."""
-    model, B = config.model, config.sample.num_samples
-
-    def state() -> DecodeState:
-        return DecodeState(
-            cache=init_cache(model, B),
-            window_BS=jnp.zeros((B, model.block_size), jnp.int32),
-            length=jnp.zeros((), jnp.int32),
-            logits_BV=jnp.zeros((B, model.vocab_size)),
-            keys_B=jax.random.split(jax.random.key(0), B),
-            index=jnp.zeros((), jnp.int32),
-        )
-
+    model = config.model
     host = [d for d in devices if d.process_index == devices[0].process_index]
     mesh = params_mesh(config.mesh, model.kv_heads, host)
     shardings = state_shardings(params, mesh)
     of_block = jax.tree.map(  # without the axis of layers
         lambda x: NamedSharding(mesh, PartitionSpec(*x.spec[1:])), shardings["blocks"]
     )
-    decode_state = jax.eval_shape(state)
+    decode_state = decode_state_shapes(model, params, config.sample.num_samples)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         (jax.eval_shape(partial(decoding_params, model), params), decode_state),

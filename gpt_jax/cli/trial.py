@@ -111,8 +111,8 @@ def parse_change(texts: list[str]) -> dict[str, Any]:
 
 def _run(config: Config, change: dict[str, Any], options: dict[str, Any]) -> int:
     from gpt_jax.experiments.curves import check_picture
-    from gpt_jax.experiments.trial_checks import is_trial
-    from gpt_jax.experiments.trials import check_question, plan_lines, trial
+    from gpt_jax.experiments.trial_checks import check_question, is_trial
+    from gpt_jax.experiments.trials import plan_lines, trial
     from gpt_jax.training.trackers import check_trackers
 
     check_trackers(options["track"])

@@ -16,7 +16,6 @@ from typing import Any
 from gpt_jax.config import Config
 from gpt_jax.config.fields import get_field, parse
 from gpt_jax.errors import ConfigError, suggest
-from gpt_jax.experiments.fixed_settings import FIXED as FIXED  # as before it was a module
 from gpt_jax.experiments.fixed_settings import settings, variable_settings, why_fixed
 
 MOST_POINTS = 10_000

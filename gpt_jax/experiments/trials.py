@@ -20,10 +20,15 @@ from gpt_jax.config import Config
 from gpt_jax.experiments.budgets import CHANGE, Budget, Runner, make_budget, step_costs
 from gpt_jax.experiments.outcomes import Trial
 from gpt_jax.experiments.sides import shown_value
-from gpt_jax.experiments.trial_checks import check_question as check_question
-from gpt_jax.experiments.trial_checks import check_sides, create_trial, is_trial, open_trial
-from gpt_jax.experiments.trial_record import FORMAT as FORMAT  # as before it was a module
+from gpt_jax.experiments.trial_checks import (
+    check_question,
+    check_sides,
+    create_trial,
+    is_trial,
+    open_trial,
+)
 from gpt_jax.experiments.trial_record import (
+    FORMAT,
     TRIAL_FILE,
     Question,
     TrialRecord,

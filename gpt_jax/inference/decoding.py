@@ -157,6 +157,20 @@ def prefill(
     )
 
 
+def decode_state_shapes(config: ModelConfig, params: Params, batch_size: int) -> DecodeState:
+    """Returns the shapes and dtypes of the state that `prefill` returns.
+
+    Args:
+      config: the model's.
+      params: the model's, or their shapes.
+      batch_size: B.
+    """
+    window_S = jax.ShapeDtypeStruct((config.block_size,), jnp.int32)
+    length, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+    start = functools.partial(prefill, config, batch_size=batch_size)
+    return jax.eval_shape(start, params, window_S, length, key)
+
+
 def decode(
     config: ModelConfig,
     params: Params,

@@ -20,7 +20,8 @@ from gpt_jax.experiments.members import (
     record_text,
 )
 from gpt_jax.experiments.remake import sweep_command, trial_command
-from gpt_jax.experiments.trials import FORMAT, Question, TrialRecord, check_question
+from gpt_jax.experiments.trial_checks import check_question
+from gpt_jax.experiments.trial_record import FORMAT, Question, TrialRecord
 
 ODD = {
     "run_dir": "runs/a b",

@@ -14,7 +14,8 @@ from gpt_jax.config import Config, OptimConfig, override
 from gpt_jax.config.fields import iter_fields
 from gpt_jax.errors import ConfigError, TrainingError, UserError
 from gpt_jax.experiments import sweep_plan, sweeps
-from gpt_jax.experiments.grid import FIXED, list_of, make_points, parse_vary
+from gpt_jax.experiments.fixed_settings import FIXED
+from gpt_jax.experiments.grid import list_of, make_points, parse_vary
 from gpt_jax.experiments.members import (
     make_members,
     member_config,

@@ -19,7 +19,7 @@ from gpt_jax.cli.report import command
 from gpt_jax.config import Config, to_dict
 from gpt_jax.errors import ConfigError, UserError
 from gpt_jax.experiments.outcomes import Pair
-from gpt_jax.experiments.trials import FORMAT, Question, TrialRecord
+from gpt_jax.experiments.trial_record import FORMAT, Question, TrialRecord
 from gpt_jax.integer_tokenizer import IntegerTokenizer
 from gpt_jax.report import live, payload
 from gpt_jax.report import page as pages
