@@ -16,10 +16,11 @@ import main
 from gpt_jax.config import Config, override
 from gpt_jax.config.fields import get_field, iter_fields
 from gpt_jax.errors import ConfigError, Diverged, TrainingError, UserError
-from gpt_jax.experiments import estimate, trial_runs, trials
+from gpt_jax.experiments import estimate, trial_checks, trial_runs, trials
 from gpt_jax.experiments.fixed_settings import FIXED, OF_TRIAL
 from gpt_jax.experiments.trials import trial
 from gpt_jax.run.metrics import read_rows
+from gpt_jax.training import run_setup
 
 RATE = {"optim.learning_rate": 1e-3}
 
@@ -276,6 +277,23 @@ def test_a_trial_that_has_ended_needs_nothing_of_its_sides(trainer, monkeypatch)
     assert gpt_jax.trial(NANO, RATE, "out", max_pairs=2).pairs == first.pairs
     with pytest.raises(UserError, match=r"^out/base-2, out/change-2$"):  # what would run next
         gpt_jax.trial(NANO, RATE, "out", max_pairs=3)
+
+
+def test_a_side_that_is_finished_needs_no_memory(tmp_path, monkeypatch):
+    """Of the pair in which a trial was stopped; nothing of it is computed again."""
+    monkeypatch.chdir(tmp_path)
+
+    def full(config, **kwargs):
+        raise UserError(f"{config.run_dir} needs 9 GiB")
+
+    setup = lambda config, beside: run_setup.RunSetup(config, None, None, {}, resumes=True)
+    monkeypatch.setattr(run_setup, "prepare_beside", setup)
+    monkeypatch.setattr(run_setup, "check_machine", full)
+    write_run("out/base-0")
+    write_run("out/change-0", finished=False)
+    sides = {side: override(NANO, {"run_dir": f"out/{side}-0"}) for side in ("base", "change")}
+    with pytest.raises(ConfigError, match=r"^the change: out/change-0 needs 9 GiB$"):
+        trial_checks.check_sides(sides, None)
 
 
 def test_a_trial_that_an_earlier_release_allowed_goes_on(trainer):

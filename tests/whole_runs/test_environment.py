@@ -124,7 +124,7 @@ def test_a_run_without_the_record_counts_as_made_under_the_defaults(sound, tmp_p
 def test_a_new_run_records_its_numerics(sound):
     config = json.loads((sound[1].run_dir / "config.json").read_text())
     recorded = config["numerics"]
-    assert config["versions"]["machine"] == describe_machine()
+    assert config["machine"] == describe_machine()
     assert recorded["prng"] == "threefry2x32"
     assert recorded.keys() >= {*numerics.KEPT, *numerics.PACKAGES, "device", "mesh", "rounding"}
 
