@@ -21,7 +21,7 @@ from gpt_jax.analysis import gpu_bound
 from gpt_jax.analysis.compiling import bytes_asked_for, compile_options
 from gpt_jax.analysis.gpu_bound import Group, Rates, find_groups
 from gpt_jax.analysis.gpu_kernels import find_kernels
-from gpt_jax.analysis.topologies import find_gpu
+from gpt_jax.analysis.topologies import find_gpu, host_devices
 from gpt_jax.config import Config, override
 from gpt_jax.errors import is_out_of_memory
 from gpt_jax.inference.decoding import (
@@ -181,8 +181,7 @@ def _compile(
 def _shapes(config: Config, params: Params, devices: Sequence[jax.Device]) -> tuple[Any, Any]:
     """Returns the shapes of the parameters and the state, sharded as `load_run` does."""
     model = config.model
-    host = [d for d in devices if d.process_index == devices[0].process_index]
-    mesh = params_mesh(config.mesh, model.kv_heads, host)
+    mesh = params_mesh(config.mesh, model.kv_heads, host_devices(devices))
     shardings = state_shardings(params, mesh)
     of_block = jax.tree.map(  # without the axis of layers
         lambda x: NamedSharding(mesh, PartitionSpec(*x.spec[1:])), shardings["blocks"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib import util
 
 import jax
 
+from gpt_jax.analysis.chips import TPUS
 from gpt_jax.analysis.gpu_chips import CHIPS, GpuChip, find_chip
 from gpt_jax.errors import ConfigError, UserError
 
@@ -52,6 +54,22 @@ def topology_devices(name: str) -> list[jax.Device]:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(f"{_unknown(name)} ({str(error).splitlines()[0]})") from error
     return list(found.devices)
+
+
+def host_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Returns the devices of the first host of a machine or slice, real or described.
+
+    Of a described slice of several hosts they are those of a slice as large as a host: the compiler
+    for TPUs takes a described device only where all with lower ids take part.
+    """
+    host = [d for d in devices if d.process_index == devices[0].process_index]
+    kind = devices[0].device_kind
+    if len(host) == len(devices) or kind not in TPUS or devices[0] in jax.local_devices():
+        return host
+    sides = [max(along) - min(along) + 1 for along in zip(*(d.coords for d in host), strict=True)]
+    if kind.endswith("lite"):  # v5e and v6e, whose slices have two sides
+        sides = sides[:2]
+    return topology_devices(f"{TPUS[kind].name}:{'x'.join(map(str, sides))}")
 
 
 def _unknown(topology: str) -> str:

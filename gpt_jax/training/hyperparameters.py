@@ -6,11 +6,12 @@ choice of program. `1 - x` is computed here, in Python: of a float32 x it would 
 So is `1 / x`: XLA divides by a constant by multiplying by its reciprocal.
 
 Constants of the program stay: a clip value of 1, by which a constant multiplies nothing, and with
-which as an argument steps were rounded otherwise; dropout rates, for the same reason: a constant
-1 / (1 - rate) of the attention weights, XLA multiplies by each row's 1 / sum first in the gradient
-of the softmax; all else of the model, because layers are built from `ModelConfig`, with
-`norm_epsilon` and `rotary_base`; `train.spike_window`, which is the length of an array; Adam's
-epsilon and what Muon's Newton-Schulz steps multiply by, which are no settings.
+which as an argument steps were rounded otherwise; dropout rates, for the same reason: where XLA
+multiplies by a constant 1 / (1 - rate) in the gradient of the softmax of attention, before each
+row's 1 / sum or after it, differs from programs for one device to those for two, so that neither
+order written out keeps the bits of both; all else of the model, because layers are built from
+`ModelConfig`, with `norm_epsilon` and `rotary_base`; `train.spike_window`, which is the length of
+an array; Adam's epsilon and what Muon's Newton-Schulz steps multiply by, which are no settings.
 """
 
 from __future__ import annotations
