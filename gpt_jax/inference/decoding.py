@@ -291,13 +291,13 @@ def _resize(cache: Cache, whole: Cache, size: int) -> Cache:
 
 
 def filled_positions(length: int, block_size: int) -> int:
-    """Returns how many positions of the cache tokens up to `length` read: 256, 1,024, 4,096, ...
+    """Returns how many positions of the cache tokens up to `length` read: 256, 512, 1,024, ...
 
     At most block_size. Each is a program, compiled once it is reached.
     """
     size = SMALLEST_CACHE
     while size < length:
-        size *= 4
+        size *= 2
     return min(size, block_size)
 
 

@@ -177,15 +177,15 @@ def test_only_the_filled_positions_of_the_cache_are_read(monkeypatch):
     )
     found = generate([3], 12, num_samples=2, filters=Filters(temperature=1.0))
     np.testing.assert_array_equal(found, expected)
-    assert asked == [2] + [8] * 6 + [None] * 5  # tokens 2, 3 to 8, then the context is full
+    assert asked == [2] + [4] * 2 + [8] * 4 + [None] * 5  # at last the context is full
 
 
 @pytest.mark.parametrize(
     ("length", "block_size", "expected"),
-    [(1, 64, 64), (33, 1024, 256), (256, 1024, 256), (257, 1024, 1024), (1056, 1024, 1024),
-     (257, 600, 600), (1025, 8192, 4096)],
+    [(1, 64, 64), (33, 1024, 256), (256, 1024, 256), (257, 1024, 512), (1056, 1024, 1024),
+     (513, 600, 600), (1025, 8192, 2048)],
 )  # fmt: skip
-def test_positions_of_the_cache_grow_by_fours(length, block_size, expected):
+def test_positions_of_the_cache_double(length, block_size, expected):
     assert decoding.filled_positions(length, block_size) == expected
 
 

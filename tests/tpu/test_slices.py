@@ -12,22 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from gpt_jax.config import load_config
-
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*.py"))
 SMALL_CONFIGS = ("nano", "nano_bpe", "nano_original", "nano_tuned")
 SMALL_CONFIGS += ("shakespeare_char", "shakespeare_cpu")
 
 
-TEXTS = {"oz": "wizard_of_oz.txt", "shakespeare": "tinyshakespeare.txt"}
-
-
 def run(words: list[str]) -> subprocess.CompletedProcess:
-    """Runs a command; its text is that of GPT_JAX_DATA, where it can't be downloaded."""
-    corpus = load_config(words[words.index("--config") + 1]).data.corpus
-    if (folder := os.environ.get("GPT_JAX_DATA")) and corpus in TEXTS:
-        words = [*words, "--data.corpus", str(Path(folder) / TEXTS[corpus])]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     return subprocess.run(
         [sys.executable, "main.py", *words], cwd=ROOT, env=env, capture_output=True, text=True
