@@ -29,8 +29,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 # How this program rounds; a release that computes something in another way counts on.
 # 2: LayerNorm subtracts the mean before it squares; devices sum their micro-batches first,
-# over fsdp where their memory allows.
-REVISION = 2
+# over fsdp where their memory allows. 3: of two factors of a kernel's gradient, the narrower is
+# transposed.
+REVISION = 3
 PACKAGES = ("gpt_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 # What changes draws, or the precision asked for: (value where nothing is set, how to set it).
 KEPT: dict[str, tuple[Any, str]] = {

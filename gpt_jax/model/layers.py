@@ -40,14 +40,14 @@ def matmul(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.
     For mixed precision: the kernel's gradient, a sum over all tokens and devices, is float32.
     """
     if x.dtype == jnp.float32:
-        return _with_enough_rows(lambda x: x @ kernel, x)
+        return _with_enough_rows(lambda x: _product(x, kernel), x)
     return _with_enough_rows(lambda x: _mixed_affine(jnp.dtype(dtype), x, kernel, None), x)
 
 
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """Returns x W + b for float32 parameters, in x's dtype; their gradients are float32 sums."""
     if x.dtype == jnp.float32:
-        y = _with_enough_rows(lambda x: x @ kernel, x)
+        y = _with_enough_rows(lambda x: _product(x, kernel), x)
         return y if bias is None else y + bias
     return _with_enough_rows(lambda x: _mixed_affine(x.dtype, x, kernel, bias), x)
 
@@ -60,6 +60,33 @@ def _with_enough_rows(product: Callable[[jax.Array], jax.Array], x: jax.Array) -
         return product(x)
     rows = jnp.pad(x.reshape(n, x.shape[-1]), ((0, least - n), (0, 0)))
     return product(rows)[:n].reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns x W. Of the two that multiply to the gradient of W, the narrower is transposed.
+
+    On a CPU the transpose is a copy. XLA computes in it, in its slow order, whatever elementwise
+    operations lead to it: of the wider, an MLP's activation or its derivative.
+    """
+    return _product_forward(x, kernel)[0]
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved, gradient):
+    x, kernel = saved
+    tokens = tuple(range(x.ndim - 1))
+    of_x = jax.lax.dot_general(gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    over_tokens = (tokens, tokens), ((), ())
+    if x.shape[-1] <= gradient.shape[-1]:
+        return of_x, jax.lax.dot_general(x, gradient, over_tokens)
+    return of_x, jax.lax.dot_general(gradient, x, over_tokens).T
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

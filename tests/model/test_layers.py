@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from gpt_jax.model import GPT, forward, tuning
 from gpt_jax.model.layers import (
     MLP,
     Dropout,
+    affine,
     apply_rope,
     dropout_mask,
     layer_norm,
@@ -26,6 +28,26 @@ from gpt_jax.model.layers import (
 )
 from gpt_jax.model.tuning import CPU
 from gpt_jax.training.memory import estimate_memory
+
+
+@pytest.mark.parametrize(("width", "features"), [(3, 8), (8, 3), (5, 5)])
+def test_of_a_kernels_gradient_the_narrower_factor_is_transposed(width, features):
+    """A product over tokens transposes its first factor; all are those that jax derives."""
+    random = np.random.default_rng(width)
+    shapes = (2, 6, width), (width, features), (2, 6, features)
+    x, kernel, g = (jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes)
+
+    def gradients(product):
+        return lambda x, kernel: jax.vjp(product, x, kernel)[1](g)
+
+    ours = gradients(lambda x, kernel: affine(x, kernel, None))
+    expected = gradients(lambda x, kernel: jnp.matmul(x, kernel, precision="highest"))(x, kernel)
+    for found, known in zip(ours(x, kernel), expected, strict=True):
+        bound = 12 * np.finfo(np.float32).eps * 12 * 3.5**2  # sums of 12 products at most
+        np.testing.assert_allclose(found, known, rtol=0, atol=bound)
+    text = str(jax.make_jaxpr(ours)(x, kernel))
+    (made,) = re.findall(r":f32\[(\d+),(\d+)\] = dot_general", text)
+    assert tuple(map(int, made)) == (min(width, features), max(width, features))
 
 
 @pytest.mark.parametrize(
