@@ -1,9 +1,9 @@
-"""620,873-parameter character model on The Wonderful Wizard of Oz: about 70 s on two CPU cores.
+"""620,873-parameter character model on The Wonderful Wizard of Oz: about 100 s on two CPU cores.
 
 python main.py --config nano
 python main.py plan --config nano --topology v5e:2x2
 
-On two cores of an AMD EPYC the whole command takes 69 s, and 64 s once its programs are compiled
+On two cores of an AMD EPYC the whole command takes 101 s, and 93 s once its programs are compiled
 (`python benchmarks/speed.py`). To expect at step 500, of five seeds (`python
 benchmarks/reproduce.py`): val loss 1.946, on the whole validation split 1.949 nats per token.
 """

@@ -3,7 +3,7 @@
 python main.py --config nano_original
 python main.py plan --config nano_original --topology v5e:2x2
 
-As large as nano, and as fast: about 70 s on two cores of an AMD EPYC. To expect, of five seeds
+As large as nano, and as fast: about 100 s on two cores of an AMD EPYC. To expect, of five seeds
 (`python benchmarks/reproduce.py`): val loss 2.189 at step 450, where the original has 2.191, and
 2.103 at step 500.
 """
